@@ -1,0 +1,133 @@
+"""Files and folders that appear whole or not at all.
+
+A result is written under a temporary name in the same folder, flushed to the disk, and renamed. A crash,
+a kill or a full disk leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from glimpseg.errors import OutputError, UsageError
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` if the block ends well, else removes it.
+
+    The temporary name keeps the suffixes of `path`, because writers choose their format by them.
+
+    Raises: OutputError when the disk refuses (full, read-only, no permission).
+    """
+    path = Path(path)
+    suffix = "".join(path.suffixes[-2:])
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it becomes `path` if the block ends well.
+
+    Raises: UsageError if `path` exists and is not empty (with `overwrite`, it is replaced at the very end);
+        OutputError when the disk refuses.
+    """
+    path = Path(path)
+    refuse_if_used(path, overwrite=overwrite)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                _flush(file)
+            temporary.chmod(0o777 & ~_umask())
+            _swap(temporary, path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_if_used(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raises UsageError if `path` is a file, or a folder with something in it that may not be replaced."""
+    path = Path(path)
+    if path.is_file():
+        raise UsageError(f"The output has to be a folder, but {path} is a file. Name another with -o.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise UsageError(
+            f"The output folder {path} already holds files; nothing was written. "
+            "Name another folder with -o, or pass --overwrite to replace it."
+        )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 text file whole."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if error.errno is None or (error.filename and not _inside(error.filename, path.parent)):
+            raise  # some other file's trouble, an input that vanished for instance
+        raise OutputError(
+            error.errno,
+            f"{path} could not be written ({error.strerror}). Nothing was left half-written. "
+            "Free some space or choose another place with -o",
+        ) from error
+
+
+def _inside(name: str | bytes | int, folder: Path) -> bool:
+    return Path(os.fsdecode(name) if not isinstance(name, int) else ".").absolute().is_relative_to(folder.absolute())
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    # A folder that holds files cannot be replaced in one call: set the old one aside first, then drop it.
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt":
+        return  # Windows can neither open a folder nor needs it for a rename to last
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

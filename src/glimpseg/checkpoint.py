@@ -1,0 +1,243 @@
+"""A model is a folder: weights, recipe, provenance. A run's checkpoint holds the exact training state beside them.
+
+Nothing here can run code: weights and state are safetensors and JSON. Every file's SHA-256 stands in
+`provenance.json`, because a flipped bit in a weights file is otherwise loaded without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glimpseg import methods
+from glimpseg.atomic import atomic_folder
+from glimpseg.errors import ModelError, UsageError
+from glimpseg.method import Segmenter
+from glimpseg.modality import Modality
+from glimpseg.recipe import Recipe
+from glimpseg.version import __version__
+
+FORMAT = 1
+"""Of the folder; a reader refuses another."""
+WEIGHTS, RECIPE, PROVENANCE = "weights.safetensors", "recipe.yaml", "provenance.json"
+STATE, STATE_SCALARS = "state.safetensors", "state.json"
+KEPT = 2
+"""Checkpoints of a run that stay: the newest, and the one before it in case the disk fails."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained network and where it comes from."""
+
+    network: Segmenter
+    recipe: Recipe
+    provenance: Mapping[str, Any]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Method and the first characters of the weights' digest."""
+        return f"{self.recipe.method}-{self.provenance['sha256'][WEIGHTS][:8]}"
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything besides the recipe that the next step depends on."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, Any]
+
+
+def save(
+    folder: str | Path,
+    weights: Mapping[str, Tensor],
+    recipe: Recipe,
+    provenance: Mapping[str, Any],
+    state: State | None = None,
+) -> None:
+    """Writes a model, with `state` a checkpoint, whole or not at all."""
+    with atomic_folder(folder, overwrite=True) as place:
+        save_file(_plain(weights), place / WEIGHTS)
+        (place / RECIPE).write_text(yaml.safe_dump(methods.as_tree(recipe), sort_keys=False), "utf-8")
+        if state is not None:
+            save_file(_plain(state.tensors), place / STATE)
+            (place / STATE_SCALARS).write_text(json.dumps({"step": state.step, **state.scalars}), "utf-8")
+        digests = {path.name: _sha256(path) for path in sorted(place.iterdir())}
+        record = {"format": FORMAT, "method": recipe.method, **provenance, **_environment(), "sha256": digests}
+        (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
+    """A model from its folder, from a checkpoint, or from a run (its finished model, else its newest checkpoint).
+
+    Raises: ModelError if there is none, if a file is missing or damaged, or if it is of another format or method.
+    """
+    folder = _model_folder(Path(path))
+    record = verified(folder)
+    recipe = _recipe(folder)
+    network = methods.build(recipe)
+    if not isinstance(network, Segmenter):
+        raise ModelError(
+            f"{folder} holds a {recipe.method}, which is pretraining and segments nothing. Train on from it."
+        )
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"The weights of {folder} do not fit the method {recipe.method} of glimpseg {__version__} (they were "
+            f"written by {record.get('glimpseg', 'an unknown version')}): {str(error).splitlines()[0]}"
+        ) from error
+    return Model(network.to(device).eval(), recipe, record, folder)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], State]:
+    """Weights and state of a checkpoint. Raises: ModelError as `load`."""
+    verified(folder)
+    scalars = json.loads((folder / STATE_SCALARS).read_text("utf-8"))
+    step = scalars.pop("step")
+    return load_file(folder / WEIGHTS), State(step, load_file(folder / STATE), scalars)
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """The provenance of a folder whose files are all there and unchanged. Raises: ModelError."""
+    if not (folder / PROVENANCE).is_file():
+        raise ModelError(
+            f"{folder} is not a glimpseg model: it has no {PROVENANCE}. Give the folder that `train` wrote."
+        )
+    try:
+        record = json.loads((folder / PROVENANCE).read_text("utf-8"))
+        digests = dict(record["sha256"])
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder / PROVENANCE} is damaged ({error}). Copy the model again.") from error
+    if record.get("format") != FORMAT:
+        raise ModelError(
+            f"{folder} has the format {record.get('format')}; glimpseg {__version__} reads format {FORMAT}. "
+            f"Use the version that wrote it ({record.get('glimpseg', 'unknown')}) or train again."
+        )
+    for name, digest in digests.items():
+        if not re.fullmatch(r"[\w.-]+", name) or not (folder / name).is_file():
+            raise ModelError(f"{folder} lacks {name}. Copy the model again, whole.")
+        if _sha256(folder / name) != digest:
+            raise ModelError(
+                f"{folder / name} is damaged: its checksum differs from {PROVENANCE}. Copy the model again."
+            )
+    missing = {WEIGHTS, RECIPE} - set(digests)
+    if missing:
+        raise ModelError(
+            f"{folder / PROVENANCE} does not vouch for {', '.join(sorted(missing))}. Copy the model again."
+        )
+    return record
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+
+
+def newest_valid(run: Path) -> Path | None:
+    """The newest checkpoint whose files are whole, None if there is none."""
+    for folder in checkpoints(run):
+        try:
+            verified(folder)
+        except ModelError:
+            continue
+        return folder
+    return None
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def drop_old(run: Path) -> None:
+    """Removes all checkpoints but the newest `KEPT`, and what killed saves left."""
+    for folder in checkpoints(run)[KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes, for asking whether two trainings gave the same weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _model_folder(path: Path) -> Path:
+    if (path / "model").is_dir():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        newest = newest_valid(path)
+        if newest is None:
+            raise ModelError(f"The run {path} has no whole checkpoint yet. Wait for its first, or train on.")
+        return newest
+    if not path.is_dir():
+        raise ModelError(f"{path} is not a folder. Give a model or run folder with -m; `glimpseg train` makes one.")
+    return path
+
+
+def _recipe(folder: Path) -> Recipe:
+    try:
+        return methods.from_tree(yaml.safe_load((folder / RECIPE).read_text("utf-8")))
+    except (UsageError, yaml.YAMLError) as error:
+        raise ModelError(f"{folder / RECIPE} does not suit glimpseg {__version__}: {error}") from error
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "glimpseg": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "channels": [modality.key for modality in Modality],
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout glimpseg runs from, None for an installed package."""
+    here = Path(__file__).parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, check=False)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout else "") if head.returncode == 0 else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

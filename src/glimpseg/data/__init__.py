@@ -1,0 +1,1 @@
+"""From files to normalised crops, and the digital phantom."""

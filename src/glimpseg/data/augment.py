@@ -1,0 +1,167 @@
+"""Augmentation after nnU-Net: parameters are sampled on the CPU, then applied to a whole batch on its device.
+
+A `Transform` is one sample's parameters; drawing it costs microseconds, applying it is one resampling of
+image and target and a few elementwise operations. Background stays exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from monai.networks.layers import gaussian_1d, separable_filtering
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+from torch.nn import functional
+
+from glimpseg.modality import Modality
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Augment:
+    """How strongly crops are varied. Defaults: nnU-Net v2's, where it has them."""
+
+    rotation_degrees: float = 30.0
+    """Largest rotation about each axis."""
+    rotation: float = 0.2
+    """Probability of a rotation."""
+    zoom: tuple[float, float] = (0.7, 1.4)
+    """Range of the isotropic scale."""
+    zooming: float = 0.2
+    """Probability of scaling."""
+    mirror: tuple[bool, bool, bool] = (True, True, True)
+    """Axes along which a crop is mirrored half of the time."""
+    noise: float = 0.1
+    """Probability of Gaussian noise; its variance is up to 0.1."""
+    blur: float = 0.2
+    """Probability of Gaussian blur of half of the modalities, 0.5 to 1 voxel."""
+    brightness: float = 0.15
+    """Probability that intensities are multiplied by 0.75 to 1.25."""
+    contrast: float = 0.15
+    """Probability that each modality's contrast is scaled by 0.75 to 1.25 about its mean."""
+    low_resolution: float = 0.25
+    """Probability that half of the modalities are seen at 0.5 to 1 of their resolution."""
+    gamma: float = 0.3
+    """Probability of a gamma curve with exponent 0.7 to 1.5, mean and deviation kept."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to one sample. Arrays of length m hold one number for each modality."""
+
+    matrix: Float[np.ndarray, "3 3"]
+    """Voxel offsets from the centre of the result to offsets in the source."""
+    noise_sd: float
+    noise_seed: int
+    blur_voxels: Float[np.ndarray, "m"]
+    gain: Float[np.ndarray, "m"]
+    contrast: Float[np.ndarray, "m"]
+    resolution: Float[np.ndarray, "m"]
+    exponent: Float[np.ndarray, "m"]
+
+
+def sample(settings: Augment, rng: np.random.Generator) -> Transform:
+    """Draws one sample's parameters; `rng` moves on by the same number of draws whatever they come to."""
+    m = len(Modality)
+
+    def sometimes(probability: float, values: np.ndarray, otherwise: float) -> np.ndarray:
+        return np.where(rng.random() < probability, values, otherwise)
+
+    def half(probability: float, values: np.ndarray, otherwise: float) -> np.ndarray:
+        return np.where(rng.random(m) < 0.5, sometimes(probability, values, otherwise), otherwise)
+
+    angles = sometimes(settings.rotation, np.radians(rng.uniform(-1, 1, 3) * settings.rotation_degrees), 0.0)
+    scale = sometimes(settings.zooming, rng.uniform(*settings.zoom, 1), 1.0)
+    mirror = np.where((rng.random(3) < 0.5) & np.array(settings.mirror), -1.0, 1.0)
+    return Transform(
+        matrix=_rotation(angles) @ np.diag(mirror) / scale,
+        noise_sd=float(sometimes(settings.noise, np.sqrt(rng.uniform(0, 0.1, 1)), 0.0)[0]),
+        noise_seed=int(rng.integers(2**62)),
+        blur_voxels=half(settings.blur, rng.uniform(0.5, 1.0, m), 0.0),
+        gain=sometimes(settings.brightness, rng.uniform(0.75, 1.25, m), 1.0),
+        contrast=sometimes(settings.contrast, rng.uniform(0.75, 1.25, m), 1.0),
+        resolution=half(settings.low_resolution, rng.uniform(0.5, 1.0, m), 1.0),
+        exponent=sometimes(settings.gamma, rng.uniform(0.7, 1.5, m), 1.0),
+    )
+
+
+def apply(
+    transforms: Sequence[Transform],
+    image: Float[Tensor, "b m x y z"],
+    target: Int[Tensor, "b x y z"] | None,
+) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b x y z"] | None]:
+    """Each sample of a batch under its own transform: image linearly, target by nearest neighbour."""
+    image, target = moved(transforms, image, target)
+    background = image == 0
+    for sample_index, transform in enumerate(transforms):
+        image[sample_index] = _recoloured(image[sample_index], transform)
+    return torch.where(background, 0, image), target
+
+
+def moved(
+    transforms: Sequence[Transform],
+    image: Float[Tensor, "b m x y z"],
+    target: Int[Tensor, "b x y z"] | None,
+) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b x y z"] | None]:
+    """The spatial part alone; what comes from outside the crop is background."""
+    size = torch.tensor(image.shape[2:], dtype=torch.float64)
+    matrices = torch.as_tensor(np.stack([transform.matrix for transform in transforms]))
+    if torch.equal(matrices, torch.eye(3, dtype=torch.float64).expand_as(matrices)):
+        return image.clone(), target
+    # affine_grid works on -1..1 along each axis and names the axes last to first.
+    relative = (matrices * size / size[:, None]).flip(1, 2)
+    theta = torch.cat([relative, torch.zeros(len(transforms), 3, 1)], 2).to(image)
+    grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+    turned = functional.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
+    if target is None:
+        return turned, None
+    labels = functional.grid_sample(target[:, None].to(image), grid, "nearest", "zeros", align_corners=False)
+    return turned, labels[:, 0].round().to(target.dtype)
+
+
+def _recoloured(image: Float[Tensor, "m x y z"], transform: Transform) -> Float[Tensor, "m x y z"]:
+    if transform.noise_sd:
+        generator = torch.Generator(image.device).manual_seed(transform.noise_seed)
+        image = image + transform.noise_sd * torch.randn(image.shape, generator=generator, device=image.device)
+    for channel, blur in enumerate(transform.blur_voxels):
+        if blur:
+            image[channel] = separable_filtering(image[None, channel, None], [gaussian_1d(torch.tensor(blur))])[0, 0]
+    image = image * torch.as_tensor(transform.gain).to(image)[:, None, None, None]
+    if (transform.contrast != 1).any():
+        mean = image.mean((1, 2, 3), keepdim=True)
+        image = mean + (image - mean) * torch.as_tensor(transform.contrast).to(image)[:, None, None, None]
+    for channel, resolution in enumerate(transform.resolution):
+        if resolution < 1:
+            image[channel] = _coarsened(image[channel], float(resolution))
+    for channel, exponent in enumerate(transform.exponent):
+        if exponent != 1:
+            image[channel] = _gamma(image[channel], float(exponent))
+    return image
+
+
+def _coarsened(image: Float[Tensor, "x y z"], resolution: float) -> Float[Tensor, "x y z"]:
+    small = [max(round(n * resolution), 1) for n in image.shape]
+    coarse = functional.interpolate(image[None, None], small, mode="nearest")
+    return functional.interpolate(coarse, image.shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def _gamma(image: Float[Tensor, "x y z"], exponent: float) -> Float[Tensor, "x y z"]:
+    low, span = image.min(), (image.max() - image.min()).clamp_min(1e-7)
+    curved = ((image - low) / span) ** exponent * span + low
+    return (curved - curved.mean()) / curved.std().clamp_min(1e-7) * image.std() + image.mean()
+
+
+def _rotation(angles: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    cosines, sines = np.cos(angles), np.sin(angles)
+    turn = np.eye(3)
+    for axis in range(3):
+        one, two = (axis + 1) % 3, (axis + 2) % 3
+        single = np.eye(3)
+        single[one, one] = single[two, two] = cosines[axis]
+        single[one, two], single[two, one] = -sines[axis], sines[axis]
+        turn = turn @ single
+    return turn

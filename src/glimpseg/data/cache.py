@@ -1,0 +1,180 @@
+"""Prepared studies on disk: one safetensors file each, named by content, written whole, read crop by crop.
+
+The key covers the bytes of every input file, the settings and the preprocessing version: a changed file or
+setting is another entry, never a stale one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from glimpseg.atomic import atomic_file
+from glimpseg.data import preprocess
+from glimpseg.data.preprocess import Prepared, Preprocess, prepare
+from glimpseg.errors import InputError
+from glimpseg.modality import Modality, parse
+from glimpseg.study import Study
+
+MAXIMAL_SEEDS = 2000
+"""Tumour voxels remembered for each label, as centres of crops; nnU-Net keeps 10,000."""
+
+
+class Case:
+    """A prepared study that gives crops: from memory, or from a cache file without reading the rest."""
+
+    def __init__(self, study: str, available: Modality, arrays: Any, seeds: Int[np.ndarray, "n 4"]) -> None:
+        self.id = study
+        self.available = available
+        self.seeds = seeds
+        """Tumour voxels: label, x, y, z."""
+        self._image = arrays["image"]
+        self._target = arrays["target"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of the prepared grid."""
+        return tuple(_shape(self._image)[1:])  # type: ignore[return-value]
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a reference exists."""
+        return _shape(self._target)[0] > 0
+
+    def crop(
+        self, start: Sequence[int], size: Sequence[int]
+    ) -> tuple[Float[np.ndarray, "m x y z"], Int[np.ndarray, "x y z"] | None]:
+        """Image and target of the box that begins at voxel `start` (may be negative); outside the study, 0."""
+        ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
+        box = tuple(slice(low, max(high, low)) for low, high in ends)
+        into = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
+        image = np.zeros((len(Modality), *size), np.float32)
+        channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
+        image[(channels, *into)] = self._image[(slice(None), *box)]
+        if not self.has_target:
+            return image, None
+        target = np.zeros(tuple(size), np.int64)
+        target[into] = self._target[box]
+        return image, target
+
+
+class CachedCase(Case):
+    """A case in a cache file. Opening checks the digest, so that a flipped bit is noticed before it is learned."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata()
+                seeds = file.get_tensor("seeds")
+                arrays = {name: file.get_tensor(name) for name in ("image", "target")}
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(
+                f"The cache entry {path} is damaged ({error}). Delete it; it will be made again."
+            ) from error
+        if _digest(arrays) != metadata["digest"]:
+            raise InputError(
+                f"The cache entry {path} is damaged: its checksum differs. Delete it; it will be made again."
+            )
+        super().__init__(metadata["id"], parse(metadata["available"]), _Slices(path), seeds)
+
+
+class _Slices:
+    """Arrays of a safetensors file that are read slice by slice; the file is mapped on first use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _file(self) -> Any:
+        return safe_open(self.path, "np").__enter__()  # mapped for the life of the process
+
+    def __getitem__(self, name: str) -> Any:
+        return self._file.get_slice(name)
+
+
+def in_memory(prepared: Prepared) -> Case:
+    """A case that holds its arrays."""
+    return Case(prepared.id, prepared.available, _arrays(prepared), _seeds(prepared))
+
+
+def cached(study: Study, settings: Preprocess, folder: str | Path) -> Path:
+    """The cache file of a study, made now if it is not there. Raises: InputError as `prepare`."""
+    readable = re.sub(r"[^\w.-]", "_", study.id)
+    path = Path(folder) / f"{readable}-{cache_key(study, settings)[:16]}.safetensors"
+    if path.exists():
+        return path
+    prepared = prepare(study, settings)
+    arrays = _arrays(prepared)
+    metadata = {
+        "id": study.id,
+        "available": prepared.available.key,
+        "affine": json.dumps(prepared.grid.affine.tolist()),
+        "settings": json.dumps(dataclasses.asdict(settings)),
+        "digest": _digest(arrays),
+    }
+    with atomic_file(path) as temporary:
+        save_file({**arrays, "seeds": _seeds(prepared)}, temporary, metadata)
+    return path
+
+
+def cache_key(study: Study, settings: Preprocess) -> str:
+    """Hexadecimal digest of everything that decides the prepared voxels."""
+    digest = hashlib.sha256(f"{preprocess.VERSION} {json.dumps(dataclasses.asdict(settings), sort_keys=True)}".encode())
+    digest.update(f"{study.id} {study.convention.name if study.convention else None}".encode())
+    parts = [(modality.key, study.images[modality]) for modality in Modality if modality in study.images]
+    for name, part in [*parts, ("reference", study.reference), ("brain", study.brain)]:
+        digest.update(name.encode())
+        if isinstance(part, Path):
+            digest.update(_file_digest(part))
+        elif part is not None:
+            digest.update(np.ascontiguousarray(part.voxels).tobytes() + part.affine.tobytes())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _arrays(prepared: Prepared) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Present modalities as float16 (exact enough for +-5 at 1/500) and the target, empty if there is none."""
+    present = [channel for channel, modality in enumerate(Modality) if modality in prepared.available]
+    target = prepared.target if prepared.target is not None else np.zeros((0, 0, 0), np.uint8)
+    return {"image": np.ascontiguousarray(prepared.image[present], np.float16), "target": np.ascontiguousarray(target)}
+
+
+def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:
+    if prepared.target is None:
+        return np.zeros((0, 4), np.int32)
+    seeds = []
+    for label in np.unique(prepared.target[prepared.target > 0]):
+        places = np.argwhere(prepared.target == label)
+        chosen = places[:: -(-len(places) // MAXIMAL_SEEDS)]
+        seeds.append(np.concatenate([np.full((len(chosen), 1), label), chosen], axis=1))
+    return np.concatenate(seeds).astype(np.int32) if seeds else np.zeros((0, 4), np.int32)
+
+
+def _digest(arrays: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _shape(array: Any) -> list[int]:
+    return list(array.shape) if isinstance(array, np.ndarray) else list(array.get_shape())

@@ -1,0 +1,194 @@
+"""Batches of crops, in an order that is a pure function of (seed, step).
+
+Sample number n is drawn from a generator keyed by (seed, n). Nothing about the loader has to be saved: a
+resumed run, any number of threads and any number of ranks see the same crops. Threads only slice mapped
+files; augmentation is applied to the whole batch on the training device (see `augment`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+
+from glimpseg.data import augment, phantom
+from glimpseg.data.augment import Augment, Transform
+from glimpseg.data.cache import CachedCase, Case, in_memory
+from glimpseg.data.preprocess import Preprocess, prepare
+from glimpseg.errors import InputError
+from glimpseg.modality import Modality, as_mask
+from glimpseg.study import Batch, Study
+from glimpseg.volume import Volume
+
+BATCHES_AHEAD = 3
+"""Batches made before they are asked for."""
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Sampling:
+    """How crops are drawn from studies."""
+
+    patch: tuple[int, int, int] = (128, 128, 128)
+    """Voxels of a crop. nnU-Net's for BraTS: 128^3."""
+    batch: int = 2
+    """Crops of one optimiser step, over all ranks and accumulation steps together."""
+    tumour_share: float = 0.33
+    """Share of crops centred on a tumour voxel, its label drawn first; nnU-Net: 1/3."""
+    augment: Augment = Augment()
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or min(self.patch) < 1:
+            raise ValueError(f"batch and patch should be at least 1, not {self.batch} and {self.patch}.")
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Stream:
+    """Phantoms made while training, in place of a folder of studies."""
+
+    first_seed: int = 1_000_000
+    """Seed of the first phantom; the others follow. Keep clear of the seeds you test on."""
+    crops: int = 8
+    """Crops taken from a phantom before the next one is made."""
+    post_operative: float = 0.0
+    """Share of phantoms after surgery."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One crop and what is still to be done to it."""
+
+    image: Float[np.ndarray, "m x y z"]
+    available: Modality
+    target: Int[np.ndarray, "x y z"] | None
+    transform: Transform
+    study: str
+
+
+View = Callable[[Case, Sampling, np.random.Generator], Sample]
+
+
+class Cases(Protocol):
+    """Where sample number n comes from."""
+
+    def case(self, n: int, seed: int) -> Case:
+        """The study that sample n is cropped from."""
+
+
+class Archive:
+    """A fixed set of cached studies; every epoch visits each once, in an order of its own."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise InputError("There is no study to train on.")
+        self.cases = [CachedCase(path) for path in paths]
+
+    def case(self, n: int, seed: int) -> Case:
+        """The study of sample n: epochs are permutations keyed by (seed, epoch)."""
+        epoch, place = divmod(n, len(self.cases))
+        return self.cases[int(np.random.default_rng([seed, epoch]).permutation(len(self.cases))[place])]
+
+
+class Phantoms:
+    """An endless stream of phantoms, prepared like any study."""
+
+    def __init__(self, stream: Stream, settings: Preprocess) -> None:
+        self.stream = stream
+        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings))
+
+    def case(self, n: int, seed: int) -> Case:
+        """Phantom `n // crops`; the run's seed does not change the phantoms."""
+        return self._case(n // self.stream.crops)
+
+
+def view(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
+    """The default view: a random crop, a share of them around tumour, and an augmentation's parameters."""
+    size = np.array(sampling.patch)
+    room = np.array(case.shape) - size
+    start = np.floor(rng.random(3) * (np.abs(room) + 1)).astype(int)
+    start = np.where(room >= 0, start, -start)  # a study smaller than the crop lies anywhere inside it
+    on_tumour, which, offset = rng.random() < sampling.tumour_share, rng.random(2), rng.random(3)
+    if on_tumour and len(case.seeds):
+        labels = np.unique(case.seeds[:, 0])
+        seeds = case.seeds[case.seeds[:, 0] == labels[int(which[0] * len(labels))], 1:]
+        # The voxel lies anywhere in the crop's middle half, so that tumours are not always central.
+        wanted = seeds[int(which[1] * len(seeds))] - np.floor(size * (0.25 + 0.5 * offset)).astype(int)
+        start = np.clip(wanted, np.minimum(room, 0), np.maximum(room, 0))
+    image, target = case.crop(start.tolist(), sampling.patch)
+    return Sample(image, case.available, target, augment.sample(sampling.augment, rng), case.id)
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
+    """A batch of crops as they were cut, and the transforms that await them on the device."""
+    targets = [torch.from_numpy(sample.target) for sample in samples if sample.target is not None]
+    batch = Batch(
+        image=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        available=torch.stack([as_mask(sample.available) for sample in samples]),
+        target=torch.stack(targets) if len(targets) == len(samples) else None,
+        study=[sample.study for sample in samples],
+    )
+    return batch, [sample.transform for sample in samples]
+
+
+def batches(
+    cases: Cases,
+    view: View,
+    sampling: Sampling,
+    *,
+    seed: int,
+    steps: range,
+    parts: Sequence[range],
+    device: torch.device,
+    threads: int = 1,
+) -> Iterator[list[Batch]]:
+    """For each step the batches of `parts`: ranges of sample numbers within the step's `sampling.batch`.
+
+    Crops are cut ahead by threads; moving to `device` and augmenting happen in the caller's thread.
+    """
+
+    def cut(step: int) -> list[tuple[Batch, list[Transform]]]:
+        numbers = [[step * sampling.batch + place for place in part] for part in parts]
+        return [collate([_sample(cases, view, sampling, seed, n) for n in part]) for part in numbers]
+
+    ahead: deque[Future[list[tuple[Batch, list[Transform]]]]] = deque()
+    pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader")
+    try:
+        for step in steps:
+            while len(ahead) < BATCHES_AHEAD and step + len(ahead) < steps.stop:
+                ahead.append(pool.submit(cut, step + len(ahead)))
+            yield [_finished(batch, transforms, device) for batch, transforms in ahead.popleft().result()]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sample(cases: Cases, view: View, sampling: Sampling, seed: int, n: int) -> Sample:
+    return view(cases.case(n, seed), sampling, np.random.default_rng([seed, 1, n]))
+
+
+def _finished(batch: Batch, transforms: list[Transform], device: torch.device) -> Batch:
+    batch = batch.to(device)
+    batch.image, batch.target = augment.apply(transforms, batch.image, batch.target)
+    return batch
+
+
+def _phantom_case(number: int, stream: Stream, settings: Preprocess) -> Case:
+    made = phantom.Settings.at_spacing(settings.spacing_mm, post_operative=stream.post_operative)
+    return in_memory(prepare(as_study(phantom.generate(stream.first_seed + number, made)), settings))
+
+
+def as_study(made: phantom.Phantom) -> Study:
+    """A phantom as any other study, on its RAS grid."""
+    images = {
+        modality: Volume(channel.cpu().numpy().astype(np.float32), made.affine)
+        for modality, channel in zip(Modality, made.images, strict=True)
+    }
+    return Study(f"phantom-{made.seed:08d}", images, Volume(made.labels.cpu().numpy().astype(np.uint8), made.affine))

@@ -1,0 +1,241 @@
+"""A study on the working grid: cubic voxels in RAS order, cropped to the brain, normalised inside it.
+
+Only the modalities that are present touch the result: a file that is absent shapes neither the crop nor
+the normalisation (the field's released codes let it; see docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+from scipy import ndimage
+
+from glimpseg.data import nifti
+from glimpseg.errors import InputError
+from glimpseg.modality import Modality
+from glimpseg.study import Study
+from glimpseg.volume import (
+    MAXIMAL_ANGLE_DEGREES,
+    MINIMAL_OVERLAP,
+    Grid,
+    Volume,
+    angle_degrees,
+    foreground,
+    labels_onto,
+    onto,
+    overlap,
+    same_grid,
+)
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised when the same files would give other voxels; part of every cache key and provenance."""
+GRID_ORDER = (Modality.T1C, Modality.T1, Modality.FLAIR, Modality.T2)
+"""The first of these that exists gives the study its own grid: T1c is where surgeons and readers look."""
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Preprocess:
+    """How a study is brought to the network."""
+
+    spacing_mm: float = 1.0
+    """Side of the cubic working voxel. BraTS: 1."""
+    margin_mm: float = 4.0
+    """Space left around the brain's bounding box, so that convolutions see its border. Ours."""
+    clip: float = 5.0
+    """Normalised intensities are cut here, in standard deviations: vessels and artefacts lie beyond. Ours."""
+
+    def __post_init__(self) -> None:
+        if not 0.2 <= self.spacing_mm <= 10:
+            raise ValueError(f"spacing_mm should lie between 0.2 and 10 mm, not {self.spacing_mm}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A study as a network sees it, and the way back to its own grid."""
+
+    id: str
+    image: Float[np.ndarray, "m x y z"]
+    """Normalised; 0 outside the brain and in channels of absent modalities."""
+    inside: Bool[np.ndarray, "m x y z"]
+    """Where each image has tissue; nowhere for absent modalities."""
+    available: Modality
+    target: UInt8[np.ndarray, "x y z"] | None
+    """The reference on the working grid."""
+    grid: Grid
+    """The working grid, cropped: where the arrays above lie."""
+    own: Grid
+    """The study's own grid, where results return."""
+    reference: Volume | None = None
+    """The reference on the own grid, for scoring."""
+    margin: int = 0
+    """Voxels left around the brain's bounding box."""
+    warnings: tuple[str, ...] = ()
+
+    def restricted_to(self, subset: Modality) -> Prepared:
+        """What `prepare` makes of the same study had only `subset` been acquired (on the same own grid).
+
+        Normalisation is each modality's own affair, so that blanking and a tighter crop are all it takes.
+        """
+        keep = np.array([modality in subset for modality in Modality])
+        box = _box((self.inside & keep[:, None, None, None]).any(0), self.margin)
+        return replace(
+            self,
+            image=np.where(keep[:, None, None, None], self.image[:, *box], 0),
+            inside=self.inside[:, *box] & keep[:, None, None, None],
+            available=self.available & subset,
+            target=None if self.target is None else self.target[box],
+            grid=self.grid.crop(box),
+        )
+
+
+def prepare(study: Study, settings: Preprocess) -> Prepared:
+    """Reads and checks all files of a study and makes its working arrays.
+
+    Sequences on another grid than the study's are resampled when their axes agree within 5 degrees and
+    their fields of view overlap; a warning says so.
+
+    Raises: InputError when there is no sequence, when two are the same, when grids cannot belong together,
+        when no brain is found, or for a file that cannot be read.
+    """
+    if not study.images:
+        raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
+    _refuse_same_files(study)
+    volumes = {modality: _image(study.images[modality]) for modality in Modality if modality in study.images}
+    _refuse_same_voxels(study.id, volumes)
+    own = volumes[next(modality for modality in GRID_ORDER if modality in volumes)].grid
+    warnings = tuple(filter(None, (_check_grid(study.id, m, volume.grid, own) for m, volume in volumes.items())))
+    for warning in warnings:
+        log.warning("%s: %s", study.id, warning)
+    grid = own.at_spacing(settings.spacing_mm)
+    brain = None if study.brain is None else _brain_mask(study.brain, volumes.values())
+    image = np.zeros((len(Modality), *grid.shape), np.float32)
+    inside = np.zeros((len(Modality), *grid.shape), bool)
+    for channel, modality in enumerate(Modality):
+        if modality in volumes:
+            image[channel], inside[channel] = _on_working_grid(volumes[modality], brain, grid, settings.clip)
+    reference = _reference(study, own)
+    whole = Prepared(
+        id=study.id,
+        image=image,
+        inside=inside,
+        available=study.available,
+        target=None if reference is None else labels_onto(reference, grid).voxels,
+        grid=grid,
+        own=own,
+        reference=reference,
+        margin=round(settings.margin_mm / settings.spacing_mm),
+        warnings=warnings,
+    )
+    return whole.restricted_to(study.available)
+
+
+def normalised(
+    image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], clip: float
+) -> Float[np.ndarray, "x y z"]:
+    """Zero mean and unit standard deviation inside the brain, cut at +-`clip`; 0 outside."""
+    inside = image[brain].astype(np.float64)
+    if not inside.size:
+        raise InputError(
+            "No voxel of the brain was found in one sequence. Is it empty, or is the brain mask another's?"
+        )
+    score = (image - inside.mean()) / max(inside.std(), 1e-8)
+    return np.where(brain, np.clip(score, -clip, clip), 0).astype(np.float32)
+
+
+def _refuse_same_files(study: Study) -> None:
+    for (one, first), (two, second) in itertools.combinations(study.images.items(), 2):
+        if isinstance(first, Path) and isinstance(second, Path) and first.resolve() == second.resolve():
+            raise InputError(
+                f"{first} was given both as {one.title} and as {two.title}. Name each file once; leave the absent out."
+            )
+
+
+def _refuse_same_voxels(study: str, volumes: dict[Modality, Volume]) -> None:
+    for (one, first), (two, second) in itertools.combinations(volumes.items(), 2):
+        if np.array_equal(first.voxels, second.voxels):
+            raise InputError(
+                f"Study {study}: the images given as {one.title} and {two.title} hold the same voxels. "
+                "One of them is a copy; leave the absent sequence out."
+            )
+
+
+def _image(image: Volume | Path) -> Volume:
+    return image if isinstance(image, Volume) else nifti.read_volume(image)
+
+
+def _check_grid(study: str, modality: Modality, grid: Grid, own: Grid) -> str | None:
+    """A warning if the sequence will be resampled to the study's own grid, None if it lies on it."""
+    if same_grid(grid.ras(), own.ras()):
+        return None
+    angle, shared = angle_degrees(grid, own), overlap(grid, own)
+    if angle > MAXIMAL_ANGLE_DEGREES or shared < MINIMAL_OVERLAP:
+        raise InputError(
+            f"Study {study}: {modality.title} cannot be brought to the grid of the other sequences: its axes "
+            f"are turned by {angle:.1f} degrees (at most {MAXIMAL_ANGLE_DEGREES:g}) and {100 * shared:.0f} % of the "
+            f"smaller field of view is shared (at least {100 * MINIMAL_OVERLAP:.0f} %). Register the sequences first."
+        )
+    return (
+        f"{modality.title} lies on another grid ({_in_words(grid)}; the study: {_in_words(own)}) and was resampled. "
+        "This assumes that the sequences are registered."
+    )
+
+
+def _on_working_grid(
+    volume: Volume, brain: Volume | None, grid: Grid, clip: float
+) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
+    inside = foreground(volume.voxels) if brain is None else labels_onto(brain, volume.grid).voxels > 0
+    # Background becomes 0 before interpolation, so that no value from outside bleeds into the brain.
+    image = onto(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
+    tissue = labels_onto(Volume(inside.astype(np.uint8), volume.affine), grid).voxels > 0
+    return normalised(image, tissue, clip), tissue
+
+
+def _brain_mask(brain: Volume | Path, volumes: Iterable[Volume]) -> Volume:
+    mask = _image(brain)
+    for volume in volumes:
+        if overlap(mask.grid, volume.grid) < MINIMAL_OVERLAP:
+            raise InputError(f"The brain mask ({_in_words(mask.grid)}) lies elsewhere than the images. Give theirs.")
+    return Volume((mask.voxels > 0.5).astype(np.uint8), mask.affine)
+
+
+def _reference(study: Study, own: Grid) -> Volume | None:
+    if study.reference is None:
+        return None
+    if isinstance(study.reference, Volume):
+        labels, name = study.reference, "reference"
+    elif study.convention is None:
+        raise InputError(f"Study {study.id}: the label convention of {study.reference} is unknown. Name it (--labels).")
+    else:
+        labels, name = nifti.read_labels(study.reference, study.convention), study.reference.name
+    if not same_grid(labels.grid.ras(), own.ras()):
+        raise InputError(
+            f"Study {study.id}: {name} lies on another grid ({_in_words(labels.grid)}) than the images "
+            f"({_in_words(own)}). Give the reference that was drawn on these images."
+        )
+    return labels_onto(labels, own)
+
+
+def _in_words(grid: Grid) -> str:
+    shape, spacing = "x".join(map(str, grid.shape)), "x".join(f"{s:.2g}" for s in grid.spacing_mm)
+    return f"{shape} voxels of {spacing} mm, {grid.axes}"
+
+
+def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, slice]:
+    found = ndimage.find_objects(brain.astype(np.uint8))
+    if not found or found[0] is None:
+        raise InputError("No brain was found: every sequence is background. Check the images or give a brain mask.")
+    x, y, z = (
+        slice(max(side.start - margin, 0), min(side.stop + margin, n))
+        for side, n in zip(found[0], brain.shape, strict=True)
+    )
+    return x, y, z

@@ -1,0 +1,121 @@
+"""The contract: what a method has to say, and the few tools that methods share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from glimpseg.data import loader
+from glimpseg.data.cache import Case
+from glimpseg.data.loader import Sample, Sampling
+from glimpseg.modality import SUBSETS, as_mask
+from glimpseg.region import Label, Region
+from glimpseg.study import Batch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is: optimiser steps done, and planned."""
+
+    step: int
+    steps: int
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1."""
+        return self.step / max(self.steps, 1)
+
+
+class Learner(nn.Module):
+    """Something that can be trained: what it sees and what it minimises."""
+
+    def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
+        """What is cut from a study for one sample. Default: a random crop and an augmentation to come."""
+        return loader.view(case, sampling, rng)
+
+    @abstractmethod
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
+        """Named, weighted loss terms; their sum is minimised. Randomness only from torch's global generator,
+        which the loop seeds anew for every step."""
+
+    def parameter_groups(self) -> list[dict]:
+        """For the optimiser. Default: all parameters in one group."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after each optimiser step. Default: nothing."""
+
+
+class Segmenter(Learner):
+    """A learner that also segments a study from any non-empty subset of modalities."""
+
+    def __init__(self, labels: tuple[Label, ...]) -> None:
+        super().__init__()
+        self.labels = labels
+        """What it tells apart, in channel order (after the background, where that has a channel)."""
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions it can delineate."""
+        return tuple(region for region in Region if set(region.value) <= set(self.labels))
+
+    @property
+    def stride(self) -> int:
+        """Crops have to be multiples of this many voxels along each axis. Default: any will do."""
+        return 1
+
+    @abstractmethod
+    def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
+        """Probabilities of its own channels, fp32. What absent channels of `image` hold must not matter."""
+
+    def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
+        """`Label` values. Default: the most probable of background and `labels`."""
+        values = torch.tensor([0, *self.labels], device=probabilities.device)
+        return values[probabilities.argmax(1)]
+
+    def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
+        """The probability of each region. Default: the sum over its labels' channels (after the background)."""
+        order = (None, *self.labels)
+        return {
+            region: sum((probabilities[:, order.index(label)] for label in region.value), torch.zeros(()))
+            for region in self.regions
+        }
+
+
+def draw_subsets(available: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+    """For each sample one of the non-empty subsets of what it has, all equally likely (RFNet's sampling,
+    carried over to studies that lack a modality). Never empty, never more than there is."""
+    rows = torch.stack([as_mask(subset) for subset in SUBSETS]).to(available.device)  # n m
+    possible = (~rows[None] | available[:, None]).all(-1)  # b n
+    return rows[torch.multinomial(possible.float(), 1)[:, 0]]
+
+
+def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m x y z"]:
+    """Absent channels set to 0 by selection: a product would let their NaN through."""
+    return torch.where(
+        available[:, :, None, None, None], image, torch.zeros((), dtype=image.dtype, device=image.device)
+    )
+
+
+def frozen(module: nn.Module) -> Callable[..., Tensor]:
+    """The module as a function whose parameters get no gradient, though its inputs do: an adversary's student term."""
+    constants = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    return lambda *inputs: torch.func.functional_call(module, constants, inputs)
+
+
+def ema(learner: Learner, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights. The first steps average over what there is so far:
+    the decay at step t is min(`decay`, (1 + t) / (10 + t))."""
+
+    def average(old: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
+        rate = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(old, new, 1 - rate)
+
+    return AveragedModel(learner, multi_avg_fn=average)

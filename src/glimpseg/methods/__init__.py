@@ -1,0 +1,108 @@
+"""One paper, one file. A file in this folder is a method: it has a `Config`, a `METHOD` and `RECIPES`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from glimpseg.errors import ModelError, UsageError
+
+
+def names() -> list[str]:
+    """All methods, by file name; nothing is imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def summary(name: str) -> tuple[str, list[str]]:
+    """First line of a method's docstring and the names of its recipes, read from the source, not imported."""
+    source = Path(__path__[0], f"{name}.py")
+    tree = ast.parse((source if source.exists() else Path(__path__[0], name, "__init__.py")).read_text("utf-8"))
+    recipes: list[str] = []
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "RECIPES" and isinstance(node.value, ast.Dict):  # type: ignore[attr-defined]
+            recipes = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]  # type: ignore[attr-defined,misc]
+    return (ast.get_docstring(tree) or "").split("\n")[0], recipes
+
+
+def module(name: str) -> ModuleType:
+    """A method's module. Raises: ModelError if there is no such method."""
+    if name not in names():
+        raise ModelError(f"There is no method '{name}' in this version of glimpseg; it has {', '.join(names())}.")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def build(recipe: Any) -> Any:
+    """The learner that a recipe describes, freshly initialised from the global generator."""
+    return module(recipe.method).METHOD(recipe.config, recipe.label_values)
+
+
+def find_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """A recipe by `method/recipe` or from a YAML file, with fields changed by dotted path.
+
+    Raises: UsageError for an unknown name, field or value, with the nearest that exists.
+    """
+    if name.endswith((".yaml", ".yml")):
+        try:
+            tree = yaml.safe_load(Path(name).read_text("utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"The recipe {name} cannot be read: {error}") from error
+    else:
+        method, _, key = name.partition("/")
+        if method not in names() or key not in module(method).RECIPES:
+            known = [f"{m}/{r}" for m in names() for r in summary(m)[1]]
+            raise UsageError(f"'{name}' is not a recipe.{_nearest(name, known)} Known: {', '.join(known)}.")
+        tree = as_tree(module(method).RECIPES[key])
+    for path, value in (changes or {}).items():
+        _change(tree, path, value)
+    return from_tree(tree)
+
+
+def as_tree(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain values, as its YAML holds them."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+
+
+def from_tree(tree: Any) -> Any:
+    """A recipe from plain values, `config` as the method's own type. Raises: UsageError naming the field."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from glimpseg.recipe import Recipe
+
+    if not isinstance(tree, dict):
+        raise UsageError("A recipe should be a mapping with 'method', 'data', 'optim' and others.")
+    try:
+        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **tree})
+        config = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"Recipe field '{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
+    return replace(recipe, config=config)
+
+
+def _change(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    node = tree
+    for word in [*parents, last]:
+        if not isinstance(node, dict) or word not in node:
+            known = list(node) if isinstance(node, dict) else []
+            raise UsageError(f"The recipe has no field '{path}'.{_nearest(word, known)} Here: {', '.join(known)}.")
+        if word is not last:
+            node = node[word]
+    node[last] = value
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,166 @@
+"""The plain baseline: one residual 3-D U-Net trained under modality dropout.
+
+No paper of its own; it is what every paper of this field has to beat, built from what is known to work: the
+residual encoder-decoder of Myronenko (arXiv 1810.11654) as MONAI's `SegResNetDS`, nnU-Net's region targets,
+loss, deep supervision, augmentation and schedule (Isensee et al., arXiv 2011.00848), and early fusion with
+modality dropout: absent modalities are zero channels, and four more channels say which are present.
+
+Departures
+| source | says or does | we do |
+|---|---|---|
+| Myronenko 2018 | group norm of 8 groups, variational branch | groups of 4 channels, no branch |
+| nnU-Net | instance norm | group norm: instance norm removes any constant plane, and with it the presence |
+| nnU-Net | SGD, 1000 epochs, polynomial decay | AdamW with the same decay; steps by recipe |
+| nnU-Net | larger crop before rotation | the crop itself, background outside |
+| nnU-Net | all modalities always | one of the 15 subsets per sample, uniformly among those the study allows |
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from monai.networks.nets import SegResNetDS
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+
+from glimpseg.data.augment import Augment
+from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.preprocess import Preprocess
+from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
+from glimpseg.modality import Modality
+from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.region import Label, Region
+from glimpseg.study import Batch
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Config:
+    """A residual U-Net with region heads."""
+
+    width: int = 32
+    """Channels of the first level; doubled at each downsampling. SegResNet: 32."""
+    blocks: tuple[int, ...] = (1, 2, 2, 4, 4)
+    """Residual blocks of each encoder level. SegResNet: 1, 2, 2, 4; one level more for 128^3 crops."""
+    channels_per_group: int = 4
+    """Channels of the first level that share a norm; more than one, so that presence survives it. Ours."""
+    heads: int = 3
+    """Resolutions that are supervised, finest first."""
+    head_weight: float = 0.5
+    """Weight of each coarser head relative to the one above. nnU-Net: 1/2."""
+    dice: float = 1.0
+    """Weight of the soft Dice term. nnU-Net: 1."""
+    cross_entropy: float = 1.0
+    """Weight of the cross-entropy term. nnU-Net: 1."""
+    full_share: float = 0.0
+    """Share of samples that see all their modalities; the rest draw a subset. RFNet: 0."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.channels_per_group:
+            raise ValueError(f"width ({self.width}) should be a multiple of channels_per_group; change either.")
+        if not 1 <= self.heads < len(self.blocks):
+            raise ValueError(f"heads should lie between 1 and {len(self.blocks) - 1} for {len(self.blocks)} levels.")
+
+
+class UNet(Segmenter):
+    """Early fusion, presence channels, one sigmoid for each region."""
+
+    def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
+        super().__init__(labels)
+        self.config = config
+        self.network = SegResNetDS(
+            spatial_dims=3,
+            init_filters=config.width,
+            in_channels=2 * len(Modality),
+            out_channels=len(self.regions),
+            norm=("GROUP", {"num_groups": config.width // config.channels_per_group}),
+            blocks_down=config.blocks,
+            dsdepth=config.heads,
+        )
+
+    @property
+    def stride(self) -> int:
+        """One halving for each level below the first."""
+        return 2 ** (len(self.config.blocks) - 1)
+
+    def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
+        """Probability of each region, in the order of `regions`. They overlap: the channels do not sum to 1."""
+        return self.logits(image, available)[0].float().sigmoid()
+
+    def logits(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Tensor]:
+        """One map for each supervised resolution, finest first; only the finest outside training."""
+        presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)
+        output = self.network(torch.cat([blanked(image, available), presence], 1))
+        return output if isinstance(output, list) else [output]
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
+        """Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... that sum to 1."""
+        assert batch.target is not None, "supervised training needs a reference for every crop"
+        seen = draw_subsets(batch.available)
+        if self.config.full_share:
+            full = torch.rand(len(seen), 1, device=seen.device) < self.config.full_share
+            seen = torch.where(full, batch.available, seen)
+        logits = [head.float() for head in self.logits(batch.image, seen)]
+        target = self.region_target(batch.target)
+        weights = torch.tensor([self.config.head_weight**level for level in range(len(logits))])
+        weights /= weights.sum()
+        dice = cross_entropy = logits[0].new_zeros(())
+        for weight, head in zip(weights.tolist(), logits, strict=True):
+            goal = coarsened(target, head.shape[2:])
+            dice = dice + weight * soft_dice(head.sigmoid(), goal)
+            cross_entropy = cross_entropy + weight * binary_cross_entropy(head, goal)
+        return {"dice": self.config.dice * dice, "cross_entropy": self.config.cross_entropy * cross_entropy}
+
+    def region_target(self, target: Int[Tensor, "b x y z"]) -> Float[Tensor, "b k x y z"]:
+        """One binary map for each region."""
+        maps = [torch.isin(target, torch.tensor(region.value, device=target.device)) for region in self.regions]
+        return torch.stack(maps, 1).float()
+
+    def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
+        """Regions above one half, each inside the last: oedema where WT alone, necrosis where TC, then ET; a
+        cavity where RC is likelier than not and likelier than tumour."""
+        found = self.region_probabilities(probabilities)
+        labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
+        inside = torch.ones_like(labels, dtype=torch.bool)
+        for region, label in ((Region.WT, Label.ED), (Region.TC, Label.NCR), (Region.ET, Label.ET)):
+            if region in found:
+                inside = inside & (found[region] > 0.5)
+                labels[inside] = label
+        if Region.RC in found:
+            cavity = (found[Region.RC] > 0.5) & (found[Region.RC] > found[Region.WT])
+            labels[cavity] = Label.RC
+        return labels
+
+    def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
+        """The channels, by name."""
+        return dict(zip(self.regions, probabilities.unbind(1), strict=True))
+
+
+METHOD = UNet
+
+RECIPES = {
+    # Minutes on two cores: 3 mm voxels, a small network, phantoms. What `make demo` and the tests use.
+    "phantom": Recipe(
+        method="unet",
+        config=Config(width=16, blocks=(1, 2, 2, 2)),
+        data=Data(
+            preprocess=Preprocess(spacing_mm=3.0),
+            sampling=Sampling(
+                patch=(48, 48, 48),
+                batch=2,
+                tumour_share=0.5,
+                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+            ),
+            stream=Stream(),
+        ),
+        optim=Optim(steps=450, learning_rate=2e-3, warmup=20, ema=0.99, save_every=50),
+    ),
+    # A day on one GPU, nnU-Net's budget of crops: BraTS at 1 mm.
+    "brats": Recipe(
+        method="unet",
+        config=Config(),
+        data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
+        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+    ),
+}

@@ -1,0 +1,1 @@
+"""Parts of networks that two papers or more use unchanged."""

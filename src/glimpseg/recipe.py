@@ -1,0 +1,85 @@
+"""One run, typed: which method, on what, how. A recipe is read from a method's file or from YAML, and written
+back whole beside every checkpoint. No command-line flag exists that is not a field."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+
+from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.preprocess import Preprocess
+from glimpseg.region import Label
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class Data:
+    """What is learned from."""
+
+    preprocess: Preprocess = Preprocess()
+    sampling: Sampling = Sampling()
+    stream: Stream | None = None
+    """Phantoms made on the way, used when no folder of studies is named."""
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class Optim:
+    """How the losses are minimised."""
+
+    steps: int = 250_000
+    """Optimiser steps. nnU-Net: 1000 epochs of 250."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd: Nesterov momentum 0.99, as nnU-Net."""
+    learning_rate: float = 3e-4
+    weight_decay: float = 3e-5
+    """nnU-Net: 3e-5."""
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly."""
+    power: float = 0.9
+    """Exponent of the polynomial decay to 0. RFNet, nnU-Net: 0.9."""
+    max_norm: float = 12.0
+    """Largest norm of the gradient. nnU-Net: 12."""
+    accumulate: int = 1
+    """Backward passes of one step; `sampling.batch` is divided among them."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are kept as the model; 0 keeps the last weights."""
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    """Autocast. auto: bf16 where the processor computes it natively."""
+    save_every: int = 250
+    """Steps between checkpoints."""
+    log_every: int = 10
+    """Steps between lines of `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulate < 1:
+            raise ValueError(f"steps and accumulate should be at least 1, not {self.steps} and {self.accumulate}.")
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class Recipe:
+    """A whole run."""
+
+    method: str
+    """A file in `methods/`."""
+    config: Any
+    """That file's `Config`."""
+    labels: tuple[Literal["NCR", "ED", "ET", "RC"], ...] = ("NCR", "ED", "ET")
+    """What is told apart; RC only for data after surgery."""
+    data: Data = Data()
+    optim: Optim = Optim()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.data.sampling.batch % self.optim.accumulate:
+            raise ValueError(
+                f"data.sampling.batch ({self.data.sampling.batch}) should be a multiple of optim.accumulate "
+                f"({self.optim.accumulate}). Change one of them."
+            )
+
+    @property
+    def label_values(self) -> tuple[Label, ...]:
+        """The labels as values of a label map."""
+        return tuple(Label[name] for name in self.labels)

@@ -1,0 +1,161 @@
+"""Tumour labels, the regions made of them, and what each release's files mean by their numbers.
+
+Inside glimpseg a label map holds `Label` values; a release's own numbers exist only in files. The same
+number means different things: 4 is enhancing tumour up to BraTS 2021 and in FeTS, and the resection cavity
+in BraTS 2024; 3 is non-enhancing core in BraTS 2015 and enhancing tumour since 2023. So a convention is read
+from the labels and the layout together, and where both leave a doubt the caller is asked.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from glimpseg.errors import InputError
+
+
+class Label(enum.IntEnum):
+    """Values of a label map inside glimpseg (as in BraTS 2024). 0 is everything else."""
+
+    NCR = 1
+    """Necrosis and non-enhancing tumour core."""
+    ED = 2
+    """Oedema and infiltration around the core (SNFH in BraTS 2023 and later)."""
+    ET = 3
+    """Enhancing tumour."""
+    RC = 4
+    """Resection cavity, after surgery."""
+
+
+class Region(enum.Enum):
+    """What is scored: unions of labels. The cavity stands alone; it is in neither WT nor TC (as the
+    BraTS 2024 challenge scores it; some tools count it inside both)."""
+
+    WT = (Label.NCR, Label.ED, Label.ET)
+    TC = (Label.NCR, Label.ET)
+    ET = (Label.ET,)
+    RC = (Label.RC,)
+
+    @property
+    def title(self) -> str:
+        """The region's name in words."""
+        return _REGION_TITLES[self]
+
+    def of(self, labels: np.ndarray) -> np.ndarray:
+        """Boolean array of the region in an array of `Label` values, any shape."""
+        return np.isin(labels, self.value)
+
+
+_REGION_TITLES = {
+    Region.WT: "whole tumour",
+    Region.TC: "tumour core",
+    Region.ET: "enhancing tumour",
+    Region.RC: "resection cavity",
+}
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What one family of releases means by the numbers in its label files."""
+
+    name: str
+    meaning: Mapping[int, Label]
+    layouts: tuple[str, ...]
+    """File layouts (see `data.layouts`) in which it occurs."""
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions that can occur under it."""
+        found = set(self.meaning.values())
+        return tuple(region for region in Region if found.issuperset(region.value))
+
+    def read(self, values: np.ndarray, what: str = "the label map") -> np.ndarray:
+        """File numbers to `Label` values, uint8, same shape.
+
+        Raises: InputError if a number is not within 1e-3 of one that the convention knows.
+        """
+        rounded = whole_numbers(values, what)
+        unknown = sorted(set(np.unique(rounded).tolist()) - {0, *self.meaning})
+        if unknown:
+            raise InputError(
+                f"{what} holds the labels {unknown}, which {self.name} does not know (it has "
+                f"{sorted(self.meaning)}). Name the right convention: {', '.join(CONVENTIONS)}."
+            )
+        labels = np.zeros(rounded.shape, np.uint8)
+        for number, label in self.meaning.items():
+            labels[rounded == number] = label
+        return labels
+
+    def write(self, labels: np.ndarray) -> np.ndarray:
+        """`Label` values to file numbers, uint8. Only for conventions that name each label once.
+
+        Raises: InputError if a label present has no number here.
+        """
+        numbers = {label: number for number, label in sorted(self.meaning.items(), reverse=True)}
+        values = np.zeros(labels.shape, np.uint8)
+        for label in np.unique(labels[labels > 0]).tolist():
+            if label not in numbers:
+                raise InputError(f"{Label(label).name} has no number under {self.name}. Choose another layout.")
+            values[labels == label] = numbers[Label(label)]
+        return values
+
+
+CONVENTIONS: dict[str, Convention] = {
+    convention.name: convention
+    for convention in (
+        Convention("brats2015", {1: Label.NCR, 2: Label.ED, 3: Label.NCR, 4: Label.ET}, ("brats2015",)),
+        Convention("brats2021", {1: Label.NCR, 2: Label.ED, 4: Label.ET}, ("brats2021",)),
+        Convention("brats2023", {1: Label.NCR, 2: Label.ED, 3: Label.ET}, ("brats2023",)),
+        Convention("brats2024", {1: Label.NCR, 2: Label.ED, 3: Label.ET, 4: Label.RC}, ("brats2023",)),
+    )
+}
+"""By name. `brats2021` serves BraTS 2017 to 2021 and FeTS; `brats2015` serves 2013 to 2016.
+In 2015, 3 is non-enhancing solid tumour, which later releases joined with necrosis."""
+
+
+def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray:
+    """`values` as int64 if each is within 1e-3 of a whole number (files store labels as floats too).
+
+    Raises: InputError otherwise: the file was interpolated, or is no label map.
+    """
+    if not np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.int64)
+    finite = np.isfinite(values).all()
+    rounded = np.rint(np.nan_to_num(values))
+    if not finite or np.abs(values - rounded).max(initial=0) > 1e-3 or np.abs(rounded).max(initial=0) > 255:
+        worst = values.ravel()[int(np.argmax(np.abs(values - rounded)))] if finite else "NaN or infinity"
+        raise InputError(
+            f"{what} should hold whole numbers but holds {worst}. Was it interpolated, or is it an image? "
+            "Resample label maps with nearest neighbour."
+        )
+    return rounded.astype(np.int64)
+
+
+def detect_convention(numbers: Collection[int], layout: str | None, what: str = "the label map") -> Convention:
+    """The convention of files that hold `numbers` (0 aside), found in `layout` (None: not known).
+
+    Pool the numbers of a whole dataset before asking: one study without enhancing tumour says less.
+    When several conventions fit and mean the same by every number present, the one that knows the fewest
+    others is returned.
+
+    Raises: InputError when none fits, or when those that fit disagree.
+    """
+    present = {int(number) for number in numbers} - {0}
+    known = [c for c in CONVENTIONS.values() if layout is None or layout in c.layouts]
+    fitting = [c for c in known if present <= set(c.meaning)]
+    if not fitting:
+        raise InputError(
+            f"{what} holds the labels {sorted(present)}, which no convention "
+            f"{'of the layout ' + layout if layout else 'known here'} explains "
+            f"({'; '.join(f'{c.name}: {sorted(c.meaning)}' for c in known)}). Correct the file or name the convention."
+        )
+    readings = {tuple(c.meaning[number] for number in sorted(present)) for c in fitting}
+    if len(readings) > 1:
+        raise InputError(
+            f"{what} holds the labels {sorted(present)}, which mean different things under "
+            f"{' and '.join(c.name for c in fitting)}. Name the convention (--labels)."
+        )
+    return min(fitting, key=lambda c: len(c.meaning))

@@ -1,0 +1,64 @@
+"""One patient's visit, and a batch of crops for a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from glimpseg.modality import Modality, union
+from glimpseg.region import Convention
+from glimpseg.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What one visit has: an image for each modality that exists, perhaps an expert's label map.
+
+    Images may be paths (read when needed) or volumes. The reference's numbers follow `convention`.
+    """
+
+    id: str
+    images: Mapping[Modality, Volume | Path]
+    reference: Volume | Path | None = None
+    convention: Convention | None = None
+    """How to read the reference; None when there is none or it is not yet known."""
+    brain: Volume | Path | None = None
+    """A brain mask from elsewhere; None: the brain is what differs from the images' constant border."""
+
+    @property
+    def available(self) -> Modality:
+        """The modalities that exist."""
+        return union(self.images)
+
+    def restricted_to(self, subset: Modality) -> Study:
+        """The same visit had only the modalities of `subset` been acquired."""
+        return replace(self, images={m: image for m, image in self.images.items() if m in subset})
+
+
+@dataclass
+class Batch:
+    """Crops of several studies, as a network takes them."""
+
+    image: Float[Tensor, "b m x y z"]
+    """Normalised intensities. Absent channels hold anything; no method may look."""
+    available: Bool[Tensor, "b m"]
+    """What the scanner gave, never what a method dropped."""
+    target: Int[Tensor, "b x y z"] | None = None
+    """`Label` values, int64; None in pretraining."""
+    study: list[str] = field(default_factory=list)
+    """Where each crop came from, for messages."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        target = None if self.target is None else self.target.to(device, non_blocking=True)
+        return Batch(
+            self.image.to(device, non_blocking=True),
+            self.available.to(device, non_blocking=True),
+            target,
+            self.study,
+        )
