@@ -29,4 +29,5 @@ def binary_cross_entropy(logits: Float[Tensor, "b k x y z"], target: Float[Tenso
 
 def coarsened(target: Float[Tensor, "b k x y z"], shape: torch.Size) -> Float[Tensor, "b k u v w"]:
     """A soft target at the resolution of a deep-supervision head: the mean over the voxels each covers."""
-    return functional.adaptive_avg_pool3d(target, tuple(shape)) if target.shape[2:] != shape else target
+    x, y, z = shape
+    return functional.adaptive_avg_pool3d(target, (x, y, z)) if target.shape[2:] != shape else target

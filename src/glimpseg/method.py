@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +114,8 @@ def ema(learner: Learner, decay: float) -> AveragedModel:
     """An exponential moving average of the weights. The first steps average over what there is so far:
     the decay at step t is min(`decay`, (1 + t) / (10 + t))."""
 
-    def average(old: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
+    def average(old: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:
         rate = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(old, new, 1 - rate)
+        torch._foreach_lerp_(list(old), list(new), 1 - rate)
 
     return AveragedModel(learner, multi_avg_fn=average)

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from glimpseg import checkpoint, methods
 from glimpseg.atomic import atomic_file, write_text
+from glimpseg.data import phantom
 from glimpseg.data.cache import cached
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Archive, Cases, Phantoms, batches
@@ -135,9 +136,10 @@ def train(
         cannot be used; and as `fit`.
     """
     run = Path(run)
-    with _only_one(run):
+    with _ranks(device), _only_one(run):
         _open_run(run, recipe, resume)
-        cases, described = _cases(recipe, run, data, labels, cache)
+        with _first_rank_first():
+            cases, described = _cases(recipe, run, data, labels, cache)
         return fit(
             recipe,
             cases,
@@ -293,7 +295,7 @@ def _cases(
     if data is None:
         if recipe.data.stream is None:
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
-        return Phantoms(recipe.data.stream, recipe.data.preprocess), {"data": {"stream": "phantom-1"}}
+        return Phantoms(recipe.data.stream, recipe.data.preprocess), {"data": {"stream": phantom.NAME}}
     studies = find_studies(data, labels=labels, reference_required=True)
     paths = prepare_studies(studies, recipe, Path(cache) if cache else run / "cache")
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
@@ -396,14 +398,39 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
     with atomic_file(path) as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     raise TrainingError(
-        f"The loss term '{broken[0]}' is {float(terms[broken[0]])} at step {step}, on crops of {', '.join(batch.study)}. "
-        f"The batch is saved as {path}; the last checkpoint is untouched. Look at the crops, or lower optim.learning_rate."
+        f"The loss term '{broken[0]}' is {float(terms[broken[0]])} at step {step}, on crops of "
+        f"{', '.join(batch.study)}. The batch is saved as {path}; the last checkpoint is untouched. "
+        "Look at the crops, or lower optim.learning_rate."
     )
 
 
 def _step_seed(seed: int, step: int, part: int) -> int:
     digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
+
+
+@contextmanager
+def _ranks(device: torch.device) -> Iterator[None]:
+    """Joins the other ranks where `torchrun` started several."""
+    if _rank_and_world()[1] == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _first_rank_first() -> Iterator[None]:
+    """Rank 0 fills the cache; the others wait and then find it."""
+    rank, world = _rank_and_world()
+    if world > 1 and rank:
+        distributed.barrier()
+    yield
+    if world > 1 and not rank:
+        distributed.barrier()
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -159,12 +159,11 @@ def connected_to_border(outside: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, 
 
 
 def _onto(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Grid], np.ndarray]) -> Volume:
-    if same_grid(volume.grid, grid):
-        return Volume(volume.voxels, grid.affine)
-    if same_grid(volume.grid.ras(), grid.ras()):
-        turn = nio.ornt_transform(nio.io_orientation(volume.affine), nio.io_orientation(grid.affine))
-        return Volume(np.ascontiguousarray(nio.apply_orientation(volume.voxels, turn)), grid.affine)
-    return Volume(interpolate(volume, grid), grid.affine)
+    """Between the RAS orders of both lattices, where axes run alike; then into the order of `grid`."""
+    source, target = volume.ras(), grid.ras()
+    voxels = source.voxels if same_grid(source.grid, target) else interpolate(source, target)
+    turn = nio.ornt_transform(nio.io_orientation(target.affine), nio.io_orientation(grid.affine))
+    return Volume(np.ascontiguousarray(nio.apply_orientation(voxels, turn)), grid.affine)
 
 
 def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
@@ -173,19 +172,24 @@ def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
     except np.linalg.LinAlgError as error:
         raise InputError("The affine of the image is singular: it gives no place to its voxels.") from error
     step = np.linalg.norm(matrix[:3, :3], axis=1)  # source voxels that one target voxel spans, by source axis
-    # Width of a Gaussian that takes a point spread of one voxel to one of `step` voxels (full width at half maximum).
+    # Width of a Gaussian that takes a point spread (full width at half maximum) of one voxel to one of `step`.
     sigma = np.sqrt(np.maximum(step**2 - 1, 0) / (8 * np.log(2)))
     voxels = volume.voxels.astype(np.float32, copy=False)
     smooth = ndimage.gaussian_filter(voxels, sigma) if sigma.max() > 0.1 else voxels
-    return ndimage.affine_transform(smooth, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=1)
+    scale: np.ndarray = matrix[:3, :3]
+    if np.abs(scale - np.diag(np.diag(scale))).max() < 1e-9:
+        scale = np.diag(scale)  # told so, scipy takes its separable way, four times faster
+    return ndimage.affine_transform(smooth, scale, matrix[:3, 3], output_shape=grid.shape, order=1)
 
 
 def _shares(labels: Volume, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
-    values = np.unique(labels.voxels)
-    best = np.zeros(grid.shape, np.float32)
     result = np.zeros(grid.shape, labels.voxels.dtype)
-    for value in values:
-        share = _linear(Volume((labels.voxels == value).astype(np.float32), labels.affine), grid)
+    best = np.ones(grid.shape, np.float32)  # what is left for the background, later the largest share so far
+    shares = {}
+    for value in np.unique(labels.voxels[labels.voxels != 0]):
+        shares[value] = _linear(Volume((labels.voxels == value).astype(np.float32), labels.affine), grid)
+        best -= shares[value]
+    for value, share in shares.items():
         result[share > best] = value
         best = np.maximum(best, share)
     return result

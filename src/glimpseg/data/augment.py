@@ -129,7 +129,9 @@ def _recoloured(image: Float[Tensor, "m x y z"], transform: Transform) -> Float[
         image = image + transform.noise_sd * torch.randn(image.shape, generator=generator, device=image.device)
     for channel, blur in enumerate(transform.blur_voxels):
         if blur:
-            image[channel] = separable_filtering(image[None, channel, None], [gaussian_1d(torch.tensor(blur))])[0, 0]
+            image[channel] = separable_filtering(image[None, channel, None], [gaussian_1d(torch.tensor(blur))] * 3)[
+                0, 0
+            ]
     image = image * torch.as_tensor(transform.gain).to(image)[:, None, None, None]
     if (transform.contrast != 1).any():
         mean = image.mean((1, 2, 3), keepdim=True)

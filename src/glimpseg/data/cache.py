@@ -57,8 +57,8 @@ class Case:
     ) -> tuple[Float[np.ndarray, "m x y z"], Int[np.ndarray, "x y z"] | None]:
         """Image and target of the box that begins at voxel `start` (may be negative); outside the study, 0."""
         ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
-        box = tuple(slice(low, max(high, low)) for low, high in ends)
-        into = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
+        box: tuple[Any, ...] = tuple(slice(low, max(high, low)) for low, high in ends)
+        into: tuple[Any, ...] = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
         image = np.zeros((len(Modality), *size), np.float32)
         channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
         image[(channels, *into)] = self._image[(slice(None), *box)]

@@ -24,11 +24,11 @@ from pydantic.dataclasses import dataclass as validated
 from glimpseg.data import augment, phantom
 from glimpseg.data.augment import Augment, Transform
 from glimpseg.data.cache import CachedCase, Case, in_memory
+from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, as_mask
-from glimpseg.study import Batch, Study
-from glimpseg.volume import Volume
+from glimpseg.study import Batch
 
 BATCHES_AHEAD = 3
 """Batches made before they are asked for."""
@@ -183,12 +183,3 @@ def _finished(batch: Batch, transforms: list[Transform], device: torch.device) -
 def _phantom_case(number: int, stream: Stream, settings: Preprocess) -> Case:
     made = phantom.Settings.at_spacing(settings.spacing_mm, post_operative=stream.post_operative)
     return in_memory(prepare(as_study(phantom.generate(stream.first_seed + number, made)), settings))
-
-
-def as_study(made: phantom.Phantom) -> Study:
-    """A phantom as any other study, on its RAS grid."""
-    images = {
-        modality: Volume(channel.cpu().numpy().astype(np.float32), made.affine)
-        for modality, channel in zip(Modality, made.images, strict=True)
-    }
-    return Study(f"phantom-{made.seed:08d}", images, Volume(made.labels.cpu().numpy().astype(np.uint8), made.affine))

@@ -44,7 +44,10 @@ def read_volume(path: str | Path) -> Volume:
         usable affine.
     """
     path = Path(path)
-    image = _open(path)
+    return _checked(_open(path), path)
+
+
+def _checked(image: nibabel.spatialimages.SpatialImage, path: Path) -> Volume:
     voxels = _voxels(image, path)
     with np.errstate(over="ignore"):
         voxels = voxels.astype(np.float32)  # beyond its range is infinity, which the next line judges
@@ -55,6 +58,14 @@ def read_volume(path: str | Path) -> Volume:
             "glimpseg works with any that remain."
         )
     return Volume(voxels, image.affine.astype(np.float64))
+
+
+def from_nibabel(image: nibabel.spatialimages.SpatialImage, name: str = "the image") -> Volume:
+    """An image that is already in memory, under the same checks as one in a file."""
+    path = Path(name)
+    _check_shape(image, path)
+    _check_affine(nibabel.Nifti1Image.from_image(image), path)
+    return _checked(image, path)
 
 
 def read_labels(path: str | Path, convention: Convention | None = None) -> Volume:

@@ -1,0 +1,123 @@
+"""Pictures of a study: three planes through the tumour for each present sequence, with contours.
+
+Radiological side: the patient's right is on the picture's left, and letters say so. Arrays are RAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from glimpseg.modality import Modality
+from glimpseg.region import Label
+from glimpseg.volume import Volume, background_value
+
+COLOURS = {Label.NCR: "#e34a33", Label.ED: "#31a354", Label.ET: "#ffd92f", Label.RC: "#6baed6"}
+"""Contours, distinct also for the most common colour blindness and on grey."""
+TITLES = {Label.NCR: "necrosis", Label.ED: "oedema", Label.ET: "enhancing", Label.RC: "cavity"}
+PLANES = ("axial", "coronal", "sagittal")
+# What stands at the left, right, top and bottom of each plane as drawn.
+_SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+_AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
+
+
+def preview(
+    images: Mapping[Modality, Volume],
+    labels: Volume,
+    reference: Volume | None = None,
+    title: str = "",
+) -> Figure:
+    """One row for each sequence, one column for each plane; the reference, if given, as dashed white outline.
+
+    All volumes lie on one grid, in any orientation; planes cut where the tumour is largest.
+    """
+    drawn = {modality: image.ras() for modality, image in images.items()}
+    found = labels.ras()
+    truth = None if reference is None else reference.ras().voxels
+    spacing = found.grid.spacing_mm
+    where = largest_cut(
+        found.voxels if found.voxels.any() or truth is None else truth, next(iter(drawn.values())).voxels
+    )
+    figure = Figure(figsize=(9.6, 3.1 * len(drawn) + 0.7), layout="constrained", facecolor="black")
+    axes = figure.subplots(len(drawn), len(PLANES), squeeze=False)
+    for row, (modality, image) in zip(axes, drawn.items(), strict=True):
+        window = grey_window(image.voxels)
+        for cell, plane in zip(row, PLANES, strict=True):
+            draw_plane(cell, image.voxels, found.voxels, truth, plane, where, spacing, window)
+        row[0].set_title(modality.title, color="white", loc="left", fontsize=11)
+    figure.suptitle(title, color="white", fontsize=11)
+    figure.legend(
+        handles=legend(found.voxels, truth), loc="outside lower center", ncols=6, frameon=False, labelcolor="white"
+    )
+    return figure
+
+
+def draw_plane(
+    cell: Any,
+    image: Float[np.ndarray, "x y z"],
+    labels: Int[np.ndarray, "x y z"],
+    reference: Int[np.ndarray, "x y z"] | None,
+    plane: str,
+    where: Sequence[int],
+    spacing_mm: Sequence[float],
+    window: tuple[float, float],
+) -> None:
+    """One plane of one image with its contours, into matplotlib axes."""
+    first, second = (axis for axis in range(3) if axis != _AXIS[plane])
+    aspect = spacing_mm[second] / spacing_mm[first]
+    cell.imshow(
+        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear"
+    )
+    flat = cut(labels, plane, where)
+    for label, colour in COLOURS.items():
+        if (flat == label).any():
+            cell.contourf(flat == label, levels=[0.5, 1.5], colors=[to_rgba(colour, 0.25)])
+            cell.contour(flat == label, levels=[0.5], colors=[colour], linewidths=0.9)
+    if reference is not None and (cut(reference, plane, where) > 0).any():
+        cell.contour(
+            cut(reference, plane, where) > 0, levels=[0.5], colors=["white"], linewidths=0.9, linestyles="dashed"
+        )
+    cell.set_axis_off()
+    places = (
+        (0.01, 0.5, "left", "center"),
+        (0.99, 0.5, "right", "center"),
+        (0.5, 0.99, "center", "top"),
+        (0.5, 0.01, "center", "bottom"),
+    )
+    for letter, (x, y, horizontal, vertical) in zip(_SIDES[plane], places, strict=True):
+        cell.text(x, y, letter, transform=cell.transAxes, color="0.8", fontsize=8, ha=horizontal, va=vertical)
+
+
+def cut(volume: np.ndarray, plane: str, where: Sequence[int]) -> np.ndarray:
+    """A plane of an RAS array as rows and columns of a picture: superior or anterior up, right or anterior left."""
+    flat = volume.take(where[_AXIS[plane]], axis=_AXIS[plane])
+    # Both remaining axes point right/anterior and anterior/superior; pictures run down and to the right.
+    return flat.T[::-1, ::-1]
+
+
+def largest_cut(labels: Int[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
+    """For each axis the slice with most tumour; without tumour, with most image."""
+    mask = labels > 0 if labels.any() else image != background_value(image)
+    x, y, z = (int(mask.sum(tuple(other for other in range(3) if other != axis)).argmax()) for axis in range(3))
+    return x, y, z
+
+
+def grey_window(image: Float[np.ndarray, "x y z"]) -> tuple[float, float]:
+    """Black and white of the picture: 0.5 % and 99.5 % of the intensities that are not background."""
+    tissue = image[image != background_value(image)]
+    low, high = np.percentile(tissue if tissue.size else image, (0.5, 99.5))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def legend(labels: np.ndarray, reference: np.ndarray | None) -> list[Line2D]:
+    """Lines of a legend for the labels that occur."""
+    lines = [Line2D([], [], color=c, label=TITLES[label]) for label, c in COLOURS.items() if (labels == label).any()]
+    if reference is not None:
+        lines.append(Line2D([], [], color="white", linestyle="dashed", label="reference (whole)"))
+    return lines

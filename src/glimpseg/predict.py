@@ -1,0 +1,286 @@
+"""A study and a model in; labels, probabilities and volumes on the study's own grid out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from monai.inferers import SlidingWindowInferer
+from nibabel.spatialimages import SpatialImage
+from torch import Tensor
+
+from glimpseg import checkpoint, metrics
+from glimpseg.atomic import atomic_folder
+from glimpseg.checkpoint import Model
+from glimpseg.data import nifti
+from glimpseg.data.layouts import convention_named
+from glimpseg.data.preprocess import Prepared, prepare
+from glimpseg.errors import InputError, ModelError, UsageError
+from glimpseg.modality import ALL, Modality, as_mask
+from glimpseg.picture import TITLES, preview
+from glimpseg.region import Label, Region
+from glimpseg.study import Study
+from glimpseg.version import __version__
+from glimpseg.volume import Volume, onto
+
+log = logging.getLogger(__name__)
+
+OVERLAP = 0.5
+"""Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
+WINDOWS_AT_ONCE = 2
+"""On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
+NOT_A_DEVICE = "Research software, not a medical device: not for diagnosis or treatment."
+
+ImageLike: TypeAlias = str | Path | Volume | SpatialImage
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found in one study."""
+
+    labels: Volume
+    """`Label` values, uint8, on the study's own grid."""
+    probabilities: Mapping[Region, Volume] | None
+    used: Modality
+    model: Model
+    images: Mapping[Modality, ImageLike] = field(repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def absent(self) -> Modality:
+        """The sequences that were not there."""
+        return ALL & ~self.used
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions the model delineates."""
+        return self.model.network.regions
+
+    @property
+    def volumes_ml(self) -> dict[Region, float]:
+        """Millilitres of each region."""
+        voxel = self.labels.grid.voxel_ml
+        return {region: metrics.volume_ml(region.of(self.labels.voxels), voxel) for region in self.regions}
+
+    @property
+    def lesions(self) -> dict[Region, int]:
+        """Connected parts of each region."""
+        return {region: metrics.lesion_count(region.of(self.labels.voxels)) for region in self.regions}
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        labels: str = "brats2024",
+        overwrite: bool = False,
+    ) -> Path:
+        """Writes `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json` and, if they were kept,
+        `probabilities_<region>.nii.gz`; all of it or nothing.
+
+        `labels` names the convention of the numbers in `seg.nii.gz`.
+
+        Raises: UsageError if the folder holds files (without `overwrite`) or the convention lacks a label;
+            OutputError when the disk refuses.
+        """
+        convention = convention_named(labels)
+        numbers = {number: label for number, label in convention.meaning.items() if label in self.model.network.labels}
+        with atomic_folder(folder, overwrite=overwrite) as place:
+            values = Volume(convention.write(self.labels.voxels), self.labels.affine)
+            nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
+            for region, volume in (self.probabilities or {}).items():
+                nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
+            _write_json(place / "seg.json", self._names(labels, numbers))
+            _write_json(place / "statistics.json", self._statistics())
+            _write_json(place / "run.json", self._record(labels))
+            self.preview().savefig(place / "preview.png", dpi=110)
+        return Path(folder)
+
+    def preview(self) -> Any:
+        """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
+        volumes = {m: onto(_volume(self.images[m]), self.labels.grid) for m in Modality if m in self.used}
+        absent = f"   absent: {self.absent.title}" if self.absent else ""
+        return preview(volumes, self.labels, title=f"{self.used.title}{absent}   ({self.model.name})")
+
+    def _names(self, convention: str, numbers: Mapping[int, Label]) -> dict[str, Any]:
+        return {
+            "convention": convention,
+            "labels": {str(number): {"name": label.name, "title": TITLES[label]} for number, label in numbers.items()},
+            "regions": {region.name: [label.name for label in region.value] for region in self.regions},
+        }
+
+    def _statistics(self) -> dict[str, Any]:
+        lesions = self.lesions
+        return {
+            region.name: {"title": region.title, "volume_ml": round(volume, 4), "lesions": lesions[region]}
+            for region, volume in self.volumes_ml.items()
+        }
+
+    def _record(self, labels: str) -> dict[str, Any]:
+        grid = self.labels.grid
+        return {
+            "glimpseg": __version__,
+            "notice": NOT_A_DEVICE,
+            "model": {
+                "name": self.model.name,
+                "method": self.model.recipe.method,
+                "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
+                "steps": self.model.provenance.get("steps"),
+                "written_by": self.model.provenance.get("glimpseg"),
+            },
+            "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},
+            "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
+            "labels": labels,
+            "device": str(self.model.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """A model from the folder that training wrote, on `cpu`, `cuda`, `cuda:1`, `mps`, or the best there is.
+
+    Raises: ModelError if the folder holds none that this version can read.
+    """
+    return checkpoint.load(path, resolved_device(device))
+
+
+def segment(
+    *,
+    t1: ImageLike | None = None,
+    t1c: ImageLike | None = None,
+    t2: ImageLike | None = None,
+    flair: ImageLike | None = None,
+    model: str | Path | Model | None = None,
+    brain_mask: ImageLike | None = None,
+    probabilities: bool = False,
+    device: str = "auto",
+) -> Segmentation:
+    """Segments one visit from the sequences that exist; those not named are absent, and order never matters.
+
+    Each image is a path, a nibabel image or a `Volume`; skull-stripped, and registered to each other.
+
+    Raises: InputError for images that cannot be used, ModelError without a usable model.
+    """
+    named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
+    images = {modality: _given(image) for modality, image in named.items() if image is not None}
+    if not images:
+        raise InputError("No MRI sequence was given. Give at least one of t1, t1c, t2, flair.")
+    if model is None:
+        raise ModelError("No model was given. Name a folder that `glimpseg train` wrote (`make demo` makes demo/run).")
+    loaded = model if isinstance(model, Model) else load(model, device)
+    study = Study("study", images, brain=None if brain_mask is None else _given(brain_mask))
+    return segment_study(study, loaded, probabilities=probabilities)
+
+
+def segment_study(study: Study, model: Model, *, probabilities: bool = False) -> Segmentation:
+    """Segments a study with a model that is already loaded; with `probabilities`, keeps each region's."""
+    begun = time.perf_counter()
+    with _warnings_kept() as warnings:
+        prepared = prepare(study, model.recipe.data.preprocess)
+    read = time.perf_counter()
+    labels, maps = infer(prepared, model, keep_probabilities=probabilities)
+    seconds = {"reading": read - begun, "network": time.perf_counter() - read}
+    return Segmentation(labels, maps, prepared.available, model, study.images, seconds, tuple(warnings))
+
+
+def infer(
+    prepared: Prepared, model: Model, *, keep_probabilities: bool = False
+) -> tuple[Volume, dict[Region, Volume] | None]:
+    """Labels, and each region's probability if asked, on the study's own grid.
+
+    Windows run over the brain's box on the working grid. Probabilities, not labels, are interpolated back.
+    """
+    network, device = model.network, model.device
+    image = torch.from_numpy(prepared.image)[None].to(device)
+    available = as_mask(prepared.available)[None].to(device)
+    with torch.inference_mode():
+        working = _windows(model, image, available)[0].cpu()
+    own = torch.stack([torch.from_numpy(_back(channel.numpy(), prepared)) for channel in working])[None]
+    labels = network.decode(own)[0].numpy().astype(np.uint8)
+    affine = prepared.own.affine
+    if not keep_probabilities:
+        return Volume(labels, affine), None
+    found = network.region_probabilities(own)
+    return Volume(labels, affine), {region: Volume(values[0].numpy(), affine) for region, values in found.items()}
+
+
+def resolved_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises: UsageError for a device that is not there."""
+    if name == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"The device '{name}' cannot be used ({str(error).splitlines()[0]}). Try --device cpu."
+        ) from error
+    return device
+
+
+def _windows(model: Model, image: Float[Tensor, "1 m x y z"], available: Tensor) -> Float[Tensor, "1 k x y z"]:
+    patch = model.recipe.data.sampling.patch
+    stride = model.network.stride
+    # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
+    roi = [min(p, -(-n // stride) * stride) for p, n in zip(patch, image.shape[2:], strict=True)]
+    inferer = SlidingWindowInferer(roi, sw_batch_size=WINDOWS_AT_ONCE, overlap=OVERLAP, mode="gaussian")
+
+    def network(windows: Tensor) -> Tensor:
+        return model.network(windows, available.expand(len(windows), -1))
+
+    precision = "bf16" if image.device.type == "cuda" else "fp32"
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        result = inferer(image, network)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _back(values: Float[np.ndarray, "x y z"], prepared: Prepared) -> Float[np.ndarray, "i j k"]:
+    return onto(Volume(values, prepared.grid.affine), prepared.own).voxels
+
+
+def _given(image: ImageLike) -> Volume | Path:
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, str | Path):
+        return Path(image)
+    return nifti.from_nibabel(image)
+
+
+def _volume(image: ImageLike) -> Volume:
+    given = _given(image)
+    return given if isinstance(given, Volume) else nifti.read_volume(given)
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+
+
+class _warnings_kept(logging.Handler):
+    """Collects what the package warns of while a study is read, for `run.json`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def __enter__(self) -> list[str]:
+        logging.getLogger("glimpseg").addHandler(self)
+        return self.messages
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("glimpseg").removeHandler(self)
