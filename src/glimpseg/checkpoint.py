@@ -27,7 +27,7 @@ from torch import Tensor
 from glimpseg import methods
 from glimpseg.atomic import atomic_folder
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.method import Segmenter
+from glimpseg.method import Segmenter, resolved_precision
 from glimpseg.modality import Modality
 from glimpseg.recipe import Recipe
 from glimpseg.version import __version__
@@ -58,6 +58,15 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+    @cached_property
+    def precision(self) -> str:
+        """What the network computes in: bf16 where the processor has it natively, else fp32."""
+        return resolved_precision("auto", self.device)
+
+    def autocast(self) -> torch.autocast:
+        """The context to run the network in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,22 @@ Labels = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"glimpseg {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Write the log there, too.")] = None,
 ) -> None:
-    if version:
-        typer.echo(f"glimpseg {__version__}")
-        raise typer.Exit
     context.obj = {"quiet": quiet, "debug": debug}
     log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]

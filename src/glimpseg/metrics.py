@@ -6,12 +6,14 @@ Computed on the joint bounding box of both masks, which changes nothing but the 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from jaxtyping import Bool
-from monai.metrics import compute_hausdorff_distance
+from jaxtyping import Bool, Float
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from glimpseg.errors import InputError
+
+MANY_POINTS = 40_000
+"""Surface voxels above which a distance transform of the box is faster than a search tree."""
 
 
 def dice(predicted: Bool[np.ndarray, "x y z"], reference: Bool[np.ndarray, "x y z"]) -> float:
@@ -39,10 +41,24 @@ def hd95(
     if not predicted.any() or not reference.any():
         return diagonal_mm(predicted.shape, spacing_mm)
     box = ndimage.find_objects(either.astype(np.uint8))[0]
-    # One empty voxel all around: a mask that touches the box has its surface there, as on the full grid.
-    masks = [torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in (predicted, reference)]
-    distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing_mm))
-    return float(distance)
+    a, b = surface(predicted[box]), surface(reference[box])
+    directed = (distances_mm(one, other, spacing_mm) for one, other in ((a, b), (b, a)))
+    return max(float(np.percentile(distances, 95)) for distances in directed)
+
+
+def surface(mask: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
+    """The voxels of a mask that have a face outside it; beyond the array nothing belongs to the mask."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def distances_mm(
+    start: Bool[np.ndarray, "x y z"], goal: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]
+) -> Float[np.ndarray, "n"]:
+    """From each voxel of `start` to the nearest of `goal`, both not empty, in millimetres."""
+    if start.sum() + goal.sum() > MANY_POINTS:
+        return ndimage.distance_transform_edt(~goal, sampling=spacing_mm)[start]
+    here, there = (np.argwhere(mask) * np.array(spacing_mm) for mask in (start, goal))
+    return KDTree(there).query(here)[0]
 
 
 def diagonal_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> float:

@@ -140,6 +140,7 @@ class Segmentation:
             "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
             "labels": labels,
             "device": str(self.model.device),
+            "precision": self.model.precision,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
@@ -240,8 +241,7 @@ def _windows(model: Model, image: Float[Tensor, "1 m x y z"], available: Tensor)
     def network(windows: Tensor) -> Tensor:
         return model.network(windows, available.expand(len(windows), -1))
 
-    precision = "bf16" if image.device.type == "cuda" else "fp32"
-    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with model.autocast():
         result = inferer(image, network)
     assert isinstance(result, Tensor)
     return result

@@ -35,7 +35,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal
-from glimpseg.method import Learner, Progress, ema
+from glimpseg.method import Learner, Progress, ema, resolved_precision
 from glimpseg.modality import SUBSETS
 from glimpseg.recipe import Optim, Recipe
 from glimpseg.study import Batch, Study
@@ -259,17 +259,6 @@ class _Meter:
         return record
 
 
-def resolved_precision(wanted: str, device: torch.device) -> str:
-    """bf16 or fp32; `auto` takes bf16 where the processor computes it natively."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "fp32"
-
-
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
     """The cache files of all studies, made where they are missing.
 
@@ -398,7 +387,7 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
     with atomic_file(path) as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     raise TrainingError(
-        f"The loss term '{broken[0]}' is {float(terms[broken[0]])} at step {step}, on crops of "
+        f"The loss term '{broken[0]}' is {float(terms[broken[0]].detach())} at step {step}, on crops of "
         f"{', '.join(batch.study)}. The batch is saved as {path}; the last checkpoint is untouched. "
         "Look at the crops, or lower optim.learning_rate."
     )

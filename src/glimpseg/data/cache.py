@@ -56,16 +56,17 @@ class Case:
         self, start: Sequence[int], size: Sequence[int]
     ) -> tuple[Float[np.ndarray, "m x y z"], Int[np.ndarray, "x y z"] | None]:
         """Image and target of the box that begins at voxel `start` (may be negative); outside the study, 0."""
-        ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
-        box: tuple[Any, ...] = tuple(slice(low, max(high, low)) for low, high in ends)
-        into: tuple[Any, ...] = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
         image = np.zeros((len(Modality), *size), np.float32)
+        target = np.zeros(tuple(size), np.int64) if self.has_target else None
+        ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
+        if any(low >= high for low, high in ends):
+            return image, target
+        box: tuple[Any, ...] = tuple(slice(low, high) for low, high in ends)
+        into: tuple[Any, ...] = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
         channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
         image[(channels, *into)] = self._image[(slice(None), *box)]
-        if not self.has_target:
-            return image, None
-        target = np.zeros(tuple(size), np.int64)
-        target[into] = self._target[box]
+        if target is not None:
+            target[into] = self._target[box]
         return image, target
 
 
@@ -166,7 +167,8 @@ def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:
         places = np.argwhere(prepared.target == label)
         chosen = places[:: -(-len(places) // MAXIMAL_SEEDS)]
         seeds.append(np.concatenate([np.full((len(chosen), 1), label), chosen], axis=1))
-    return np.concatenate(seeds).astype(np.int32) if seeds else np.zeros((0, 4), np.int32)
+    # In C order: safetensors writes an array as it lies in memory and reads it back as if in C order.
+    return np.ascontiguousarray(np.concatenate(seeds), np.int32) if seeds else np.zeros((0, 4), np.int32)
 
 
 def _digest(arrays: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -77,6 +77,7 @@ class Sample:
 View = Callable[[Case, Sampling, np.random.Generator], Sample]
 
 
+@runtime_checkable
 class Cases(Protocol):
     """Where sample number n comes from."""
 

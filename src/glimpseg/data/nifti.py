@@ -6,6 +6,7 @@ here; a volume keeps its file's order and says in its affine where it lies.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import zlib
@@ -30,6 +31,8 @@ MAXIMAL_SIDE = 1024
 MAXIMAL_VOXELS = 200_000_000
 MAXIMAL_GAP_MM = 1e-3
 """How far sform and qform may differ before it is worth a warning."""
+SLACK_BYTES = 1024
+"""What a gz file may hold after its last voxel."""
 WIDESPREAD = 0.01
 """Share of voxels that may be NaN or infinite beside an ordinary background."""
 _UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, MemoryError)
@@ -187,6 +190,8 @@ def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
 
 def _voxels(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
     try:
+        if path.name.lower().endswith(".gz") and nibabel.is_proxy(image.dataobj):
+            image = type(image).from_bytes(_inflated(path, image))
         voxels = np.asanyarray(image.dataobj)
     except _UNREADABLE as error:
         raise InputError(
@@ -194,6 +199,22 @@ def _voxels(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
             f"failed ({_first_line(error)}). Copy or export it again."
         ) from error
     return voxels.reshape(voxels.shape[:3])
+
+
+def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
+    """The whole content of a gz file, no more than its header promises, its checksum compared.
+
+    nibabel reads no further than the last voxel and so never meets the checksum, which comes after it.
+    """
+    size = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    with gzip.open(path) as stream:
+        content = stream.read(size)
+        rest = stream.read(SLACK_BYTES + 1)
+    if len(content) < size:
+        raise EOFError(f"it ends after {len(content):,} of {size:,} bytes")
+    if len(rest) > SLACK_BYTES:
+        raise OSError("it goes on after the last voxel")
+    return content
 
 
 def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:

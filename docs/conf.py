@@ -1,0 +1,50 @@
+"""The documentation's build. It asks nothing of any network: formulas are drawn by matplotlib, fonts are the system's."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from docutils import nodes
+from matplotlib import mathtext, rc_context
+from sphinx.application import Sphinx
+
+from glimpseg.version import __version__
+
+project = "glimpseg"
+author = "The glimpseg contributors"
+copyright = author  # noqa: A001
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+
+html_theme = "furo"
+html_title = f"glimpseg {version}"
+html_math_renderer = "drawn"
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"font-stack": "system-ui, sans-serif", "font-stack--monospace": "ui-monospace, monospace"}
+}
+
+
+def drawn(translator: Any, node: nodes.Element) -> None:
+    """Puts a formula into the page as an SVG in the colour of the text."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "font.size": 11}):
+        depth = mathtext.math_to_image(f"${node.astext().strip()}$", buffer, dpi=72, format="svg", color="red")
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace("#ff0000", "currentColor")
+    style = f'<svg role="img" style="vertical-align: -{depth:.1f}pt; background: none" '
+    translator.body.append(svg.replace("<svg ", style, 1))
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the renderer of formulas."""
+    app.add_html_math_renderer("drawn", inline_renderers=(drawn, None), block_renderers=(drawn, None))

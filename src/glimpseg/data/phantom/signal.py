@@ -1,0 +1,165 @@
+"""Magnetic resonance: what a tissue gives in a sequence.
+
+Normal tissue is of the order of magnitude reported by Wansapura et al. (J Magn Reson Imaging 1999) and
+Stanisz et al. (Magn Reson Med 2005); all values here are effective ones, calibrated so that the contrasts
+between regions match patients', and no measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RELAXIVITY = 4.2e-3
+"""Longitudinal relaxivity of a gadolinium chelate, per ms and mM (order of magnitude at clinical fields)."""
+ECHO_STAR = 0.7
+"""T2* as a share of T2 where no echo refocuses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tissue:
+    """What a tissue is to the scanner."""
+
+    density: float
+    """Proton density, water = 1."""
+    t1_ms: float
+    t2_ms: float
+    gadolinium_mm: float = 0.0
+    """Concentration of contrast agent after injection, mmol/l."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TissueRange:
+    """What a tissue is drawn from."""
+
+    density: float
+    t1_ms: tuple[float, float]
+    """At 3 T and at 1.5 T."""
+    t2_ms: float
+    spread: float
+    """Standard deviation of the logarithm of T1 and of T2 between cases; a third of it for the density."""
+    gadolinium_mm: tuple[float, float]
+
+
+def _range(
+    density: float, t1_3t: float, t1_15t: float, t2: float, spread: float, gadolinium: tuple[float, float]
+) -> TissueRange:
+    return TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
+
+
+TISSUES: dict[str, TissueRange] = {
+    "white": _range(0.70, 850, 640, 78, 0.04, (0.004, 0.012)),
+    "grey": _range(0.82, 1330, 1010, 92, 0.04, (0.012, 0.03)),
+    "fluid": _range(1.00, 4200, 4100, 1900, 0.04, (0.0, 0.003)),
+    "vessel": _range(0.60, 1650, 1400, 50, 0.10, (0.5, 1.5)),
+    "oedema": _range(0.86, 1420, 1120, 180, 0.10, (0.0, 0.02)),
+    "solid": _range(0.87, 1400, 1100, 138, 0.12, (0.0, 0.03)),
+    "enhancing": _range(0.87, 1330, 1060, 116, 0.10, (0.05, 0.22)),
+    "necrosis": _range(0.90, 1600, 1270, 160, 0.24, (0.0, 0.02)),
+    "cavity": _range(0.98, 3400, 3200, 1100, 0.10, (0.0, 0.02)),
+    "blood": _range(0.78, 780, 620, 60, 0.15, (0.0, 0.03)),
+}
+"""`solid` is tumour that does not enhance; `vessel` is flowing blood, whose density makes its flow void."""
+
+NORMAL = ("white", "grey", "fluid", "vessel")
+LESION = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpinEcho:
+    """Two-dimensional spin echo, and turbo spin echo at its effective echo time."""
+
+    tr_ms: float
+    te_ms: float
+    planar: ClassVar[bool] = True
+
+    def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
+        """Saturation recovery, seen at the echo."""
+        return density * (1 - torch.exp(-self.tr_ms / t1)) * torch.exp(-self.te_ms / t2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionGradientEcho:
+    """Three-dimensional inversion-prepared gradient echo (MPRAGE)."""
+
+    tr_ms: float
+    ti_ms: float
+    planar: ClassVar[bool] = False
+
+    def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
+        """Magnitude of the inverted magnetisation at the middle of the readout; T2 does not show."""
+        return density * (1 - 2 * torch.exp(-self.ti_ms / t1) / (1 + torch.exp(-self.tr_ms / t1))).abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoiledGradientEcho:
+    """Three-dimensional spoiled gradient echo (SPGR, FLASH)."""
+
+    tr_ms: float
+    te_ms: float
+    flip_degrees: float
+    planar: ClassVar[bool] = False
+
+    def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
+        """Ernst's steady state."""
+        flip, decay = math.radians(self.flip_degrees), torch.exp(-self.tr_ms / t1)
+        steady = math.sin(flip) * (1 - decay) / (1 - math.cos(flip) * decay)
+        return density * steady * torch.exp(-self.te_ms / (ECHO_STAR * t2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionSpinEcho:
+    """Two-dimensional inversion recovery with turbo spin echo: FLAIR when the inversion nulls fluid."""
+
+    tr_ms: float
+    te_ms: float
+    ti_ms: float
+    planar: ClassVar[bool] = True
+
+    def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
+        """Magnitude of the recovered magnetisation, seen at the echo."""
+        recovered = (1 - 2 * torch.exp(-self.ti_ms / t1) + torch.exp(-self.tr_ms / t1)).abs()
+        return density * recovered * torch.exp(-self.te_ms / t2)
+
+
+Sequence = SpinEcho | InversionGradientEcho | SpoiledGradientEcho | InversionSpinEcho
+
+
+def nulling_inversion_ms(tr_ms: float, t1_ms: float) -> float:
+    """The inversion time at which a tissue of `t1_ms` gives no signal."""
+    return t1_ms * math.log(2 / (1 + math.exp(-tr_ms / t1_ms)))
+
+
+def response(
+    sequence: Sequence,
+    tissue: Tissue,
+    contrast: bool,
+    t1_factor: Tensor | float = 1.0,
+    t2_factor: Tensor | float = 1.0,
+    uptake: Tensor | float = 1.0,
+) -> Tensor:
+    """Signal of a tissue, with its T1, T2 and uptake of contrast agent varied voxel by voxel.
+
+    `contrast`: whether gadolinium has been given. Arbitrary units, any shape.
+    """
+    t1 = torch.as_tensor(tissue.t1_ms * t1_factor)
+    t2 = torch.as_tensor(tissue.t2_ms * t2_factor)
+    if contrast:
+        t1 = 1 / (1 / t1 + RELAXIVITY * tissue.gadolinium_mm * uptake)
+    return sequence.signal(torch.as_tensor(tissue.density), t1, t2)
+
+
+def drawn_tissue(rng: np.random.Generator, kind: TissueRange, field_strength: float) -> Tissue:
+    """One case's values of a tissue."""
+    density, t1, t2 = rng.standard_normal(3) * kind.spread
+    return Tissue(
+        density=kind.density * (1 + 0.3 * density),
+        t1_ms=kind.t1_ms[0 if field_strength == 3.0 else 1] * math.exp(t1),
+        t2_ms=kind.t2_ms * math.exp(t2),
+        gadolinium_mm=float(rng.uniform(*kind.gadolinium_mm)),
+    )

@@ -1,0 +1,101 @@
+"""Shapes and types of the annotated functions are checked at run time, in the tests only."""
+
+import warnings
+
+from jaxtyping import install_import_hook
+
+CHECKED = [
+    f"glimpseg.{name}"
+    for name in (
+        "volume", "study", "losses", "method", "picture", "predict",
+        "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "methods.unet",
+    )
+]  # fmt: skip
+install_import_hook(CHECKED, "typecheck.checked")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what our dependencies say of themselves on import
+    import monai.metrics
+    import monai.networks.nets  # noqa: F401
+
+import nibabel  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from glimpseg import checkpoint, methods  # noqa: E402
+from glimpseg.modality import Modality  # noqa: E402
+
+torch.set_num_threads(2)
+
+SMALL = {
+    "config.width": 8,
+    "config.blocks": [1, 1, 1],
+    "config.heads": 2,
+    "data.sampling.patch": [16, 16, 16],
+    "optim.steps": 12,
+    "optim.save_every": 2,
+    "optim.log_every": 2,
+    "optim.precision": "fp32",
+}
+"""Changes that make the phantom recipe a matter of seconds."""
+
+
+def small_recipe(**changes):
+    return methods.find_recipe("unet/phantom", {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def head(seed=0, shape=(40, 48, 36)):
+    """Four images of an ellipsoid brain with a ball of tumour, and its labels; RAS arrays."""
+    rng = np.random.default_rng(seed)
+    place = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    brain = (place**2).sum(0) < 0.8
+    centre = rng.uniform(-0.3, 0.3, 3)
+    distance = np.sqrt(((place - centre[:, None, None, None]) ** 2).sum(0))
+    labels = np.select([distance < 0.12, distance < 0.22, distance < 0.35], [1, 3, 2], 0).astype(np.uint8)
+    contrast = {
+        Modality.T1: (0, -30, -10, 0),
+        Modality.T1C: (0, -20, 0, 120),
+        Modality.T2: (0, 80, 60, 50),
+        Modality.FLAIR: (0, 40, 90, 60),
+    }
+    images = {
+        modality: np.where(brain, 200 + np.array(by_label)[labels] + rng.normal(0, 10, shape), 0).astype(np.float32)
+        for modality, by_label in contrast.items()
+    }
+    return images, np.where(brain, labels, 0).astype(np.uint8)
+
+
+AFFINE = np.array([[3.0, 0, 0, -60], [0, 3.0, 0, -70], [0, 0, 3.0, -50], [0, 0, 0, 1]])
+WORDS = {Modality.T1: "t1n", Modality.T1C: "t1c", Modality.T2: "t2w", Modality.FLAIR: "t2f"}
+
+
+def write_head(folder, name="S1", seed=0, modalities=tuple(Modality), affine=AFFINE, reference=True):
+    """A study folder in the layout of BraTS 2023."""
+    images, labels = head(seed)
+    place = folder / name
+    place.mkdir(parents=True)
+    for modality in modalities:
+        nibabel.save(nibabel.Nifti1Image(images[modality], affine), place / f"{name}-{WORDS[modality]}.nii.gz")
+    if reference:
+        nibabel.save(nibabel.Nifti1Image(labels, affine), place / f"{name}-seg.nii.gz")
+    return place
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """Four complete studies."""
+    folder = tmp_path_factory.mktemp("archive")
+    for seed in range(4):
+        write_head(folder, f"S{seed}", seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """An untrained small network, as a model on disk."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    recipe = small_recipe()
+    torch.manual_seed(0)
+    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    return folder

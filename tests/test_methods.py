@@ -1,0 +1,186 @@
+"""The contract, for every method found: what makes one new file safe."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import glimpseg
+from glimpseg import checkpoint, methods
+from glimpseg.data import loader
+from glimpseg.data.cache import in_memory
+from glimpseg.data.phantom import Settings, generate
+from glimpseg.data.phantom_archive import as_study
+from glimpseg.data.preprocess import prepare
+from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
+from glimpseg.modality import SUBSETS, as_mask
+
+NAMES = methods.names()
+DOCS = Path(__file__).parents[1] / "docs" / "methods"
+SIDE = 32
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def recipe(request):
+    return methods.find_recipe(f"{request.param}/phantom", {"data.sampling.patch": [SIDE] * 3})
+
+
+@pytest.fixture(scope="module")
+def learner(recipe):
+    torch.manual_seed(1)
+    return methods.build(recipe).eval()
+
+
+@pytest.fixture(scope="module")
+def batch(recipe):
+    """Two crops of one phantom, one of them around its tumour."""
+    spacing = recipe.data.preprocess.spacing_mm
+    made = prepare(as_study(generate(5, Settings.at_spacing(spacing))), recipe.data.preprocess)
+    case, rng = in_memory(made), np.random.default_rng(0)
+    samples = [loader.view(case, recipe.data.sampling, rng) for _ in range(2)]
+    return loader.collate(samples)[0]
+
+
+def test_there_is_at_least_the_baseline():
+    assert "unet" in NAMES
+
+
+@pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
+def test_every_subset_gives_finite_probabilities(learner, batch, subset):
+    with torch.inference_mode():
+        probabilities = learner(batch.image, as_mask(subset).expand(2, -1))
+    assert probabilities.shape[2:] == batch.image.shape[2:]
+    assert torch.isfinite(probabilities).all()
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+@pytest.mark.parametrize("subset", SUBSETS[:-1], ids=lambda subset: subset.key)
+def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
+    available = as_mask(subset).expand(2, -1)
+    broken = torch.where(available[:, :, None, None, None], batch.image, torch.nan)
+    with torch.inference_mode():
+        assert torch.equal(learner(batch.image, available), learner(broken, available))
+
+
+def test_the_network_is_told_what_is_present(learner, batch):
+    silent = batch.image.clone()
+    silent[:, 1] = 0
+    with torch.inference_mode():
+        present = learner(silent, as_mask(SUBSETS[-1]).expand(2, -1))
+        absent = learner(silent, (as_mask(SUBSETS[-1]) & ~as_mask(SUBSETS[1])).expand(2, -1))
+    assert (present - absent).abs().max() > 1e-4
+
+
+def test_labels_and_regions_have_their_places(learner, batch):
+    if not isinstance(learner, Segmenter):
+        pytest.skip("pretraining")
+    with torch.inference_mode():
+        probabilities = learner(batch.image, batch.available)
+    assert set(learner.decode(probabilities).unique().tolist()) <= {0, *learner.labels}
+    assert set(learner.region_probabilities(probabilities)) == set(learner.regions)
+
+
+def test_every_parameter_is_trained(recipe, batch):
+    torch.manual_seed(0)
+    learner = methods.build(recipe)
+    grouped = {id(p) for group in learner.parameter_groups() for p in group["params"]}
+    sum(learner.losses(batch, Progress(0, 1)).values()).backward()
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            assert id(parameter) in grouped, f"{name} is in no group"
+            assert parameter.grad is not None, f"{name} got no gradient"
+            assert parameter.grad.any(), f"{name} got no gradient but 0"
+
+
+def test_the_loss_falls_on_one_batch(recipe, batch):
+    torch.manual_seed(0)
+    learner = methods.build(recipe)
+    optimizer = torch.optim.AdamW(learner.parameter_groups(), 2e-3)
+    history = []
+    for step in range(30):
+        torch.manual_seed(step % 3)  # the same three draws of subsets over and over
+        loss = sum(learner.losses(batch, Progress(step, 30)).values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        learner.after_step(Progress(step, 30))
+        history.append(float(loss.detach()))
+    assert np.mean(history[-3:]) < 0.8 * np.mean(history[:3])
+
+
+def test_a_saved_model_gives_the_same_bits(recipe, learner, batch, tmp_path):
+    checkpoint.save(tmp_path / "m", learner.state_dict(), recipe, {})
+    again = checkpoint.load(tmp_path / "m").network
+    with torch.inference_mode():
+        assert torch.equal(learner(batch.image, batch.available), again(batch.image, batch.available))
+
+
+def test_the_recipe_survives_its_yaml(recipe):
+    assert methods.from_tree(methods.as_tree(recipe)) == recipe
+
+
+def test_the_terms_are_those_of_the_doc_page(recipe, learner, batch):
+    page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
+    terms = page.split("## Terms")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\W*`([a-z_/]+)`", terms, re.MULTILINE))
+    assert named == set(learner.losses(batch, Progress(0, 1)))
+
+
+def test_equations_of_the_page_name_functions_of_the_code(recipe):
+    page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
+    rows = [line.split("|") for line in page.splitlines() if re.match(r"\|\s*\(?\d+", line)]
+    assert rows, "the page has no equation table"
+    defined = set()
+    for path in Path(glimpseg.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        defined |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for row in rows:
+        names = re.findall(r"`(?:[\w.]*\.)?(\w+)`", row[3])
+        assert names, f"equation {row[1].strip()} names no function"
+        assert set(names) <= defined, f"equation {row[1].strip()} names {set(names) - defined}"
+
+
+def test_departures_stand_in_the_docstring_and_on_the_page(recipe):
+    source = ast.get_docstring(ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8")))
+    assert "Departures" in source
+    assert "Departures" in (DOCS / f"{recipe.method}.md").read_text("utf-8")
+
+
+def test_summaries_are_read_without_importing():
+    for name in NAMES:
+        line, recipes = methods.summary(name)
+        assert line
+        assert "phantom" in recipes
+
+
+# Tools that methods share
+
+
+@pytest.mark.parametrize("available", SUBSETS, ids=lambda subset: subset.key)
+def test_drawn_subsets_are_never_empty_and_never_more_than_there_is(available):
+    torch.manual_seed(0)
+    mask = as_mask(available).expand(200, -1)
+    drawn = draw_subsets(mask)
+    assert drawn.any(1).all()
+    assert not (drawn & ~mask).any()
+    assert len(drawn.unique(dim=0)) == 2 ** len(available) - 1
+
+
+def test_all_fifteen_subsets_are_drawn_equally_often():
+    torch.manual_seed(0)
+    drawn = draw_subsets(torch.ones(15_000, 4, dtype=torch.bool))
+    _, counts = drawn.unique(dim=0, return_counts=True)
+    # Expected 1000 each, standard deviation 31.
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
+def test_a_frozen_module_passes_gradients_to_its_input_alone():
+    judge = torch.nn.Linear(3, 1)
+    feature = torch.randn(2, 3, requires_grad=True)
+    frozen(judge)(feature).sum().backward()
+    assert feature.grad is not None
+    assert judge.weight.grad is None

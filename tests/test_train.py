@@ -1,0 +1,315 @@
+"""Training that can be killed, resumed, shared among ranks, and stopped with a reason."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from conftest import SMALL, small_recipe, write_head
+from glimpseg import checkpoint, methods
+from glimpseg.errors import InputError, ModelError, Preempted, TrainingError, UsageError
+from glimpseg.methods.unet import UNet
+from glimpseg.train import train
+
+CPU = torch.device("cpu")
+
+
+def weights(run):
+    return checkpoint.weights_digest(load_file(Path(run) / "model" / checkpoint.WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "whole"
+    train(small_recipe(), run, data=archive, device=CPU)
+    return run
+
+
+def command(archive, run, *more):
+    changes = [f"--set={name}={json.dumps(value)}" for name, value in SMALL.items()]
+    return ["train", "unet/phantom", *changes, "--data", str(archive), "-o", str(run), "--device", "cpu", *more]
+
+
+def glimpseg(*arguments, **options):
+    code = "import torch; torch.set_num_threads(2); from glimpseg.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_run_leaves_what_a_person_looks_for(undisturbed):
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"model", "checkpoints", "recipe.yaml", "metrics.jsonl", "progress.png", "cache"} <= names
+    assert {p.name for p in (undisturbed / "model").iterdir()} == {
+        "weights.safetensors",
+        "recipe.yaml",
+        "provenance.json",
+    }
+
+
+def test_only_the_last_two_checkpoints_stay(undisturbed):
+    assert [p.name for p in checkpoint.checkpoints(undisturbed)] == ["step-00000012", "step-00000010"]
+
+
+def test_the_record_says_what_share_of_a_step_was_waiting(undisturbed):
+    records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4, 6, 8, 10, 12]
+    assert all(0 <= record["waiting"] <= 1 for record in records)
+    assert records[0]["loss"] == pytest.approx(records[0]["loss/dice"] + records[0]["loss/cross_entropy"], abs=1e-5)
+
+
+def test_the_model_knows_its_data(undisturbed):
+    record = checkpoint.load(undisturbed).provenance
+    assert record["data"]["studies"] == 4
+    assert record["data"]["labels"] == "brats2023"
+
+
+def test_two_runs_of_one_recipe_are_one(archive, undisturbed, tmp_path):
+    train(small_recipe(), tmp_path / "again", data=archive, device=CPU)
+    assert weights(tmp_path / "again") == weights(undisturbed)
+
+
+def test_another_seed_is_another_run(archive, undisturbed, tmp_path):
+    train(small_recipe(seed=1), tmp_path / "other", data=archive, device=CPU)
+    assert weights(tmp_path / "other") != weights(undisturbed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_failed_midway_resumes_to_the_same_weights(archive, tmp_path, monkeypatch, precision):
+    recipe = small_recipe(optim__precision=precision)
+    train(recipe, tmp_path / "whole", data=archive, device=CPU)
+    steps = iter(range(100))
+    honest = UNet.after_step
+
+    def break_down(self, progress):
+        if next(steps) == 6:
+            raise KeyboardInterrupt
+        honest(self, progress)
+
+    monkeypatch.setattr(UNet, "after_step", break_down)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "broken", data=archive, device=CPU)
+    monkeypatch.setattr(UNet, "after_step", honest)
+    train(recipe, tmp_path / "broken", data=archive, device=CPU, resume=True)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(archive, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    train(small_recipe(), run, data=archive, device=CPU)
+    newest = checkpoint.checkpoints(run)[0] / checkpoint.STATE
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    assert checkpoint.newest_valid(run).name == "step-00000010"
+    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    assert weights(run) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_it_is_the_same_run(archive, undisturbed, tmp_path):
+    run, rng = tmp_path / "killed", random.Random(4)
+    for _ in range(3):
+        process = glimpseg(*command(archive, run, *(["--resume"] if (run / "recipe.yaml").exists() else [])))
+        limit = time.time() + 60
+        seen = len(list((run / "checkpoints").glob("step-*")))
+        while process.poll() is None and time.time() < limit:  # at least one step further, then any moment
+            if len(list((run / "checkpoints").glob("step-*"))) != seen:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+    process = glimpseg(*command(archive, run, "--resume"))
+    assert process.communicate()[1] is not None
+    assert process.returncode == 0
+    assert weights(run) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_75(archive, undisturbed, tmp_path):
+    run = tmp_path / "stopped"
+    process = glimpseg(*command(archive, run, "--set=optim.steps=4000"))
+    limit = time.time() + 60
+    while not list((run / "checkpoints").glob("step-*")) and time.time() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "Go on with --resume" in text
+    assert checkpoint.newest_valid(run) is not None
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_what_one_does_that_accumulates(archive, tmp_path):
+    code = "import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()"
+    script = tmp_path / "go.py"
+    script.write_text(code)
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = [sys.executable, str(script), *command(archive, alone, "--set=optim.accumulate=2")]
+    subprocess.run(one, check=True, capture_output=True, env=environment)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*torchrun, *command(archive, shared)], check=True, capture_output=True, env=environment)
+    first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (alone, shared))
+    assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in first)
+
+
+def test_a_run_is_not_overwritten(archive, undisturbed):
+    with pytest.raises(UsageError, match="Add --resume"):
+        train(small_recipe(), undisturbed, data=archive, device=CPU)
+
+
+def test_a_run_is_not_resumed_under_another_recipe(archive, undisturbed):
+    with pytest.raises(UsageError, match="another recipe"):
+        train(small_recipe(seed=9), undisturbed, data=archive, device=CPU, resume=True)
+
+
+def test_only_one_process_trains_in_a_run(archive, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(TrainingError, match="Another process"):
+        train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
+
+
+def test_a_loss_that_is_nan_stops_with_its_name_and_its_batch(archive, tmp_path, monkeypatch):
+    honest = UNet.losses
+
+    def poisoned(self, batch, progress):
+        terms = honest(self, batch, progress)
+        return terms | ({"cross_entropy": terms["cross_entropy"] * torch.nan} if progress.step == 5 else {})
+
+    monkeypatch.setattr(UNet, "losses", poisoned)
+    with pytest.raises(TrainingError, match="'cross_entropy' is nan at step 5"):
+        train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
+    saved = load_file(tmp_path / "run" / "failed" / "step-00000005.safetensors")
+    assert saved["image"].shape == (2, 4, 16, 16, 16)
+    assert checkpoint.newest_valid(tmp_path / "run").name == "step-00000004"
+
+
+def test_a_study_that_cannot_be_read_is_named(tmp_path):
+    write_head(tmp_path / "data", "S0")
+    broken = write_head(tmp_path / "data", "S1", 1) / "S1-t2f.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"1 of 2 studies cannot be used(.|\n)*S1"):
+        train(small_recipe(), tmp_path / "run", data=tmp_path / "data", device=CPU)
+
+
+def test_studies_that_lack_sequences_train_too(tmp_path):
+    from glimpseg.modality import Modality
+
+    write_head(tmp_path / "data", "S0", 0, (Modality.T1C,))
+    write_head(tmp_path / "data", "S1", 1, (Modality.T2, Modality.FLAIR))
+    train(small_recipe(optim__steps=2), tmp_path / "run", data=tmp_path / "data", device=CPU)
+    assert checkpoint.load(tmp_path / "run").provenance["data"]["available"] == {"t1c": 1, "t2+flair": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optim.step", 3, "Did you mean 'steps'"),
+        ("config.widht", 8, "Did you mean 'width'"),
+        ("config.width", 6, "multiple of channels_per_group"),
+        ("optim.learning_rate", "fast", "valid number"),
+        ("data.sampling.batch", 0, "at least 1"),
+    ],
+)
+def test_a_recipe_field_that_is_wrong_is_named(path, value, message):
+    with pytest.raises(UsageError, match=message):
+        methods.find_recipe("unet/phantom", {path: value})
+
+
+def test_a_recipe_is_read_from_the_yaml_a_run_wrote(undisturbed):
+    assert methods.find_recipe(str(undisturbed / "recipe.yaml")) == small_recipe()
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    assert (
+        methods.find_recipe("unet/phantom", {"optim.learning_rate": yaml.safe_load("2e-4")}).optim.learning_rate == 2e-4
+    )
+
+
+# Models that must not be loaded
+
+
+def copied(model_folder, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(model_folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "recipe.yaml"])
+def test_a_flipped_bit_in_a_model_is_noticed(model_folder, tmp_path, name):
+    path = copied(model_folder, tmp_path) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="checksum differs"):
+        checkpoint.load(path.parent)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "recipe.yaml", "provenance.json"])
+def test_a_model_that_lacks_a_file_is_refused(model_folder, tmp_path, name):
+    folder = copied(model_folder, tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=name):
+        checkpoint.load(folder)
+
+
+def test_a_model_of_another_format_is_refused(model_folder, tmp_path):
+    path = copied(model_folder, tmp_path) / "provenance.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(ModelError, match="format 99"):
+        checkpoint.load(path.parent)
+
+
+def test_a_model_of_an_unknown_method_is_refused(tmp_path):
+    recipe = small_recipe()
+    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
+    _rewrite(tmp_path / "m", lambda tree: tree | {"method": "telepathy"})
+    with pytest.raises(ModelError, match="no method 'telepathy'"):
+        checkpoint.load(tmp_path / "m")
+
+
+def test_weights_that_do_not_fit_the_recipe_are_refused(tmp_path):
+    recipe = small_recipe()
+    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
+    _rewrite(tmp_path / "m", lambda tree: tree | {"config": tree["config"] | {"width": 16}})
+    with pytest.raises(ModelError, match="do not fit"):
+        checkpoint.load(tmp_path / "m")
+
+
+def _rewrite(folder, change):
+    """Changes the recipe and its checksum, as another version of glimpseg might have written them."""
+    import hashlib
+
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
+    record = json.loads((folder / "provenance.json").read_text())
+    record["sha256"]["recipe.yaml"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "provenance.json").write_text(json.dumps(record))
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (Path(tmp_path / "canary").touch, ())
+
+    (tmp_path / "m").mkdir()
+    torch.save(Payload(), tmp_path / "m" / "weights.safetensors")
+    torch.save(Payload(), tmp_path / "m" / "weights.pt")
+    with pytest.raises(ModelError):
+        checkpoint.load(tmp_path / "m")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_preemption_is_its_own_error():
+    assert not issubclass(Preempted, TrainingError)
