@@ -1,8 +1,9 @@
-"""The documentation's build. It asks nothing of any network: formulas are drawn by matplotlib, fonts are the system's."""
+"""The documentation's build. It asks nothing of any network: matplotlib draws the formulas, fonts are the system's."""
 
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from docutils import nodes
@@ -36,11 +37,13 @@ html_theme_options = {
 def drawn(translator: Any, node: nodes.Element) -> None:
     """Puts a formula into the page as an SVG in the colour of the text."""
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "font.size": 11}):
+    with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "font.size": 11, "savefig.transparent": True}):
         depth = mathtext.math_to_image(f"${node.astext().strip()}$", buffer, dpi=72, format="svg", color="red")
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("#ff0000", "currentColor")
-    style = f'<svg role="img" style="vertical-align: -{depth:.1f}pt; background: none" '
+    # The date would make every build another, and the style would hold for the whole page.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    style = f'<svg role="img" style="vertical-align: -{depth:.1f}pt" '
     translator.body.append(svg.replace("<svg ", style, 1))
     raise nodes.SkipNode
 

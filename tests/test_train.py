@@ -172,6 +172,12 @@ def test_a_run_is_not_resumed_under_another_recipe(archive, undisturbed):
         train(small_recipe(seed=9), undisturbed, data=archive, device=CPU, resume=True)
 
 
+def test_a_run_is_not_resumed_on_other_data(archive, undisturbed, tmp_path):
+    write_head(tmp_path / "other", "S9", 9)
+    with pytest.raises(UsageError, match="other data"):
+        train(small_recipe(), undisturbed, data=tmp_path / "other", device=CPU, resume=True)
+
+
 def test_only_one_process_trains_in_a_run(archive, tmp_path):
     from filelock import FileLock
 

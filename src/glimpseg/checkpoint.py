@@ -120,12 +120,12 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
     return Model(network.to(device).eval(), recipe, record, folder)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], State]:
-    """Weights and state of a checkpoint. Raises: ModelError as `load`."""
-    verified(folder)
+def load_state(folder: Path) -> tuple[State, dict[str, Any]]:
+    """State and provenance of a checkpoint. Raises: ModelError as `load`."""
+    record = verified(folder)
     scalars = json.loads((folder / STATE_SCALARS).read_text("utf-8"))
     step = scalars.pop("step")
-    return load_file(folder / WEIGHTS), State(step, load_file(folder / STATE), scalars)
+    return State(step, load_file(folder / STATE), scalars), record
 
 
 def verified(folder: Path) -> dict[str, Any]:

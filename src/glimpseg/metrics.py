@@ -58,7 +58,7 @@ def distances_mm(
     if start.sum() + goal.sum() > MANY_POINTS:
         return ndimage.distance_transform_edt(~goal, sampling=spacing_mm)[start]
     here, there = (np.argwhere(mask) * np.array(spacing_mm) for mask in (start, goal))
-    return KDTree(there).query(here)[0]
+    return np.asarray(KDTree(there).query(here)[0])
 
 
 def diagonal_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> float:

@@ -5,7 +5,7 @@ Radiological side: the patient's right is on the picture's left, and letters say
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy import ndimage
 
 from glimpseg.modality import Modality
 from glimpseg.region import Label
@@ -38,8 +39,10 @@ def preview(
     All volumes lie on one grid, in any orientation; planes cut where the tumour is largest.
     """
     drawn = {modality: image.ras() for modality, image in images.items()}
-    found = labels.ras()
-    truth = None if reference is None else reference.ras().voxels
+    box = _head(image.voxels for image in drawn.values())
+    drawn = {modality: Volume(image.voxels[box], image.affine) for modality, image in drawn.items()}
+    found = Volume(labels.ras().voxels[box], labels.ras().affine)
+    truth = None if reference is None else reference.ras().voxels[box]
     spacing = found.grid.spacing_mm
     where = largest_cut(
         found.voxels if found.voxels.any() or truth is None else truth, next(iter(drawn.values())).voxels
@@ -106,6 +109,16 @@ def largest_cut(labels: Int[np.ndarray, "x y z"], image: Float[np.ndarray, "x y 
     mask = labels > 0 if labels.any() else image != background_value(image)
     x, y, z = (int(mask.sum(tuple(other for other in range(3) if other != axis)).argmax()) for axis in range(3))
     return x, y, z
+
+
+def _head(images: Iterable[Float[np.ndarray, "x y z"]]) -> tuple[slice, ...]:
+    """The box that holds everything drawn, with a little air for the letters."""
+    mask = np.logical_or.reduce([image != background_value(image) for image in images])
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        return (slice(None),) * 3
+    air = [max(2, n // 25) for n in mask.shape]
+    return tuple(slice(max(s.start - a, 0), s.stop + a) for s, a in zip(found[0], air, strict=True))
 
 
 def grey_window(image: Float[np.ndarray, "x y z"]) -> tuple[float, float]:

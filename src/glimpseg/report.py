@@ -110,7 +110,7 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
 def table(evaluation: Evaluation, metric: str) -> dict[str, Any]:
     """The field's table: a row for each subset with its dots, a column for each region, means at the end."""
     scale = 100 if metric == "dice" else 1
-    rows = []
+    rows: list[dict[str, Any]] = []
     for subset in evaluation.subsets:
         means = {region: scale * evaluation.mean(subset, region, metric) for region in evaluation.regions}
         members = parse(subset)

@@ -62,7 +62,7 @@ def fit(
     torch.manual_seed(recipe.seed)
     learner: Learner = methods.build(recipe).to(device)
     training = _Training.of(learner, recipe.optim, device)
-    start = _restore(training, run, device)
+    start = _restore(training, run, provenance or {})
     objective: nn.Module = Objective(learner)
     if world > 1:
         objective = DistributedDataParallel(objective)
@@ -338,11 +338,13 @@ def _only_one(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def _restore(training: _Training, run: Path, device: torch.device) -> int:
+def _restore(training: _Training, run: Path, provenance: Mapping[str, Any]) -> int:
     newest = checkpoint.newest_valid(run)
     if newest is None:
         return 0
-    _, state = checkpoint.load_state(newest)
+    state, record = checkpoint.load_state(newest)
+    if record.get("data") != provenance.get("data"):
+        raise UsageError(f"{run} was begun on other data ({newest / checkpoint.PROVENANCE}). Resume with those.")
     if state.scalars["precision"] != training.precision:
         log.warning("The run was begun in %s and goes on in %s.", state.scalars["precision"], training.precision)
     training.restore(state)

@@ -63,9 +63,9 @@ def _checked(image: nibabel.spatialimages.SpatialImage, path: Path) -> Volume:
     return Volume(voxels, image.affine.astype(np.float64))
 
 
-def from_nibabel(image: nibabel.spatialimages.SpatialImage, name: str = "the image") -> Volume:
-    """An image that is already in memory, under the same checks as one in a file."""
-    path = Path(name)
+def from_nibabel(image: nibabel.spatialimages.SpatialImage) -> Volume:
+    """An image that was opened by nibabel or made in memory, under the same checks as a file."""
+    path = Path(image.get_filename() or "the image")
     _check_shape(image, path)
     _check_affine(nibabel.Nifti1Image.from_image(image), path)
     return _checked(image, path)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from scipy import ndimage
 from torch import Tensor
 
@@ -32,6 +33,10 @@ NEAR_MM = 5.0
 FOLD_MM = 11.0
 FOLD_LEVELS = 1.4
 """Correlation length of the field, and steps between its levels, that are the small sulci: some 12 mm apart."""
+SHARPNESS, ROUGHNESS = 2.2, 0.45
+"""How much surer tissue is than in the average, and the noise that then moves its borders (both in logits)."""
+RIBBON_GAIN, GYRUS_LOSS, SULCUS_GAIN = 4.0, 1.2, 5.5
+"""What folding adds: grey matter along a sulcus, less of it in between, fluid in it (logits)."""
 FOLD_LATTICE_MM = 3.0
 FOLD_RADIUS_MM, UPRIGHT = 65.0, 0.75
 """The sphere that sulci are drawn on, and how nearly they keep their direction below it (1: wholly)."""
@@ -64,11 +69,10 @@ def atlas(device: torch.device) -> Atlas:
     with np.load(io.BytesIO(packed), allow_pickle=False) as halves:
         whole = {name: _mirrored(halves[name]) for name in ("depth", "grey", "white", "t1", "ventricles")}
         centre = halves["centre"].astype(np.float64)
-    maps = np.stack(
-        [whole["depth"] / 10 - 2, whole["grey"] / 127, whole["white"] / 127, whole["t1"] / 63], dtype=np.float32
-    )
+    scaled: list[np.ndarray] = [whole["depth"] / 10 - 2, whole["grey"] / 127, whole["white"] / 127, whole["t1"] / 63]
+    maps = np.stack(scaled).astype(np.float32)
     pools = whole["ventricles"] / 255
-    slope = np.stack(np.gradient(pools, 2.0))
+    slope = np.stack([np.gradient(pools, 2.0, axis=axis) for axis in range(3)])
     near_grey = blur(torch.from_numpy(maps[1, ::2, ::2, ::2]), NEAR_MM / 2).numpy()
     smooth = np.concatenate([np.stack([pools, near_grey]), slope / np.abs(slope).max()]).astype(np.float32)
     return Atlas(torch.from_numpy(maps).to(device), torch.from_numpy(smooth).to(device), centre)
@@ -164,7 +168,7 @@ class Brain:
     t1: Float[Tensor, "n"]
     """What the atlas' T1 average shows beside its tissues."""
     ventricles: Float[Tensor, "n"]
-    """Near 1 deep in the ventricles, 0 far away."""
+    """The lateral ventricles, smoothed: 0.4 in their middle, 0 far away."""
     near_grey: Float[Tensor, "n"]
     """Share of grey matter in the average's surroundings."""
 
@@ -172,9 +176,10 @@ class Brain:
         """The brain's voxels of an array over the box."""
         return volume.flatten()[self.inside]
 
-    def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
+    def spread(self, values: Shaped[Tensor, "n"], fill: float = 0.0) -> Shaped[Tensor, "x y z"]:
         """An array over the box that holds `values` in the brain and `fill` around it."""
-        volume = torch.full((values.new_zeros(self.lattice.shape).numel(),), fill, dtype=values.dtype).to(values.device)
+        count = math.prod(self.lattice.shape)
+        volume = torch.full((count,), fill, dtype=values.dtype, device=values.device)
         volume[self.inside] = values
         return volume.reshape(self.lattice.shape)
 
@@ -205,7 +210,7 @@ def _bounding_box(shape: Warp, grid: Lattice) -> Box:
     return grid.box_around(shape.lattice, found, margin_mm=WARP_SPACING_MM)
 
 
-def largest_parts(mask: Tensor, share: float) -> Tensor:
+def largest_parts(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, "x y z"]:
     """`mask` without connected parts smaller than `share` of the largest."""
     parts, count = ndimage.label(mask.cpu().numpy())
     if count <= 1:
@@ -226,15 +231,15 @@ def _tissues(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "3 n"]:
     sulcus = cortex * torch.exp(-((distance / (SULCUS_WIDTH * max(1.0, spacing**0.5))) ** 2))
     white, grey, fluid = brain.normal.clamp(0, 1)
     folding = plan.head.folding
+    grey = SHARPNESS * (grey + FOLD_SHARE * ribbon).clamp(min=1e-3).log() + ROUGHNESS * rough[0]
+    fluid = 2 * (fluid + FOLD_SHARE * sulcus).clamp(min=1e-3).log() + ROUGHNESS * rough[1]
     logits = torch.stack(
         [
-            2.2 * white.clamp(min=1e-3).log(),
-            2.2 * (grey + FOLD_SHARE * ribbon).clamp(min=1e-3).log()
-            + 0.45 * rough[0] + folding * (4.0 * ribbon - 1.2 * cortex),
-            2.0 * (fluid + FOLD_SHARE * sulcus).clamp(min=1e-3).log()
-            + 0.5 * rough[1] + 0.5 + plan.head.atrophy + folding * 6.0 * sulcus,
+            SHARPNESS * white.clamp(min=1e-3).log(),
+            grey + folding * (RIBBON_GAIN * ribbon - GYRUS_LOSS * cortex),
+            fluid + folding * SULCUS_GAIN * sulcus + plan.head.atrophy,
         ]
-    )  # fmt: skip
+    )
     return logits.softmax(0)
 
 

@@ -18,6 +18,7 @@ from glimpseg.data.phantom.image import contrasts, scan
 from glimpseg.data.phantom.plan import Plan, sample
 from glimpseg.data.phantom.settings import NAME, Settings, checked_seed
 from glimpseg.data.phantom.tumour import delineate
+from glimpseg.modality import Modality
 from glimpseg.region import Label
 
 CENTRE_MM = (-119.5, 119.5, 77.0)
@@ -64,9 +65,7 @@ def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
     images = _pasted(scan(plan, brain, signal, fields), brain, plan.settings)
     nothing = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
     labels = _pasted((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
-    return Phantom(
-        plan.seed, plan.settings, images, labels, _affine(plan.settings), _description(plan, growth, labels)
-    )
+    return Phantom(plan.seed, plan.settings, images, labels, _affine(plan.settings), _description(plan, growth, labels))
 
 
 def _pasted(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
@@ -105,8 +104,8 @@ def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str,
         "volumes_ml": {label.name: round(counts[label] * voxel_ml, 3) for label in Label},
         "field_strength_tesla": plan.scanner.field_strength,
         "acquisitions": [
-            {**asdict(acquisition), "kind": type(acquisition.sequence).__name__}
-            for acquisition in plan.scanner.acquisitions
+            {"modality": modality.key, "kind": type(acquisition.sequence).__name__, **asdict(acquisition)}
+            for modality, acquisition in zip(Modality, plan.scanner.acquisitions, strict=True)
         ],
         "settings": asdict(plan.settings),
     }

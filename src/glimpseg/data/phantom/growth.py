@@ -23,6 +23,8 @@ BRAIN_DEPTH_MM = 0.5
 """Depth from which on a voxel is brain."""
 DEPTHS_MM = (9.0, 45.0)
 """Tumours start in white matter so far below the brain's surface."""
+EDGE_MM = 8.0
+"""Tumours start at least so far inside the field of view, where that cuts the brain."""
 INFRATENTORIAL = 0.04
 """How much rarer tumours are in the cerebellum and brain stem."""
 SATELLITE_MM = 30.0
@@ -103,9 +105,18 @@ def _ground(plan: Plan, shape: Warp) -> _Ground:
     x, y, z = (at[k] - float(c) for k, c in enumerate(atlas(cpu).centre))
     low = ((y < -20) & (z < -20)) | ((x.abs() < 18) & (z < -12) & (y < 12))
     eligible = white * brain * (below > DEPTHS_MM[0]) * (below < DEPTHS_MM[1])
-    eligible = torch.where(low, INFRATENTORIAL * eligible, eligible)
+    eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _well_inside(plan, lattice)
     fluid = (1 - white - grey).clamp(0, 1)
     return _Ground(lattice, white * brain, grey * brain, brain & (fluid < 0.5), below, eligible)
+
+
+def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
+    """Voxels that are not at the edge of the field of view."""
+    sides = [
+        torch.from_numpy(np.abs(axis) < extent / 2 - EDGE_MM)
+        for axis, extent in zip(lattice.axes, plan.settings.extent_mm, strict=True)
+    ]
+    return sides[0][:, None, None] & sides[1][:, None] & sides[2]
 
 
 def _origin(ground: _Ground, focus: Focus, before: list[tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -225,7 +236,8 @@ def _outflow(faces: list[Tensor]) -> float:
     return max(sum(float(face.max()) for face in faces), 1e-3)
 
 
-def _divergence(u: Float[Tensor, "x y z"], faces: list[Tensor]) -> Float[Tensor, "x y z"]:
+def _divergence(u: Tensor, faces: list[Tensor]) -> Tensor:
+    """What flows into each voxel. Called in every time step, so its shapes (x y z) are not checked in tests."""
     total = torch.zeros_like(u)
     for k, face in enumerate(faces):
         flow = face * u.diff(dim=k)

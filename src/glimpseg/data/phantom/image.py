@@ -24,6 +24,8 @@ RESIDUAL_MEAN = 0.7
 """Mean of the atlas' T1 average inside the brain."""
 IN_PLANE_DEVIATION = 0.45
 """Blur within a slice, standard deviation in mm at 1 mm voxels."""
+MINIMAL_SIGMA = 0.2
+"""In voxels; below it a sampled Gaussian is the identity."""
 PROFILE = 2.355
 """Full width at half maximum of a Gaussian, in standard deviations."""
 INT16_CEILING = 32000
@@ -52,7 +54,9 @@ def contrasts(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -
 def _composition(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:
     """Shares of all tissues without the tumour, and their names; they sum to 1."""
     white, grey, fluid = brain.normal
-    spots = (brain.gather(fields.on(brain.lattice, "white-matter lesions", 7.0)) - plan.distractors.white_matter_lesions) * 3
+    spots = (
+        brain.gather(fields.on(brain.lattice, "white-matter lesions", 7.0)) - plan.distractors.white_matter_lesions
+    ) * 3
     ill = LESION_SHARE * 2 * spots.clamp(0, 1) * white * (white - 0.6).clamp(0, 1)
     vessel = _vessels(plan, brain, fields)
     kept = (1 - ill) * (1 - vessel)
@@ -68,7 +72,8 @@ def _vessels(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     fluid = brain.normal[2]
     lines = 0.9 * torch.exp(-(a**2 + b**2) / (2 * width**2)) * (0.25 + 0.75 * fluid)
     tufts = (3 * (brain.gather(fields.on(brain.lattice, "choroid plexus", 5.0)) - 1.5)).clamp(0, 1)
-    plexus = 3 * plan.distractors.choroid_plexus * tufts * (fluid - 0.8).clamp(0, 1)
+    chamber = (4 * brain.ventricles).clamp(0, 1) * (fluid - 0.8).clamp(0, 1)
+    plexus = 3 * plan.distractors.choroid_plexus * tufts * chamber
     return (lines + plexus).clamp(0, 0.9)
 
 
@@ -112,7 +117,9 @@ def _scanned(
 ) -> Float[Tensor, "n"]:
     tissues = plan.scanner.tissues
     given = name == Modality.T1C.key
-    fluid = response(acquisition.sequence, tissues["fluid"], given) / response(acquisition.sequence, tissues["white"], given)
+    fluid = response(acquisition.sequence, tissues["fluid"], given) / response(
+        acquisition.sequence, tissues["white"], given
+    )
     sensitivity = torch.exp(acquisition.bias * brain.gather(fields.on(brain.lattice, f"bias {name}", 110.0)))
     profile = _profile(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
     # Noise passes through the same slices and resampling as the signal; dividing by their gain keeps its level.
@@ -133,7 +140,3 @@ def _profile(acquisition: Acquisition, shape: tuple[int, int, int], spacing_mm: 
         gaussian_matrix(n, max(sigma, MINIMAL_SIGMA), shift / spacing_mm)
         for n, sigma, shift in zip(shape, sigmas, acquisition.shift_mm, strict=True)
     ]
-
-
-MINIMAL_SIGMA = 0.2
-"""In voxels; below it a sampled Gaussian is the identity."""

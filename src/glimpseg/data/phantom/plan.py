@@ -1,7 +1,8 @@
 """Every random decision of a case, before a voxel exists.
 
 Numbers are drawn here; smooth random fields are drawn where they are applied, each from its own key
-(`settings.random`), so that a plan stays small and readable and can be replayed on any device.
+(`settings.random`), so that a plan stays small and readable and can be replayed on any device. Ranges without a
+source were chosen by eye against patients' images and against the tables in `docs/phantom.md`.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _head(rng: np.random.Generator) -> Head:
         ventricles_mm=float(rng.normal(0.8, 2.2)),
         atrophy=float(rng.normal(0, 0.35)),
         folding=float(rng.uniform(0.6, 1.4)),
-        strip_mm=float(rng.uniform(-0.5, 2.2)),
+        strip_mm=float(rng.uniform(0.0, 2.6)),
     )
 
 
@@ -216,18 +217,14 @@ def _satellite(rng: np.random.Generator, high: bool) -> Focus:
 
 
 def _distractors(rng: np.random.Generator) -> Distractors:
-    return Distractors(
-        white_matter_lesions=float(rng.uniform(2.0, 3.6)), choroid_plexus=float(rng.uniform(0.2, 0.8))
-    )
+    return Distractors(white_matter_lesions=float(rng.uniform(2.0, 3.6)), choroid_plexus=float(rng.uniform(0.2, 0.8)))
 
 
 def _scanner(seed: int, settings: Settings) -> Scanner:
     rng = random(seed, "scanner")
     weights = np.array([0.6 if strength == 3.0 else 0.4 for strength in settings.field_strengths])
     strength = float(rng.choice(settings.field_strengths, p=weights / weights.sum()))
-    tissues = {
-        name: drawn_tissue(random(seed, f"tissue {name}"), kind, strength) for name, kind in TISSUES.items()
-    }
+    tissues = {name: drawn_tissue(random(seed, f"tissue {name}"), kind, strength) for name, kind in TISSUES.items()}
     scale = math.exp(rng.normal(math.log(400), 0.9))
     acquisitions = tuple(
         _acquisition(random(seed, f"acquisition {modality.key}"), modality, settings, tissues["fluid"].t1_ms, scale)

@@ -84,7 +84,7 @@ class Settings:
             )
         if min(self.extent_mm) < MINIMAL_EXTENT_MM or max(self.extent_mm) > max(FIELD_OF_VIEW_MM) + 2 * high:
             raise ValueError(
-                f"The field of view must measure {MINIMAL_EXTENT_MM:g} to {max(FIELD_OF_VIEW_MM):g} mm along each axis; "
+                f"The field of view must measure {MINIMAL_EXTENT_MM:g} to {max(FIELD_OF_VIEW_MM):g} mm along an axis; "
                 f"{self.shape} voxels of {self.spacing_mm:g} mm came. Use Settings.at_spacing({self.spacing_mm:g})."
             )
 
