@@ -26,6 +26,8 @@ RECIPE = "unet/phantom"
 SPACING_MM = 2.0
 TRAINING_SEEDS = range(32)
 TEST_SEEDS = range(900_000, 900_008)
+PARTS = ("phantoms", "run", "evaluation", "segmentation")
+"""What the demo makes in its folder, and all that --overwrite removes."""
 SHOWN = Modality.T1C | Modality.FLAIR
 """The pair that a short protocol keeps."""
 
@@ -37,7 +39,8 @@ def run(folder: str | Path, *, overwrite: bool = False, steps: int | None = None
     """
     folder = Path(folder)
     refuse_if_used(folder, overwrite=overwrite)
-    shutil.rmtree(folder, ignore_errors=True)
+    for part in PARTS:
+        shutil.rmtree(folder / part, ignore_errors=True)
     begun = time.perf_counter()
 
     settings = phantom.Settings.at_spacing(SPACING_MM)

@@ -89,8 +89,8 @@ class Segmentation:
 
         `labels` names the convention of the numbers in `seg.nii.gz`.
 
-        Raises: UsageError if the folder holds files (without `overwrite`) or the convention lacks a label;
-            OutputError when the disk refuses.
+        Raises: UsageError if the folder holds files (without `overwrite`) or `labels` is unknown; InputError if
+            the convention has no number for a label that was found; OutputError when the disk refuses.
         """
         convention = convention_named(labels)
         numbers = {number: label for number, label in convention.meaning.items() if label in self.model.network.labels}

@@ -1,5 +1,5 @@
 """One run, typed: which method, on what, how. A recipe is read from a method's file or from YAML, and written
-back whole beside every checkpoint. No command-line flag exists that is not a field."""
+back whole beside every checkpoint. Besides the data, nothing that decides the weights is outside it."""
 
 from __future__ import annotations
 

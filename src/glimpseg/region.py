@@ -90,10 +90,12 @@ class Convention:
         return labels
 
     def write(self, labels: np.ndarray) -> np.ndarray:
-        """`Label` values to file numbers, uint8. Only for conventions that name each label once.
+        """`Label` values to file numbers, uint8.
 
-        Raises: InputError if a label present has no number here.
+        Raises: InputError if a label present has no number here, or more than one.
         """
+        if len(set(self.meaning.values())) < len(self.meaning):
+            raise InputError(f"{self.name} has two numbers for one label, so it can only be read. Choose another.")
         numbers = {label: number for number, label in sorted(self.meaning.items(), reverse=True)}
         values = np.zeros(labels.shape, np.uint8)
         for label in np.unique(labels[labels > 0]).tolist():
@@ -107,13 +109,14 @@ CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
         Convention("brats2015", {1: Label.NCR, 2: Label.ED, 3: Label.NCR, 4: Label.ET}, ("brats2015",)),
-        Convention("brats2021", {1: Label.NCR, 2: Label.ED, 4: Label.ET}, ("brats2021",)),
+        Convention("brats2021", {1: Label.NCR, 2: Label.ED, 4: Label.ET}, ("brats2021", "brats2023")),
         Convention("brats2023", {1: Label.NCR, 2: Label.ED, 3: Label.ET}, ("brats2023",)),
         Convention("brats2024", {1: Label.NCR, 2: Label.ED, 3: Label.ET, 4: Label.RC}, ("brats2023",)),
     )
 }
 """By name. `brats2021` serves BraTS 2017 to 2021 and FeTS; `brats2015` serves 2013 to 2016.
-In 2015, 3 is non-enhancing solid tumour, which later releases joined with necrosis."""
+In 2015, 3 is non-enhancing solid tumour, which later releases joined with necrosis. The old numbers also occur
+under the new names, in archives that were renamed: so a 4 without a 3 is in doubt there."""
 
 
 def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray:
@@ -139,7 +142,7 @@ def detect_convention(numbers: Collection[int], layout: str | None, what: str = 
 
     Pool the numbers of a whole dataset before asking: one study without enhancing tumour says less.
     When several conventions fit and mean the same by every number present, the one that knows the fewest
-    others is returned.
+    others is returned, the layout's own first.
 
     Raises: InputError when none fits, or when those that fit disagree.
     """
@@ -158,4 +161,4 @@ def detect_convention(numbers: Collection[int], layout: str | None, what: str = 
             f"{what} holds the labels {sorted(present)}, which mean different things under "
             f"{' and '.join(c.name for c in fitting)}. Name the convention (--labels)."
         )
-    return min(fitting, key=lambda c: len(c.meaning))
+    return min(fitting, key=lambda c: (len(c.meaning), layout is not None and c.layouts[0] != layout))

@@ -28,6 +28,7 @@ from glimpseg.errors import InputError
 from glimpseg.modality import Modality, parse
 from glimpseg.picture import preview
 from glimpseg.region import CONVENTIONS, Region
+from glimpseg.volume import labels_onto, onto
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,9 @@ def table(evaluation: Evaluation, metric: str) -> dict[str, Any]:
     for subset in evaluation.subsets:
         means = {region: scale * evaluation.mean(subset, region, metric) for region in evaluation.regions}
         members = parse(subset)
-        rows.append({"title": members.title, "dots": [m in members for m in DOT_ORDER], "means": means})
+        cases = len(evaluation.values(subset, evaluation.regions[0], metric))
+        dots = [m in members for m in DOT_ORDER]
+        rows.append({"title": members.title, "dots": dots, "means": means, "cases": cases})
     average = {region: float(np.mean([row["means"][region] for row in rows])) for region in evaluation.regions}
     worst = max((value for row in rows for value in row["means"].values()), default=1) if metric == "hd95" else 100
     title, unit = METRICS[metric]
@@ -212,11 +215,12 @@ def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
         images = {m: nifti.read_volume(record["images"][m.key]) for m in Modality if m in members}
         reference = nifti.read_labels(record["reference"], CONVENTIONS[record["labels"]])
         labels = nifti.read_labels(evaluation.folder / "labels" / study / f"{subset}.nii.gz")
+        images = {modality: onto(image, labels.grid) for modality, image in images.items()}
     except (InputError, KeyError, TypeError) as error:
         log.warning("No picture of %s: %s", study, error)
         return None
     buffer = io.BytesIO()
-    preview(images, labels, reference).savefig(buffer, format="png", dpi=80)
+    preview(images, labels, labels_onto(reference, labels.grid)).savefig(buffer, format="png", dpi=80)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

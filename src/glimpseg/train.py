@@ -103,10 +103,11 @@ def fit(
             if journal and (done % recipe.optim.log_every == 0 or done == recipe.optim.steps):
                 rate = training.optimizer.param_groups[0]["lr"]
                 journal.record(done, meter.means(gradient_norm=float(norm), learning_rate=rate))
-            if done % recipe.optim.save_every == 0 or done == recipe.optim.steps or stop:
+            stopped = _on_any_rank(bool(stop), device)
+            if done % recipe.optim.save_every == 0 or done == recipe.optim.steps or stopped:
                 if rank == 0:
                     _save(training, run, recipe, done, provenance or {})
-                if stop and done < recipe.optim.steps:
+                if stopped and done < recipe.optim.steps:
                     raise Preempted(f"Stopped by SIGTERM after step {done}, state saved. Go on with --resume.")
     if rank == 0:
         weights = training.model_weights()
@@ -303,7 +304,8 @@ def _cases(
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Writes the recipe into a new run, or checks that it is the one an old run began with."""
-    rank, _ = _rank_and_world()
+    if _rank_and_world()[0]:
+        return
     path = run / "recipe.yaml"
     tree = methods.as_tree(recipe)
     if path.exists():
@@ -313,7 +315,7 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
             )
         if yaml.safe_load(path.read_text("utf-8")) != tree:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
-    elif rank == 0:
+    else:
         write_text(path, yaml.safe_dump(tree, sort_keys=False))
 
 
@@ -406,6 +408,8 @@ def _ranks(device: torch.device) -> Iterator[None]:
     if _rank_and_world()[1] == 1 or distributed.is_initialized():
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -422,6 +426,15 @@ def _first_rank_first() -> Iterator[None]:
     yield
     if world > 1 and not rank:
         distributed.barrier()
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether any rank has the flag: all stop after the same step, or one would wait for the others for ever."""
+    if _rank_and_world()[1] == 1:
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -80,8 +80,10 @@ def read_labels(path: str | Path, convention: Convention | None = None) -> Volum
     image = _open(path)
     values = _voxels(image, path)
     labels = whole_numbers(values, str(path)) if convention is None else convention.read(values, str(path))
-    if labels.min() < 0:
-        raise InputError(f"{path} should hold labels but holds {labels.min()}. Give the label map's file.")
+    if labels.min() < 0 or labels.max() > 255:
+        raise InputError(
+            f"{path} should hold labels but holds values from {labels.min()} to {labels.max()}. Is it an image?"
+        )
     return Volume(labels.astype(np.uint8), image.affine.astype(np.float64))
 
 
@@ -218,7 +220,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
 
 
 def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
-    """Non-finite voxels that belong to the background become 0; others are refused."""
+    """Non-finite voxels that belong to the background take its value; others are refused."""
     broken = ~np.isfinite(voxels)
     count = int(broken.sum())
     if not count:

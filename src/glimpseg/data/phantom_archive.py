@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glimpseg.atomic import refuse_if_used, write_text
+from glimpseg.atomic import atomic_folder, write_text
 from glimpseg.data import phantom
 from glimpseg.data.layouts import release_named, write_study
 from glimpseg.errors import UsageError
@@ -37,7 +37,8 @@ def write_phantoms(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Makes one study folder for each seed, and `phantoms.json` with settings and digests; returns the folders.
+    """Makes one study folder for each seed, and `phantoms.json` with settings and digests, all or nothing;
+    returns the folders.
 
     `incomplete` is the share of studies that lack one to three sequences, drawn from their seed.
 
@@ -47,22 +48,23 @@ def write_phantoms(
     if not 0 <= incomplete <= 1:
         raise UsageError(f"--incomplete is a share of the studies, from 0 to 1, not {incomplete}.")
     layout, _ = release_named(release)
-    refuse_if_used(folder, overwrite=overwrite)
-    places, records = [], []
-    for seed in seeds:
-        begun = time.perf_counter()
-        made = phantom.generate(seed, settings, device)
-        study = as_study(made)
-        name = f"PHANTOM{layout.joint}{seed:05d}" + ("-000" if layout.joint == "-" else "")
-        present = study.restricted_to(sequences_of(seed, incomplete))
-        images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
-        reference = study.reference if isinstance(study.reference, Volume) else None
-        places.append(write_study(folder, name, images, reference, release, overwrite))
-        records.append(_record(name, made, present.available))
-        log.info("%s: %.1f s", name, time.perf_counter() - begun)
-    manifest = {"generator": phantom.NAME, "settings": asdict(settings), "layout": release, "studies": records}
-    write_text(Path(folder) / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    return places
+    names, records = [], []
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        for seed in seeds:
+            begun = time.perf_counter()
+            made = phantom.generate(seed, settings, device)
+            study = as_study(made)
+            name = f"PHANTOM{layout.joint}{seed:05d}" + ("-000" if layout.joint == "-" else "")
+            present = study.restricted_to(sequences_of(seed, incomplete))
+            images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
+            reference = study.reference if isinstance(study.reference, Volume) else None
+            write_study(temporary, name, images, reference, release)
+            names.append(name)
+            records.append(_record(name, made, present.available))
+            log.info("%s: %.1f s", name, time.perf_counter() - begun)
+        manifest = {"generator": phantom.NAME, "settings": asdict(settings), "layout": release, "studies": records}
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return [Path(folder) / name for name in names]
 
 
 def sequences_of(seed: int, incomplete: float) -> Modality:

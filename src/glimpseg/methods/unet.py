@@ -8,10 +8,13 @@ modality dropout: absent modalities are zero channels, and four more channels sa
 Departures
 | source | says or does | we do |
 |---|---|---|
-| Myronenko 2018 | group norm of 8 groups, variational branch | groups of 4 channels, no branch |
+| Myronenko 2018 | group norm of 8 groups, variational branch | groups of 4 channels at the first level, no branch |
 | nnU-Net | instance norm | group norm: instance norm removes any constant plane, and with it the presence |
 | nnU-Net | SGD, 1000 epochs, polynomial decay | AdamW with the same decay; steps by recipe |
 | nnU-Net | larger crop before rotation | the crop itself, background outside |
+| nnU-Net | coarse heads see the target by nearest neighbour | its mean over the voxels that each covers |
+| nnU-Net | heads at all but the two coarsest resolutions | three heads |
+| nnU-Net | the last weights | their moving average |
 | nnU-Net | all modalities always | one of the 15 subsets per sample, uniformly among those the study allows |
 """
 

@@ -261,7 +261,7 @@ def _sequence(rng: np.random.Generator, modality: Modality, fluid_t1_ms: float) 
     if modality is Modality.FLAIR:
         tr = float(rng.uniform(8000, 11000))
         inversion = nulling_inversion_ms(tr, fluid_t1_ms) + rng.uniform(-60, 90)
-        return InversionSpinEcho(tr_ms=tr, te_ms=float(rng.uniform(95, 140)), ti_ms=float(inversion))
+        return InversionSpinEcho(tr_ms=tr, te_ms=float(rng.uniform(80, 125)), ti_ms=float(inversion))
     kind = rng.random()
     if kind < 0.4:
         return SpinEcho(tr_ms=float(rng.uniform(450, 700)), te_ms=float(rng.uniform(8, 15)))
