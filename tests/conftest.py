@@ -1,8 +1,11 @@
 """Shapes and types of the annotated functions are checked at run time, in the tests only."""
 
+import os
 import warnings
 
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
 CHECKED = [
     f"glimpseg.{name}"
