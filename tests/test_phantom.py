@@ -26,7 +26,7 @@ REAL_AUC = {
 }
 """Area under the ROC curve of raw intensity, mean over ten patients (four for T1 and T2)."""
 AUC_TOLERANCE = 0.14
-"""Three standard errors of a mean over 18 phantoms, whose values spread by 0.2 at most."""
+"""Three standard errors of a mean over 18 phantoms, whose values spread by about 0.2."""
 
 
 @pytest.fixture(scope="module")

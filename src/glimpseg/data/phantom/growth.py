@@ -29,6 +29,8 @@ INFRATENTORIAL = 0.04
 """How much rarer tumours are in the cerebellum and brain stem."""
 SATELLITE_MM = 30.0
 """Standard deviation of the distance of a second focus from the first."""
+DROPLET_MM = 3.0
+"""Standard deviation of the first cells' density around the origin."""
 VISIBLE = 0.3
 """Cell density, relative to the capacity, at which tissue counts as core."""
 GREY_DIFFUSION = 0.12
@@ -190,59 +192,64 @@ def _invade(
     """The core: the voxels that du/dt = div(D grad u) + rho u (1 - u) makes dense first, up to its volume."""
     h = ground.lattice.spacing_mm
     faces = _faces((ground.white + GREY_DIFFUSION * ground.grey) * ease * (0.45 + 1.65 * fibre))
-    rho = (h / focus.front_mm) ** 2 * vigour * (ground.white + ground.grey)
-    step = 0.9 / (2 * _outflow(faces) + float(rho.max()))
-    squares = [
-        (((torch.arange(n) - i) * h) ** 2).reshape([-1 if k == axis else 1 for axis in range(3)])
-        for k, (n, i) in enumerate(zip(rho.shape, start, strict=True))
-    ]
-    u = torch.exp(-(squares[0] + squares[1] + squares[2]) / (2 * 3.0**2)) * ground.open
-    arrival = torch.where(u > VISIBLE, 0.0, torch.inf)
+    rho = ((h / focus.front_mm) ** 2 * vigour * (ground.white + ground.grey)).numpy()
+    step = np.float32(0.9 / (2 * _outflow(faces) + float(rho.max())))
+    u = _droplet(rho.shape, start, DROPLET_MM / h) * ground.open.numpy()
+    arrival = np.where(u > VISIBLE, np.float32(0), np.float32(np.inf))
     wanted = focus.core_ml * 1000 / h**3
     for time in range(1, MAXIMAL_STEPS):
         before = u
         u = before + step * (_divergence(before, faces) + rho * before * (1 - before))
+        new = np.isinf(arrival) & (u >= VISIBLE)
         # Time within the step, so that voxels of one step are still ordered.
-        reached = time - (u - VISIBLE) / (u - before).clamp(min=1e-6)
-        arrival = torch.where((u >= VISIBLE) & arrival.isinf(), reached, arrival)
-        if int(arrival.isfinite().sum()) >= 1.1 * wanted + 4:
+        arrival[new] = time - (u[new] - VISIBLE) / np.maximum(u[new] - before[new], 1e-6)
+        if np.isfinite(arrival).sum() >= 1.1 * wanted + 4:
             break
-    order = arrival[arrival.isfinite()].sort().values
-    return arrival <= order[min(int(wanted), len(order) - 1)]
+    order = np.sort(arrival[np.isfinite(arrival)])
+    return torch.from_numpy(arrival <= order[min(int(wanted), len(order) - 1)])
+
+
+def _droplet(shape: tuple[int, ...], start: list[int], sigma: float) -> np.ndarray:
+    """A Gaussian of `sigma` voxels, 1 at voxel `start`."""
+    x, y, z = (np.exp(-(((np.arange(n) - i) / sigma) ** 2) / 2) for n, i in zip(shape, start, strict=True))
+    return (x[:, None, None] * y[:, None] * z).astype(np.float32)
 
 
 def _seep(ground: _Ground, ease: Tensor, fibre: Tensor, core: Tensor) -> Float[Tensor, "x y z"]:
     """Oedema: it flows from the core (where it is 1) through white matter and is taken up on the way."""
     faces = _faces((ground.white + 0.06 * ground.grey) * ease * (0.35 + 1.95 * fibre))
-    uptake = (ground.lattice.spacing_mm / OEDEMA_REACH_MM) ** 2
-    step = 0.9 / (2 * _outflow(faces))
-    u = core.float()
+    uptake = np.float32((ground.lattice.spacing_mm / OEDEMA_REACH_MM) ** 2)
+    step = np.float32(0.9 / (2 * _outflow(faces)))
+    source = core.numpy()
+    u = source.astype(np.float32)
     for _ in range(OEDEMA_STEPS):
-        u = u + step * (_divergence(u, faces) - uptake * u)
-        u[core] = 1.0
-    return u
+        u += step * (_divergence(u, faces) - uptake * u)
+        u[source] = 1
+    return torch.from_numpy(u)
 
 
-def _faces(diffusion: Float[Tensor, "3 x y z"]) -> list[Tensor]:
+def _faces(diffusion: Float[Tensor, "3 x y z"]) -> list[np.ndarray]:
     """Diffusion through the faces between neighbours, along each axis."""
-    return [
-        0.5 * (diffusion[k].narrow(k, 1, n - 1) + diffusion[k].narrow(k, 0, n - 1))
-        for k, n in enumerate(diffusion.shape[1:])
-    ]
+    along = [np.moveaxis(part.numpy(), k, 0) for k, part in enumerate(diffusion)]
+    return [np.ascontiguousarray(np.moveaxis((a[1:] + a[:-1]) / 2, 0, k)) for k, a in enumerate(along)]
 
 
-def _outflow(faces: list[Tensor]) -> float:
+def _outflow(faces: list[np.ndarray]) -> float:
     """A bound on what the faces of a voxel pass, one for each axis: it limits the time step."""
     return max(sum(float(face.max()) for face in faces), 1e-3)
 
 
-def _divergence(u: Tensor, faces: list[Tensor]) -> Tensor:
-    """What flows into each voxel. Called in every time step, so its shapes (x y z) are not checked in tests."""
-    total = torch.zeros_like(u)
+def _divergence(u: np.ndarray, faces: list[np.ndarray]) -> np.ndarray:
+    """What flows into each voxel.
+
+    In numpy, like the steps that call it: threads that meet after each small operation cost more than they save,
+    many times more beside another busy process.
+    """
+    total = np.zeros_like(u)
     for k, face in enumerate(faces):
-        flow = face * u.diff(dim=k)
-        total.narrow(k, 0, u.shape[k] - 1).add_(flow)
-        total.narrow(k, 1, u.shape[k] - 1).sub_(flow)
+        flow = face * np.diff(u, axis=k)
+        np.moveaxis(total, k, 0)[:-1] += np.moveaxis(flow, k, 0)
+        np.moveaxis(total, k, 0)[1:] -= np.moveaxis(flow, k, 0)
     return total
 
 
