@@ -150,14 +150,14 @@ RECIPES = {
         data=Data(
             preprocess=Preprocess(spacing_mm=3.0),
             sampling=Sampling(
-                patch=(48, 48, 48),
+                patch=(40, 40, 40),
                 batch=2,
                 tumour_share=0.5,
                 augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
             ),
             stream=Stream(),
         ),
-        optim=Optim(steps=450, learning_rate=2e-3, warmup=20, ema=0.99, save_every=50),
+        optim=Optim(steps=650, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
     # A day on one GPU, nnU-Net's budget of crops: BraTS at 1 mm.
     "brats": Recipe(
