@@ -1,5 +1,6 @@
 """Shapes and types of the annotated functions are checked at run time, in the tests only."""
 
+import itertools
 import os
 import warnings
 
@@ -42,6 +43,12 @@ SMALL = {
     "optim.precision": "fp32",
 }
 """Changes that make the phantom recipe a matter of seconds."""
+
+
+ORIENTATIONS = [
+    "".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)
+]
+"""The 48 orders in which a file can store its axes."""
 
 
 def small_recipe(**changes):

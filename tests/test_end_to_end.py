@@ -12,7 +12,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 import glimpseg
-from conftest import AFFINE, WORDS, head, write_head
+from conftest import AFFINE, ORIENTATIONS, WORDS, head, write_head
 from glimpseg.errors import InputError, ModelError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.predict import load
@@ -91,8 +91,15 @@ def test_every_subset_of_a_study_is_segmented_on_its_own_grid(study, model, subs
     assert np.array_equal(found.labels.affine, AFFINE)
 
 
-@pytest.mark.parametrize("axes", ["LPS", "RAS", "ASL", "PIR", "SRP"])
-def test_orientation_changes_where_labels_are_stored_not_where_they_are(model, axes):
+@pytest.fixture(scope="module")
+def plain_labels(model):
+    """Labels of the study stored in RAS order."""
+    plain = {m.name.lower(): nibabel.Nifti1Image(image, AFFINE) for m, image in head()[0].items()}
+    return glimpseg.segment(**plain, model=model).labels.voxels
+
+
+@pytest.mark.parametrize("axes", ORIENTATIONS)
+def test_orientation_changes_where_labels_are_stored_not_where_they_are(model, plain_labels, axes):
     images, _ = head()
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
     stored = {
@@ -101,10 +108,9 @@ def test_orientation_changes_where_labels_are_stored_not_where_they_are(model, a
         )
         for m, image in images.items()
     }
-    plain = {m.name.lower(): nibabel.Nifti1Image(image, AFFINE) for m, image in images.items()}
     found = glimpseg.segment(**stored, model=model).labels
     assert found.grid.axes == axes
-    assert np.array_equal(found.ras().voxels, glimpseg.segment(**plain, model=model).labels.voxels)
+    assert np.array_equal(found.ras().voxels, plain_labels)
 
 
 def test_order_of_names_does_not_matter(study, model):

@@ -1,11 +1,10 @@
 """Grids, orientations and resampling."""
 
-import itertools
-
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from conftest import ORIENTATIONS
 from glimpseg.volume import (
     Grid,
     Volume,
@@ -17,10 +16,6 @@ from glimpseg.volume import (
     overlap,
     same_grid,
 )
-
-ORIENTATIONS = [
-    "".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)
-]
 
 
 def oriented(volume, axes):
