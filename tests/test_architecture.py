@@ -12,7 +12,7 @@ import glimpseg
 ROOT = Path(glimpseg.__file__).parent
 
 FLOORS = (
-    ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic"),
+    ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic", "ranks"),
     ("study", "metrics", "picture"),
     ("data",),
     ("method",),

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from glimpseg.atomic import atomic_file, write_text
 
@@ -96,6 +101,47 @@ class Journal:
 
     def _previous_step(self) -> int:
         return int(self.records[-2]["step"]) if len(self.records) > 1 else 0
+
+
+@dataclass
+class Meter:
+    """Means of the loss terms since the last record, and the share of the time spent waiting for data."""
+
+    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    count: int = 0
+    steps: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the request for a step's batches: cutting that is not done yet, the move to the device, augmenting."""
+        begun = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begun
+        self.steps += 1
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Takes in the terms of one backward pass."""
+        for name, value in terms.items():
+            self.totals[name] += float(value.detach())
+        self.count += 1
+
+    def means(self, **others: float) -> dict[str, float]:
+        """The means since the last call, with `others` at the end."""
+        elapsed = time.perf_counter() - self.since
+        terms = {f"loss/{name}": total / self.count for name, total in self.totals.items()}
+        record = {
+            "loss": sum(terms.values()),
+            **terms,
+            "seconds_per_step": elapsed / self.steps,
+            "waiting": self.waited / elapsed,
+            **others,
+        }
+        self.totals.clear()
+        self.count = self.steps = 0
+        self.waited, self.since = 0.0, time.perf_counter()
+        return record
 
 
 def _crosses(step: int, steps: int, previous: int) -> bool:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import signal
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glimpseg import checkpoint, methods
@@ -34,9 +32,10 @@ from glimpseg.data.cache import cached
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
-from glimpseg.journal import Journal
+from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, ema, resolved_precision
 from glimpseg.modality import SUBSETS
+from glimpseg.ranks import first_rank_first, joined, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
 from glimpseg.study import Batch, Study
 
@@ -58,61 +57,46 @@ def fit(
 
     Raises: TrainingError when a term is not finite; Preempted after SIGTERM, the state saved.
     """
-    rank, world = _rank_and_world()
+    optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
-    learner: Learner = methods.build(recipe).to(device)
-    training = _Training.of(learner, recipe.optim, device)
-    start = _restore(training, run, provenance or {})
-    objective: nn.Module = Objective(learner)
-    if world > 1:
-        objective = DistributedDataParallel(objective)
-    parts = _parts(recipe, rank, world)
+    training = _Training.of(methods.build(recipe).to(device), optim, device)
+    start = _restore(training, run, record)
+    parts = _parts(recipe)
     feed = batches(
         cases,
-        learner.view,
+        training.learner.view,
         recipe.data.sampling,
         seed=recipe.seed,
-        steps=range(start, recipe.optim.steps),
+        steps=range(start, optim.steps),
         parts=[part for _, part in parts],
         device=device,
         threads=threads,
     )
-    journal = (
-        Journal(run, step=start, steps=recipe.optim.steps, tensorboard=tensorboard, quiet=quiet) if not rank else None
-    )
-    meter = _Meter()
-    with _sigterm() as stop, journal or nullcontext():
-        for step in range(start, recipe.optim.steps):
-            progress = Progress(step, recipe.optim.steps)
+    meter, chief = Meter(), rank_and_world()[0] == 0
+    journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
+    with _sigterm() as received, journal or nullcontext():
+        for step in range(start, optim.steps):
+            progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():
                 pieces = next(feed)
-            _set_learning_rate(training.optimizer, recipe.optim, step)
             for (number, _), batch in zip(parts, pieces, strict=True):
                 torch.manual_seed(_step_seed(recipe.seed, step, number))
                 with training.autocast():
-                    terms: dict[str, Tensor] = objective(batch, progress)
+                    terms: dict[str, Tensor] = training.objective(batch, progress)
                 _refuse_non_finite(terms, batch, run, step)
                 (sum(terms.values(), torch.zeros((), device=device)) / len(pieces)).backward()
                 meter.add(terms)
-            norm = nn.utils.clip_grad_norm_(learner.parameters(), recipe.optim.max_norm)
-            training.optimizer.step()
-            training.optimizer.zero_grad()
-            learner.after_step(progress)
-            training.average()
-            done = step + 1
-            if journal and (done % recipe.optim.log_every == 0 or done == recipe.optim.steps):
-                rate = training.optimizer.param_groups[0]["lr"]
-                journal.record(done, meter.means(gradient_norm=float(norm), learning_rate=rate))
-            stopped = _on_any_rank(bool(stop), device)
-            if done % recipe.optim.save_every == 0 or done == recipe.optim.steps or stopped:
-                if rank == 0:
-                    _save(training, run, recipe, done, provenance or {})
-                if stopped and done < recipe.optim.steps:
-                    raise Preempted(f"Stopped by SIGTERM after step {done}, state saved. Go on with --resume.")
-    if rank == 0:
-        weights = training.model_weights()
-        record = {**(provenance or {}), "steps": recipe.optim.steps, "seed": recipe.seed, "device": str(device)}
-        checkpoint.save(run / "model", weights, recipe, record)
+            measured = training.step(optim, progress)
+            stopped = on_any_rank(bool(received), device)
+            if journal and _due(done, optim.log_every, optim.steps):
+                journal.record(done, meter.means(**measured))
+            if chief and (_due(done, optim.save_every, optim.steps) or stopped):
+                _save(training, run, recipe, done, record)
+            if stopped and done < optim.steps:
+                raise Preempted(f"Stopped by SIGTERM after step {done}, state saved. Go on with --resume.")
+    if chief:
+        record = {**record, "steps": optim.steps, "device": str(device)}
+        checkpoint.save(run / "model", training.model_weights(), recipe, record)
     return run / "model"
 
 
@@ -137,9 +121,9 @@ def train(
         cannot be used; and as `fit`.
     """
     run = Path(run)
-    with _ranks(device), _only_one(run):
+    with joined(device), _only_one(run):
         _open_run(run, recipe, resume)
-        with _first_rank_first():
+        with first_rank_first():
             cases, described = _cases(recipe, run, data, labels, cache)
         return fit(
             recipe,
@@ -172,6 +156,7 @@ class _Training:
     learner: Learner
     optimizer: torch.optim.Optimizer
     averaged: torch.optim.swa_utils.AveragedModel | None
+    objective: nn.Module
     device: torch.device
     precision: str
 
@@ -188,14 +173,27 @@ class _Training:
         for group in optimizer.param_groups:
             group.setdefault("scale", 1.0)  # a method's group may run at its own multiple of the learning rate
         averaged = ema(learner, optim.ema) if optim.ema else None
-        return cls(learner, optimizer, averaged, device, resolved_precision(optim.precision, device))
+        objective: nn.Module = Objective(learner)
+        if rank_and_world()[1] > 1:
+            objective = DistributedDataParallel(objective)
+        return cls(learner, optimizer, averaged, objective, device, resolved_precision(optim.precision, device))
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def average(self) -> None:
+    def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
+        """Clips, steps, averages; returns the gradient's norm and the learning rate."""
+        rise = min(1.0, (progress.step + 1) / (optim.warmup + 1))
+        rate = optim.learning_rate * rise * (1 - progress.fraction) ** optim.power
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), optim.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.learner.after_step(progress)
         if self.averaged is not None:
             self.averaged.update_parameters(self.learner)
+        return {"gradient_norm": float(norm), "learning_rate": rate}
 
     def model_weights(self) -> dict[str, Tensor]:
         kept = self.learner if self.averaged is None else self.averaged.module
@@ -222,42 +220,6 @@ class _Training:
             number, slot = name.split("/")
             slots[int(number)][slot] = value
         self.optimizer.load_state_dict({"state": dict(slots), "param_groups": state.scalars["groups"]})
-
-
-@dataclass
-class _Meter:
-    """Means of the loss terms since the last record, and the share of the time spent waiting for data."""
-
-    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    count: int = 0
-    steps: int = 0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begun
-        self.steps += 1
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.totals[name] += float(value.detach())
-        self.count += 1
-
-    def means(self, **others: float) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.since
-        terms = {f"loss/{name}": total / self.count for name, total in self.totals.items()}
-        record = {
-            "loss": sum(terms.values()),
-            **terms,
-            "seconds_per_step": elapsed / self.steps,
-            "waiting": self.waited / elapsed,
-            **others,
-        }
-        self.__init__()  # type: ignore[misc]
-        return record
 
 
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
@@ -304,7 +266,7 @@ def _cases(
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Writes the recipe into a new run, or checks that it is the one an old run began with."""
-    if _rank_and_world()[0]:
+    if rank_and_world()[0]:
         return
     path = run / "recipe.yaml"
     tree = methods.as_tree(recipe)
@@ -322,7 +284,7 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
 @contextmanager
 def _only_one(run: Path) -> Iterator[None]:
     """Holds the run's lock; the system frees it when the process ends, however it ends."""
-    rank, _ = _rank_and_world()
+    rank, _ = rank_and_world()
     if rank:
         yield
         return
@@ -356,13 +318,13 @@ def _restore(training: _Training, run: Path, provenance: Mapping[str, Any]) -> i
 
 def _save(training: _Training, run: Path, recipe: Recipe, step: int, provenance: Mapping[str, Any]) -> None:
     folder = checkpoint.checkpoint_folder(run, step)
-    record = {**provenance, "steps": step, "seed": recipe.seed}
-    checkpoint.save(folder, training.model_weights(), recipe, record, training.state(step))
+    checkpoint.save(folder, training.model_weights(), recipe, {**provenance, "steps": step}, training.state(step))
     checkpoint.drop_old(run)
 
 
-def _parts(recipe: Recipe, rank: int, world: int) -> list[tuple[int, range]]:
+def _parts(recipe: Recipe) -> list[tuple[int, range]]:
     """This rank's shares of a step's samples, with their numbers among all shares."""
+    rank, world = rank_and_world()
     count = world * recipe.optim.accumulate
     batch = recipe.data.sampling.batch
     if batch % count:
@@ -373,11 +335,8 @@ def _parts(recipe: Recipe, rank: int, world: int) -> list[tuple[int, range]]:
     return [(n, range(n * size, (n + 1) * size)) for n in range(rank, count, world)]
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, optim: Optim, step: int) -> None:
-    rise = min(1.0, (step + 1) / (optim.warmup + 1))
-    fall = (1 - step / optim.steps) ** optim.power
-    for group in optimizer.param_groups:
-        group["lr"] = optim.learning_rate * group["scale"] * rise * fall
+def _due(done: int, every: int, steps: int) -> bool:
+    return done % every == 0 or done == steps
 
 
 def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, step: int) -> None:
@@ -400,47 +359,6 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
 def _step_seed(seed: int, step: int, part: int) -> int:
     digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-@contextmanager
-def _ranks(device: torch.device) -> Iterator[None]:
-    """Joins the other ranks where `torchrun` started several."""
-    if _rank_and_world()[1] == 1 or distributed.is_initialized():
-        yield
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-@contextmanager
-def _first_rank_first() -> Iterator[None]:
-    """Rank 0 fills the cache; the others wait and then find it."""
-    rank, world = _rank_and_world()
-    if world > 1 and rank:
-        distributed.barrier()
-    yield
-    if world > 1 and not rank:
-        distributed.barrier()
-
-
-def _on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether any rank has the flag: all stop after the same step, or one would wait for the others for ever."""
-    if _rank_and_world()[1] == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-    return bool(flags.item())
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
