@@ -143,6 +143,22 @@ def test_equations_of_the_page_name_functions_of_the_code(recipe):
         assert set(names) <= defined, f"equation {row[1].strip()} names {set(names) - defined}"
 
 
+def test_equations_of_the_code_are_those_of_the_page(recipe):
+    """Both ways, for the functions of the method's own file; shared ones serve several pages."""
+    page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
+    rows = re.findall(r"^\|\s*\((\d+)\)\s*\|.*\|\s*`(?:[\w.]*\.)?(\w+)`\s*\|[^|]*\|$", page, re.MULTILINE)
+    tree = ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    claimed = {
+        (number, node.name)
+        for node in functions
+        for number in re.findall(r"Eq\. \((\d+)\)", ast.get_docstring(node) or "")
+    }
+    own = {node.name for node in functions}
+    assert claimed
+    assert claimed == {(number, name) for number, name in rows if name in own}
+
+
 def test_departures_stand_in_the_docstring_and_on_the_page(recipe):
     source = ast.get_docstring(ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8")))
     assert "Departures" in source

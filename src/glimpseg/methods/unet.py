@@ -92,13 +92,16 @@ class UNet(Segmenter):
         return self.logits(image, available)[0].float().sigmoid()
 
     def logits(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Tensor]:
-        """One map for each supervised resolution, finest first; only the finest outside training."""
+        """One map for each supervised resolution, finest first; only the finest outside training. Eq. (3)."""
         presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)
         output = self.network(torch.cat([blanked(image, available), presence], 1))
         return output if isinstance(output, list) else [output]
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... that sum to 1."""
+        """Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... that sum to 1.
+
+        Eq. (8), Eq. (9).
+        """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         seen = draw_subsets(batch.available)
         if self.config.full_share:
@@ -116,7 +119,7 @@ class UNet(Segmenter):
         return {"dice": self.config.dice * dice, "cross_entropy": self.config.cross_entropy * cross_entropy}
 
     def region_target(self, target: Int[Tensor, "b x y z"]) -> Float[Tensor, "b k x y z"]:
-        """One binary map for each region."""
+        """One binary map for each region. Eq. (4)."""
         maps = [torch.isin(target, torch.tensor(region.value, device=target.device)) for region in self.regions]
         return torch.stack(maps, 1).float()
 
