@@ -218,6 +218,16 @@ def test_studies_that_lack_sequences_train_too(tmp_path):
     assert checkpoint.load(tmp_path / "run").provenance["data"]["available"] == {"t1c": 1, "t2+flair": 1}
 
 
+def test_without_data_the_recipes_phantoms_are_learned_from(tmp_path):
+    train(small_recipe(optim__steps=2, data__stream__crops=2), tmp_path / "run", device=CPU)
+    assert checkpoint.load(tmp_path / "run").provenance["data"] == {"stream": "phantom-1"}
+
+
+def test_a_recipe_without_a_stream_asks_for_data(tmp_path):
+    with pytest.raises(UsageError, match="--data"):
+        train(small_recipe(data__stream=None), tmp_path / "run", device=CPU)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
