@@ -1,5 +1,6 @@
 """Every command run for real, with good input and with bad."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from conftest import AFFINE, ORIENTATIONS, WORDS, head, write_head
 from glimpseg.errors import InputError, ModelError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.predict import load
+from glimpseg.volume import Volume
 
 FLAGS = {Modality.T1: "--t1", Modality.T1C: "--t1c", Modality.T2: "--t2", Modality.FLAIR: "--flair"}
 
@@ -81,6 +83,17 @@ def test_the_command_and_the_function_give_the_same_labels(study, model_folder, 
     assert done.returncode == 0, done.stderr
     found = glimpseg.segment(**paths(study, SUBSETS[0]), model=model_folder, device="cpu")
     assert np.array_equal(nibabel.load(tmp_path / "out" / "seg.nii.gz").get_fdata(), found.labels.voxels)
+
+
+def test_the_numbers_in_the_file_follow_the_convention_that_was_asked_for(study, model, tmp_path):
+    found = glimpseg.segment(**paths(study, SUBSETS[-1]), model=model)
+    labels = np.zeros_like(found.labels.voxels)
+    labels[20, 20, 20], labels[21, 20, 20] = 1, 3
+    drawn = dataclasses.replace(found, labels=Volume(labels, found.labels.affine))
+    drawn.save(tmp_path / "out", labels="brats2021")
+    written = np.asarray(nibabel.load(tmp_path / "out" / "seg.nii.gz").dataobj)
+    assert (written[20, 20, 20], written[21, 20, 20]) == (1, 4)
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text())["ET"]["volume_ml"] == pytest.approx(0.027)
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)

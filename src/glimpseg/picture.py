@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -64,8 +64,8 @@ def preview(
 def draw_plane(
     cell: Any,
     image: Float[np.ndarray, "x y z"],
-    labels: Int[np.ndarray, "x y z"],
-    reference: Int[np.ndarray, "x y z"] | None,
+    labels: Integer[np.ndarray, "x y z"],
+    reference: Integer[np.ndarray, "x y z"] | None,
     plane: str,
     where: Sequence[int],
     spacing_mm: Sequence[float],
@@ -104,7 +104,7 @@ def cut(volume: np.ndarray, plane: str, where: Sequence[int]) -> np.ndarray:
     return flat.T[::-1, ::-1]
 
 
-def largest_cut(labels: Int[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
+def largest_cut(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
     """For each axis the slice with most tumour; without tumour, with most image."""
     mask = labels > 0 if labels.any() else image != background_value(image)
     x, y, z = (int(mask.sum(tuple(other for other in range(3) if other != axis)).argmax()) for axis in range(3))
