@@ -320,9 +320,18 @@ def test_overwrite_replaces_the_output_folder(study, model_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old.txt").write_text("old")
+    (out / "run.json").write_text("{}")
     done = run("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", out, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert "old.txt" not in {path.name for path in out.iterdir()}
+
+
+def test_overwrite_spares_a_folder_that_glimpseg_did_not_make(study, model_folder):
+    before = sorted(path.name for path in study.iterdir())
+    done = run("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", study, "--overwrite")
+    assert done.returncode == 2
+    assert "only a folder that glimpseg made" in done.stderr
+    assert sorted(path.name for path in study.iterdir()) == before
 
 
 def limit_file_size():

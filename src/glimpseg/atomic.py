@@ -42,14 +42,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it becomes `path` if the block ends well.
 
-    Raises: UsageError if `path` exists and is not empty (with `overwrite`, it is replaced at the very end);
-        OutputError when the disk refuses.
+    With `overwrite`, a folder that holds the file `mark` is replaced at the very end.
+
+    Raises: UsageError as `refuse_if_used`; OutputError when the disk refuses.
     """
     path = Path(path)
-    refuse_if_used(path, overwrite=overwrite)
+    refuse_if_used(path, overwrite=overwrite, mark=mark)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
@@ -64,8 +65,12 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_if_used(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raises UsageError if `path` is a file, or a folder with something in it that may not be replaced."""
+def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "") -> None:
+    """Raises UsageError if `path` is a file, or a folder with something in it that may not be replaced.
+
+    `mark` is the file by which a folder shows that glimpseg made it: `overwrite` replaces no other, so that a
+    mistyped name costs nobody a folder of images.
+    """
     path = Path(path)
     if path.is_file():
         raise UsageError(f"The output has to be a folder, but {path} is a file. Name another with -o.")
@@ -73,6 +78,11 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False) -> None:
         raise UsageError(
             f"The output folder {path} already holds files; nothing was written. "
             "Name another folder with -o, or pass --overwrite to replace it."
+        )
+    if path.is_dir() and any(path.iterdir()) and mark and not (path / mark).is_file():
+        raise UsageError(
+            f"--overwrite replaces only a folder that glimpseg made, and {path} holds files but no {mark}; nothing was "
+            "written. Name another folder with -o, or empty this one yourself."
         )
 
 

@@ -86,7 +86,7 @@ def save(
     state: State | None = None,
 ) -> None:
     """Writes a model, with `state` a checkpoint, whole or not at all."""
-    with atomic_folder(folder, overwrite=True) as place:
+    with atomic_folder(folder, overwrite=True, mark=PROVENANCE) as place:
         save_file(_plain(weights), place / WEIGHTS)
         (place / RECIPE).write_text(yaml.safe_dump(methods.as_tree(recipe), sort_keys=False), "utf-8")
         if state is not None:

@@ -39,7 +39,7 @@ app = typer.Typer(
 log = logging.getLogger("glimpseg")
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to make. It must not hold files yet.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it holds files.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if glimpseg made it.")]
 ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Labels = Annotated[
@@ -94,7 +94,7 @@ def segment(
     """
     from glimpseg import atomic, predict
 
-    atomic.refuse_if_used(output, overwrite=overwrite)
+    atomic.refuse_if_used(output, overwrite=overwrite, mark=predict.RECORD)
     found = predict.segment(
         t1=t1,
         t1c=t1c,
@@ -226,7 +226,7 @@ def evaluate(
     from glimpseg.data.layouts import find_studies
     from glimpseg.modality import SUBSETS, parse
 
-    refuse_if_used(output, overwrite=overwrite)
+    refuse_if_used(output, overwrite=overwrite, mark=evaluation.RECORD)
     chosen = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
     studies = find_studies(data, labels=labels)
     evaluation.evaluate(predict.load(model, device), studies, output, subsets=chosen, overwrite=overwrite)

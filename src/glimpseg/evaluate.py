@@ -67,12 +67,12 @@ def evaluate(
 
     Raises: InputError if no study has a reference, or one cannot be read; UsageError if `folder` is in use.
     """
-    refuse_if_used(folder, overwrite=overwrite)
+    refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
     scored = [study for study in studies if study.reference is not None]
     if not scored:
         raise InputError("No study has a reference to score against. Give a folder with seg files.")
     begun = time.perf_counter()
-    with atomic_folder(folder, overwrite=overwrite) as place:
+    with atomic_folder(folder, overwrite=overwrite, mark=RECORD) as place:
         scores: list[Score] = []
         for number, study in enumerate(scored, 1):
             prepared = prepare(study, model.recipe.data.preprocess)

@@ -38,6 +38,8 @@ OVERLAP = 0.5
 """Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
 WINDOWS_AT_ONCE = 2
 """On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
+RECORD = "run.json"
+"""What was used and how; also the mark of a folder that may be overwritten."""
 NOT_A_DEVICE = "Research software, not a medical device: not for diagnosis or treatment."
 
 ImageLike: TypeAlias = str | Path | Volume | SpatialImage
@@ -94,14 +96,14 @@ class Segmentation:
         """
         convention = convention_named(labels)
         numbers = {number: label for number, label in convention.meaning.items() if label in self.model.network.labels}
-        with atomic_folder(folder, overwrite=overwrite) as place:
+        with atomic_folder(folder, overwrite=overwrite, mark=RECORD) as place:
             values = Volume(convention.write(self.labels.voxels), self.labels.affine)
             nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
             for region, volume in (self.probabilities or {}).items():
                 nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
             _write_json(place / "seg.json", self._names(labels, numbers))
             _write_json(place / "statistics.json", self._statistics())
-            _write_json(place / "run.json", self._record(labels))
+            _write_json(place / RECORD, self._record(labels))
             self.preview().savefig(place / "preview.png", dpi=110)
         return Path(folder)
 

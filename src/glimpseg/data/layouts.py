@@ -98,7 +98,6 @@ def write_study(
     images: Mapping[Modality, Volume],
     reference: Volume | None,
     release: str,
-    overwrite: bool = False,
 ) -> Path:
     """Writes one study as a BraTS release would: LPS order, int16 images, the release's label numbers.
 
@@ -106,7 +105,7 @@ def write_study(
     """
     layout, convention = release_named(release)
     place = Path(folder) / study
-    with atomic_folder(place, overwrite=overwrite) as temporary:
+    with atomic_folder(place) as temporary:
         for modality, volume in images.items():
             nifti.write_image(temporary / layout.file(study, modality), _as_brats(volume), np.int16)
         if reference is not None:

@@ -49,7 +49,7 @@ def write_phantoms(
         raise UsageError(f"--incomplete is a share of the studies, from 0 to 1, not {incomplete}.")
     layout, _ = release_named(release)
     names, records = [], []
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    with atomic_folder(folder, overwrite=overwrite, mark=MANIFEST) as temporary:
         for seed in seeds:
             begun = time.perf_counter()
             made = phantom.generate(seed, settings, device)
