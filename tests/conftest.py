@@ -4,6 +4,7 @@ import itertools
 import os
 import warnings
 
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
@@ -31,6 +32,9 @@ from glimpseg import checkpoint, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
 
 torch.set_num_threads(2)
+# A busy machine is no failure, and the same commit gives the same verdict twice.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 SMALL = {
     "config.width": 8,

@@ -58,7 +58,7 @@ def test_dice_agrees_with_medpy_where_medpy_is_defined(pair):
         assert metrics.dice(a, b) == pytest.approx(medpy.metric.binary.dc(a, b))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(pairs, spacings)
 def test_hd95_is_the_larger_directed_percentile(pair, spacing):
     a, b = pair
@@ -81,7 +81,7 @@ def test_hd95_is_never_below_medpys_pooled_percentile_by_definition(seed):
     assert metrics.hd95(a, b, (1, 1, 1)) >= pooled - 1e-5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(pairs, spacings, st.integers(0, 4))
 def test_empty_surroundings_change_nothing(pair, spacing, margin):
     a, b = (np.pad(mask, margin) for mask in pair)
