@@ -182,7 +182,7 @@ def test_only_one_process_trains_in_a_run(archive, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(TrainingError, match="Another process"):
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UsageError, match="Another process"):
         train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
 
 

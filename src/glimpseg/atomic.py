@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from glimpseg.errors import OutputError, UsageError
 
 
@@ -84,6 +86,28 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
             f"--overwrite replaces only a folder that glimpseg made, and {path} holds files but no {mark}; nothing was "
             "written. Name another folder with -o, or empty this one yourself."
         )
+
+
+@contextmanager
+def only_one(folder: str | Path) -> Iterator[None]:
+    """Holds the lock of a folder that grows file by file; the system frees it when the process ends, however it ends.
+
+    Raises: UsageError if another process holds it.
+    """
+    folder = Path(folder)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"Another process is writing to {folder}. Wait for it, or name another folder with -o."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -214,24 +214,52 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Model or run folder.")],
     data: Annotated[Path, typer.Option(help="Folder of studies with references.")],
     output: Output,
+    protocol: Annotated[
+        str, typer.Option(help="clinical, or rfnet for comparison with published tables only.")
+    ] = "clinical",
     subsets: Annotated[str, typer.Option(help="all, or subsets separated by commas: t1c,t1c+flair.")] = "all",
+    metrics: Annotated[
+        str, typer.Option(help="all, or some: dice,hd95,hd95_pooled,surface_dice_1mm,lesion_dice,ece ...")
+    ] = "all",
+    split: Annotated[
+        str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     labels: Labels = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a model on every subset of sequences; write scores and a report."""
+    """Score a model on every subset of sequences; write scores, a summary and a report."""
     from glimpseg import evaluate as evaluation
     from glimpseg import predict, report
-    from glimpseg.atomic import refuse_if_used
     from glimpseg.data.layouts import find_studies
+    from glimpseg.data.splits import chosen
     from glimpseg.modality import SUBSETS, parse
+    from glimpseg.protocol import protocol_named
+    from glimpseg.scores import metrics_named
 
-    refuse_if_used(output, overwrite=overwrite, mark=evaluation.RECORD)
-    chosen = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
+    protocol_named(protocol)
+    wanted = metrics_named(metrics)
+    shown = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
     studies = find_studies(data, labels=labels)
-    evaluation.evaluate(predict.load(model, device), studies, output, subsets=chosen, overwrite=overwrite)
-    log.info("%s", report.text_table(report.read_evaluation(output)))
-    typer.echo(report.write_report(output))
+    if split is not None:
+        studies = chosen(studies, split)
+    try:
+        evaluation.evaluate(
+            predict.load(model, device),
+            studies,
+            output,
+            protocol=protocol,
+            subsets=shown,
+            metrics=wanted,
+            split=split,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    finally:
+        if (output / evaluation.SUMMARY).is_file():
+            log.info("%s", report.text_table(report.read_evaluation(output)))
+            typer.echo(report.write_report(output))
 
 
 @app.command()

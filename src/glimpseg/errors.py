@@ -21,7 +21,7 @@ class OutputError(OSError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss is not finite, or a run is already being written. Exit code 1."""
+    """Training cannot go on: a loss is not finite. Exit code 1."""
 
 
 class Preempted(RuntimeError):

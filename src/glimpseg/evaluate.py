@@ -1,57 +1,50 @@
-"""A model against references: every subset a study allows, every region, Dice and HD95, into tidy files.
+"""A model against references: every subset a study allows, every region, every metric, into tidy files.
 
-Scores are taken on the study's own grid, from the modalities of the subset alone: the others shape neither
-crop nor normalisation.
+An evaluation folder grows study by study and is finished when `scores.csv` and `summary.json` appear; one that was
+killed goes on where it stopped. While the network works on one subset, a thread scores the last, and another
+reads the next study.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import logging
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from glimpseg import metrics
-from glimpseg.atomic import atomic_folder, refuse_if_used
-from glimpseg.checkpoint import Model
+import torch
+
+from glimpseg.atomic import atomic_file, only_one, refuse_if_used, write_text
+from glimpseg.checkpoint import WEIGHTS, Model
 from glimpseg.data import nifti
-from glimpseg.data.preprocess import Prepared, prepare
-from glimpseg.errors import InputError
+from glimpseg.data.cache import study_digest
+from glimpseg.data.preprocess import Prepared, Preprocess
+from glimpseg.errors import InputError, UsageError
+from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS, Modality, subsets_of
-from glimpseg.predict import infer
+from glimpseg.predict import Found, infer
+from glimpseg.protocol import Protocol, protocol_named
 from glimpseg.region import Region
+from glimpseg.scores import METRICS, OF_PROBABILITIES, Score, Scores, write_scores
+from glimpseg.scoring import Reference
 from glimpseg.study import Study
+from glimpseg.summary import summary
 from glimpseg.version import __version__
-from glimpseg.volume import Volume
 
 log = logging.getLogger(__name__)
 
-SCORES, RECORD = "scores.csv", "evaluation.json"
-RULES = {
-    "dice": "both empty 1, one empty 0",
-    "hd95": "larger of the two directed 95th percentiles, mm; both empty 0, one empty the grid's diagonal "
-    "(373.13 on 240x240x155 at 1 mm)",
-    "protocol": "clinical: only the present sequences touch crop and normalisation; the whole volume on the study's "
-    "own grid; no post-processing, no test-time augmentation",
-    "mean": "over cases for one subset, then plain over the subsets",
-}
-
-
-@dataclass(frozen=True)
-class Score:
-    """One line of `scores.csv`."""
-
-    study: str
-    subset: str
-    region: str
-    metric: str
-    value: float
-    predicted_ml: float
-    reference_ml: float
+SCORES, SUMMARY, RECORD, STUDIES, LABELS = "scores.csv", "summary.json", "evaluation.json", "studies", "labels"
+SCORED_LATER = 2
+"""Predictions that may wait for their scores; each holds probabilities on the own grid."""
 
 
 def evaluate(
@@ -59,85 +52,290 @@ def evaluate(
     studies: Sequence[Study],
     folder: str | Path,
     *,
+    protocol: str = "clinical",
     subsets: Sequence[Modality] = SUBSETS,
+    metrics: Sequence[str] = tuple(METRICS),
+    split: str | None = None,
+    resume: bool = False,
     overwrite: bool = False,
-) -> list[Score]:
-    """Scores every study on those of `subsets` it has, and writes `scores.csv`, `evaluation.json` and the label
-    maps (`labels/<study>/<subset>.nii.gz`), all at once when done.
+) -> Scores:
+    """Scores every study on those of `subsets` it has, and writes `scores.csv`, `summary.json`, `evaluation.json`, a
+    JSON file for each study and the label maps (`labels/<study>/<subset>.nii.gz`).
 
-    Raises: InputError if no study has a reference, or one cannot be read; UsageError if `folder` is in use.
+    `split` is the name of the list that `studies` were chosen by, for the record. With `resume`, an unfinished
+    evaluation of the same model, studies and rules goes on; studies whose files have changed are scored again.
+
+    Raises: InputError if no study has a reference, or, when all others are done and written, naming those that could
+        not be scored; UsageError if `folder` is in use or was begun otherwise.
     """
-    refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
+    folder = Path(folder)
     scored = [study for study in studies if study.reference is not None]
     if not scored:
         raise InputError("No study has a reference to score against. Give a folder with seg files.")
+    for study in studies:
+        if study.reference is None:
+            log.warning("%s has no reference and is left out.", study.id)
+    plan = _plan(model, protocol, scored, subsets, metrics, split)
+    _open(folder, plan, resume=resume, overwrite=overwrite)
     begun = time.perf_counter()
-    with atomic_folder(folder, overwrite=overwrite, mark=RECORD) as place:
-        scores: list[Score] = []
-        for number, study in enumerate(scored, 1):
-            prepared = prepare(study, model.recipe.data.preprocess)
-            for subset in subsets:
-                if subset in subsets_of(prepared.available):
-                    found, _ = infer(prepared.restricted_to(subset), model)
-                    scores += score(study.id, subset, found, prepared, model.network.regions)
-                    _write_labels(place, study.id, subset, found)
-            log.info("%d/%d %s (%.0f s)", number, len(scored), study.id, time.perf_counter() - begun)
-        write_scores(place / SCORES, scores)
-        record = _record(model, scored, len(studies), subsets, time.perf_counter() - begun)
-        (place / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    with only_one(folder):
+        _write_json(folder / RECORD, {**plan, "finished": False})
+        todo = [study for study in scored if not _is_done(folder, study)]
+        if len(todo) < len(scored):
+            log.info("%d of %d studies are scored already.", len(scored) - len(todo), len(scored))
+        failures = _score_all(model, protocol_named(protocol), todo, folder, plan)
+        done = [_read_study(folder, study.id) for study in scored if study.id not in failures]
+        if not done:
+            raise InputError("No study could be scored.\n" + _in_lines(failures))
+        scores = Scores([line for entry in done for line in entry.scores])
+        with atomic_file(folder / SCORES) as path:
+            write_scores(path, scores.lines)
+        _write_json(folder / SUMMARY, summary(scores, _reliability(done)))
+        outcome = {
+            "finished": True,
+            "data": hashlib.sha256("\n".join(sorted(entry.digest for entry in done)).encode()).hexdigest(),
+            "cases": [_case_record(study) for study in scored if study.id not in failures],
+            "failed": failures,
+            "without_reference": [study.id for study in studies if study.reference is None],
+            "incomplete": sum(len(study.available) < len(Modality) for study in scored),
+            "seconds": round(time.perf_counter() - begun, 1),
+        }
+        _write_json(folder / RECORD, {**plan, **outcome})
+    if failures:
+        raise InputError(
+            f"{len(failures)} of {len(scored)} studies could not be scored; the others are in {folder}. Repair them "
+            f"and run again with --resume.\n{_in_lines(failures)}"
+        )
     return scores
 
 
-def score(study: str, subset: Modality, found: Volume, prepared: Prepared, regions: Sequence[Region]) -> list[Score]:
-    """Dice and HD95 of every region of one prediction."""
-    assert prepared.reference is not None, "only studies with a reference are scored"
-    voxel, spacing = found.grid.voxel_ml, found.grid.spacing_mm
-    scores = []
-    for region in regions:
-        predicted, reference = region.of(found.voxels), region.of(prepared.reference.voxels)
-        volumes = (metrics.volume_ml(predicted, voxel), metrics.volume_ml(reference, voxel))
-        for metric, value in (
-            ("dice", metrics.dice(predicted, reference)),
-            ("hd95", metrics.hd95(predicted, reference, spacing)),
-        ):
-            scores.append(Score(study, subset.key, region.name, metric, value, *volumes))
-    return scores
+@dataclass(frozen=True)
+class _Study:
+    """What the file of a scored study holds."""
+
+    digest: str
+    scores: list[Score]
+    reliability: dict[tuple[str, str], Reliability]
+    """By subset and region."""
 
 
-def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    """Tidy CSV: a line for each study, subset, region and metric."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Score)])
-        writer.writeheader()
-        for line in scores:
-            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(line).items()})
+class _Case:
+    """One study while it is being scored."""
+
+    def __init__(
+        self, prepared: Prepared, digest: str, regions: Sequence[Region], plan: Mapping[str, Any], folder: Path
+    ) -> None:
+        self._prepared, self._digest, self._regions = prepared, digest, regions
+        self._plan, self._folder = plan, folder
+        self._scores: dict[str, list[Score]] = {}
+        self._reliability: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self._prepared, self._regions, self._plan["metrics"])
+
+    def add(self, found: Found) -> None:
+        """Scores one prediction and writes its label map."""
+        subset, study = found.subset.key, self._prepared.id
+        rated = self._reference.rate(found.labels, found.probabilities)
+        self._scores[subset] = [
+            Score(
+                study, subset, one.region, metric, self._plan["protocol"],
+                one.values[metric], one.predicted_ml, one.reference_ml,
+            )
+            for one in rated
+            for metric in self._plan["metrics"]
+            if metric in one.values
+        ]  # fmt: skip
+        self._reliability[subset] = {one.region: one.reliability.as_lists() for one in rated if one.reliability}
+        with atomic_file(self._folder / LABELS / study / f"{subset}.nii.gz") as path:
+            nifti.write_labels(path, found.labels)
+
+    def finish(self) -> None:
+        """Writes the study's file: from now on it counts as done."""
+        order = [subset for subset in self._plan["subsets"] if subset in self._scores]
+        tree = {
+            "digest": self._digest,
+            "available": self._prepared.available.key,
+            "warnings": list(self._prepared.warnings),
+            "scores": [astuple(line) for subset in order for line in self._scores[subset]],
+            "reliability": {subset: self._reliability[subset] for subset in order},
+        }
+        write_text(self._folder / STUDIES / f"{self._prepared.id}.json", json.dumps(tree) + "\n")
 
 
-def _write_labels(place: Path, study: str, subset: Modality, found: Volume) -> None:
-    (place / "labels" / study).mkdir(parents=True, exist_ok=True)
-    nifti.write_labels(place / "labels" / study / f"{subset.key}.nii.gz", found)
+def _score_all(
+    model: Model,
+    protocol: Protocol,
+    studies: Sequence[Study],
+    folder: Path,
+    plan: Mapping[str, Any],
+) -> dict[str, str]:
+    """Scores and writes study after study; returns the messages of those that could not be."""
+    failures: dict[str, str] = {}
+    begun = time.perf_counter()
+    chosen = [subset for subset in SUBSETS if subset.key in plan["subsets"]]
+    wants_probabilities = bool(set(plan["metrics"]) & set(OF_PROBABILITIES))
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="scorer") as scorer:
+
+        def later(task: Callable[..., None], *arguments: Any) -> None:
+            while len(waiting) >= SCORED_LATER:
+                waiting.popleft().result()
+            waiting.append(scorer.submit(task, *arguments))
+
+        for number, read in enumerate(_read_ahead(studies, protocol, model.recipe.data.preprocess), 1):
+            if isinstance(read.prepared, InputError):
+                log.warning("%s cannot be scored: %s", read.study, read.prepared)
+                failures[read.study] = str(read.prepared)
+                continue
+            case = _Case(read.prepared, read.digest, model.network.regions, plan, folder)
+            allowed = [subset for subset in chosen if subset in subsets_of(read.prepared.available)]
+            for found in infer(
+                read.prepared, model, allowed, keep_probabilities=wants_probabilities, weighting=protocol.weighting
+            ):
+                later(case.add, found)
+            later(case.finish)
+            log.info("%d/%d %s (%.0f s)", number, len(studies), read.study, time.perf_counter() - begun)
+        while waiting:
+            waiting.popleft().result()
+    return failures
 
 
-def _record(
-    model: Model, scored: Sequence[Study], given: int, subsets: Sequence[Modality], seconds: float
+@dataclass(frozen=True)
+class _Read:
+    """A study from the disk: its arrays, or the reason why there are none."""
+
+    study: str
+    digest: str
+    prepared: Prepared | InputError
+
+
+def _read_ahead(studies: Sequence[Study], protocol: Protocol, settings: Preprocess) -> Iterator[_Read]:
+    """Each study in turn; the next is read while one is worked on."""
+
+    def read(study: Study) -> _Read:
+        try:
+            return _Read(study.id, study_digest(study), protocol.prepare(study, settings))
+        except InputError as error:
+            return _Read(study.id, "", error)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
+        coming = deque(reader.submit(read, study) for study in studies[:1])
+        for following in [*studies[1:], None]:
+            if not coming:
+                return
+            ready = coming.popleft().result()
+            if following is not None:
+                coming.append(reader.submit(read, following))
+            yield ready
+
+
+def _plan(
+    model: Model,
+    protocol: str,
+    studies: Sequence[Study],
+    subsets: Sequence[Modality],
+    metrics: Sequence[str],
+    split: str | None,
 ) -> dict[str, Any]:
+    """What decides the scores; equal for an evaluation and its resumption."""
     return {
         "glimpseg": __version__,
-        "model": {"name": model.name, **{k: v for k, v in model.provenance.items() if k != "sha256"}},
+        "model": {
+            "name": model.name,
+            "weights": model.provenance["sha256"][WEIGHTS],
+            **{k: v for k, v in model.provenance.items() if k != "sha256"},
+        },
         "recipe": {"method": model.recipe.method, "seed": model.recipe.seed},
-        "rules": RULES,
+        "protocol": protocol,
+        "rules": {**protocol_named(protocol).rules, **{name: METRICS[name].rule for name in metrics}},
+        "split": split,
         "regions": [region.name for region in model.network.regions],
-        "subsets": [subset.key for subset in subsets],
-        "studies": [_study_record(study) for study in scored],
-        "without_reference": given - len(scored),
-        "seconds": round(seconds, 1),
+        "subsets": [subset.key for subset in SUBSETS if subset in subsets],
+        "metrics": list(metrics),
+        "studies": [study.id for study in studies],
+        "computed": {
+            "device": model.device.type,
+            "precision": model.precision,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "fast": [name for name in ("edt", "cc3d") if find_spec(name)],
+        },
     }
 
 
-def _study_record(study: Study) -> dict[str, Any]:
+def _open(folder: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Makes the folder ready: empty, or holding the unfinished evaluation that is resumed."""
+    record = folder / RECORD
+    if not (resume and record.is_file()):
+        if record.is_file() and not overwrite and not json.loads(record.read_text("utf-8"))["finished"]:
+            raise UsageError(
+                f"{folder} holds an unfinished evaluation. Add --resume to go on with it, --overwrite to begin anew, "
+                "or name another folder with -o."
+            )
+        refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        return
+    old = json.loads(record.read_text("utf-8"))
+    changed = [name for name in plan if name != "computed" and old.get(name) != plan[name]]
+    if changed:
+        raise UsageError(
+            f"The evaluation in {folder} was begun with another {', another '.join(changed)}. Resume it as it was "
+            "begun, or name another folder with -o."
+        )
+    if old["computed"] != plan["computed"]:
+        log.warning("This evaluation was begun on another machine or thread count: the last digits may differ.")
+
+
+def _is_done(folder: Path, study: Study) -> bool:
+    """Whether a study's file is there, whole, and of the images as they are now."""
+    try:
+        done = _read_study(folder, study.id)
+        current = done.digest == study_digest(study)
+    except InputError:
+        return False
+    if not current:
+        log.warning("The files of %s have changed since it was scored; it is scored again.", study.id)
+    return current
+
+
+def _read_study(folder: Path, study: str) -> _Study:
+    path = folder / STUDIES / f"{study}.json"
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        reliability = {
+            (subset, region): Reliability.from_lists(lists)
+            for subset, regions in tree["reliability"].items()
+            for region, lists in regions.items()
+        }
+        return _Study(tree["digest"], [Score(*line) for line in tree["scores"]], reliability)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the file of a scored study ({error}).") from error
+
+
+def _reliability(done: Sequence[_Study]) -> dict[tuple[str, str], Reliability]:
+    """By subset and region, summed over studies."""
+    total: dict[tuple[str, str], Reliability] = {}
+    for entry in done:
+        for key, value in entry.reliability.items():
+            total[key] = total[key] + value if key in total else value
+    return total
+
+
+def _case_record(study: Study) -> dict[str, Any]:
     return {
         "id": study.id,
         "images": {m.key: str(image) for m, image in study.images.items() if isinstance(image, Path)},
         "reference": str(study.reference) if isinstance(study.reference, Path) else None,
         "labels": study.convention.name if study.convention else None,
     }
+
+
+def _in_lines(failures: Mapping[str, str]) -> str:
+    return "\n".join(f"{study}: {message}" for study, message in failures.items())
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(tree, indent=1) + "\n")

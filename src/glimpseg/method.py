@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,23 @@ class Segmenter(Learner):
     @abstractmethod
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probabilities of its own channels, fp32. What absent channels of `image` hold must not matter."""
+
+    def encode(self, image: Float[Tensor, "b m x y z"]) -> Any:
+        """What of `forward` does not depend on the subset: computed once for all 15. Default: nothing.
+
+        Here all modalities that the study has are in `image`; a feature may depend on no other modality than its
+        own, or `fuse` could not take that modality away again.
+        """
+        return image
+
+    def fuse(self, features: Any, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
+        """The rest of `forward`: `fuse(encode(image), available)` is `forward(image, available)`."""
+        return self.forward(features, available)
+
+    @property
+    def shares(self) -> bool:
+        """Whether `encode` does anything, so that subsets are best computed together."""
+        return type(self).encode is not Segmenter.encode
 
     def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
         """`Label` values. Default: the most probable of background and `labels`."""

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from glimpseg.data import nifti
 from glimpseg.data.layouts import convention_named
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError, ModelError, UsageError
-from glimpseg.modality import ALL, Modality, as_mask
+from glimpseg.modality import ALL, Modality, as_mask, union
 from glimpseg.picture import TITLES, preview
 from glimpseg.region import Label, Region
 from glimpseg.study import Study
@@ -193,30 +193,42 @@ def segment_study(study: Study, model: Model, *, probabilities: bool = False) ->
     with _warnings_kept() as warnings:
         prepared = prepare(study, model.recipe.data.preprocess)
     read = time.perf_counter()
-    labels, maps = infer(prepared, model, keep_probabilities=probabilities)
+    (found,) = infer(prepared, model, [prepared.available], keep_probabilities=probabilities)
     seconds = {"reading": read - begun, "network": time.perf_counter() - read}
-    return Segmentation(labels, maps, prepared.available, model, study.images, seconds, tuple(warnings))
+    return Segmentation(
+        found.labels, found.probabilities, prepared.available, model, study.images, seconds, tuple(warnings)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the network finds in a prepared study from one subset of its modalities."""
+
+    subset: Modality
+    labels: Volume
+    """`Label` values, uint8, on the study's own grid."""
+    probabilities: Mapping[Region, Volume] | None
+    """On the own grid, if they were asked for."""
 
 
 def infer(
-    prepared: Prepared, model: Model, *, keep_probabilities: bool = False
-) -> tuple[Volume, dict[Region, Volume] | None]:
-    """Labels, and each region's probability if asked, on the study's own grid.
+    prepared: Prepared,
+    model: Model,
+    subsets: Sequence[Modality],
+    *,
+    keep_probabilities: bool = False,
+    weighting: str = "gaussian",
+) -> Iterator[Found]:
+    """What each of `subsets` alone shows, on the study's own grid; one result at a time, not always in their order.
 
-    Windows run over the brain's box on the working grid. Probabilities, not labels, are interpolated back.
+    Windows run over the brain's box on the working grid. A network that `shares` encodes each window once for all
+    subsets whose box is the same. Probabilities, not labels, are interpolated back. `weighting` is how overlapping
+    windows are averaged: `gaussian` or `constant`.
     """
-    network, device = model.network, model.device
-    image = torch.from_numpy(prepared.image)[None].to(device)
-    available = as_mask(prepared.available)[None].to(device)
-    with torch.inference_mode():
-        working = _windows(model, image, available)[0].cpu()
-    own = torch.stack([torch.from_numpy(_back(channel.numpy(), prepared)) for channel in working])[None]
-    labels = network.decode(own)[0].numpy().astype(np.uint8)
-    affine = prepared.own.affine
-    if not keep_probabilities:
-        return Volume(labels, affine), None
-    found = network.region_probabilities(own)
-    return Volume(labels, affine), {region: Volume(values[0].numpy(), affine) for region, values in found.items()}
+    for group in _groups(prepared, subsets) if model.network.shares else [(subset,) for subset in subsets]:
+        shown = prepared.restricted_to(union(group))
+        for subset, working in zip(group, _windows(model, shown.image, group, weighting), strict=True):
+            yield _found(subset, working[0].cpu(), shown, model, keep_probabilities)
 
 
 def resolved_device(name: str) -> torch.device:
@@ -239,20 +251,42 @@ def resolved_device(name: str) -> torch.device:
     return device
 
 
-def _windows(model: Model, image: Float[Tensor, "1 m x y z"], available: Tensor) -> Float[Tensor, "1 k x y z"]:
+def _groups(prepared: Prepared, subsets: Sequence[Modality]) -> list[tuple[Modality, ...]]:
+    """Subsets that see the same box of the working grid, together."""
+    groups: dict[tuple[tuple[int, int], ...], list[Modality]] = {}
+    for subset in subsets:
+        groups.setdefault(tuple((side.start, side.stop) for side in prepared.box(subset)), []).append(subset)
+    return [tuple(group) for group in groups.values()]
+
+
+def _windows(
+    model: Model, image: Float[np.ndarray, "m x y z"], subsets: Sequence[Modality], weighting: str
+) -> tuple[Float[Tensor, "1 k x y z"], ...]:
+    """Probabilities on the working grid, for each subset."""
+    network, device = model.network, model.device
     patch = model.recipe.data.sampling.patch
-    stride = model.network.stride
     # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
-    roi = [min(p, -(-n // stride) * stride) for p, n in zip(patch, image.shape[2:], strict=True)]
-    inferer = SlidingWindowInferer(roi, sw_batch_size=WINDOWS_AT_ONCE, overlap=OVERLAP, mode="gaussian")
+    roi = [min(p, -(-n // network.stride) * network.stride) for p, n in zip(patch, image.shape[1:], strict=True)]
+    inferer = SlidingWindowInferer(roi, sw_batch_size=WINDOWS_AT_ONCE, overlap=OVERLAP, mode=weighting)
+    masks = [as_mask(subset)[None].to(device) for subset in subsets]
 
-    def network(windows: Tensor) -> Tensor:
-        return model.network(windows, available.expand(len(windows), -1))
+    def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
+        features = network.encode(windows)
+        return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
-    with model.autocast():
-        result = inferer(image, network)
-    assert isinstance(result, Tensor)
-    return result
+    with torch.inference_mode(), model.autocast():
+        result = inferer(torch.from_numpy(image)[None].to(device), probabilities)
+    return (result,) if isinstance(result, Tensor) else tuple(result)  # one output comes without its tuple
+
+
+def _found(
+    subset: Modality, working: Float[Tensor, "k x y z"], prepared: Prepared, model: Model, keep_probabilities: bool
+) -> Found:
+    network, affine = model.network, prepared.own.affine
+    own = torch.stack([torch.from_numpy(_back(channel.numpy(), prepared)) for channel in working])[None]
+    labels = Volume(network.decode(own)[0].numpy().astype(np.uint8), affine)
+    maps = network.region_probabilities(own) if keep_probabilities else None
+    return Found(subset, labels, maps and {region: Volume(p[0].numpy(), affine) for region, p in maps.items()})
 
 
 def _back(values: Float[np.ndarray, "x y z"], prepared: Prepared) -> Float[np.ndarray, "i j k"]:

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glimpseg import checkpoint, methods
-from glimpseg.atomic import atomic_file, write_text
+from glimpseg.atomic import atomic_file, only_one, write_text
 from glimpseg.data import phantom
 from glimpseg.data.cache import cached
 from glimpseg.data.layouts import find_studies
@@ -283,23 +282,10 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
 
 @contextmanager
 def _only_one(run: Path) -> Iterator[None]:
-    """Holds the run's lock; the system frees it when the process ends, however it ends."""
+    """Holds the run's lock in the first rank, which alone writes."""
     rank, _ = rank_and_world()
-    if rank:
+    with nullcontext() if rank else only_one(run):
         yield
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise TrainingError(
-            f"Another process is training in {run}. Wait for it, or name another folder with -o."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _restore(training: _Training, run: Path, provenance: Mapping[str, Any]) -> int:

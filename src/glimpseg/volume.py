@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import nibabel.orientations as nio
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
@@ -127,7 +127,7 @@ def onto(volume: Volume, grid: Grid) -> Volume:
     """`volume` by linear interpolation on `grid`; outside its field of view, 0.
 
     Where `grid` is coarser the image is smoothed first, so that fine detail does not alias. Where both are
-    the same lattice up to the order of axes, voxels are only reordered, bit for bit.
+    windows on the same lattice, up to the order of axes, voxels are only copied, bit for bit.
     """
     return _onto(volume, grid, _linear)
 
@@ -171,6 +171,9 @@ def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
         matrix = np.linalg.inv(volume.affine) @ grid.affine
     except np.linalg.LinAlgError as error:
         raise InputError("The affine of the image is singular: it gives no place to its voxels.") from error
+    shift = np.rint(matrix[:3, 3])
+    if np.abs(matrix[:3, :3] - np.eye(3)).max() < 1e-6 and np.abs(matrix[:3, 3] - shift).max() < 1e-4:
+        return _shifted(volume.voxels, shift.astype(int), grid.shape)
     step = np.linalg.norm(matrix[:3, :3], axis=1)  # source voxels that one target voxel spans, by source axis
     # Width of a Gaussian that takes a point spread (full width at half maximum) of one voxel to one of `step`.
     sigma = np.sqrt(np.maximum(step**2 - 1, 0) / (8 * np.log(2)))
@@ -180,6 +183,19 @@ def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
     if np.abs(scale - np.diag(np.diag(scale))).max() < 1e-9:
         scale = np.diag(scale)  # told so, scipy takes its separable way, four times faster
     return ndimage.affine_transform(smooth, scale, matrix[:3, 3], output_shape=grid.shape, order=1)
+
+
+def _shifted(
+    voxels: Shaped[np.ndarray, "x y z"], shift: Int[np.ndarray, "3"], shape: tuple[int, int, int]
+) -> Float[np.ndarray, "x y z"]:
+    """Another window on the same lattice, beginning at voxel `shift` of the source: copied, not interpolated."""
+    result = np.zeros(shape, np.float32)
+    ends = [(max(s, 0), min(s + n, side)) for s, n, side in zip(shift, shape, voxels.shape, strict=True)]
+    if all(low < high for low, high in ends):
+        source = tuple(slice(low, high) for low, high in ends)
+        target = tuple(slice(low - s, high - s) for (low, high), s in zip(ends, shift, strict=True))
+        result[target] = voxels[source]
+    return result
 
 
 def _shares(labels: Volume, grid: Grid) -> Shaped[np.ndarray, "x y z"]:

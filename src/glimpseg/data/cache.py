@@ -133,6 +133,21 @@ def cached(study: Study, settings: Preprocess, folder: str | Path) -> Path:
 def cache_key(study: Study, settings: Preprocess) -> str:
     """Hexadecimal digest of everything that decides the prepared voxels."""
     digest = hashlib.sha256(f"{preprocess.VERSION} {json.dumps(dataclasses.asdict(settings), sort_keys=True)}".encode())
+    _feed(digest, study)
+    return digest.hexdigest()
+
+
+def study_digest(study: Study) -> str:
+    """Hexadecimal digest of a study's id, label convention and the bytes of its files.
+
+    Raises: InputError for a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, study)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, study: Study) -> None:
     digest.update(f"{study.id} {study.convention.name if study.convention else None}".encode())
     parts = [(modality.key, study.images[modality]) for modality in Modality if modality in study.images]
     for name, part in [*parts, ("reference", study.reference), ("brain", study.brain)]:
@@ -141,7 +156,6 @@ def cache_key(study: Study, settings: Preprocess) -> str:
             digest.update(_file_digest(part))
         elif part is not None:
             digest.update(np.ascontiguousarray(part.voxels).tobytes() + part.affine.tobytes())
-    return digest.hexdigest()
 
 
 def _file_digest(path: Path) -> bytes:

@@ -129,7 +129,13 @@ def convention_named(name: str) -> Convention:
 
 
 def _folders(folder: Path) -> Iterable[Path]:
-    for place, below, _ in os.walk(folder):
+    """All folders below, links followed; one that was walked already (a link to a parent, say) is not walked again."""
+    seen: set[Path] = set()
+    for place, below, _ in os.walk(folder, followlinks=True):
+        if Path(place).resolve() in seen:
+            below.clear()
+            continue
+        seen.add(Path(place).resolve())
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield Path(place)
 

@@ -81,13 +81,18 @@ class Prepared:
     """Voxels left around the brain's bounding box."""
     warnings: tuple[str, ...] = ()
 
+    def box(self, subset: Modality) -> tuple[slice, slice, slice]:
+        """The part of the working grid that holds the brain as the modalities of `subset` show it, with its margin."""
+        keep = [channel for channel, modality in enumerate(Modality) if modality in subset]
+        return _box(self.inside[keep].any(0), self.margin)
+
     def restricted_to(self, subset: Modality) -> Prepared:
         """What `prepare` makes of the same study had only `subset` been acquired (on the same own grid).
 
         Normalisation is each modality's own affair, so that blanking and a tighter crop are all it takes.
         """
         keep = np.array([modality in subset for modality in Modality])
-        box = _box((self.inside & keep[:, None, None, None]).any(0), self.margin)
+        box = self.box(subset)
         return replace(
             self,
             image=np.where(keep[:, None, None, None], self.image[:, *box], 0),
@@ -123,7 +128,7 @@ def prepare(study: Study, settings: Preprocess) -> Prepared:
     for channel, modality in enumerate(Modality):
         if modality in volumes:
             image[channel], inside[channel] = _on_working_grid(volumes[modality], brain, grid, settings.clip)
-    reference = _reference(study, own)
+    reference = reference_on(study, own)
     whole = Prepared(
         id=study.id,
         image=image,
@@ -208,7 +213,11 @@ def _brain_mask(brain: Volume | Path, volumes: Iterable[Volume]) -> Volume:
     return Volume((mask.voxels > 0.5).astype(np.uint8), mask.affine)
 
 
-def _reference(study: Study, own: Grid) -> Volume | None:
+def reference_on(study: Study, own: Grid) -> Volume | None:
+    """The reference as `Label` values on the study's own grid; None if there is none.
+
+    Raises: InputError if it lies on another grid or its convention is unknown.
+    """
     if study.reference is None:
         return None
     if isinstance(study.reference, Volume):

@@ -1,0 +1,115 @@
+"""Preprocessing of the RFNet family, in which absent sequences shape crop and normalisation: for comparison only.
+
+Facts from RFNet's and mmFormer's code, which share it; `evaluate --protocol rfnet` sets its numbers beside published
+ones. Nothing else in glimpseg lets an absent sequence touch a result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from glimpseg.data import nifti
+from glimpseg.data.preprocess import Prepared, Preprocess, reference_on
+from glimpseg.errors import InputError
+from glimpseg.modality import ALL, Modality
+from glimpseg.study import Study
+from glimpseg.volume import Volume, same_grid
+
+SMALLEST_SIDE = 128
+"""Crops are grown to this many voxels, so that mmFormer's window fits."""
+
+
+def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
+    """All four sequences, cropped and normalised together, in the order of axes of the files.
+
+    The crop is the bounding box of the voxels that are not 0 in any sequence, without its last plane along each axis
+    (as theirs), grown to 128. Each sequence gets mean 0 and standard deviation 1 over the voxels whose sum over the
+    sequences is positive; the background is shifted along, and nothing is clipped. The reference keeps what lies
+    inside the crop. Of `settings`, only the spacing counts.
+
+    Raises: InputError for a study that lacks a sequence, whose sequences lie on several grids, or whose voxels are not
+        those the network works on.
+    """
+    if study.available != ALL:
+        raise InputError(
+            f"Study {study.id}: the protocol rfnet crops and normalises by all four sequences, but "
+            f"{(ALL & ~study.available).title} is missing. Use --protocol clinical."
+        )
+    volumes = {m: image if isinstance(image, Volume) else nifti.read_volume(image) for m, image in _ordered(study)}
+    own = volumes[Modality.T1].grid
+    for modality, volume in volumes.items():
+        if not same_grid(volume.grid, own):
+            raise InputError(
+                f"Study {study.id}: the protocol rfnet needs all sequences on one grid, but {modality.title} lies "
+                "on another than T1. Use --protocol clinical."
+            )
+    if np.abs(np.array(own.spacing_mm) - settings.spacing_mm).max() > 1e-3:
+        raise InputError(
+            f"Study {study.id}: the protocol rfnet resamples nothing, but the voxels are "
+            f"{'x'.join(f'{side:.2g}' for side in own.spacing_mm)} mm and the model works on "
+            f"{settings.spacing_mm:g} mm. Use --protocol clinical."
+        )
+    stack = np.stack([volume.voxels for volume in volumes.values()]).astype(np.float32)
+    box = rfnet_box(stack)
+    grid = own.crop(box)
+    image = np.stack([Volume(values, grid.affine).ras().voxels for values in _normalised(stack[:, *box], study.id)])
+    tissue = np.stack([Volume(values != 0, grid.affine).ras().voxels for values in stack[:, *box]])
+    reference = reference_on(study, own)
+    if reference is not None:
+        inside = np.zeros_like(reference.voxels)
+        inside[box] = reference.voxels[box]
+        reference = Volume(inside, own.affine)
+    return Prepared(
+        id=study.id,
+        image=image,
+        inside=tissue,
+        available=ALL,
+        target=None if reference is None else Volume(reference.voxels[box], grid.affine).ras().voxels,
+        grid=grid.ras(),
+        own=own,
+        reference=reference,
+        margin=max(image.shape),  # no subset crops further
+    )
+
+
+def rfnet_box(stack: Float[np.ndarray, "m x y z"]) -> tuple[slice, slice, slice]:
+    """The crop in voxels, order of axes as stored.
+
+    From the first voxel that is not 0 to the last, exclusive. A side shorter than 128 grows by half of what is missing
+    on each end, and one more at the upper; a start below 0 moves the whole side up; the array's end cuts it off.
+    """
+    where = np.nonzero(stack.max(0))
+    if not where[0].size:
+        raise InputError("No brain was found: every sequence is 0 everywhere. Check the images.")
+    x, y, z = (_side(int(index.min()), int(index.max()), n) for index, n in zip(where, stack.shape[1:], strict=True))
+    return x, y, z
+
+
+def _side(low: int, high: int, voxels: int) -> slice:
+    if high - low < SMALLEST_SIDE:
+        half = (SMALLEST_SIDE - (high - low)) // 2
+        low, high = low - half, high + half + 1
+    if low < 0:
+        low, high = 0, high - low
+    return slice(low, min(high, voxels))
+
+
+def _normalised(stack: Float[np.ndarray, "m x y z"], study: str) -> Float[np.ndarray, "m x y z"]:
+    brain = stack.sum(0) > 0
+    if not brain.any():
+        raise InputError(
+            f"Study {study}: the protocol rfnet takes voxels whose sum over the sequences is positive for brain, and "
+            "there is none. Are the images z-scored already? Use --protocol clinical."
+        )
+    values = stack[:, brain].astype(np.float64)
+    mean, deviation = values.mean(1)[:, None, None, None], np.maximum(values.std(1), 1e-8)[:, None, None, None]
+    return ((stack - mean) / deviation).astype(np.float32)
+
+
+def _ordered(study: Study) -> list[tuple[Modality, Volume | Path]]:
+    return [(modality, study.images[modality]) for modality in Modality]
+
+

@@ -1,0 +1,129 @@
+"""Lesion-wise Dice and HD95 by the rules of BraTS 2023: every focus counts the same, however small or large.
+
+Rules: rachitsaluja/BraTS-2023-Metrics, glioma settings, as described in docs/evaluation.md. Two departures: HD95
+of a pair is `surface.hd95` (theirs weighs by area), and bounds in voxels are taken as bounds in millimetres, which
+is the same on the 1 mm grids they were made for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+from scipy import ndimage
+
+from glimpseg.metrics.overlap import refuse_other_shape
+from glimpseg.metrics.surface import BRATS_2023_MM, Surface, SurfaceDistances
+
+MERGING_MM = 3.0
+"""How far a lesion reaches when parts are joined and predictions matched: three dilations of 1 mm voxels."""
+SMALLEST_LESION_MM3 = 50.0
+"""Lesions of the reference up to this volume are not counted."""
+_CORNERS = ndimage.generate_binary_structure(3, 3)
+_EDGES = ndimage.generate_binary_structure(3, 2)
+
+
+@dataclass(frozen=True)
+class LesionWise:
+    """One region of one case, lesion by lesion."""
+
+    dice: float
+    """Sum of the lesions' Dice / (lesions + false positives), 0 to 1. Neither: 1."""
+    hd95: float
+    """(Sum of the lesions' HD95, 374 mm for a missed one, + 374 mm for each false positive) / the same count, mm.
+    Neither: 0."""
+    lesions: int
+    """Lesions of the reference above 50 mm3."""
+    missed: int
+    """Those of them that no prediction touches."""
+    false_positives: int
+    """Predicted parts, however small, that touch no lesion, not even one of 50 mm3 or less."""
+
+
+def lesion_wise(
+    predicted: Bool[np.ndarray, "x y z"],
+    reference: Bool[np.ndarray, "x y z"],
+    spacing_mm: tuple[float, float, float],
+) -> LesionWise:
+    """Lesion-wise Dice and HD95 of BraTS 2023.
+
+    1. The reference is dilated by 3 mm (18-neighbourhood); parts whose dilations touch (26) are one lesion.
+    2. Predicted parts (26) that touch a lesion's dilation are united and scored against it.
+    3. Lesions of 50 mm3 or less leave the sums; every predicted part that touches no lesion counts as false.
+    """
+    return Lesions(reference, spacing_mm).score(predicted)
+
+
+def lesion_count(mask: Bool[np.ndarray, "x y z"]) -> int:
+    """Connected parts, counting voxels that share a corner as connected (26-neighbourhood, BraTS)."""
+    return _parts(mask)[1]
+
+
+class Lesions:
+    """The reference's side of a lesion-wise score: made once, scored against many."""
+
+    def __init__(self, reference: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]) -> None:
+        self.reference = reference
+        self.spacing_mm = spacing_mm
+        self._reach, self.lesions = _dilated_parts(reference, spacing_mm)
+        """Number of the lesion within 3 mm, 0 elsewhere; how many there are."""
+        self._voxels = np.bincount(self._reach[reference], minlength=self.lesions + 1)
+        self._surfaces: dict[int, Surface] = {}
+
+    def score(self, predicted: Bool[np.ndarray, "x y z"]) -> LesionWise:
+        """Raises: InputError for a mask of another shape."""
+        refuse_other_shape(predicted, self.reference)
+        parts, count = _parts(predicted)
+        touching = np.unique(np.stack([self._reach[predicted], parts[predicted]]), axis=1)  # lesion, part
+        touching = touching[:, touching[0] > 0]
+        dices, distances = [], []
+        missed = 0
+        for lesion in range(1, self.lesions + 1):
+            if self._voxels[lesion] * np.prod(self.spacing_mm) <= SMALLEST_LESION_MM3:
+                continue
+            united = np.isin(parts, touching[1, touching[0] == lesion]) if (touching[0] == lesion).any() else None
+            missed += united is None
+            dices.append(0.0 if united is None else self._dice(lesion, united))
+            distances.append(BRATS_2023_MM if united is None else self._hd95(lesion, united))
+        false = count - len(np.unique(touching[1]))
+        total = len(dices) + false
+        return LesionWise(
+            dice=sum(dices) / total if total else 1.0,
+            hd95=(sum(distances) + BRATS_2023_MM * false) / total if total else 0.0,
+            lesions=len(dices),
+            missed=missed,
+            false_positives=false,
+        )
+
+    def _dice(self, lesion: int, united: Bool[np.ndarray, "x y z"]) -> float:
+        shared = np.count_nonzero(self._reach[united & self.reference] == lesion)
+        return 2 * shared / (np.count_nonzero(united) + int(self._voxels[lesion]))
+
+    def _hd95(self, lesion: int, united: Bool[np.ndarray, "x y z"]) -> float:
+        if lesion not in self._surfaces:
+            self._surfaces[lesion] = Surface(self.reference & (self._reach == lesion), self.spacing_mm)
+        return SurfaceDistances.between(Surface(united, self.spacing_mm), self._surfaces[lesion]).hd95
+
+
+def _dilated_parts(
+    mask: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]
+) -> tuple[Int[np.ndarray, "x y z"], int]:
+    """Connected parts of the mask grown by 3 mm, numbered from 1, and how many. On coarse grids one voxel at least."""
+    steps = max(1, round(MERGING_MM / float(np.prod(spacing_mm)) ** (1 / 3)))
+    found = ndimage.find_objects(mask.view(np.uint8))
+    reach = np.zeros(mask.shape, np.int32)
+    if not found:
+        return reach, 0
+    box = tuple(slice(max(s.start - steps, 0), s.stop + steps) for s in found[0])
+    reach[box], count = _parts(ndimage.binary_dilation(mask[box], _EDGES, iterations=steps))
+    return reach, count
+
+
+def _parts(mask: Bool[np.ndarray, "x y z"]) -> tuple[Int[np.ndarray, "x y z"], int]:
+    """26-connected parts numbered from 1, and how many; with `cc3d` of the extra [fast] four times sooner."""
+    try:
+        import cc3d
+    except ImportError:
+        return ndimage.label(mask, _CORNERS)
+    return cc3d.connected_components(mask, connectivity=26, return_N=True)

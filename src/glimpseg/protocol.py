@@ -1,0 +1,73 @@
+"""The two protocols by name: all that has to be equal before two numbers may stand side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from glimpseg.data.preprocess import Prepared, Preprocess, prepare
+from glimpseg.data.rfnet import prepare_rfnet
+from glimpseg.errors import UsageError
+from glimpseg.study import Study
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a study is shown to a network and where the result is scored."""
+
+    name: str
+    title: str
+    prepare: Callable[[Study, Preprocess], Prepared]
+    weighting: str
+    """Of overlapping windows: `gaussian` or `constant`."""
+    rules: Mapping[str, str]
+    """For the record and the report."""
+
+
+_BOTH = {
+    "windows": "the recipe's patch, overlapping by half",
+    "post-processing": "none; ET is also given as ET_pp, by the rule of the RFNet family: fewer than 500 predicted "
+    "voxels of 1 mm (0.5 ml) count as no ET, in the ET score alone",
+    "test-time augmentation": "none",
+    "means": "over cases for one subset, then plain over the subsets",
+}
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "clinical",
+            "clinical: as if only the subset had been acquired",
+            prepare,
+            "gaussian",
+            {
+                "sequences": "only those of the subset touch crop, normalisation and network",
+                "grid": "the whole volume, on the study's own grid",
+                "weights of windows": "Gaussian",
+                **_BOTH,
+            },
+        ),
+        Protocol(
+            "rfnet",
+            "rfnet: for comparison with published tables only",
+            prepare_rfnet,
+            "constant",
+            {
+                "sequences": "all four touch crop and normalisation, also those that are absent (RFNet family)",
+                "grid": "inside the crop of all four sequences, which loses the last plane of brain along each axis; "
+                "tumour outside is not counted",
+                "weights of windows": "equal",
+                **_BOTH,
+                "model": "as training left it; none is chosen on a validation or test list",
+            },
+        ),
+    )
+}
+"""By name; `clinical` is the default everywhere."""
+
+
+def protocol_named(name: str) -> Protocol:
+    """Raises: UsageError."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"'{name}' is not a protocol. Choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]

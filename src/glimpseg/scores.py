@@ -1,0 +1,172 @@
+"""Scores as lines of a tidy CSV, and as arrays of studies by subsets; what each metric is and by which rule."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from glimpseg.errors import InputError, UsageError
+from glimpseg.modality import SUBSETS
+
+DECIMALS = 6
+"""Of numbers in `scores.csv`."""
+POSTPROCESSED = "ET_pp"
+"""Stands for a region: ET after the rule of the RFNet family (`metrics.without_small_enhancement`)."""
+REGIONS = ("WT", "TC", "ET", POSTPROCESSED, "RC")
+"""In the order of tables."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown and read."""
+
+    name: str
+    title: str
+    unit: str
+    factor: float
+    """From the number in `scores.csv` to the one that is shown."""
+    better: int
+    """1: more is better; -1: less is better; 0: nearer to 0 is better."""
+    rule: str
+    """Definition and rule for empty masks."""
+
+    def goodness(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """The values turned so that more is better."""
+        return self.better * values if self.better else -np.abs(values)
+
+
+_DIAGONAL = "both empty 0, one empty the own grid's diagonal (373.13 on 240x240x155 at 1 mm)"
+_LESIONS = (
+    "BraTS 2023 rules: parts of the reference that touch when grown by 3 mm are one lesion; lesions up to 50 mm3 "
+    "are not counted; every predicted part that touches none is a false positive"
+)
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("dice", "Dice", "%", 100, 1, "both empty 1, one empty 0"),
+        Metric("hd95", "HD95", "mm", 1, -1, f"larger of the two directed 95th percentiles; {_DIAGONAL}"),
+        Metric("hd95_pooled", "HD95 pooled", "mm", 1, -1, f"95th percentile of both directions (medpy); {_DIAGONAL}"),
+        Metric("surface_dice_1mm", "Surface Dice 1 mm", "%", 100, 1, "of surface voxels; both empty 1, one empty 0"),
+        Metric("surface_dice_2mm", "Surface Dice 2 mm", "%", 100, 1, "of surface voxels; both empty 1, one empty 0"),
+        Metric("lesion_dice", "Lesion-wise Dice", "%", 100, 1, f"{_LESIONS}; no lesion and nothing false 1"),
+        Metric("lesion_hd95", "Lesion-wise HD95", "mm", 1, -1, f"{_LESIONS}; missed or false 374; neither 0"),
+        Metric("volume_error", "Volume error", "ml", 1, 0, "predicted minus reference"),
+        Metric("sensitivity", "Sensitivity", "%", 100, 1, "reference empty: not defined, left out of means"),
+        Metric("specificity", "Specificity", "%", 100, 1, "over the whole own grid, air included"),
+        Metric("ece", "Calibration error", "%", 100, -1, "ECE of the region's probability over the brain, 15 bins"),
+        Metric("brier", "Brier score", "%", 100, -1, "mean squared error of the region's probability over the brain"),
+    )
+}
+"""By name, in the order of tables."""
+OF_PROBABILITIES = ("ece", "brier")
+"""Metrics that look at probabilities and not at masks."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of `scores.csv`."""
+
+    study: str
+    subset: str
+    region: str
+    """WT, TC, ET, RC or ET_pp."""
+    metric: str
+    protocol: str
+    value: float
+    """NaN where the metric is not defined."""
+    predicted_ml: float
+    reference_ml: float
+
+
+class Scores:
+    """All scores of an evaluation, as arrays of studies by subsets; NaN where there is none."""
+
+    def __init__(self, lines: Sequence[Score]) -> None:
+        self.lines = lines
+        self.studies = list(dict.fromkeys(line.study for line in lines))
+        self.subsets = _present([subset.key for subset in SUBSETS], {line.subset for line in lines})
+        self.regions = _present(REGIONS, {line.region for line in lines})
+        self.metrics = _present(METRICS, {line.metric for line in lines})
+
+    def array(self, metric: str, region: str) -> Float[np.ndarray, "study subset"]:
+        """The metric of a region."""
+        return self._arrays[metric, region]
+
+    def volumes_ml(self, region: str) -> tuple[Float[np.ndarray, "study subset"], Float[np.ndarray, "study subset"]]:
+        """Predicted and reference volume of a region."""
+        return self._arrays["predicted_ml", region], self._arrays["reference_ml", region]
+
+    def restricted_to(self, studies: Sequence[str], subsets: Sequence[str]) -> Scores:
+        """The scores of some studies and subsets, in the order given."""
+        study, subset = ({name: i for i, name in enumerate(names)} for names in (studies, subsets))
+        kept = [line for line in self.lines if line.study in study and line.subset in subset]
+        return Scores(sorted(kept, key=lambda line: (study[line.study], subset[line.subset])))
+
+    @property
+    def complete(self) -> list[str]:
+        """The studies that were scored on every subset, so that subsets can be compared on equal cases."""
+        scored = ~np.isnan(self._arrays["reference_ml", self.regions[0]]).any(1)
+        return [study for study, whole in zip(self.studies, scored, strict=True) if whole]
+
+    @cached_property
+    def _arrays(self) -> Mapping[tuple[str, str], Float[np.ndarray, "study subset"]]:
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.studies, self.subsets))
+        names = [*self.metrics, "predicted_ml", "reference_ml"]
+        blank = np.full((len(self.studies), len(self.subsets)), np.nan)
+        arrays = {(name, region): blank.copy() for name in names for region in self.regions}
+        for line in self.lines:
+            place = rows[line.study], columns[line.subset]
+            arrays[line.metric, line.region][place] = line.value
+            arrays["predicted_ml", line.region][place] = line.predicted_ml
+            arrays["reference_ml", line.region][place] = line.reference_ml
+        return arrays
+
+
+def write_scores(path: Path, lines: Sequence[Score]) -> None:
+    """Tidy CSV: a line for each study, subset, region and metric."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Score)], lineterminator="\n")
+        writer.writeheader()
+        for line in lines:
+            writer.writerow({k: round(v, DECIMALS) if isinstance(v, float) else v for k, v in asdict(line).items()})
+
+
+def read_scores(path: Path) -> Scores:
+    """The scores of a CSV. Raises: InputError if it is not there, not whole or empty."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        lines = [
+            Score(
+                row["study"], row["subset"], row["region"], row["metric"], row["protocol"],
+                float(row["value"]), float(row["predicted_ml"]), float(row["reference_ml"]),
+            )
+            for row in rows
+        ]  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not hold scores ({error}). Make them with `glimpseg evaluate`.") from error
+    if not lines:
+        raise InputError(f"{path} has no score. Run `glimpseg evaluate` again.")
+    return Scores(lines)
+
+
+def _present(known: Iterable[str], present: set[str]) -> list[str]:
+    """Those of `known` that are present, in its order, and then any others."""
+    ordered = [name for name in known if name in present]
+    return ordered + sorted(present - set(ordered))
+
+
+def metrics_named(text: str) -> tuple[str, ...]:
+    """`all`, or names separated by commas, in the order of tables. Raises: UsageError."""
+    names = list(METRICS) if text == "all" else [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is not a metric. Choose among {', '.join(METRICS)}, or all.")
+    return tuple(name for name in METRICS if name in names)
