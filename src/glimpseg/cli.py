@@ -244,33 +244,61 @@ def evaluate(
     studies = find_studies(data, labels=labels)
     if split is not None:
         studies = chosen(studies, split)
-    try:
-        evaluation.evaluate(
-            predict.load(model, device),
-            studies,
-            output,
-            protocol=protocol,
-            subsets=shown,
-            metrics=wanted,
-            split=split,
-            resume=resume,
-            overwrite=overwrite,
+    done = evaluation.evaluate(
+        predict.load(model, device),
+        studies,
+        output,
+        protocol=protocol,
+        subsets=shown,
+        metrics=wanted,
+        split=split,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    log.info("%s", report.text_table(done))
+    typer.echo(report.write_report(output))
+    failed = done.record["failed"]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(done.record['studies'])} studies could not be scored; the others are in {output}. "
+            "Repair them and run again with --resume.\n"
+            + "\n".join(f"{study}: {message}" for study, message in failed.items())
         )
-    finally:
-        if (output / evaluation.SUMMARY).is_file():
-            log.info("%s", report.text_table(report.read_evaluation(output)))
-            typer.echo(report.write_report(output))
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[list[Path], typer.Argument(help="Folders that `evaluate` wrote; the first is the measure.")],
+    output: Output,
+    metrics: Annotated[str, typer.Option(help="all, or some, as in `evaluate`.")] = "dice,hd95",
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Put published tables beside: BraTS2018, BraTS2020, BraTS2024, FeTS2024. Default: by the list."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare evaluations case by case: paired tests, effect sizes, wins and losses; published tables beside."""
+    from glimpseg import compare as comparison
+    from glimpseg.report import write_comparison
+    from glimpseg.scores import metrics_named
+
+    comparison.compare(evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite)
+    typer.echo(write_comparison(output))
 
 
 @app.command()
 def report(
-    evaluation: Annotated[Path, typer.Argument(help="Folder that `evaluate` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `evaluate` or `compare` wrote.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="HTML file. Default: in that folder.")] = None,
 ) -> None:
-    """Make the HTML report of an evaluation again."""
-    from glimpseg.report import write_report
+    """Make the HTML report of an evaluation or comparison again."""
+    from glimpseg.report import write_comparison, write_report
+    from glimpseg.results import COMPARISON
 
-    typer.echo(write_report(evaluation, output))
+    write = write_comparison if (folder / COMPARISON).is_file() else write_report
+    typer.echo(write(folder, output))
 
 
 @app.command()

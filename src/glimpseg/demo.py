@@ -54,10 +54,10 @@ def run(folder: str | Path, *, overwrite: bool = False, steps: int | None = None
 
     model = load(folder / "run", "cpu")
     studies = find_studies(folder / "phantoms" / "test")
-    evaluate(model, studies, folder / "evaluation")
+    evaluation = evaluate(model, studies, folder / "evaluation")
     page = report.write_report(folder / "evaluation")
     yield f"15 subsets of {len(studies)} held-out phantoms scored, {_since(begun)}. Dice in %:"
-    yield report.text_table(report.read_evaluation(folder / "evaluation"))
+    yield report.text_table(evaluation)
 
     place = segment_study(studies[0].restricted_to(SHOWN), model).save(folder / "segmentation")
     yield f"{studies[0].id} segmented from {SHOWN.title} alone: {place / 'preview.png'}"

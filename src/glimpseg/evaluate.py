@@ -34,6 +34,16 @@ from glimpseg.modality import SUBSETS, Modality, subsets_of
 from glimpseg.predict import Found, infer
 from glimpseg.protocol import Protocol, protocol_named
 from glimpseg.region import Region
+from glimpseg.results import (
+    LABELS,
+    RECORD,
+    SCORES,
+    STUDIES,
+    SUMMARY,
+    Evaluation,
+    read_evaluation,
+    write_json,
+)
 from glimpseg.scores import METRICS, OF_PROBABILITIES, Score, Scores, write_scores
 from glimpseg.scoring import Reference
 from glimpseg.study import Study
@@ -42,7 +52,6 @@ from glimpseg.version import __version__
 
 log = logging.getLogger(__name__)
 
-SCORES, SUMMARY, RECORD, STUDIES, LABELS = "scores.csv", "summary.json", "evaluation.json", "studies", "labels"
 SCORED_LATER = 2
 """Predictions that may wait for their scores; each holds probabilities on the own grid."""
 
@@ -58,15 +67,17 @@ def evaluate(
     split: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> Scores:
+) -> Evaluation:
     """Scores every study on those of `subsets` it has, and writes `scores.csv`, `summary.json`, `evaluation.json`, a
     JSON file for each study and the label maps (`labels/<study>/<subset>.nii.gz`).
 
     `split` is the name of the list that `studies` were chosen by, for the record. With `resume`, an unfinished
     evaluation of the same model, studies and rules goes on; studies whose files have changed are scored again.
 
-    Raises: InputError if no study has a reference, or, when all others are done and written, naming those that could
-        not be scored; UsageError if `folder` is in use or was begun otherwise.
+    A study that cannot be scored is named in the record under `failed`, and the others are scored.
+
+    Raises: InputError if no study has a reference or none can be scored; UsageError if `folder` is in use or was
+        begun otherwise.
     """
     folder = Path(folder)
     scored = [study for study in studies if study.reference is not None]
@@ -79,18 +90,18 @@ def evaluate(
     _open(folder, plan, resume=resume, overwrite=overwrite)
     begun = time.perf_counter()
     with only_one(folder):
-        _write_json(folder / RECORD, {**plan, "finished": False})
+        write_json(folder / RECORD, {**plan, "finished": False})
         todo = [study for study in scored if not _is_done(folder, study)]
         if len(todo) < len(scored):
             log.info("%d of %d studies are scored already.", len(scored) - len(todo), len(scored))
         failures = _score_all(model, protocol_named(protocol), todo, folder, plan)
         done = [_read_study(folder, study.id) for study in scored if study.id not in failures]
         if not done:
-            raise InputError("No study could be scored.\n" + _in_lines(failures))
+            raise InputError("No study could be scored.\n" + "\n".join(f"{k}: {v}" for k, v in failures.items()))
         scores = Scores([line for entry in done for line in entry.scores])
         with atomic_file(folder / SCORES) as path:
             write_scores(path, scores.lines)
-        _write_json(folder / SUMMARY, summary(scores, _reliability(done)))
+        write_json(folder / SUMMARY, summary(scores, _reliability(done)))
         outcome = {
             "finished": True,
             "data": hashlib.sha256("\n".join(sorted(entry.digest for entry in done)).encode()).hexdigest(),
@@ -100,13 +111,8 @@ def evaluate(
             "incomplete": sum(len(study.available) < len(Modality) for study in scored),
             "seconds": round(time.perf_counter() - begun, 1),
         }
-        _write_json(folder / RECORD, {**plan, **outcome})
-    if failures:
-        raise InputError(
-            f"{len(failures)} of {len(scored)} studies could not be scored; the others are in {folder}. Repair them "
-            f"and run again with --resume.\n{_in_lines(failures)}"
-        )
-    return scores
+        write_json(folder / RECORD, {**plan, **outcome})
+    return read_evaluation(folder)
 
 
 @dataclass(frozen=True)
@@ -331,11 +337,3 @@ def _case_record(study: Study) -> dict[str, Any]:
         "reference": str(study.reference) if isinstance(study.reference, Path) else None,
         "labels": study.convention.name if study.convention else None,
     }
-
-
-def _in_lines(failures: Mapping[str, str]) -> str:
-    return "\n".join(f"{study}: {message}" for study, message in failures.items())
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(tree, indent=1) + "\n")

@@ -285,8 +285,10 @@ def _found(
     network, affine = model.network, prepared.own.affine
     own = torch.stack([torch.from_numpy(_back(channel.numpy(), prepared)) for channel in working])[None]
     labels = Volume(network.decode(own)[0].numpy().astype(np.uint8), affine)
-    maps = network.region_probabilities(own) if keep_probabilities else None
-    return Found(subset, labels, maps and {region: Volume(p[0].numpy(), affine) for region, p in maps.items()})
+    if not keep_probabilities:
+        return Found(subset, labels, None)
+    maps = {region: Volume(p[0].numpy(), affine) for region, p in network.region_probabilities(own).items()}
+    return Found(subset, labels, maps)
 
 
 def _back(values: Float[np.ndarray, "x y z"], prepared: Prepared) -> Float[np.ndarray, "i j k"]:

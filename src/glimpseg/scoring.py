@@ -63,8 +63,8 @@ class Reference:
                 reliability = metrics.reliability(shown[self._brain], reference.mask[self._brain])
                 calibration = {"ece": reliability.ece, "brier": reliability.brier}
                 values |= {name: value for name, value in calibration.items() if name in self.wanted}
-            volumes = (metrics.volume_ml(mask, self.grid.voxel_ml) for mask in (predicted, reference.mask))
-            rated.append(Rated(region.name, values, *volumes, reliability))
+            volume, true_volume = (metrics.volume_ml(m, self.grid.voxel_ml) for m in (predicted, reference.mask))
+            rated.append(Rated(region.name, values, volume, true_volume, reliability))
             if region is Region.ET:
                 rated.append(self._postprocessed(predicted, rated[-1], reference))
         return rated
@@ -133,4 +133,4 @@ def _box(prepared: Prepared) -> tuple[slice, ...]:
 
 def _brain(prepared: Prepared) -> Bool[np.ndarray, "x y z"]:
     """The brain on the own grid, as all sequences of the study show it."""
-    return labels_onto(Volume(prepared.inside.any(0).view(np.uint8), prepared.grid.affine), prepared.own).voxels > 0
+    return labels_onto(Volume(np.logical_or.reduce(prepared.inside).view(np.uint8), prepared.grid.affine), prepared.own).voxels > 0

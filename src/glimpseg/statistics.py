@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import stats
 
 from glimpseg.modality import ALL, SUBSETS, Modality
@@ -79,9 +79,7 @@ class Paired:
     """Matched-pairs rank-biserial correlation: -1 (b always worse) to 1 (b always better)."""
 
 
-def paired(
-    a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], better: int, bootstrap: Bootstrap
-) -> Paired:
+def paired(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], better: int, bootstrap: Bootstrap) -> Paired:
     """Compares two runs case by case; `better` is 1 where more is better, -1 where less, 0 where nearer to 0.
 
     Wilcoxon's signed-rank test of how much better b is, cases without a difference left out; exact up to 50 cases

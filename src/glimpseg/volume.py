@@ -187,7 +187,7 @@ def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
 
 def _shifted(
     voxels: Shaped[np.ndarray, "x y z"], shift: Int[np.ndarray, "3"], shape: tuple[int, int, int]
-) -> Float[np.ndarray, "x y z"]:
+) -> Float[np.ndarray, "i j k"]:
     """Another window on the same lattice, beginning at voxel `shift` of the source: copied, not interpolated."""
     result = np.zeros(shape, np.float32)
     ends = [(max(s, 0), min(s + n, side)) for s, n, side in zip(shift, shape, voxels.shape, strict=True)]

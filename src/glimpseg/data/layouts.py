@@ -187,10 +187,22 @@ def _convention(found: Sequence[tuple[Study, str | None]], labels: str | None, f
             f"{folder} mixes the layouts {', '.join(sorted(str(name or 'unnamed') for name in layouts))}; their labels "
             "need not mean the same. Read each apart, or name the convention (--labels)."
         )
-    numbers: set[int] = set()
-    for reference in references:
-        numbers.update(np.unique(nifti.read_labels(reference).voxels).tolist())
-    return detect_convention(numbers, layouts.pop(), f"{folder} ({len(references)} references)")
+    numbers = {reference: set(np.unique(nifti.read_labels(reference).voxels).tolist()) for reference in references}
+    _refuse_mixed(numbers)
+    pooled = set[int]().union(*numbers.values())
+    return detect_convention(pooled, layouts.pop(), f"{folder} ({len(references)} references)")
+
+
+def _refuse_mixed(numbers: Mapping[Path, set[int]]) -> None:
+    """3 in some references, 4 in others and both in none: more likely two conventions of enhancing tumour than BraTS
+    2024, where most patients with a cavity have enhancing tumour, too."""
+    having = {number: [path for path, found in numbers.items() if number in found] for number in (3, 4)}
+    if having[3] and having[4] and not set(having[3]) & set(having[4]):
+        raise InputError(
+            f"{len(having[3])} references hold the label 3 ({having[3][0].name}), {len(having[4])} others the label 4 "
+            f"({having[4][0].name}), and none holds both: they seem to mix two conventions, in which enhancing tumour is "
+            "3 or 4. Read each kind apart; if all are BraTS 2024, say so (--labels brats2024)."
+        )
 
 
 def _refuse_twins(studies: Sequence[Study]) -> None:

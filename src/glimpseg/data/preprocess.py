@@ -84,7 +84,7 @@ class Prepared:
     def box(self, subset: Modality) -> tuple[slice, slice, slice]:
         """The part of the working grid that holds the brain as the modalities of `subset` show it, with its margin."""
         keep = [channel for channel, modality in enumerate(Modality) if modality in subset]
-        return _box(self.inside[keep].any(0), self.margin)
+        return _box(np.logical_or.reduce(self.inside[keep]), self.margin)
 
     def restricted_to(self, subset: Modality) -> Prepared:
         """What `prepare` makes of the same study had only `subset` been acquired (on the same own grid).

@@ -111,5 +111,3 @@ def _normalised(stack: Float[np.ndarray, "m x y z"], study: str) -> Float[np.nda
 
 def _ordered(study: Study) -> list[tuple[Modality, Volume | Path]]:
     return [(modality, study.images[modality]) for modality in Modality]
-
-

@@ -48,8 +48,8 @@ class Reliability:
     @classmethod
     def from_lists(cls, tree: Mapping[str, Any]) -> Reliability:
         """Raises: KeyError if a part is missing."""
-        arrays = (np.array(tree[name]) for name in ("voxels", "predicted", "observed"))
-        return cls(*arrays, tree["squared_error"])
+        voxels, predicted, observed = (np.array(tree[name]) for name in ("voxels", "predicted", "observed"))
+        return cls(voxels, predicted, observed, tree["squared_error"])
 
     @property
     def ece(self) -> float:
@@ -70,9 +70,7 @@ class Reliability:
         return np.stack([self.predicted[filled], self.observed[filled]]) / self.voxels[filled]
 
 
-def reliability(
-    probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "..."], bins: int = BINS
-) -> Reliability:
+def reliability(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "..."], bins: int = BINS) -> Reliability:
     """Sorts voxels by the predicted probability of a region. Give those of the brain: the air around it is predicted
     with ease and would make any model look calibrated."""
     refuse_other_shape(probability, truth)

@@ -1,0 +1,271 @@
+"""The page of one evaluation: the 15-row table, every case, what each sequence is worth, how far to trust it.
+
+It reads files, not objects: the evaluation folder and the images it names; so it can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from glimpseg.atomic import write_text
+from glimpseg.data import nifti
+from glimpseg.errors import InputError
+from glimpseg.modality import Modality, parse
+from glimpseg.picture import preview
+from glimpseg.region import CONVENTIONS, Region
+from glimpseg.report import figures
+from glimpseg.report.page import colour, interval, number, png, render, svg, write_tables
+from glimpseg.results import LABELS, Evaluation, read_evaluation
+from glimpseg.scores import METRICS, POSTPROCESSED, Metric
+from glimpseg.tables import Cell, Table, dot_titles, dots, no_dots
+from glimpseg.volume import labels_onto, onto
+
+log = logging.getLogger(__name__)
+
+WORST_CASES = 3
+"""Shown with contours, beside the best."""
+FIRST = ("dice", "hd95")
+"""Metrics whose tables open the page; the others fold."""
+TITLES = {**{region.name: region.title for region in Region}, POSTPROCESSED: "enhancing tumour, post-processed"}
+
+
+def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Writes `report.html` from an evaluation folder (beside the scores, or to `path`) and, in the folder, `tables/`
+    with CSV and LaTeX; returns the page's path.
+
+    Raises: InputError if the folder is not a finished evaluation.
+    """
+    evaluation = read_evaluation(folder)
+    target = Path(path) if path else evaluation.folder / "report.html"
+    tables = all_tables(evaluation)
+    scores, summary = evaluation.scores, evaluation.summary
+    regions = [region for region in scores.regions if region != POSTPROCESSED]
+    dice = regions if "dice" in scores.metrics else []
+    page = render(
+        "evaluation.html.j2",
+        title=f"{evaluation.title}: {len(scores.subsets)} subsets, {len(scores.studies)} cases",
+        evaluation=evaluation,
+        headline=_headline(evaluation),
+        tables=tables,
+        first=[f"table-{name}" for name in FIRST],
+        strips=_each(
+            dice, lambda r: figures.strips(100 * scores.array("dice", r), scores.subsets, f"{r} Dice in %", (0, 100))
+        ),
+        heat_maps=_each(
+            dice, lambda r: figures.heat_map(100 * scores.array("dice", r), scores.subsets, f"{r} Dice in %")
+        ),
+        value=svg(figures.sequence_values(summary["sequence_value"])) if summary["sequence_value"] else "",
+        reliability=_each(
+            [region for region in regions if _curves(evaluation, region)],
+            lambda region: figures.reliability(_curves(evaluation, region)),
+        ),
+        cases=_cases(evaluation),
+        titles=TITLES,
+    )
+    write_text(target, page)
+    write_tables(evaluation.folder, tables.values())
+    return target
+
+
+def all_tables(evaluation: Evaluation) -> dict[str, Table]:
+    """By name: one for each metric, then sequence value, monotonicity and calibration where there are any."""
+    made = [metric_table(evaluation, METRICS[metric]) for metric in evaluation.scores.metrics]
+    made += [
+        make(evaluation)
+        for make, key in ((_value_table, "sequence_value"), (_monotonicity_table, "monotonicity"))
+        if any(evaluation.summary[key].values())
+    ]
+    return {table.name: table for table in made}
+
+
+def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
+    """The field's table: a row for each subset with its dots, a column for each region, means at the end.
+
+    HD95 carries the share of missed tumours, every other metric the interval of its mean.
+    """
+    summary, scores = evaluation.summary, evaluation.scores
+    regions = [r for r in scores.regions if metric.name in summary["mean"].get(r, {})]
+    missed = metric.name.startswith("hd95")
+    means = {
+        subset: {
+            r: summary["subsets"][subset][r][metric.name]
+            for r in regions
+            if metric.name in summary["subsets"][subset][r]
+        }
+        for subset in scores.subsets
+    }
+    shown = [metric.factor * entry["mean"] for row in means.values() for entry in row.values()]
+    rows = []
+    for subset in scores.subsets:
+        cells = dots(subset)
+        for region in regions:
+            entry = means[subset].get(region)
+            if entry is None:
+                cells.append(Cell("–"))
+                continue
+            cell = _mean(entry, metric.factor, colour(_share(metric.factor * entry["mean"], metric, shown)))
+            if missed:
+                share = summary["empty"][subset][region]["missed"]
+                cell = replace(cell, small=f"{100 * share:.0f} % missed", parts={**cell.parts, "missed": share})
+            cells.append(cell)
+        cases = max((entry["cases"] for entry in means[subset].values()), default=0)
+        rows.append([*cells, Cell(str(cases), cases)])
+    footer = no_dots("mean")
+    footer += [_mean(summary["mean"][region][metric.name], metric.factor) for region in regions]
+    return Table(
+        name=f"table-{metric.name}",
+        title=f"{metric.title} ({metric.unit}, mean over cases)",
+        columns=[*dot_titles(), *regions, "cases"],
+        rows=rows,
+        footer=[*footer, Cell("")],
+        note=metric.rule[0].upper() + metric.rule[1:],
+        small="missed" if missed else "95 % interval",
+    )
+
+
+def text_table(evaluation: Evaluation) -> str:
+    """The Dice table (or that of the first metric there is) for a terminal."""
+    metric = METRICS[evaluation.scores.metrics[0]]
+    return metric_table(evaluation, metric).as_text
+
+
+def _value_table(evaluation: Evaluation) -> Table:
+    value = evaluation.summary["sequence_value"]
+    rows = []
+    for modality in figures.DOT_ORDER:
+        cells = [Cell(modality.title)]
+        for region in value:
+            cells.append(_mean(value[region]["sequences"][modality.key], 100, sign=True))
+        rows.append(cells)
+    ends = []
+    for title, key in (("no sequence", "nothing"), ("all four", "all")):
+        ends.append([Cell(title), *(Cell(number(100 * value[r][key]), round(100 * value[r][key], 4)) for r in value)])
+    cases = next(iter(value.values()))["cases"]
+    return Table(
+        name="table-sequence-value",
+        title=f"What each sequence is worth (Dice points, {cases} cases with all 15 subsets)",
+        columns=["sequence", *value],
+        rows=[ends[0], *rows],
+        footer=ends[1],
+        note="Shapley value: what a sequence adds, averaged over all orders in which the four can be added. Without "
+        "any sequence nothing is found, which is right where there is nothing. Each column adds up",
+        small="95 % interval",
+    )
+
+
+def _monotonicity_table(evaluation: Evaluation) -> Table:
+    found = evaluation.summary["monotonicity"]
+    regions = [region for region in found if found[region]]
+    rows = []
+    for modality in figures.DOT_ORDER:
+        if modality.key not in found[regions[0]]:
+            continue
+        cells = [Cell(modality.title)]
+        for region in regions:
+            entry = found[region][modality.key]
+            if entry["worse"] is None:
+                cells.append(Cell("–"))
+                continue
+            mean = number(100 * entry["mean_change"], sign=True)
+            small = f"{100 * entry['notably_worse']:.0f} % by over a point; mean {mean}"
+            parts = {name: entry[name] for name in ("notably_worse", "mean_change", "pairs")}
+            cells.append(Cell(f"{100 * entry['worse']:.0f} %", round(entry["worse"], 6), small, parts))
+        rows.append(cells)
+    return Table(
+        name="table-monotonicity",
+        title="How often one more sequence made a case worse",
+        columns=["added", *regions],
+        rows=rows,
+        note="Share of all pairs of a case and a subset in which Dice fell when the sequence was added to the subset",
+        small="of which notable; mean change",
+    )
+
+
+def _mean(entry: Mapping[str, Any], factor: float, background: str = "", sign: bool = False) -> Cell:
+    """A mean with its interval."""
+    value, low, high = (None if entry[name] is None else factor * entry[name] for name in ("mean", "low", "high"))
+    parts = {name: None if end is None else round(end, 4) for name, end in (("low", low), ("high", high))}
+    return Cell(number(value, sign=sign), round(value or 0, 4), interval(entry, factor), parts, background)
+
+
+def _share(value: float, metric: Metric, shown: Sequence[float]) -> float:
+    """How good a value is, 0 to 1: against the metric's range, or the worst of the table where it has none."""
+    if metric.better == 1:
+        return value / metric.factor
+    worst = max(abs(other) for other in shown)
+    return 1 - abs(value) / worst if worst else 1.0
+
+
+def _headline(evaluation: Evaluation) -> list[dict[str, str]]:
+    """Mean Dice over the subsets, for each region."""
+    tiles = []
+    for region in evaluation.scores.regions:
+        entry = evaluation.summary["mean"][region].get("dice")
+        if entry:
+            tiles.append({"region": region, "value": number(100 * entry["mean"]), "interval": interval(entry, 100)})
+    return tiles
+
+
+def _curves(evaluation: Evaluation, region: str) -> dict[str, Any]:
+    found = evaluation.summary["reliability"]
+    return {subset: found[subset][region] for subset in evaluation.scores.subsets if region in found.get(subset, {})}
+
+
+def _each(regions: Sequence[str], draw: Callable[[str], Any]) -> list[tuple[str, str]]:
+    return [(region, svg(draw(region))) for region in regions]
+
+
+def _cases(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Pictures of the worst cases and the best, from all they have; the worst also from its worst subset."""
+    scores = evaluation.scores
+    if "dice" not in scores.metrics:
+        return []
+    regions = [region for region in scores.regions if region != POSTPROCESSED]
+    dice = np.mean([scores.array("dice", region) for region in regions], axis=0)  # study subset
+    order = np.argsort(np.nanmean(dice, axis=1), kind="stable")
+    chosen = [(int(study), _most(dice[study], scores.subsets)) for study in order[:WORST_CASES]]
+    chosen.insert(1, (int(order[0]), int(np.nanargmin(dice[order[0]]))))
+    chosen.append((int(order[-1]), _most(dice[order[-1]], scores.subsets)))
+    cases = []
+    for place, (study, subset) in enumerate(dict.fromkeys(chosen)):
+        cases.append(
+            {
+                "title": "best case"
+                if place and study == order[-1]
+                else "worst case"
+                if study == order[0]
+                else "poor case",
+                "study": scores.studies[study],
+                "subset": parse(scores.subsets[subset]).title,
+                "dice": {region: 100 * scores.array("dice", region)[study, subset] for region in regions},
+                "picture": _picture(evaluation, scores.studies[study], scores.subsets[subset]),
+            }
+        )
+    return cases
+
+
+def _most(dice: Float[np.ndarray, "subset"], subsets: Sequence[str]) -> int:
+    """The largest subset on which a study was scored."""
+    return max((i for i, value in enumerate(dice) if not math.isnan(value)), key=lambda i: len(parse(subsets[i])))
+
+
+def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
+    """PNG as a data URI; None, with a warning, if the images are no longer where they were."""
+    try:
+        record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
+        images = {m: nifti.read_volume(record["images"][m.key]) for m in Modality if m in parse(subset)}
+        reference = nifti.read_labels(record["reference"], CONVENTIONS[record["labels"]])
+        labels = nifti.read_labels(evaluation.folder / LABELS / study / f"{subset}.nii.gz")
+        images = {modality: onto(image, labels.grid) for modality, image in images.items()}
+    except (InputError, KeyError, TypeError, StopIteration) as error:
+        log.warning("No picture of %s: %s", study, error)
+        return None
+    return png(preview(images, labels, labels_onto(reference, labels.grid)))

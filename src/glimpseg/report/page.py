@@ -1,0 +1,84 @@
+"""What every page is made of: the template, figures as SVG, pictures as data URIs, colours, tables to take away."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from glimpseg.atomic import write_text
+from glimpseg.tables import Table
+
+PAPER_SHARE = 0.55
+"""How far cell colours are mixed with white, so that black text stays readable."""
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: resources.files("glimpseg.report").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["data_uri"] = lambda text, kind: f"data:{kind};charset=utf-8,{quote(text)}"
+    return environment.get_template(template).render(**values)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element; the same numbers give the same bytes."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "glimpseg", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png(figure: Figure, dpi: int = 80) -> str:
+    """The figure as a PNG in a data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def colour(share: float) -> str:
+    """From red (0) through yellow to green (1), pale; none for NaN."""
+    if math.isnan(share):
+        return ""
+    red, green, blue, _ = matplotlib.colormaps["RdYlGn"](float(np.clip(share, 0, 1)))
+    pale = (round(255 * ((1 - PAPER_SHARE) * part + PAPER_SHARE)) for part in (red, green, blue))
+    return "#{:02x}{:02x}{:02x}".format(*pale)
+
+
+def write_tables(folder: Path, tables: Iterable[Table]) -> None:
+    """`tables/<name>.csv` and `.tex` in the folder."""
+    for table in tables:
+        write_text(folder / "tables" / f"{table.name}.csv", table.as_csv)
+        write_text(folder / "tables" / f"{table.name}.tex", table.as_latex)
+
+
+def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
+    """A number as a table shows it; a dash where it is not defined."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def interval(entry: Mapping[str, float | None], factor: float, decimals: int = 1) -> str:
+    """`82.1 to 89.4`; nothing if the bootstrap could not say."""
+    low, high = entry["low"], entry["high"]
+    if low is None or high is None:
+        return ""
+    return f"{number(factor * low, decimals)} to {number(factor * high, decimals)}"

@@ -1,0 +1,52 @@
+"""An evaluation folder as it lies on the disk: the names of its files, and how to read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glimpseg.atomic import write_text
+from glimpseg.errors import InputError
+from glimpseg.scores import Scores, read_scores
+
+SCORES, SUMMARY, RECORD = "scores.csv", "summary.json", "evaluation.json"
+STUDIES, LABELS = "studies", "labels"
+COMPARISON, COMPARISONS, CASES = "comparison.json", "comparisons.csv", "cases.csv"
+"""What `compare` writes into a folder of its own."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a finished evaluation holds."""
+
+    folder: Path
+    scores: Scores
+    summary: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Method and seed, as a heading has them."""
+        return f"{self.record['recipe']['method']}, seed {self.record['recipe']['seed']}"
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """The files that `evaluate` wrote. Raises: InputError if they are not there, not whole or not finished."""
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        finished = record["finished"]
+        summary = json.loads((folder / SUMMARY).read_text("utf-8")) if finished else {}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not an evaluation ({error}). Make one with `glimpseg evaluate`.") from error
+    if not finished:
+        raise InputError(f"The evaluation in {folder} is not finished. Go on with `glimpseg evaluate ... --resume`.")
+    return Evaluation(folder, read_scores(folder / SCORES), summary, record)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole."""
+    write_text(path, json.dumps(tree, indent=1) + "\n")

@@ -1,0 +1,169 @@
+"""Intervals, tests and values over cases, against numbers worked out by hand and other programs."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from glimpseg.modality import ALL, SUBSETS, Modality
+from glimpseg.statistics import Bootstrap, additions, holm, paired, shapley
+
+NOTHING = Modality(0)
+
+
+def table(rng, cases=5):
+    return {subset: rng.random(cases) for subset in (NOTHING, *SUBSETS)}
+
+
+# Bootstrap
+
+
+def test_the_mean_is_over_cases_then_over_subsets():
+    values = np.array([[1.0, 10.0], [3.0, np.nan]])
+    assert Bootstrap(2).interval(values).mean == pytest.approx((2 + 10) / 2)
+
+
+def test_the_interval_is_scipys():
+    values = np.random.default_rng(3).normal(5, 2, 40)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    ours = Bootstrap(40).interval(values)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+
+
+def test_about_95_of_100_intervals_hold_the_true_mean():
+    rng = np.random.default_rng(0)
+    bootstrap = Bootstrap(40)
+    held = [i.low <= 1 <= i.high for i in (bootstrap.interval(rng.exponential(1, 40)) for _ in range(400))]
+    assert 0.88 < np.mean(held) < 0.97  # percentile intervals of a skewed variable are known to be a little narrow
+
+
+def test_one_case_has_no_interval():
+    found = Bootstrap(1).interval(np.array([[0.7]]))
+    assert found.mean == 0.7
+    assert math.isnan(found.low)
+
+
+def test_cases_without_a_value_do_not_count():
+    found = Bootstrap(3).interval(np.array([1.0, np.nan, 3.0]))
+    assert (found.mean, found.cases) == (2.0, 2)
+
+
+def test_nothing_scored_is_no_number():
+    found = Bootstrap(2).interval(np.full((2, 1), np.nan))
+    assert math.isnan(found.mean)
+    assert found.cases == 0
+
+
+def test_the_same_numbers_give_the_same_interval():
+    values = np.random.default_rng(1).random((12, 15))
+    assert Bootstrap(12).interval(values) == Bootstrap(12).interval(values)
+
+
+def test_an_interval_over_subsets_knows_that_cases_are_the_same():
+    # 15 copies of one column say no more than the column itself.
+    column = np.random.default_rng(1).random((20, 1))
+    one, many = Bootstrap(20).interval(column), Bootstrap(20).interval(np.repeat(column, 15, axis=1))
+    assert (many.low, many.high) == pytest.approx((one.low, one.high))
+
+
+# Paired tests
+
+
+def test_six_wins_of_six_have_p_of_one_in_32():
+    a, b = np.zeros(6), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    found = paired(a, b, 1, Bootstrap(6))
+    assert found.p == pytest.approx(2 / 2**6)
+    assert (found.wins, found.losses, found.effect) == (6, 0, 1.0)
+
+
+def test_the_effect_is_the_difference_of_rank_sums_over_their_sum():
+    b = np.array([1.0, 2.0, -3.0, 4.0])  # ranks 1 2 3 4: (1 + 2 + 4 - 3) / 10
+    assert paired(np.zeros(4), b, 1, Bootstrap(4)).effect == pytest.approx(0.4)
+
+
+def test_less_is_better_where_the_metric_says_so():
+    found = paired(np.full(5, 9.0), np.array([1.0, 2.0, 3.0, 4.0, 5.0]), -1, Bootstrap(5))
+    assert (found.wins, found.effect) == (5, 1.0)
+    assert found.difference.mean == pytest.approx(-6)
+
+
+def test_nearer_to_zero_is_better_for_signed_errors():
+    found = paired(np.array([-5.0, 4.0]), np.array([1.0, -6.0]), 0, Bootstrap(2))
+    assert (found.wins, found.losses) == (1, 1)
+
+
+def test_equal_runs_do_not_differ():
+    values = np.random.default_rng(0).random(9)
+    found = paired(values, values, 1, Bootstrap(9))
+    assert (found.p, found.effect, found.wins, found.losses) == (1.0, 0.0, 0, 0)
+
+
+def test_cases_that_one_run_lacks_are_left_out():
+    a, b = np.array([1.0, np.nan, 1.0]), np.array([2.0, 2.0, np.nan])
+    assert paired(a, b, 1, Bootstrap(3)).cases == 1
+
+
+def test_p_values_of_equal_runs_are_small_as_often_as_they_should():
+    rng = np.random.default_rng(0)
+    bootstrap = Bootstrap(20)
+    p = [paired(rng.random(20), rng.random(20), 1, bootstrap).p for _ in range(300)]
+    assert np.mean(np.array(p) < 0.05) < 0.09
+
+
+# Holm
+
+
+def test_holm_by_hand():
+    # sorted 0.01 0.03 0.04: times 3, 2, 1, never falling
+    assert holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
+
+
+@given(hnp.arrays(float, st.integers(1, 30), elements=st.floats(0, 1)))
+def test_holm_lies_between_the_raw_value_and_bonferronis(p):
+    adjusted = holm(p)
+    assert (adjusted >= p - 1e-12).all()
+    assert (adjusted <= np.minimum(p * len(p), 1) + 1e-12).all()
+
+
+@given(hnp.arrays(float, st.integers(1, 30), elements=st.floats(0, 1)))
+def test_holm_keeps_the_order(p):
+    assert (np.diff(holm(p)[np.argsort(p, kind="stable")]) >= -1e-12).all()
+
+
+# The value of sequences
+
+
+def test_shapley_is_the_mean_over_all_orders_of_arrival():
+    values = table(np.random.default_rng(0))
+    expected = {modality: np.zeros(5) for modality in Modality}
+    for order in itertools.permutations(Modality):
+        present = NOTHING
+        for modality in order:
+            expected[modality] += (values[present | modality] - values[present]) / 24
+            present |= modality
+    found = shapley(values)
+    for modality in Modality:
+        assert found[modality] == pytest.approx(expected[modality])
+
+
+def test_shapley_values_sum_to_what_all_add_to_nothing():
+    values = table(np.random.default_rng(1))
+    assert sum(shapley(values).values()) == pytest.approx(values[ALL] - values[NOTHING])
+
+
+def test_a_sequence_that_changes_nothing_is_worth_nothing():
+    values = table(np.random.default_rng(2))
+    for subset in (NOTHING, *SUBSETS):
+        values[subset] = values[subset & ~Modality.T1]
+    assert shapley(values)[Modality.T1] == pytest.approx(0)
+
+
+def test_there_are_28_ways_to_add_a_sequence_to_a_subset():
+    found = additions(SUBSETS)
+    assert len(found) == 28  # each of 4 sequences to each of the 7 non-empty subsets of the other 3
+    assert all(added not in subset for subset, added in found)
