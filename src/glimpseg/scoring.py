@@ -133,4 +133,9 @@ def _box(prepared: Prepared) -> tuple[slice, ...]:
 
 def _brain(prepared: Prepared) -> Bool[np.ndarray, "x y z"]:
     """The brain on the own grid, as all sequences of the study show it."""
-    return labels_onto(Volume(np.logical_or.reduce(prepared.inside).view(np.uint8), prepared.grid.affine), prepared.own).voxels > 0
+    return (
+        labels_onto(
+            Volume(np.logical_or.reduce(prepared.inside).view(np.uint8), prepared.grid.affine), prepared.own
+        ).voxels
+        > 0
+    )

@@ -200,8 +200,8 @@ def _refuse_mixed(numbers: Mapping[Path, set[int]]) -> None:
     if having[3] and having[4] and not set(having[3]) & set(having[4]):
         raise InputError(
             f"{len(having[3])} references hold the label 3 ({having[3][0].name}), {len(having[4])} others the label 4 "
-            f"({having[4][0].name}), and none holds both: they seem to mix two conventions, in which enhancing tumour is "
-            "3 or 4. Read each kind apart; if all are BraTS 2024, say so (--labels brats2024)."
+            f"({having[4][0].name}), and none holds both: they seem to mix two conventions, in which enhancing tumour "
+            "is 3 or 4. Read each kind apart; if all are BraTS 2024, say so (--labels brats2024)."
         )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from scipy import ndimage
 
 from glimpseg.metrics.overlap import refuse_other_shape
-from glimpseg.metrics.surface import BRATS_2023_MM, Surface, SurfaceDistances
+from glimpseg.metrics.surface import BRATS_2023_MM, Surface, SurfaceDistances, bounding_box
 
 MERGING_MM = 3.0
 """How far a lesion reaches when parts are joined and predictions matched: three dilations of 1 mm voxels."""
@@ -75,7 +75,8 @@ class Lesions:
         """Raises: InputError for a mask of another shape."""
         refuse_other_shape(predicted, self.reference)
         parts, count = _parts(predicted)
-        touching = np.unique(np.stack([self._reach[predicted], parts[predicted]]), axis=1)  # lesion, part
+        pairs = np.bincount(self._reach[predicted].astype(np.int64) * (count + 1) + parts[predicted])
+        touching = np.stack(np.divmod(np.flatnonzero(pairs), count + 1))  # lesion, part
         touching = touching[:, touching[0] > 0]
         dices, distances = [], []
         missed = 0
@@ -111,11 +112,11 @@ def _dilated_parts(
 ) -> tuple[Int[np.ndarray, "x y z"], int]:
     """Connected parts of the mask grown by 3 mm, numbered from 1, and how many. On coarse grids one voxel at least."""
     steps = max(1, round(MERGING_MM / float(np.prod(spacing_mm)) ** (1 / 3)))
-    found = ndimage.find_objects(mask.view(np.uint8))
+    found = bounding_box(mask)
     reach = np.zeros(mask.shape, np.int32)
-    if not found:
+    if found is None:
         return reach, 0
-    box = tuple(slice(max(s.start - steps, 0), s.stop + steps) for s in found[0])
+    box = tuple(slice(max(s.start - steps, 0), s.stop + steps) for s in found)
     reach[box], count = _parts(ndimage.binary_dilation(mask[box], _EDGES, iterations=steps))
     return reach, count
 

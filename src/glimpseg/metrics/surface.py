@@ -20,6 +20,9 @@ from glimpseg.metrics.overlap import refuse_other_shape
 
 MANY_POINTS = 60_000
 """Surface voxels above which a distance transform of the box is faster than a search tree."""
+ROUNDING_MM = 1e-5
+"""Distances this little above a tolerance are within it: spacings like 0.2 mm, a header's single precision and `edt`
+are exact to some 4e-6 mm, and voxels at just the tolerance are many."""
 BRATS_2023_MM = 374.0
 """What BraTS 2023 gives a lesion that was missed or invented."""
 
@@ -100,7 +103,8 @@ class SurfaceDistances:
 
     def surface_dice(self, tolerance_mm: float) -> float:
         """See the function `surface_dice`."""
-        near = sum(np.count_nonzero(d <= tolerance_mm) for d in (self.from_predicted_mm, self.from_reference_mm))
+        bound = tolerance_mm + ROUNDING_MM
+        near = sum(np.count_nonzero(d <= bound) for d in (self.from_predicted_mm, self.from_reference_mm))
         return near / (len(self.from_predicted_mm) + len(self.from_reference_mm))
 
 
@@ -132,7 +136,8 @@ def hd95_pooled(
 ) -> float:
     """95 % Hausdorff distance in mm as medpy has it: the 95th percentile of both directions thrown together.
 
-    P95({d(a, B)} and {d(b, A)}); never above `hd95`. Most papers of this field report it. Empty masks as in `hd95`.
+    P95({d(a, B)} and {d(b, A)}). Most papers of this field report it. It is above `hd95` at most by what
+    interpolation between two neighbouring distances makes of a few voxels. Empty masks as in `hd95`.
     """
     found = _distances(predicted, reference, spacing_mm)
     return found.hd95_pooled if found else empty_hd95_mm(predicted, reference, spacing_mm, empty)
@@ -171,6 +176,18 @@ def diagonal_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) 
     return float(np.linalg.norm(np.array(shape) * np.array(spacing_mm)))
 
 
+def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice] | None:
+    """The smallest part of the grid that holds the mask; None if it is empty. Ten times sooner than `find_objects`."""
+    sides = [slice(None)] * 3
+    # The axis with the longest way through memory first: its slices are read in one go, and the rest is small.
+    for axis in np.argsort(np.abs(mask.strides))[::-1]:
+        filled = np.flatnonzero(mask[tuple(sides)].any(tuple({0, 1, 2} - {int(axis)})))
+        if not len(filled):
+            return None
+        sides[axis] = slice(int(filled[0]), int(filled[-1]) + 1)
+    return sides[0], sides[1], sides[2]
+
+
 def _distances(
     predicted: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> SurfaceDistances | None:
@@ -182,10 +199,10 @@ def _distances(
 
 
 def _surface_voxels(mask: Bool[np.ndarray, "x y z"]) -> Int[np.ndarray, "n 3"]:
-    box = ndimage.find_objects(mask.view(np.uint8))
-    if not box:
+    box = bounding_box(mask)
+    if box is None:
         return np.zeros((0, 3), np.int64)
-    part = mask[box[0]]
+    part = mask[box]
     inner = np.zeros_like(part)
     inner[1:-1, 1:-1, 1:-1] = part[1:-1, 1:-1, 1:-1]
     for axis in range(3):
@@ -193,7 +210,7 @@ def _surface_voxels(mask: Bool[np.ndarray, "x y z"]) -> Int[np.ndarray, "n 3"]:
             core = [slice(1, -1)] * 3
             core[axis] = shift
             inner[1:-1, 1:-1, 1:-1] &= part[tuple(core)]
-    return np.argwhere(part & ~inner) + [side.start for side in box[0]]
+    return np.argwhere(part & ~inner) + [side.start for side in box]
 
 
 def _distance_field_mm(

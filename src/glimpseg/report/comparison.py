@@ -85,8 +85,7 @@ def write_comparison(folder: str | Path, path: str | Path | None = None) -> Path
     ]
     overview = [mean_table(compared, metric) for metric in record["metrics"]]
     dataset = published.tables(record["published"]) if record["published"] else ()
-    beside = [published_table(compared, dataset, region) for region in ("WT", "TC", "ET", "ET_pp")] if dataset else []
-    beside = [table for table in beside if table is not None]
+    beside = [table for region in REGIONS if (table := published_table(compared, dataset, region))]
     protocols = [protocol_table(compared, dataset)] if dataset else []
     page = render(
         "comparison.html.j2",
@@ -178,9 +177,9 @@ def published_table(compared: Compared, tables: Sequence[PublishedTable], region
     ours = {letter: 100 * np.nanmean(compared.values(letter, "dice", region), axis=0) for letter in runs}
     rows = []
     for column, subset in enumerate(compared.record["subsets"]):
-        theirs = [table.values["dice", region, subset] for table in shown]
+        theirs = [(table.values["dice", region, subset], ("dice", region) in table.doubtful) for table in shown]
         mine = [Cell(number(ours[letter][column]), round(float(ours[letter][column]), 4)) for letter in runs]
-        rows.append([*dots(subset), *(Cell(number(value, 2), value) for value in theirs), *mine])
+        rows.append([*dots(subset), *(Cell(number(v, 2) + "†" * doubt, v) for v, doubt in theirs), *mine])
     means = [table.mean("dice", region) for table in shown] + [float(ours[letter].mean()) for letter in runs]
     return Table(
         name=f"published-{region}",
@@ -188,7 +187,7 @@ def published_table(compared: Compared, tables: Sequence[PublishedTable], region
         columns=[*dot_titles(), *(table.method for table in shown), *runs],
         rows=rows,
         footer=[*no_dots("mean"), *(Cell(number(value, 2), round(value, 4)) for value in means)],
-        note="Not one protocol: read the next table first",
+        note="Not one protocol: read the table of protocols first. †: the source contradicts itself, see the cautions",
     )
 
 

@@ -1,0 +1,157 @@
+"""Times Dice and HD95 of one case, 3 regions x 15 subsets on 240x240x155, against MONAI in the same run.
+
+    python benchmarks/metrics.py [--repeat 5] [--seed 4]
+
+The reference is a phantom of 1 mm, the predictions are the reference with a smoothly moved outline, a little further
+off for each subset. What takes part in turns and what came of it: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from glimpseg import metrics
+from glimpseg.data.phantom import generate
+from glimpseg.metrics import Surface, SurfaceDistances
+from glimpseg.modality import SUBSETS
+from glimpseg.region import Region
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what MONAI's imports say of themselves
+    from monai.metrics import compute_dice, compute_hausdorff_distance
+
+SPACING_MM = (1.0, 1.0, 1.0)
+REGIONS = (Region.WT, Region.TC, Region.ET)
+WAVE_MM = 6.0
+"""Standard deviation of the Gaussian that smooths the noise by which an outline is moved."""
+SHIFTS_MM = (0.5, 4.0)
+"""Standard deviation of that noise, for the first and the last subset."""
+SURROUNDINGS = 24
+"""Voxels around the tumour in which a prediction may lie."""
+AGREEMENT = 1e-5
+"""Of one: how far two programs' numbers may lie apart; MONAI computes in single precision."""
+
+Masks = Sequence[np.ndarray]
+Scores = np.ndarray
+"""Subset, region, (Dice, HD95)."""
+
+
+def main() -> None:
+    """Prints median seconds, ratios and the largest difference of values. Raises: SystemExit if values disagree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5, help="rounds; each runs all three once")
+    parser.add_argument("--seed", type=int, default=4, help="of the phantom")
+    arguments = parser.parse_args()
+
+    labels = generate(arguments.seed).labels.numpy()
+    reference = [region.of(labels) for region in REGIONS]
+    predictions = [moved(reference, subset) for subset in range(len(SUBSETS))]
+    truth = one_hot(reference)
+    shown = [one_hot(masks) for masks in predictions]
+    contestants: dict[str, Callable[[], Scores]] = {
+        "a: glimpseg, dice and hd95 of masks": lambda: of_masks(predictions, reference),
+        "b: glimpseg, reference's surface kept": lambda: of_surfaces(predictions, reference),
+        "c: MONAI, compute_dice and compute_hausdorff_distance": lambda: of_monai(shown, truth),
+    }
+
+    scores = {name: run() for name, run in contestants.items()}  # also warms up
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(arguments.repeat):
+        for name, run in contestants.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begun)
+
+    ours, kept, theirs = contestants
+    volumes = ", ".join(f"{region.name} {mask.sum() / 1000:.1f}" for region, mask in zip(REGIONS, reference, strict=True))
+    print(f"phantom {arguments.seed}, {'x'.join(map(str, labels.shape))}, ml: {volumes}; torch {torch.__version__}")
+    low, high = scores[ours].min((0, 1)), scores[ours].max((0, 1))
+    print(f"Dice {low[0]:.2f} to {high[0]:.2f}, HD95 {low[1]:.1f} to {high[1]:.1f} mm, {arguments.repeat} rounds")
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, times in seconds.items():
+        print(f"{median[name]:8.2f} s  ({min(times):.2f} to {max(times):.2f})  {name}")
+    print(f"c/a {median[theirs] / median[ours]:.1f}, c/b {median[theirs] / median[kept]:.1f}")
+    apart = max(np.abs(scores[name] - scores[theirs]).max() for name in (ours, kept))
+    print(f"largest difference to MONAI: {apart:.1e}")
+    for name in (ours, kept):
+        if not np.allclose(scores[name], scores[theirs], rtol=AGREEMENT, atol=AGREEMENT):
+            raise SystemExit(f"'{name}' does not agree with MONAI.")
+
+
+def moved(reference: Masks, subset: int) -> list[np.ndarray]:
+    """A nested prediction of all regions: outlines moved by smooth noise, further for later subsets."""
+    box = tuple(
+        slice(max(side.start - SURROUNDINGS, 0), side.stop + SURROUNDINGS)
+        for side in ndimage.find_objects(reference[0].view(np.uint8))[0]
+    )
+    rng = np.random.default_rng(subset)
+    strength = np.linspace(*SHIFTS_MM, len(SUBSETS))[subset]
+    masks: list[np.ndarray] = []
+    for mask in reference:
+        inside = mask[box]
+        depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+        noise = ndimage.gaussian_filter(rng.normal(size=inside.shape), WAVE_MM)
+        found = np.zeros_like(mask)
+        found[box] = depth + strength * noise / noise.std() > 0
+        masks.append(found & masks[-1] if masks else found)
+    return masks
+
+
+def one_hot(masks: Masks) -> torch.Tensor:
+    """[1, region, x, y, z] as MONAI's transforms hand it to its metrics."""
+    return torch.from_numpy(np.stack(masks)[None]).float()
+
+
+def of_masks(predictions: Sequence[Masks], reference: Masks) -> Scores:
+    """As one calls the two functions on whole grids."""
+    return np.array(
+        [
+            [
+                (metrics.dice(found, true), metrics.hd95(found, true, SPACING_MM))
+                for found, true in zip(masks, reference, strict=True)
+            ]
+            for masks in predictions
+        ]
+    )
+
+
+def of_surfaces(predictions: Sequence[Masks], reference: Masks) -> Scores:
+    """As `glimpseg evaluate` does it: what depends on the reference alone is made once."""
+    surfaces = [Surface(mask, SPACING_MM) for mask in reference]
+    return np.array(
+        [
+            [
+                (metrics.dice(found, true), SurfaceDistances.between(Surface(found, SPACING_MM), surface).hd95)
+                for found, true, surface in zip(masks, reference, surfaces, strict=True)
+            ]
+            for masks in predictions
+        ]
+    )
+
+
+def of_monai(predictions: Sequence[torch.Tensor], reference: torch.Tensor) -> Scores:
+    """As MONAI's documentation calls its functions."""
+    return np.stack(
+        [
+            torch.stack(
+                [
+                    compute_dice(found, reference, include_background=True)[0],
+                    compute_hausdorff_distance(found, reference, include_background=True, percentile=95)[0],
+                ],
+                dim=-1,
+            ).numpy()
+            for found in predictions
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Published 15-subset tables, as their sources print them, with the protocol each was made under."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from glimpseg.errors import UsageError
+from glimpseg.modality import SUBSETS
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """What one source prints for one method on one dataset."""
+
+    dataset: str
+    method: str
+    split: str
+    source: str
+    protocol: Mapping[str, str]
+    """Facts that decide comparability, `not stated` where the source is silent."""
+    cautions: tuple[str, ...]
+    values: Mapping[tuple[str, str, str], float]
+    """By metric (`dice` in per cent, `hd95` in mm), region and subset key, as printed."""
+    doubtful: frozenset[tuple[str, str]]
+    """Metrics and regions whose rows contradict themselves in the source; the cautions say how."""
+
+    def mean(self, metric: str, region: str) -> float:
+        """Plain mean over the 15 subsets. Raises: KeyError if the source has no such rows."""
+        return sum(self.values[metric, region, subset.key] for subset in SUBSETS) / len(SUBSETS)
+
+
+def datasets() -> tuple[str, ...]:
+    """The datasets that have tables."""
+    return tuple(dict.fromkeys(table.dataset for table in _all()))
+
+
+def tables(dataset: str) -> tuple[PublishedTable, ...]:
+    """All tables of a dataset (case does not matter). Raises: UsageError for one without any."""
+    found = tuple(table for table in _all() if table.dataset.lower() == dataset.lower())
+    if not found:
+        raise UsageError(f"No published tables of '{dataset}' are known. There are those of {', '.join(datasets())}.")
+    return found
+
+
+@cache
+def _all() -> tuple[PublishedTable, ...]:
+    place = resources.files(__name__)
+    values: dict[tuple[str, str], dict[tuple[str, str, str], float]] = {}
+    for row in csv.DictReader(place.joinpath("tables.csv").read_text("utf-8").splitlines()):
+        of = values.setdefault((row["dataset"], row["method"]), {})
+        of[row["metric"], row["region"], row["subset"]] = float(row["value"])
+    sources = json.loads(place.joinpath("sources.json").read_text("utf-8"))
+    return tuple(_table(*key, of, sources) for key, of in values.items())
+
+
+def _table(
+    dataset: str, method: str, values: Mapping[tuple[str, str, str], float], sources: list[Mapping[str, Any]]
+) -> PublishedTable:
+    """One table with all that is said of it: entries of `sources.json` name datasets and methods, later ones add."""
+    said = [
+        entry for entry in sources if dataset in entry["datasets"] and method in entry.get("methods", [method])
+    ]  # fmt: skip
+    protocol = {fact: text for entry in said for fact, text in entry.get("protocol", {}).items()}
+    return PublishedTable(
+        dataset=dataset,
+        method=method,
+        split=next(entry["split"] for entry in said if "split" in entry and dataset in entry["datasets"]),
+        source=next(entry["source"] for entry in reversed(said) if "source" in entry),
+        protocol=protocol,
+        cautions=tuple(text for entry in said for text in entry.get("cautions", [])),
+        values=values,
+        doubtful=frozenset((metric, region) for entry in said for metric, region in entry.get("doubtful", [])),
+    )

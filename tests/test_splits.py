@@ -1,0 +1,87 @@
+"""The published lists are whole, disjoint and found under the names that releases give."""
+
+import hashlib
+from importlib import resources
+
+import pytest
+
+from glimpseg.data import splits
+from glimpseg.errors import InputError, UsageError
+from glimpseg.study import Study
+
+COUNTS = {
+    "brats2015": (242, 12, 20),
+    "brats2018-1": (199, 29, 57),
+    "brats2018-2": (199, 29, 57),
+    "brats2018-3": (199, 29, 57),
+    "brats2020": (219, 50, 100),
+    "brats2021": (876, 125, 250),
+    "brats2023-imfuse": (875, 125, 251),
+}
+
+
+def studies(*ids):
+    return [Study(name, {}) for name in ids]
+
+
+@pytest.mark.parametrize("split", splits.SPLITS)
+def test_lists_have_the_published_lengths(split):
+    assert tuple(len(splits.members(f"{split}/{part}")) for part in splits.PARTS) == COUNTS[split]
+
+
+@pytest.mark.parametrize("split", splits.SPLITS)
+def test_no_case_is_in_two_parts_of_a_split(split):
+    ids = [member for part in splits.PARTS for member in splits.members(f"{split}/{part}")]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_test_lists_of_2018_hold_137_cases():
+    ids = [member for fold in (1, 2, 3) for member in splits.members(f"brats2018-{fold}/test")]
+    assert (len(ids), len(set(ids))) == (171, 137)
+
+
+def test_no_patient_of_2023_is_in_two_parts():
+    patients = [{m.rsplit("-", 1)[0] for m in splits.members(f"brats2023-imfuse/{part}")} for part in splits.PARTS]
+    assert not (patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2])
+
+
+def test_every_list_has_a_checksum_and_no_other():
+    place = resources.files("glimpseg.data.splits")
+    files = {entry.name for entry in place.iterdir() if entry.name.endswith(".txt")}
+    sums = dict(reversed(line.split()) for line in place.joinpath("SHA256SUMS").read_text().splitlines())
+    assert set(sums) == files
+    assert all(hashlib.sha256(place.joinpath(name).read_bytes()).hexdigest() == sums[name] for name in files)
+
+
+def test_a_changed_list_is_noticed(monkeypatch):
+    monkeypatch.setattr(splits, "_checksums", lambda: {"brats2020-test.txt": "0" * 64})
+    with pytest.raises(InputError, match="checksum differs"):
+        splits.members("brats2020/test")
+
+
+def test_an_unknown_list_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'brats2020/test'"):
+        splits.members("brats2020/tests")
+
+
+def test_folders_are_found_without_the_grade_that_the_list_puts_before_them():
+    wanted = splits.members("brats2020/test")[0]
+    assert wanted == "HG_BraTS20_Training_001"
+    found = splits.chosen(studies("BraTS20_Training_002", "BraTS20_Training_001"), "brats2020/test")
+    assert [study.id for study in found] == ["BraTS20_Training_001"]
+
+
+def test_missing_studies_are_counted(caplog):
+    splits.chosen(studies("BraTS20_Training_001"), "brats2020/test")
+    assert "Only 1 of the 100 cases of brats2020/test were found" in caplog.text
+
+
+def test_a_whole_list_is_taken_without_a_word(caplog):
+    ids = splits.members("brats2021/val")
+    assert len(splits.chosen(studies(*reversed(ids)), "brats2021/val")) == 125
+    assert not caplog.text
+
+
+def test_nothing_of_a_list_is_an_error():
+    with pytest.raises(InputError, match="BraTS2021_00000"):
+        splits.chosen(studies("PHANTOM-1"), "brats2021/test")
