@@ -1,0 +1,238 @@
+"""Comparisons of evaluations, from the tests to the page."""
+
+import csv
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from conftest import AFFINE, head, small_recipe, write_head
+from glimpseg import checkpoint, methods, predict
+from glimpseg.compare import compare
+from glimpseg.data.layouts import find_studies
+from glimpseg.errors import InputError, UsageError
+from glimpseg.evaluate import evaluate
+from glimpseg.modality import parse
+from glimpseg.report import write_comparison, write_report
+from glimpseg.results import read_evaluation
+
+SUBSETS = (parse("t1c"), parse("flair"), parse("t1c+flair"))
+METRICS = ["dice", "hd95", "ece"]
+
+
+@pytest.fixture(scope="module")
+def runs(archive, tmp_path_factory):
+    """Two evaluations of untrained networks, of seeds 0 and 1."""
+    place = tmp_path_factory.mktemp("runs")
+    studies = find_studies(archive)
+    for seed in range(2):
+        recipe = small_recipe(seed=seed)
+        torch.manual_seed(seed)
+        checkpoint.save(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+        model = predict.load(place / f"model{seed}", "cpu")
+        evaluate(model, studies, place / f"run{seed}", subsets=SUBSETS, metrics=METRICS)
+    return [place / "run0", place / "run1"]
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    return predict.load(runs[0].parent / "model0", "cpu")
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+# Numbers
+
+
+def test_every_subset_region_and_mean_is_compared(runs, tmp_path):
+    lines = compare(runs, tmp_path / "c", metrics=METRICS)
+    keys = {(line.metric, line.region, line.subset) for line in lines}
+    assert len(lines) == len(keys) == 4 * (4 + 4 + 3)  # 3 subsets and their mean; ET_pp has no calibration
+
+
+def test_differences_are_those_of_the_scores(runs, tmp_path):
+    lines = compare(runs, tmp_path / "c")
+    a, b = (read_evaluation(run).scores.array("hd95", "TC") for run in runs)
+    line = next(x for x in lines if (x.metric, x.region, x.subset) == ("hd95", "TC", "t1c"))
+    column = read_evaluation(runs[0]).scores.subsets.index("t1c")
+    assert line.difference == pytest.approx((b - a)[:, column].mean())
+    mean = next(x for x in lines if (x.metric, x.region, x.subset) == ("hd95", "TC", "mean"))
+    assert mean.difference == pytest.approx((b - a).mean())
+
+
+def test_p_values_are_scipys_and_adjusted_over_the_family(runs, tmp_path):
+    lines = [x for x in compare(runs, tmp_path / "c") if x.metric == "dice" and x.subset != "mean"]
+    a, b = (read_evaluation(run).scores for run in runs)
+    for line in lines:
+        column = a.subsets.index(line.subset)
+        gain = (b.array("dice", line.region) - a.array("dice", line.region))[:, column]
+        expected = stats.wilcoxon(gain[gain != 0]).pvalue if (gain != 0).any() else 1.0
+        assert line.p == pytest.approx(expected)
+    smallest = min(lines, key=lambda x: x.p)
+    assert smallest.p_holm == pytest.approx(min(1, smallest.p * len(lines)))
+
+
+def test_a_run_against_its_copy_differs_in_nothing(runs, model, archive, tmp_path):
+    evaluate(model, find_studies(archive), tmp_path / "copy", subsets=SUBSETS, metrics=METRICS)
+    lines = compare([runs[0], tmp_path / "copy"], tmp_path / "c")
+    assert {(line.difference, line.p, line.effect) for line in lines} == {(0.0, 1.0, 0.0)}
+
+
+def test_swapping_the_runs_turns_the_signs(runs, tmp_path):
+    one = compare(runs, tmp_path / "c")
+    other = compare(runs[::-1], tmp_path / "d")
+    for a, b in zip(one, other, strict=True):
+        assert (a.difference, a.effect, a.wins) == pytest.approx((-b.difference, -b.effect, b.losses))
+        assert a.p == pytest.approx(b.p)
+
+
+def test_cases_lie_side_by_side(runs, tmp_path):
+    compare(runs, tmp_path / "c", metrics=["dice"])
+    lines = rows(tmp_path / "c" / "cases.csv")
+    assert len(lines) == 4 * 3 * 4
+    scores = read_evaluation(runs[1]).scores
+    line = next(x for x in lines if (x["study"], x["subset"], x["region"]) == ("S2", "flair", "WT"))
+    assert float(line["B"]) == pytest.approx(scores.array("dice", "WT")[2, scores.subsets.index("flair")], rel=1e-5)
+
+
+# Runs that do not quite match
+
+
+def test_other_cases_are_left_out_and_named(runs, model, tmp_path, caplog):
+    for seed in (1, 2, 7):
+        write_head(tmp_path / "data", f"S{seed}", seed)
+    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    lines = compare([runs[0], tmp_path / "e"], tmp_path / "c")
+    assert {line.cases for line in lines} == {2}
+    record = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert record["studies"] == ["S1", "S2"]
+    assert record["runs"]["A"]["left_out"] == ["S0", "S3"]
+    assert "2 are common to all" in caplog.text
+    assert "scored on different cases" in write_comparison(tmp_path / "c").read_text()
+
+
+def test_a_case_that_lacks_a_subset_counts_in_the_others(model, runs, tmp_path):
+    for seed, sequences in ((0, "t1c"), (1, "t1c+flair"), (2, "t1c+flair")):
+        write_head(tmp_path / "data", f"S{seed}", seed, tuple(parse(sequences)))
+    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    lines = compare([runs[1], tmp_path / "e"], tmp_path / "c", metrics=["dice"])
+    cases = {line.subset: line.cases for line in lines}
+    assert cases == {"t1c": 3, "flair": 2, "t1c+flair": 2, "mean": 2}
+
+
+def test_fewer_than_two_cases_are_refused(runs, model, tmp_path):
+    write_head(tmp_path / "data", "S1", 1)
+    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    with pytest.raises(InputError, match="at least two cases"):
+        compare([runs[0], tmp_path / "e"], tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_other_protocols_are_refused(runs, model, archive, tmp_path):
+    evaluate(model, find_studies(archive), tmp_path / "e", protocol="rfnet", subsets=SUBSETS, metrics=METRICS)
+    with pytest.raises(InputError, match="A was made under clinical, B was made under rfnet"):
+        compare([runs[0], tmp_path / "e"], tmp_path / "c")
+
+
+def test_other_references_are_refused(runs, model, tmp_path):
+    for seed in range(2):
+        place = write_head(tmp_path / "data", f"S{seed}", seed)
+    labels = head(1)[1].copy()
+    labels[labels == 2] = 0
+    nibabel.save(nibabel.Nifti1Image(labels, AFFINE), place / "S1-seg.nii.gz")
+    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    with pytest.raises(InputError, match="S1 has .* different references"):
+        compare([runs[0], tmp_path / "e"], tmp_path / "c")
+
+
+def test_one_run_is_no_comparison(runs, tmp_path):
+    with pytest.raises(UsageError, match="at least two"):
+        compare(runs[:1], tmp_path / "c")
+
+
+def test_a_run_given_twice_is_refused(runs, tmp_path):
+    with pytest.raises(UsageError, match="given twice"):
+        compare([runs[0], runs[0].parent / "." / "run0"], tmp_path / "c")
+
+
+def test_a_folder_that_is_no_evaluation_is_refused(runs, tmp_path):
+    with pytest.raises(InputError, match="not an evaluation"):
+        compare([runs[0], tmp_path], tmp_path / "c")
+
+
+def test_metrics_that_were_not_computed_are_refused(runs, tmp_path):
+    with pytest.raises(InputError, match="lesion_dice"):
+        compare(runs, tmp_path / "c", metrics=["lesion_dice"])
+
+
+# Pages and tables
+
+
+def test_the_page_stands_alone(runs, tmp_path):
+    compare(runs, tmp_path / "c")
+    page = write_comparison(tmp_path / "c").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+
+
+def test_published_tables_come_with_their_protocols_and_cautions(runs, tmp_path):
+    compare(runs, tmp_path / "c", published="brats2020")
+    page = write_comparison(tmp_path / "c").read_text()
+    for text in ("DeMoSeg", "8-fold mirroring", "DC-Seg (reproduced)", "219/50/100", "last epoch"):
+        assert text in page
+    line = rows(tmp_path / "c" / "tables" / "published-ET_pp.csv")[1]
+    assert set(line) == {"FLAIR", "T1", "T1c", "T2", "DC-Seg (reproduced)", "A", "B"}
+
+
+def test_no_published_table_is_shown_unasked(runs, tmp_path):
+    compare(runs, tmp_path / "c")
+    assert "DeMoSeg" not in write_comparison(tmp_path / "c").read_text()
+
+
+def test_an_unknown_published_dataset_is_refused(runs, tmp_path):
+    with pytest.raises(UsageError, match="BraTS2024"):
+        compare(runs, tmp_path / "c", published="brats1999")
+
+
+def test_tables_on_disk_are_the_means_of_the_scores(runs):
+    write_report(runs[0])
+    scores = read_evaluation(runs[0]).scores
+    table = rows(runs[0] / "tables" / "table-dice.csv")
+    assert [row["cases"] for row in table] == ["4", "4", "4", ""]
+    for column, row in enumerate(table[:-1]):
+        assert float(row["WT"]) == pytest.approx(100 * scores.array("dice", "WT")[:, column].mean(), abs=1e-3)
+        dots = {m for m, title in (("flair", "FLAIR"), ("t1", "T1"), ("t1c", "T1c"), ("t2", "T2")) if row[title] == "1"}
+        assert dots == set(scores.subsets[column].split("+"))
+    assert float(table[-1]["WT"]) == pytest.approx(100 * scores.array("dice", "WT").mean(), abs=1e-3)
+
+
+def test_latex_has_a_row_for_each_subset_and_escapes_what_it_must(runs):
+    write_report(runs[0])
+    text = (runs[0] / "tables" / "table-dice.tex").read_text()
+    body = text[text.index(r"\begin{tabular}") :]
+    assert body.count(r"\\") == 1 + 3 + 1
+    assert r"ET\_pp" in body
+    assert body.count(r"$\bullet$") == 1 + 1 + 2
+    assert not re.search(r"(?<!\\)%", body)
+
+
+def test_a_page_of_an_evaluation_says_what_failed_and_what_was_left_out(model, tmp_path):
+    write_head(tmp_path / "data", "S0", 0)
+    write_head(tmp_path / "data", "S1<b>", 1, reference=False)
+    place = write_head(tmp_path / "data", "S2", 2)
+    nibabel.save(nibabel.Nifti1Image(head(2)[1], np.eye(4)), place / "S2-seg.nii.gz")
+    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=["dice"])
+    page = write_report(tmp_path / "e").read_text()
+    assert "could not be scored" in page
+    assert "S1&lt;b&gt;" in page
+    assert "S1<b>" not in page
+
+
+def test_the_same_evaluation_gives_the_same_page(runs):
+    assert write_report(runs[0]).read_bytes() == write_report(runs[0]).read_bytes()
