@@ -32,7 +32,7 @@ SPACING_MM = (1.0, 1.0, 1.0)
 REGIONS = (Region.WT, Region.TC, Region.ET)
 WAVE_MM = 6.0
 """Standard deviation of the Gaussian that smooths the noise by which an outline is moved."""
-SHIFTS_MM = (0.5, 4.0)
+SHIFTS_MM = (1.5, 3.0)
 """Standard deviation of that noise, for the first and the last subset."""
 SURROUNDINGS = 24
 """Voxels around the tumour in which a prediction may lie."""
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="rounds; each runs all three once")
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
 
     labels = generate(arguments.seed).labels.numpy()
     reference = [region.of(labels) for region in REGIONS]
@@ -71,7 +72,9 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - begun)
 
     ours, kept, theirs = contestants
-    volumes = ", ".join(f"{region.name} {mask.sum() / 1000:.1f}" for region, mask in zip(REGIONS, reference, strict=True))
+    volumes = ", ".join(
+        f"{region.name} {mask.sum() / 1000:.1f}" for region, mask in zip(REGIONS, reference, strict=True)
+    )
     print(f"phantom {arguments.seed}, {'x'.join(map(str, labels.shape))}, ml: {volumes}; torch {torch.__version__}")
     low, high = scores[ours].min((0, 1)), scores[ours].max((0, 1))
     print(f"Dice {low[0]:.2f} to {high[0]:.2f}, HD95 {low[1]:.1f} to {high[1]:.1f} mm, {arguments.repeat} rounds")

@@ -13,14 +13,14 @@ ROOT = Path(glimpseg.__file__).parent
 
 FLOORS = (
     ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic", "ranks"),
-    ("study", "metrics", "picture"),
+    ("study", "metrics", "picture", "statistics", "tables", "scores", "results", "summary"),
     ("data",),
-    ("method",),
+    ("method", "protocol", "scoring"),
     ("recipe",),
     ("methods", "report"),
     ("checkpoint",),
     ("journal", "train", "predict"),
-    ("evaluate",),
+    ("evaluate", "compare"),
     ("demo",),
     ("cli",),
     ("__main__",),

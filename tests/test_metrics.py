@@ -1,4 +1,7 @@
-"""Dice and HD95 against independent implementations, and the rules for empty masks."""
+"""Metrics against independent programs and numbers worked out by hand; their rules for empty masks."""
+
+import itertools
+import sys
 
 import medpy.metric.binary
 import numpy as np
@@ -8,35 +11,62 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import CalibrationErrorMetric, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from glimpseg import metrics
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, UsageError
+from glimpseg.metrics import surface
 
-masks = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=9))
-pairs = hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=9).flatmap(
-    lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
-)
+MM = (1.0, 1.0, 1.0)
+SPACINGS = (MM, (0.9375, 0.9375, 1.2), (0.5, 0.5, 3.0), (2.0, 1.1, 3.3), (0.2, 0.7, 1.0))
+
+shapes = hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=9)
+pairs = shapes.flatmap(lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape)))
+filled_pairs = pairs.filter(lambda pair: pair[0].any() and pair[1].any())
 spacings = st.tuples(*[st.sampled_from([0.5, 1.0, 2.0, 3.3])] * 3)
 
+EMPTY, LARGE, SMALL, VOXEL = 9.0, -0.02, 0.05, None
+KINDS = [
+    (SMALL, SMALL), (LARGE, LARGE), (0.0, SMALL), (LARGE, SMALL), (0.02, 0.02),
+    (VOXEL, SMALL), (LARGE, VOXEL), (VOXEL, VOXEL), (0.03, LARGE), (EMPTY, SMALL),
+]  # fmt: skip
+"""Thresholds of two smoothed noises; large ones reach the array's border on all sides."""
 
-def blobs(seed, shape=(30, 34, 28)):
-    rng = np.random.default_rng(seed)
-    return [ndimage.gaussian_filter(rng.normal(size=shape), 3) > 0.05 for _ in range(2)]
+
+def drawn(number):
+    """Pair `number` of masks and its spacing: every kind meets every spacing."""
+    rng = np.random.default_rng(number)
+    masks = []
+    for threshold in KINDS[number % len(KINDS)]:
+        noise = ndimage.gaussian_filter(rng.normal(size=(30, 34, 28)), 3)
+        masks.append(noise == noise.max() if threshold is VOXEL else noise > threshold)
+    return *masks, SPACINGS[number // len(KINDS)]
 
 
-def directed_percentiles(a, b, spacing):
-    """95th percentiles of both directed surface distances, by scipy alone."""
+NUMBERS = range(len(KINDS) * len(SPACINGS))
+FILLED = [number for number in NUMBERS if EMPTY not in KINDS[number % len(KINDS)]]
+ONE_EMPTY = [number for number in NUMBERS if number not in FILLED]
 
-    def surface(mask):
-        return mask & ~ndimage.binary_erosion(mask)
 
-    distances = []
-    for one, other in ((a, b), (b, a)):
-        field = ndimage.distance_transform_edt(~surface(other), sampling=spacing)
-        distances.append(np.percentile(field[surface(one)], 95))
-    return distances
+def as_monai(*masks):
+    return [torch.from_numpy(mask)[None, None] for mask in masks]
+
+
+def directed_distances(a, b, spacing):
+    """Between surfaces, in both directions, by scipy's transform of the whole array."""
+    one, other = (mask & ~ndimage.binary_erosion(mask) for mask in (a, b))
+    return [ndimage.distance_transform_edt(~to, sampling=spacing)[at] for at, to in ((one, other), (other, one))]
+
+
+def box(shape, *sides):
+    """A block of the grid, given by (start, stop) on each axis."""
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(*side) for side in sides)] = True
+    return mask
+
+
+# Overlap and volume
 
 
 @given(pairs)
@@ -51,73 +81,481 @@ def test_dice_does_not_care_which_is_the_reference(pair):
     assert metrics.dice(*pair) == metrics.dice(*pair[::-1])
 
 
-@given(pairs)
+@given(filled_pairs)
 def test_dice_agrees_with_medpy_where_medpy_is_defined(pair):
-    a, b = pair
-    if a.any() and b.any():
-        assert metrics.dice(a, b) == pytest.approx(medpy.metric.binary.dc(a, b))
+    assert metrics.dice(*pair) == pytest.approx(medpy.metric.binary.dc(*pair))
+
+
+@given(pairs.filter(lambda pair: pair[1].any()))
+def test_sensitivity_agrees_with_medpy_where_medpy_is_defined(pair):
+    assert metrics.sensitivity(*pair) == pytest.approx(medpy.metric.binary.sensitivity(*pair))
+
+
+@given(pairs.filter(lambda pair: not pair[1].all()))
+def test_specificity_agrees_with_medpy_where_medpy_is_defined(pair):
+    assert metrics.specificity(*pair) == pytest.approx(medpy.metric.binary.specificity(*pair))
+
+
+PREDICTED, REFERENCE = box((4, 5, 5), (0, 2), (0, 1), (0, 5)), box((4, 5, 5), (0, 4), (0, 1), (0, 1))
+"""10 and 4 voxels of 100; they share 2."""
+
+
+def test_dice_of_a_drawing_is_as_by_hand():
+    assert metrics.dice(PREDICTED, REFERENCE) == 2 * 2 / (10 + 4)
+
+
+def test_sensitivity_of_a_drawing_is_as_by_hand():
+    assert metrics.sensitivity(PREDICTED, REFERENCE) == 2 / 4
+
+
+def test_specificity_of_a_drawing_is_as_by_hand():
+    # 96 voxels are no tumour; 8 of them were predicted.
+    assert metrics.specificity(PREDICTED, REFERENCE) == pytest.approx(88 / 96)
+
+
+def test_specificity_of_a_crop_counts_the_whole_grid():
+    assert metrics.specificity(PREDICTED, REFERENCE, voxels=1000) == pytest.approx(988 / 996)
+
+
+def test_specificity_of_a_crop_is_that_of_the_padded_masks():
+    whole = [np.pad(mask, 3) for mask in (PREDICTED, REFERENCE)]
+    assert metrics.specificity(PREDICTED, REFERENCE, whole[0].size) == metrics.specificity(*whole)
+
+
+@pytest.mark.parametrize("predicted", [np.zeros((2, 2, 2), bool), np.ones((2, 2, 2), bool)])
+def test_there_is_no_sensitivity_without_a_reference(predicted):
+    assert np.isnan(metrics.sensitivity(predicted, np.zeros((2, 2, 2), bool)))
+
+
+def test_there_is_no_specificity_where_all_is_tumour():
+    assert np.isnan(metrics.specificity(PREDICTED, np.ones_like(PREDICTED)))
+
+
+def test_a_missed_tumour_has_no_sensitivity_left_but_all_specificity():
+    empty = np.zeros_like(REFERENCE)
+    assert (metrics.sensitivity(empty, REFERENCE), metrics.specificity(empty, REFERENCE)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "reference", "millilitres"),
+    [(PREDICTED, REFERENCE, 48.0), (REFERENCE, PREDICTED, -48.0), (PREDICTED & False, REFERENCE & False, 0.0)],
+)
+def test_the_error_of_volume_is_signed(predicted, reference, millilitres):
+    # 6 voxels of 2 cm.
+    assert metrics.volume_error_ml(predicted, reference, 8.0) == millilitres
+
+
+@pytest.mark.parametrize(
+    ("voxel_ml", "voxels", "left"), [(0.001, 499, 0), (0.001, 500, 500), (0.008, 62, 0), (0.008, 63, 63)]
+)
+def test_enhancement_below_half_a_millilitre_is_taken_for_none(voxel_ml, voxels, left):
+    predicted = (np.arange(1000) < voxels).reshape(10, 10, 10)
+    assert metrics.without_small_enhancement(predicted, voxel_ml).sum() == left
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        metrics.dice,
+        metrics.sensitivity,
+        metrics.specificity,
+        metrics.brier,
+        lambda a, b: metrics.volume_error_ml(a, b, 1.0),
+        lambda a, b: metrics.hd95(a, b, MM),
+        lambda a, b: metrics.hd95_pooled(a, b, MM),
+        lambda a, b: metrics.surface_dice(a, b, MM, 1.0),
+        lambda a, b: metrics.lesion_wise(a, b, MM),
+    ],
+)
+def test_masks_of_other_shapes_are_refused(metric):
+    with pytest.raises(InputError, match="shapes"):
+        metric(np.zeros((3, 3, 3), bool), np.zeros((3, 3, 4), bool))
+
+
+# Surfaces
 
 
 @settings(max_examples=60)
-@given(pairs, spacings)
+@given(filled_pairs, spacings)
 def test_hd95_is_the_larger_directed_percentile(pair, spacing):
-    a, b = pair
-    if a.any() and b.any():
-        assert metrics.hd95(a, b, spacing) == pytest.approx(max(directed_percentiles(a, b, spacing)), rel=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_hd95_is_close_to_deepminds_on_smooth_masks(seed):
-    a, b = blobs(seed)
-    theirs = surface_distance.compute_robust_hausdorff(surface_distance.compute_surface_distances(a, b, (1, 1, 1)), 95)
-    # Theirs places the surface between voxels and weighs it by area.
-    assert metrics.hd95(a, b, (1, 1, 1)) == pytest.approx(theirs, abs=1.0)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_hd95_is_never_below_medpys_pooled_percentile_by_definition(seed):
-    a, b = blobs(seed)
-    pooled = medpy.metric.binary.hd95(a, b)
-    assert metrics.hd95(a, b, (1, 1, 1)) >= pooled - 1e-5
-
-
-@settings(max_examples=40)
-@given(pairs, spacings, st.integers(0, 4))
-def test_empty_surroundings_change_nothing(pair, spacing, margin):
-    a, b = (np.pad(mask, margin) for mask in pair)
-    if a.any() and b.any():
-        assert metrics.hd95(a, b, spacing) == pytest.approx(metrics.hd95(*pair, spacing))
+    expected = max(np.percentile(d, 95) for d in directed_distances(*pair, spacing))
+    assert metrics.hd95(*pair, spacing) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("seed", range(4))
-def test_hd95_is_monais(seed):
-    a, b = blobs(seed)
-    theirs = compute_hausdorff_distance(
-        *(torch.from_numpy(mask)[None, None] for mask in (a, b)), percentile=95, include_background=True
+@pytest.mark.parametrize("number", FILLED)
+def test_hd95_is_monais(number):
+    a, b, spacing = drawn(number)
+    theirs = compute_hausdorff_distance(*as_monai(a, b), percentile=95, include_background=True, spacing=spacing)
+    assert metrics.hd95(a, b, spacing) == pytest.approx(float(theirs), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", FILLED)
+def test_pooled_hd95_is_medpys(number):
+    a, b, spacing = drawn(number)
+    assert metrics.hd95_pooled(a, b, spacing) == pytest.approx(
+        medpy.metric.binary.hd95(a, b, voxelspacing=spacing), abs=1e-5
     )
-    assert metrics.hd95(a, b, (1, 1, 1)) == pytest.approx(float(theirs), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", FILLED)
+def test_hd95_lies_within_a_voxel_of_deepminds(number):
+    a, b, spacing = drawn(number)
+    theirs = surface_distance.compute_robust_hausdorff(surface_distance.compute_surface_distances(b, a, spacing), 95)
+    # Theirs has surfaces at corners of voxels, half a diagonal from ours at both ends, and weighs by area.
+    assert metrics.hd95(a, b, spacing) == pytest.approx(theirs, abs=np.linalg.norm(spacing))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("tolerance_mm", [1.0, 2.2])
+@pytest.mark.parametrize("number", FILLED)
+def test_surface_dice_is_monais(number, tolerance_mm):
+    a, b, spacing = drawn(number)
+    theirs = compute_surface_dice(
+        *as_monai(a, b), class_thresholds=[tolerance_mm], include_background=True, spacing=spacing, use_subvoxels=False
+    )
+    assert metrics.surface_dice(a, b, spacing, tolerance_mm) == pytest.approx(float(theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize("number", ONE_EMPTY)
+def test_drawn_pairs_with_an_empty_mask_have_the_diagonal(number):
+    a, b, spacing = drawn(number)
+    x, y, z = spacing
+    assert metrics.hd95(a, b, spacing) == pytest.approx(((30 * x) ** 2 + (34 * y) ** 2 + (28 * z) ** 2) ** 0.5)
+
+
+SURFACE_METRICS = {
+    "hd95": metrics.hd95,
+    "hd95_pooled": metrics.hd95_pooled,
+    "surface_dice": lambda a, b, spacing: metrics.surface_dice(a, b, spacing, 1.0),
+}
+surface_metrics = pytest.mark.parametrize("metric", SURFACE_METRICS.values(), ids=SURFACE_METRICS)
+
+
+@surface_metrics
+@settings(max_examples=40)
+@given(filled_pairs, spacings, st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 3))
+def test_empty_surroundings_change_nothing(metric, pair, spacing, margins):
+    a, b = (np.pad(mask, margins) for mask in pair)
+    assert metric(a, b, spacing) == pytest.approx(metric(*pair, spacing))
+
+
+@surface_metrics
+@pytest.mark.parametrize("number", FILLED)
+def test_a_distance_transform_finds_what_the_search_tree_finds(metric, number, monkeypatch):
+    by_tree = metric(*drawn(number))
+    monkeypatch.setattr(surface, "MANY_POINTS", 0)
+    assert metric(*drawn(number)) == pytest.approx(by_tree, abs=1e-5)
+
+
+@surface_metrics
+@pytest.mark.parametrize("number", FILLED[::5])
+def test_the_fast_distance_transform_finds_what_scipys_finds(metric, number, monkeypatch):
+    pytest.importorskip("edt")
+    monkeypatch.setattr(surface, "MANY_POINTS", 0)
+    fast = metric(*drawn(number))
+    monkeypatch.setitem(sys.modules, "edt", None)
+    assert metric(*drawn(number)) == pytest.approx(fast, abs=1e-5)
+
+
+@surface_metrics
+def test_order_in_memory_changes_nothing(metric):
+    a, b, spacing = drawn(0)
+    turned = [mask[::-1].transpose(2, 0, 1) for mask in (np.asfortranarray(a), b)]
+    assert metric(*turned, (spacing[2], *spacing[:2])) == pytest.approx(metric(a, b, spacing))
+
+
+@pytest.mark.parametrize("offset", range(12))
+def test_a_surface_at_just_the_tolerance_is_within_it_wherever_it_lies(offset):
+    # In floats, 3 * 1.1 - 2 * 1.1 is above 1.1.
+    a, b = (box((20, 4, 4), (start, start + 4), (0, 4), (0, 4)) for start in (offset, offset + 1))
+    assert metrics.surface_dice(a, b, (1.1, 1.1, 1.1), 1.1) == 1
+
+
+def test_surface_dice_of_a_drawing_is_as_by_hand():
+    # Two cubes of 3, all voxels but the middle on the surface, one moved by 2. On both sides the 9 voxels of the
+    # shared layer are on both surfaces, but for its middle, which is 1 away; the next 8 are 1 away, the last 9 are 2.
+    a, b = (box((9, 5, 5), (start, start + 3), (1, 4), (1, 4)) for start in (1, 3))
+    assert metrics.surface_dice(a, b, MM, 1.0) == (9 + 8) / 26
+
+
+@settings(max_examples=200)
+@given(filled_pairs, spacings)
+def test_pooled_hd95_is_never_above_hd95_but_for_interpolation(pair, spacing):
+    bound = max(np.percentile(d, 95, method="higher") for d in directed_distances(*pair, spacing))
+    assert metrics.hd95_pooled(*pair, spacing) <= bound + 1e-6
+
+
+@pytest.mark.parametrize("number", FILLED)
+def test_pooled_hd95_of_more_than_a_few_voxels_is_not_above_hd95(number):
+    assert metrics.hd95_pooled(*drawn(number)) <= metrics.hd95(*drawn(number)) + 1e-9
+
+
+def test_pooled_hd95_of_two_voxels_can_be_above_hd95():
+    # Distances 1 and 0 on both sides: 0.95 of the way from 0 to 1; of 0, 0, 1, 1 the rank is 0.95 * 3 = 2.85, a 1.
+    a, b = box((3, 1, 1), (0, 2), (0, 1), (0, 1)), box((3, 1, 1), (1, 3), (0, 1), (0, 1))
+    assert (metrics.hd95(a, b, MM), metrics.hd95_pooled(a, b, MM)) == pytest.approx((0.95, 1.0))
+
+
+def test_a_cropped_surface_that_says_where_it_begins_is_the_whole_one():
+    mask, _, spacing = drawn(10)
+    cropped = metrics.Surface(mask[5:25, 3:30], spacing, start=(5, 3, 0))
+    whole = metrics.Surface(box(mask.shape, (5, 25), (3, 30), (0, 28)) & mask, spacing)
+    np.testing.assert_array_equal(cropped.points_mm, whole.points_mm)
+
+
+# Empty masks
 
 
 def test_two_empty_masks_agree_perfectly():
     empty = np.zeros((4, 4, 4), bool)
-    assert (metrics.dice(empty, empty), metrics.hd95(empty, empty, (1, 1, 1))) == (1, 0)
+    assert (metrics.dice(empty, empty), metrics.hd95(empty, empty, MM), metrics.surface_dice(empty, empty, MM, 1)) == (
+        1,
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_missed_tumour_costs_the_diagonal(swap):
     pair = [np.zeros((240, 240, 155), bool), np.zeros((240, 240, 155), bool)]
     pair[swap][100, 100, 100] = True
-    assert metrics.dice(*pair) == 0
-    assert metrics.hd95(*pair, (1.0, 1.0, 1.0)) == pytest.approx(373.13, abs=0.005)
+    assert (metrics.dice(*pair), metrics.surface_dice(*pair, MM, 1.0)) == (0, 0)
+    assert metrics.hd95(*pair, MM) == pytest.approx(373.13, abs=0.005)
 
 
-def test_masks_of_other_shapes_are_refused():
-    with pytest.raises(InputError, match="shapes"):
-        metrics.dice(np.zeros((3, 3, 3), bool), np.zeros((3, 3, 4), bool))
+@pytest.mark.parametrize("metric", [metrics.hd95, metrics.hd95_pooled])
+@pytest.mark.parametrize(
+    ("rule", "both", "one"),
+    [
+        ("diagonal", 0, 13),  # of 3 x 4 x 12 voxels
+        ("brats2023", 0, 374),
+        ("m2ftrans", 0, 1),
+        ("mst-kdnet", 0, 0),
+        ("demoseg", np.nan, np.nan),
+    ],
+)
+def test_every_rule_for_empty_masks_is_that_of_its_source(metric, rule, both, one):
+    empty, full = np.zeros((3, 4, 12), bool), np.ones((3, 4, 12), bool)
+    found = [metric(a, b, MM, rule) for a, b in ((empty, empty), (empty, full), (full, empty))]
+    assert found == pytest.approx([both, one, one], nan_ok=True)
+
+
+def test_every_rule_for_empty_masks_is_tested():
+    assert set(metrics.EMPTY_RULES) == {"diagonal", "brats2023", "m2ftrans", "mst-kdnet", "demoseg"}
+
+
+def test_an_unknown_rule_for_empty_masks_is_refused():
+    empty = np.zeros((2, 2, 2), bool)
+    with pytest.raises(UsageError, match="Choose one of diagonal"):
+        metrics.hd95(empty, empty, MM, "worst")
+
+
+# Lesions
 
 
 def test_lesions_that_touch_at_a_corner_are_one():
     mask = np.zeros((6, 6, 6), bool)
     mask[1, 1, 1] = mask[2, 2, 2] = mask[5, 5, 5] = True
     assert metrics.lesion_count(mask) == 2
+
+
+def bar(*sides, thickness=4):
+    """Voxels from (start, stop) along x, 4 x 4 in y and z; grids leave room for every dilation."""
+    return np.logical_or.reduce([box((44, 12, 12), side, (4, 8), (4, 4 + thickness)) for side in sides])
+
+
+NOTHING = bar((0, 0))
+DRAWINGS = {
+    # Found voxel by voxel.
+    "perfect": (bar((4, 8), (24, 28)), bar((4, 8), (24, 28)), metrics.LesionWise(1.0, 0.0, 2, 0, 0)),
+    # Dice (1 + 0) / 2, HD95 (0 + 374) / 2.
+    "one missed": (bar((4, 8)), bar((4, 8), (24, 28)), metrics.LesionWise(0.5, 187.0, 2, 1, 0)),
+    # One lesion and one invented: Dice (1) / (1 + 1), HD95 (0 + 374) / (1 + 1).
+    "one invented": (bar((4, 8), (24, 28)), bar((4, 8)), metrics.LesionWise(0.5, 187.0, 1, 0, 1)),
+    # 6 voxels between: each part grows by 3 and they meet, so one lesion of 128 voxels, of which 64 were found: Dice
+    # 128 / 192. The second part's surface is 56 of 112 voxels, 16 of them 10 mm from the first, ranks 96 to 111; the
+    # 95th percentile is rank 105.45.
+    "joined by dilation": (bar((4, 8)), bar((4, 8), (14, 18)), metrics.LesionWise(2 / 3, 10.0, 1, 0, 0)),
+    # 7 voxels between: two lesions, the second out of the prediction's reach.
+    "just not joined": (bar((4, 8)), bar((4, 8), (15, 19)), metrics.LesionWise(0.5, 187.0, 2, 1, 0)),
+    # One part of 15 x 16 = 240 voxels is scored against both: Dice 128 / 304 each. Its surface has 188 voxels: 52 on
+    # the lesion's, then 12 at each of 1 to 10 mm, 16 at 11 mm (ranks 172 to 187); the 95th percentile is rank 177.65.
+    "one part for two lesions": (bar((4, 19)), bar((4, 8), (15, 19)), metrics.LesionWise(8 / 19, 11.0, 2, 0, 0)),
+    # Two parts of 64 voxels are united against 192: Dice 256 / 320. Of the lesion's surface of 152 voxels, 24 are
+    # 2 mm away, ranks 128 to 151; the 95th percentile is rank 143.45. The way back has ones at most.
+    "two parts for one lesion": (bar((4, 8), (12, 16)), bar((4, 16)), metrics.LesionWise(0.8, 2.0, 1, 0, 0)),
+    # 2 voxels between, the prediction begins at the third: within reach, so neither missed nor invented, but Dice 0.
+    # Surfaces of 56, the last 16 of them 6 mm away, ranks 40 to 55; the 95th percentile is rank 52.25.
+    "beside the lesion": (bar((10, 14)), bar((4, 8)), metrics.LesionWise(0.0, 6.0, 1, 0, 0)),
+    # 3 voxels between: missed and invented, (0 + 0) / 2 and (374 + 374) / 2.
+    "just out of reach": (bar((11, 15)), bar((4, 8)), metrics.LesionWise(0.0, 374.0, 1, 1, 1)),
+    # 48 mm3 do not count, and what was found of them is not invented: nothing is left to be wrong.
+    "too small to count": (bar((4, 8), thickness=3), bar((4, 8), thickness=3), metrics.LesionWise(1.0, 0.0, 0, 0, 0)),
+    "small and missed": (NOTHING, bar((4, 8), thickness=3), metrics.LesionWise(1.0, 0.0, 0, 0, 0)),
+    # The small one drops out, the large one is perfect: (1) / 1.
+    "small beside large": (bar((4, 8), (24, 27)), bar((4, 8), (24, 27)), metrics.LesionWise(1.0, 0.0, 1, 0, 0)),
+    "neither": (NOTHING, NOTHING, metrics.LesionWise(1.0, 0.0, 0, 0, 0)),
+    # However small: 1 voxel.
+    "only invented": (box((44, 12, 12), (5, 6), (5, 6), (5, 6)), NOTHING, metrics.LesionWise(0.0, 374.0, 0, 0, 1)),
+    "all missed": (NOTHING, bar((4, 8)), metrics.LesionWise(0.0, 374.0, 1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize(("predicted", "reference", "expected"), DRAWINGS.values(), ids=DRAWINGS)
+def test_a_drawing_is_scored_lesion_by_lesion_as_by_hand(predicted, reference, expected):
+    found = metrics.lesion_wise(predicted, reference, MM)
+    assert vars(found) == pytest.approx(vars(expected))
+
+
+@pytest.mark.parametrize(("voxels", "lesions"), [(50, 0), (51, 1)])
+def test_a_lesion_counts_above_50_voxels_of_1_mm(voxels, lesions):
+    reference = np.zeros((20, 20, 20), bool)
+    reference[8:12, 8:12, 8:12] = (np.arange(64) < voxels).reshape(4, 4, 4)
+    assert metrics.lesion_wise(NOTHING[:20, :1, :1] & reference, reference, MM).lesions == lesions
+
+
+@pytest.mark.parametrize(("voxels", "lesions"), [(6, 0), (7, 1)])  # 48 and 56 mm3
+def test_a_lesion_counts_above_50_mm3_on_a_coarse_grid(voxels, lesions):
+    reference = box((20, 20, 20), (5, 5 + voxels), (5, 6), (5, 6))
+    assert metrics.lesion_wise(reference, reference, (2.0, 2.0, 2.0)).lesions == lesions
+
+
+def by_the_rules(predicted, reference):
+    """(Dice, HD95, lesions, missed, invented), the rules of BraTS 2023 for 1 mm, one lesion and one part at a time."""
+    corners, edges = (ndimage.generate_binary_structure(3, rank) for rank in (3, 2))
+    parts, n_parts = ndimage.label(predicted, corners)
+    grown, n_lesions = ndimage.label(ndimage.binary_dilation(reference, edges, 3), corners)
+    dices, distances, touched, missed = [], [], set(), 0
+    for number in range(1, n_lesions + 1):
+        lesion = reference & (grown == number)
+        reach = ndimage.binary_dilation(lesion, edges, 3)
+        meeting = [part for part in range(1, n_parts + 1) if (reach & (parts == part)).any()]
+        touched.update(meeting)
+        if lesion.sum() <= 50:
+            continue
+        if not meeting:
+            missed += 1
+            dices.append(0.0)
+            distances.append(374.0)
+            continue
+        united = np.logical_or.reduce([parts == part for part in meeting])
+        dices.append(2 * (united & lesion).sum() / (united.sum() + lesion.sum()))
+        distances.append(max(np.percentile(d, 95) for d in directed_distances(united, lesion, MM)))
+    invented = n_parts - len(touched)
+    total = len(dices) + invented
+    if not total:
+        return 1.0, 0.0, 0, 0, 0
+    return sum(dices) / total, (sum(distances) + 374 * invented) / total, len(dices), missed, invented
+
+
+def foci(number):
+    """Up to eight balls of 1 to 4.5 mm in the reference, some of them found, moved, and a few more predicted."""
+    rng = np.random.default_rng(number)
+    place = np.stack(np.indices((48, 44, 40)))
+    predicted, reference = np.zeros((2, 48, 44, 40), bool)
+    for _ in range(rng.integers(2, 9)):
+        centre, radius = rng.uniform(2, 42, 3), rng.uniform(1, 4.5)
+        for mask in (predicted, reference):
+            at = centre + rng.normal(0, 1.5, 3)
+            if rng.uniform() < 0.75:
+                mask |= ((place - at[:, None, None, None]) ** 2).sum(0) < radius**2
+    return predicted, reference
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_lesion_wise_scores_follow_the_rules_read_one_by_one(number):
+    predicted, reference = foci(number)
+    assert tuple(vars(metrics.lesion_wise(predicted, reference, MM)).values()) == pytest.approx(
+        by_the_rules(predicted, reference)
+    )
+
+
+def test_the_reference_is_scored_against_many_as_against_one():
+    lesions = metrics.Lesions(foci(0)[1], MM)
+    predictions = [foci(number)[0] for number in range(5)]
+    assert [lesions.score(p) for p in predictions] == [metrics.lesion_wise(p, foci(0)[1], MM) for p in predictions]
+
+
+@pytest.mark.parametrize("number", range(0, 30, 5))
+def test_the_fast_labelling_finds_the_same_lesions(number, monkeypatch):
+    pytest.importorskip("cc3d")
+    fast = metrics.lesion_wise(*foci(number), MM)
+    monkeypatch.setitem(sys.modules, "cc3d", None)
+    assert vars(metrics.lesion_wise(*foci(number), MM)) == pytest.approx(vars(fast))
+
+
+# Calibration
+
+
+def forecast(seed, voxels=5000):
+    """Probabilities, and what came of them: more often than foretold."""
+    rng = np.random.default_rng(seed)
+    probability = rng.uniform(size=voxels).astype(np.float32)
+    return probability, rng.uniform(size=voxels) < probability**0.7
+
+
+def test_certain_and_right_is_calibrated():
+    truth = np.array([True, False, True])
+    assert (metrics.ece(truth.astype(float), truth), metrics.brier(truth.astype(float), truth)) == (0, 0)
+
+
+def test_certain_and_wrong_is_the_worst():
+    truth = np.array([True, False, True])
+    assert (metrics.ece(1.0 - truth, truth), metrics.brier(1.0 - truth, truth)) == (1, 1)
+
+
+def test_a_half_for_a_mask_that_is_true_by_half_is_calibrated_but_says_little():
+    half, truth = np.full((4, 4), 0.5, np.float32), np.indices((4, 4))[0] < 2
+    assert (metrics.ece(half, truth), metrics.brier(half, truth)) == (0, 0.25)
+
+
+def test_calibration_of_four_voxels_is_as_by_hand():
+    # Two bins. Below a half: mean 0.2, none true. Above: mean 0.8, a half true. 2/4 * 0.2 + 2/4 * 0.3.
+    probability, truth = np.array([0.1, 0.3, 0.7, 0.9]), np.array([False, False, True, False])
+    assert metrics.ece(probability, truth, bins=2) == pytest.approx(0.25)
+    # (0.01 + 0.09 + 0.09 + 0.81) / 4.
+    assert metrics.brier(probability, truth) == pytest.approx(0.25)
+
+
+def test_errors_in_two_bins_do_not_make_up_for_each_other():
+    assert metrics.ece(np.array([0.2, 0.8]), np.array([True, False]), bins=2) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("seed", "bins"), itertools.product(range(5), (10, 15, 20)))
+def test_ece_is_monais(seed, bins):
+    probability, truth = forecast(seed)
+    theirs = CalibrationErrorMetric(num_bins=bins)
+    theirs(*(torch.from_numpy(values).float()[None, None] for values in (probability, truth)))
+    assert metrics.ece(probability, truth, bins) == pytest.approx(theirs.aggregate().item(), rel=1e-4)
+
+
+def test_the_curve_has_a_point_for_each_bin_that_holds_a_voxel():
+    found = metrics.reliability(np.array([0.1, 0.2, 0.9]), np.array([True, False, True]), bins=4)
+    np.testing.assert_allclose(found.curve, [[0.15, 0.9], [0.5, 1.0]])
+
+
+def test_a_probability_of_one_belongs_to_the_last_bin():
+    found = metrics.reliability(np.array([0.0, 1.0]), np.array([False, True]), bins=5)
+    assert found.voxels.tolist() == [1, 0, 0, 0, 1]
+
+
+def test_cases_added_up_are_the_voxels_of_all():
+    one, other = forecast(1, 300), forecast(2, 700)
+    together = metrics.reliability(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))
+    added = metrics.reliability(*one) + metrics.reliability(*other)
+    assert flat(added) == pytest.approx(flat(together))
+
+
+def test_a_reliability_survives_being_written_and_read():
+    found = metrics.reliability(*forecast(3))
+    assert flat(metrics.Reliability.from_lists(found.as_lists())) == flat(found)
+
+
+def flat(reliability):
+    return np.concatenate([np.ravel(values) for values in reliability.as_lists().values()]).tolist()
+
+
+def test_there_is_no_calibration_without_voxels():
+    nothing = np.zeros(0), np.zeros(0, bool)
+    assert np.isnan([metrics.ece(*nothing), metrics.brier(*nothing)]).all()
