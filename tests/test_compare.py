@@ -148,7 +148,7 @@ def test_other_references_are_refused(runs, model, tmp_path):
     labels[labels == 2] = 0
     nibabel.save(nibabel.Nifti1Image(labels, AFFINE), place / "S1-seg.nii.gz")
     evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
-    with pytest.raises(InputError, match="S1 has .* different references"):
+    with pytest.raises(InputError, match=r"S1 has .* different references"):
         compare([runs[0], tmp_path / "e"], tmp_path / "c")
 
 
@@ -179,6 +179,13 @@ def test_the_page_stands_alone(runs, tmp_path):
     compare(runs, tmp_path / "c")
     page = write_comparison(tmp_path / "c").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+
+
+def test_two_seeds_of_one_recipe_are_called_what_they_are(runs, tmp_path):
+    compare(runs, tmp_path / "c")
+    record = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert record["runs"]["B"]["changes"] == {"seed": [0, 1]}
+    assert "spread between trainings" in write_comparison(tmp_path / "c").read_text()
 
 
 def test_published_tables_come_with_their_protocols_and_cautions(runs, tmp_path):

@@ -52,7 +52,18 @@ def flags(study, subset):
 
 def test_help_names_every_verb_and_the_notice():
     text = run("--help").stdout
-    for verb in ("segment", "phantom", "prepare", "train", "evaluate", "compare", "report", "methods", "doctor", "demo"):
+    for verb in (
+        "segment",
+        "phantom",
+        "prepare",
+        "train",
+        "evaluate",
+        "compare",
+        "report",
+        "methods",
+        "doctor",
+        "demo",
+    ):
         assert verb in text
     assert "not a medical device" in text
 

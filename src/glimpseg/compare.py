@@ -91,7 +91,7 @@ def compare(
     record = {
         "glimpseg": __version__,
         "protocol": next(iter(runs.values())).record["protocol"],
-        "runs": {letter: _run_record(run, common) for letter, run in runs.items()},
+        "runs": {letter: _run_record(run, runs["A"], common) for letter, run in runs.items()},
         "studies": common,
         "subsets": next(iter(scores.values())).subsets,
         "metrics": wanted,
@@ -218,13 +218,16 @@ def _dataset(runs: Mapping[str, Evaluation]) -> str | None:
     return known.get(split.split("/")[0].split("-")[0]) if split else None
 
 
-def _run_record(run: Evaluation, common: Sequence[str]) -> dict[str, Any]:
+def _run_record(run: Evaluation, first: Evaluation, common: Sequence[str]) -> dict[str, Any]:
     model = run.record["model"]
+    recipes = [_fields(of.record["recipe"]) for of in (first, run)]
+    names = dict.fromkeys([*recipes[0], *recipes[1]])
     return {
         "folder": str(run.folder.resolve()),
         "model": model["name"],
         "method": run.record["recipe"]["method"],
         "seed": run.record["recipe"]["seed"],
+        "changes": {name: values for name in names if (values := [r.get(name) for r in recipes])[0] != values[1]},
         "steps": model.get("steps"),
         "commit": model.get("commit"),
         "split": run.record["split"],
@@ -232,6 +235,14 @@ def _run_record(run: Evaluation, common: Sequence[str]) -> dict[str, Any]:
         "cases": len(run.scores.studies),
         "left_out": [study for study in run.scores.studies if study not in common],
     }
+
+
+def _fields(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A recipe's fields by path: `optim.steps`."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _fields(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _write_comparisons(path: Path, lines: Sequence[Comparison]) -> None:

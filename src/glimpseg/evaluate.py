@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from glimpseg import methods
 from glimpseg.atomic import atomic_file, only_one, refuse_if_used, write_text
 from glimpseg.checkpoint import WEIGHTS, Model
 from glimpseg.data import nifti
@@ -86,7 +87,7 @@ def evaluate(
     for study in studies:
         if study.reference is None:
             log.warning("%s has no reference and is left out.", study.id)
-    plan = _plan(model, protocol, scored, subsets, metrics, split)
+    plan = json.loads(json.dumps(_plan(model, protocol, scored, subsets, metrics, split)))  # as it will be read back
     _open(folder, plan, resume=resume, overwrite=overwrite)
     begun = time.perf_counter()
     with only_one(folder):
@@ -253,7 +254,7 @@ def _plan(
             "weights": model.provenance["sha256"][WEIGHTS],
             **{k: v for k, v in model.provenance.items() if k != "sha256"},
         },
-        "recipe": {"method": model.recipe.method, "seed": model.recipe.seed},
+        "recipe": methods.as_tree(model.recipe),
         "protocol": protocol,
         "rules": {**protocol_named(protocol).rules, **{name: METRICS[name].rule for name in metrics}},
         "split": split,

@@ -87,8 +87,8 @@ def reliability(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "
 def ece(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "..."], bins: int = BINS) -> float:
     """Expected calibration error of a region's probability, 0 to 1, smaller is better. No voxel: NaN.
 
-    sum over bins of n_b / N |mean probability - observed frequency|, with equal bins of the region's own probability
-    (not of the winning class's confidence).
+    sum over bins of ``n_b / N |mean probability - observed frequency|``, with equal bins of the region's own
+    probability (not of the winning class's confidence).
     """
     return reliability(probability, truth, bins).ece
 

@@ -12,14 +12,14 @@ SMALL_ENHANCEMENT_ML = 0.5
 
 
 def dice(predicted: Bool[np.ndarray, "..."], reference: Bool[np.ndarray, "..."]) -> float:
-    """2 |A and B| / (|A| + |B|), 0 to 1. Both empty: 1. One empty: 0 (BraTS)."""
+    """``2 |A and B| / (|A| + |B|)``, 0 to 1. Both empty: 1. One empty: 0 (BraTS)."""
     refuse_other_shape(predicted, reference)
     total = np.count_nonzero(predicted) + np.count_nonzero(reference)
     return 1.0 if total == 0 else 2 * np.count_nonzero(predicted & reference) / total
 
 
 def sensitivity(predicted: Bool[np.ndarray, "..."], reference: Bool[np.ndarray, "..."]) -> float:
-    """|A and B| / |B|, the share of the reference that was found, 0 to 1. Reference empty: NaN, as there was
+    """``|A and B| / |B|``, the share of the reference that was found, 0 to 1. Reference empty: NaN, as there was
     nothing to find; means leave such a case out and say how many they rest on."""
     refuse_other_shape(predicted, reference)
     total = np.count_nonzero(reference)

@@ -151,8 +151,8 @@ def surface_dice(
 ) -> float:
     """Share of both surfaces' voxels that lie within `tolerance_mm` of the other surface, 0 to 1.
 
-    (|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|), also called NSD: MONAI's default. DeepMind's weighs by
-    the area of the surface elements and gives other numbers on the same masks. Both empty: 1. One empty: 0.
+    ``(|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|)``, also called NSD: MONAI's default. DeepMind's weighs
+    by the area of the surface elements and gives other numbers on the same masks. Both empty: 1. One empty: 0.
     """
     found = _distances(predicted, reference, spacing_mm)
     return found.surface_dice(tolerance_mm) if found else float(not (predicted.any() or reference.any()))

@@ -23,13 +23,16 @@ from glimpseg.errors import InputError
 from glimpseg.report import figures
 from glimpseg.report.page import number, render, svg, write_tables
 from glimpseg.results import CASES, COMPARISON, COMPARISONS
-from glimpseg.scores import METRICS, REGIONS
+from glimpseg.scores import METRICS, POSTPROCESSED, REGIONS
 from glimpseg.tables import Cell, Table, dot_titles, dots, no_dots
 
 MEAN = "mean"
 LEVEL = 0.05
 BETTER, WORSE = "#cfe8cf", "#f5cfc9"
 """Cells of differences that stand at the 5 % level."""
+
+FIXED = "\u00a0"
+"""A space at which no line breaks."""
 
 Lines = list[dict[str, str]]
 
@@ -96,11 +99,13 @@ def write_comparison(folder: str | Path, path: str | Path | None = None) -> Path
         strips=[
             (f"{b} minus {a}, {region}", svg(_difference_strips(compared, (a, b), region)))
             for (a, b), region in itertools.product(compared.pairs(), compared.regions("dice"))
+            if region != POSTPROCESSED
         ],
         published=beside,
         protocols=protocols,
         cautions={table.method: table.cautions for table in dataset if table.cautions},
         smallest=_smallest(len(record["studies"])),
+        only_seed=[letter for letter, run in record["runs"].items() if set(run["changes"]) == {"seed"}],
     )
     write_text(target, page)
     write_tables(folder, [*overview, *differences, *beside, *protocols])
@@ -223,7 +228,7 @@ def _difference(entry: Mapping[str, str] | None, factor: float) -> Cell:
         return Cell("–")
     value = factor * float(entry["difference"])
     small = (
-        f"{_interval(entry, factor)}; p {_p(entry)}, r {number(float(entry['effect']), 2, True)}, "
+        f"{_interval(entry, factor)} p{FIXED}{_p(entry)} r{FIXED}{number(float(entry['effect']), 2, True)} "
         f"{entry['wins']}:{entry['losses']}"
     )
     return Cell(number(value, 1, True), round(value, 4), small, _parts(entry, factor), _colour(entry))
@@ -236,11 +241,11 @@ def _parts(entry: Mapping[str, str], factor: float) -> dict[str, float | int | N
 
 
 def _verdict(entry: Mapping[str, str], factor: float) -> str:
-    return f"{number(factor * float(entry['difference']), 1, True)} ({_interval(entry, factor)}), p {_p(entry)}"
+    return f"{number(factor * float(entry['difference']), 1, True)} ({_interval(entry, factor)}) p{FIXED}{_p(entry)}"
 
 
 def _interval(entry: Mapping[str, str], factor: float) -> str:
-    return " to ".join(number(factor * float(entry[end]), 1, True) for end in ("low", "high"))
+    return f"{FIXED}to{FIXED}".join(number(factor * float(entry[end]), 1, True) for end in ("low", "high"))
 
 
 def _p(entry: Mapping[str, str]) -> str:

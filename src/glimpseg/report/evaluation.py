@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from jaxtyping import Float
 
 from glimpseg.atomic import write_text
@@ -69,6 +70,7 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
         ),
         cases=_cases(evaluation),
         titles=TITLES,
+        recipe=yaml.safe_dump(evaluation.record["recipe"], sort_keys=False),
     )
     write_text(target, page)
     write_tables(evaluation.folder, tables.values())

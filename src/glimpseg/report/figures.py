@@ -13,11 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from glimpseg.modality import ALL, Modality, parse
 from glimpseg.tables import DOT_ORDER
 
-WIDTH = 4.7
+WIDTH = 3.95
 """Inches."""
 COLOURS = {Modality.T1: "#0072b2", Modality.T1C: "#d55e00", Modality.T2: "#009e73", Modality.FLAIR: "#aa4499"}
 """Of sequences; distinct for colour-blind readers (Okabe and Ito, Tol)."""
 INK, SOFT, LINE = "#1c2733", "#5b6b7b", "#d9e0e6"
+FEW_VOXELS = 100
+"""Bins of a reliability curve with fewer say nothing and are not drawn."""
 MANY_DOTS = 2000
 """Above this, dots are drawn as pixels: as shapes they would make the page heavy."""
 
@@ -85,12 +87,12 @@ def sequence_values(value: Mapping[str, Any]) -> Figure:
 
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Observed frequency over predicted probability for each subset: single sequences and all four in colour."""
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(3.4)
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="dashed")
     for subset, entry in curves.items():
         members = parse(subset)
         voxels, predicted, observed = (np.array(entry[name], float) for name in ("voxels", "predicted", "observed"))
-        filled = voxels > 0
+        filled = voxels >= FEW_VOXELS
         named = members == ALL or len(members) == 1
         axes.plot(
             predicted[filled] / voxels[filled],
@@ -124,12 +126,12 @@ def _subset_rows(axes: Any, subsets: Sequence[str]) -> None:
     """The rows' subsets as dots left of the axes, in the columns of the field's tables."""
     axes.set_ylim(len(subsets) - 0.5, -0.5)
     axes.set_yticks(range(len(subsets)), [""] * len(subsets))
-    axes.tick_params(axis="y", length=0, pad=52)
+    axes.tick_params(axis="y", length=0, pad=56)
     axes.spines["left"].set_visible(False)
     place = axes.get_yaxis_transform()
     for column, modality in enumerate(DOT_ORDER):
-        x = -0.25 + 0.066 * column
-        axes.text(x, -0.75, modality.title, transform=place, fontsize=6.2, color=SOFT, ha="center", va="bottom")
+        x = -0.30 + 0.08 * column
+        axes.text(x, -0.75, modality.title, transform=place, fontsize=6, color=SOFT, ha="center", va="bottom")
         for row, subset in enumerate(subsets):
             present = modality in parse(subset)
             axes.plot(
