@@ -178,6 +178,15 @@ def test_a_run_is_not_resumed_on_other_data(archive, undisturbed, tmp_path):
         train(small_recipe(), undisturbed, data=tmp_path / "other", device=CPU, resume=True)
 
 
+def test_a_published_list_chooses_what_is_learned_from(tmp_path):
+    for name in ("BraTS20_Training_002", "BraTS20_Training_001"):  # of the lists for training and for test
+        write_head(tmp_path / "data", name)
+    recipe = small_recipe(optim__steps=1)
+    model = train(recipe, tmp_path / "run", data=tmp_path / "data", split="brats2020/train", device=CPU)
+    described = json.loads((model / "provenance.json").read_text())["data"]
+    assert (described["studies"], described["split"]) == (1, "brats2020/train")
+
+
 def test_only_one_process_trains_in_a_run(archive, tmp_path):
     from filelock import FileLock
 

@@ -176,6 +176,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     labels: Labels = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only the studies of a published list: brats2020/train (see docs/evaluation.md).")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that cut crops.")] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")] = False,
@@ -199,6 +202,7 @@ def train(
         output,
         data=data,
         labels=labels,
+        split=split,
         cache=cache,
         resume=resume,
         device=resolved_device(device),

@@ -30,6 +30,7 @@ from glimpseg.data import phantom
 from glimpseg.data.cache import cached
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Archive, Cases, Phantoms, batches
+from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, ema, resolved_precision
@@ -105,6 +106,7 @@ def train(
     *,
     data: str | Path | None = None,
     labels: str | None = None,
+    split: str | None = None,
     cache: str | Path | None = None,
     resume: bool = False,
     device: torch.device,
@@ -114,7 +116,8 @@ def train(
 ) -> Path:
     """Prepares the data, opens the run folder and trains in it; returns the folder of the model.
 
-    Without `data` the recipe's phantom stream is used. Only one process may write a run at a time.
+    Without `data` the recipe's phantom stream is used. `split` names a published list, `brats2020/train`, whose studies
+    alone are learned from. Only one process may write a run at a time.
 
     Raises: UsageError if the run exists (without `resume`) or has another recipe; InputError for data that
         cannot be used; and as `fit`.
@@ -123,7 +126,7 @@ def train(
     with joined(device), _only_one(run):
         _open_run(run, recipe, resume)
         with first_rank_first():
-            cases, described = _cases(recipe, run, data, labels, cache)
+            cases, described = _cases(recipe, run, data, labels, split, cache)
         return fit(
             recipe,
             cases,
@@ -241,13 +244,19 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> l
 
 
 def _cases(
-    recipe: Recipe, run: Path, data: str | Path | None, labels: str | None, cache: str | Path | None
+    recipe: Recipe,
+    run: Path,
+    data: str | Path | None,
+    labels: str | None,
+    split: str | None,
+    cache: str | Path | None,
 ) -> tuple[Cases, dict[str, Any]]:
     if data is None:
         if recipe.data.stream is None:
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
         return Phantoms(recipe.data.stream, recipe.data.preprocess), {"data": {"stream": phantom.NAME}}
     studies = find_studies(data, labels=labels, reference_required=True)
+    studies = chosen(studies, split) if split else studies
     paths = prepare_studies(studies, recipe, Path(cache) if cache else run / "cache")
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
@@ -256,6 +265,7 @@ def _cases(
     return Archive(paths), {
         "data": {
             "studies": len(studies),
+            "split": split,
             "available": {key: count for key, count in have.items() if count},
             "labels": convention.name if convention else None,
             "digest": digest,

@@ -21,8 +21,8 @@ from glimpseg.metrics.overlap import refuse_other_shape
 MANY_POINTS = 60_000
 """Surface voxels above which a distance transform of the box is faster than a search tree."""
 ROUNDING_MM = 1e-5
-"""Distances this little above a tolerance are within it: spacings like 0.2 mm, a header's single precision and `edt`
-are exact to some 4e-6 mm, and voxels at just the tolerance are many."""
+"""Distances this little above a tolerance are within it: sums of spacings like 0.2 mm, headers and `edt` are exact to
+single precision only, and voxels at just the tolerance are many."""
 BRATS_2023_MM = 374.0
 """What BraTS 2023 gives a lesion that was missed or invented."""
 
@@ -216,7 +216,7 @@ def _surface_voxels(mask: Bool[np.ndarray, "x y z"]) -> Int[np.ndarray, "n 3"]:
 def _distance_field_mm(
     outside: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]
 ) -> Float[np.ndarray, "x y z"]:
-    """To the nearest False. With `edt` of the extra [fast] two to three times sooner, equal to 4e-6 mm."""
+    """To the nearest False. With `edt` of the extra [fast] two to three times sooner, in single precision."""
     try:
         import edt
     except ImportError:
