@@ -197,6 +197,12 @@ def test_published_tables_come_with_their_protocols_and_cautions(runs, tmp_path)
     assert set(line) == {"FLAIR", "T1", "T1c", "T2", "DC-Seg (reproduced)", "A", "B"}
 
 
+def test_published_tables_follow_the_list_that_was_evaluated(runs, model, archive, tmp_path):
+    evaluate(model, find_studies(archive), tmp_path / "e", subsets=SUBSETS, metrics=["dice"], split="brats2018-2/test")
+    compare([tmp_path / "e", runs[1]], tmp_path / "c", metrics=["dice"])
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["published"] == "BraTS2018"
+
+
 def test_no_published_table_is_shown_unasked(runs, tmp_path):
     compare(runs, tmp_path / "c")
     assert "DeMoSeg" not in write_comparison(tmp_path / "c").read_text()

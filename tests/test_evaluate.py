@@ -17,6 +17,7 @@ import torch
 from conftest import AFFINE, head, write_head
 from glimpseg import evaluate as module
 from glimpseg import metrics, predict
+from glimpseg.atomic import only_one
 from glimpseg.checkpoint import Model
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import Preprocess, prepare
@@ -361,6 +362,19 @@ def test_nothing_to_score_against_is_refused(model, tmp_path):
     with pytest.raises(InputError, match="No study has a reference"):
         evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e")
     assert not (tmp_path / "e").exists()
+
+
+def test_subsets_that_no_study_has_are_refused(model, tmp_path):
+    write_head(tmp_path / "data", "S0", 0, (Modality.T1,))
+    with pytest.raises(InputError, match="any subset asked for"):
+        evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=FEW)
+
+
+def test_an_evaluation_that_another_process_writes_is_left_alone(model, studies, whole):
+    before = files(whole.folder)
+    with only_one(whole.folder), pytest.raises(UsageError, match="Another process"):
+        evaluate(model, studies, whole.folder, subsets=FEW, overwrite=True)
+    assert files(whole.folder) == before
 
 
 def test_labels_of_two_conventions_are_refused(tmp_path):

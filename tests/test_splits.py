@@ -71,9 +71,27 @@ def test_folders_are_found_without_the_grade_that_the_list_puts_before_them():
     assert [study.id for study in found] == ["BraTS20_Training_001"]
 
 
+def test_cases_of_2015_that_share_a_number_are_told_apart_by_grade():
+    everyone = studies(*(member for part in splits.PARTS for member in splits.members(f"brats2015/{part}")))
+    for part in splits.PARTS:
+        wanted = splits.members(f"brats2015/{part}")
+        assert sorted(study.id for study in splits.chosen(everyone, f"brats2015/{part}")) == sorted(wanted)
+
+
+def test_a_number_that_two_patients_share_is_refused_without_a_grade():
+    with pytest.raises(InputError, match=r"LG_brats_2013_pat0002_1 or HG_brats_2013_pat0002_1"):
+        splits.chosen(studies("brats_2013_pat0002_1"), "brats2015/test")
+
+
+def test_a_grade_that_only_the_folder_has_does_not_matter():
+    found = splits.chosen(studies("HG_brats2021_00000"), "brats2021/test")
+    assert [study.id for study in found] == ["HG_brats2021_00000"]
+
+
 def test_missing_studies_are_counted(caplog):
     splits.chosen(studies("BraTS20_Training_001"), "brats2020/test")
     assert "Only 1 of the 100 cases of brats2020/test were found" in caplog.text
+    assert caplog.text.count("BraTS20_Training_") == 3
 
 
 def test_a_whole_list_is_taken_without_a_word(caplog):

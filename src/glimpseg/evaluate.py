@@ -89,6 +89,8 @@ def evaluate(
             log.warning("%s has no reference and is left out.", study.id)
     plan = json.loads(json.dumps(_plan(model, protocol, scored, subsets, metrics, split)))  # as it will be read back
     _open(folder, plan, resume=resume, overwrite=overwrite)
+    if protocol_named(protocol).caution:
+        log.warning("%s", protocol_named(protocol).caution)
     begun = time.perf_counter()
     with only_one(folder):
         write_json(folder / RECORD, {**plan, "finished": False})
@@ -96,23 +98,14 @@ def evaluate(
         if len(todo) < len(scored):
             log.info("%d of %d studies are scored already.", len(scored) - len(todo), len(scored))
         failures = _score_all(model, protocol_named(protocol), todo, folder, plan)
-        done = [_read_study(folder, study.id) for study in scored if study.id not in failures]
-        if not done:
-            raise InputError("No study could be scored.\n" + "\n".join(f"{k}: {v}" for k, v in failures.items()))
-        scores = Scores([line for entry in done for line in entry.scores])
-        with atomic_file(folder / SCORES) as path:
-            write_scores(path, scores.lines)
-        write_json(folder / SUMMARY, summary(scores, _reliability(done)))
         outcome = {
-            "finished": True,
-            "data": hashlib.sha256("\n".join(sorted(entry.digest for entry in done)).encode()).hexdigest(),
-            "cases": [_case_record(study) for study in scored if study.id not in failures],
+            **_conclude(folder, [study for study in scored if study.id not in failures], failures),
             "failed": failures,
             "without_reference": [study.id for study in studies if study.reference is None],
             "incomplete": sum(len(study.available) < len(Modality) for study in scored),
             "seconds": round(time.perf_counter() - begun, 1),
         }
-        write_json(folder / RECORD, {**plan, **outcome})
+        write_json(folder / RECORD, {**plan, **outcome, "finished": True})
     return read_evaluation(folder)
 
 
@@ -238,6 +231,24 @@ def _read_ahead(studies: Sequence[Study], protocol: Protocol, settings: Preproce
             yield ready
 
 
+def _conclude(folder: Path, studies: Sequence[Study], failures: Mapping[str, str]) -> dict[str, Any]:
+    """Writes `scores.csv` and `summary.json` from the files of all studies; returns what the record says of them."""
+    done = [_read_study(folder, study.id) for study in studies]
+    lines = [line for entry in done for line in entry.scores]
+    if failures and not done:
+        raise InputError("No study could be scored.\n" + "\n".join(f"{k}: {v}" for k, v in failures.items()))
+    if not lines:
+        raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
+    scores = Scores(lines)
+    with atomic_file(folder / SCORES) as path:
+        write_scores(path, scores.lines)
+    write_json(folder / SUMMARY, summary(scores, _reliability(done)))
+    return {
+        "data": hashlib.sha256("\n".join(sorted(entry.digest for entry in done)).encode()).hexdigest(),
+        "cases": [_case_record(study) for study in studies],
+    }
+
+
 def _plan(
     model: Model,
     protocol: str,
@@ -283,7 +294,8 @@ def _open(folder: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: boo
             )
         refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
         if folder.is_dir():
-            shutil.rmtree(folder)
+            with only_one(folder):  # not under the hands of another process
+                shutil.rmtree(folder)
         return
     old = json.loads(record.read_text("utf-8"))
     changed = [name for name in plan if name != "computed" and old.get(name) != plan[name]]

@@ -22,6 +22,8 @@ class Protocol:
     """Of overlapping windows: `gaussian` or `constant`."""
     rules: Mapping[str, str]
     """For the record and the report."""
+    caution: str = ""
+    """Said when an evaluation begins."""
 
 
 _BOTH = {
@@ -60,6 +62,8 @@ PROTOCOLS = {
                 **_BOTH,
                 "model": "as training left it; none is chosen on a validation or test list",
             },
+            "The protocol rfnet shows a network other intensities than glimpseg's preprocessing does, above all "
+            "outside the brain. A model that was not trained on them does much worse than under clinical.",
         ),
     )
 }

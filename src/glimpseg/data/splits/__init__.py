@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from glimpseg.errors import InputError, UsageError
@@ -46,17 +46,21 @@ def members(name: str) -> tuple[str, ...]:
 def chosen(studies: Sequence[Study], name: str) -> list[Study]:
     """Those of `studies` that a list names, in their own order; what is missing is warned of.
 
-    Raises: InputError if none of the list is there.
+    Case does not matter, nor a grade (`HG_`, `LG_`) that only one side has; grades on both sides must agree.
+
+    Raises: InputError if none of the list is there, or if a study without a grade may be either of two cases.
     """
-    listed = {_plain(member): member for member in members(name)}
-    found = [study for study in studies if _plain(study.id) in listed]
+    listed = members(name)
+    cases = _by_plain_id(name.split("/")[0])
+    matched = {study.id: _case(study.id, cases, listed) for study in studies}
+    found = [study for study in studies if matched[study.id] in listed]
     if not found:
         raise InputError(
-            f"None of the {len(listed)} cases of {name} (such as {next(iter(listed.values()))}) is among the "
+            f"None of the {len(listed)} cases of {name} (such as {listed[0]}) is among the "
             f"{len(studies)} studies given (such as {studies[0].id if studies else 'none'}). Folders must have the "
             "names of the release."
         )
-    missing = [listed[key] for key in listed.keys() - {_plain(study.id) for study in found}]
+    missing = set(listed) - set(matched.values())
     if missing:
         log.warning(
             "Only %d of the %d cases of %s were found; missing: %s%s. Numbers on part of a list are not those of the "
@@ -72,6 +76,28 @@ def chosen(studies: Sequence[Study], name: str) -> list[Study]:
 
 def _plain(study: str) -> str:
     return _GRADE.sub("", study.lower())
+
+
+def _by_plain_id(split: str) -> dict[str, list[str]]:
+    """All cases of a split; in 2015 ten ids name two patients, one of each grade."""
+    cases: dict[str, list[str]] = {}
+    for part in PARTS:
+        for member in members(f"{split}/{part}"):
+            cases.setdefault(_plain(member), []).append(member)
+    return cases
+
+
+def _case(study: str, cases: Mapping[str, list[str]], listed: Sequence[str]) -> str | None:
+    """The case of a split that a study is. Raises: InputError if that is in doubt and matters to a list."""
+    same = cases.get(_plain(study), [])
+    given = _GRADE.match(study.lower())
+    fitting = [case for case in same if not given or case.lower() in (study.lower(), _plain(case))]
+    if len(fitting) > 1 and not set(fitting).isdisjoint(listed):
+        raise InputError(
+            f"The study {study} may be {' or '.join(fitting)}, which are different patients. Put the grade before the "
+            "name of its folder, as the list does."
+        )
+    return fitting[0] if fitting else None
 
 
 def _checksums() -> dict[str, str]:
