@@ -13,11 +13,10 @@ from jaxtyping import Float, Integer
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import ndimage
 
 from glimpseg.modality import Modality
 from glimpseg.region import Label
-from glimpseg.volume import Volume, background_value
+from glimpseg.volume import Volume, background_value, bounding_box
 
 COLOURS = {Label.NCR: "#e34a33", Label.ED: "#31a354", Label.ET: "#ffd92f", Label.RC: "#6baed6"}
 """Contours, distinct also for the most common colour blindness and on grey."""
@@ -114,11 +113,11 @@ def largest_cut(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "
 def _head(images: Iterable[Float[np.ndarray, "x y z"]]) -> tuple[slice, ...]:
     """The box that holds everything drawn, with a little air for the letters."""
     mask = np.logical_or.reduce([image != background_value(image) for image in images])
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
+    found = bounding_box(mask)
+    if found is None:
         return (slice(None),) * 3
     air = [max(2, n // 25) for n in mask.shape]
-    return tuple(slice(max(s.start - a, 0), s.stop + a) for s, a in zip(found[0], air, strict=True))
+    return tuple(slice(max(s.start - a, 0), s.stop + a) for s, a in zip(found, air, strict=True))
 
 
 def grey_window(image: Float[np.ndarray, "x y z"]) -> tuple[float, float]:

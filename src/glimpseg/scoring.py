@@ -12,14 +12,13 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool
-from scipy import ndimage
 
 from glimpseg import metrics
 from glimpseg.data.preprocess import Prepared
 from glimpseg.metrics import Lesions, Reliability, Surface, SurfaceDistances
 from glimpseg.region import Region
 from glimpseg.scores import OF_PROBABILITIES, POSTPROCESSED
-from glimpseg.volume import Volume, labels_onto, onto
+from glimpseg.volume import Volume, bounding_box, labels_onto, onto
 
 _OF_SURFACES = {"hd95", "hd95_pooled", "surface_dice_1mm", "surface_dice_2mm"}
 _OF_LESIONS = {"lesion_dice", "lesion_hd95"}
@@ -127,7 +126,8 @@ def _box(prepared: Prepared) -> tuple[slice, ...]:
     """The part of the own grid that the working grid reaches, or the reference."""
     shown = onto(Volume(np.ones(prepared.grid.shape, np.float32), prepared.grid.affine), prepared.own).voxels > 0
     assert prepared.reference is not None, "only studies with a reference are scored"
-    found: tuple[slice, ...] = ndimage.find_objects((shown | (prepared.reference.voxels > 0)).view(np.uint8))[0]
+    found = bounding_box(shown | (prepared.reference.voxels > 0))
+    assert found is not None, "a prepared study has voxels"
     return found
 
 

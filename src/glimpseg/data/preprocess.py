@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
-from scipy import ndimage
 
 from glimpseg.data import nifti
 from glimpseg.errors import InputError
@@ -28,6 +27,7 @@ from glimpseg.volume import (
     Grid,
     Volume,
     angle_degrees,
+    bounding_box,
     foreground,
     labels_onto,
     onto,
@@ -240,11 +240,11 @@ def _in_words(grid: Grid) -> str:
 
 
 def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, slice]:
-    found = ndimage.find_objects(brain.astype(np.uint8))
-    if not found or found[0] is None:
+    found = bounding_box(brain)
+    if found is None:
         raise InputError("No brain was found: every sequence is background. Check the images or give a brain mask.")
     x, y, z = (
         slice(max(side.start - margin, 0), min(side.stop + margin, n))
-        for side, n in zip(found[0], brain.shape, strict=True)
+        for side, n in zip(found, brain.shape, strict=True)
     )
     return x, y, z

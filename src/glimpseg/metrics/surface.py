@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 
 from glimpseg.errors import UsageError
 from glimpseg.metrics.overlap import refuse_other_shape
+from glimpseg.volume import bounding_box
 
 MANY_POINTS = 60_000
 """Surface voxels above which a distance transform of the box is faster than a search tree."""
@@ -174,18 +175,6 @@ def empty_hd95_mm(
 def diagonal_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> float:
     """Length of the grid's diagonal, edge to edge: sqrt(240^2 + 240^2 + 155^2) = 373.13 for BraTS."""
     return float(np.linalg.norm(np.array(shape) * np.array(spacing_mm)))
-
-
-def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice] | None:
-    """The smallest part of the grid that holds the mask; None if it is empty. Ten times sooner than `find_objects`."""
-    sides = [slice(None)] * 3
-    # The axis with the longest way through memory first: its slices are read in one go, and the rest is small.
-    for axis in np.argsort(np.abs(mask.strides))[::-1]:
-        filled = np.flatnonzero(mask[tuple(sides)].any(tuple({0, 1, 2} - {int(axis)})))
-        if not len(filled):
-            return None
-        sides[axis] = slice(int(filled[0]), int(filled[-1]) + 1)
-    return sides[0], sides[1], sides[2]
 
 
 def _distances(
