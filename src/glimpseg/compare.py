@@ -87,7 +87,7 @@ def compare(
     scores = {letter: run.scores.restricted_to(common, subsets) for letter, run in runs.items()}
     _refuse_other_references(scores)
     lines = [line for metric in wanted for line in _family(scores, metric)]
-    dataset = published or _dataset(runs)
+    dataset = published or tables.dataset_of(runs["A"].record["split"])
     record = {
         "glimpseg": __version__,
         "protocol": next(iter(runs.values())).record["protocol"],
@@ -209,13 +209,6 @@ def _adjusted(lines: Sequence[Comparison]) -> list[Comparison]:
     """With Holm's p values in place."""
     adjusted = holm(np.array([line.p for line in lines]))
     return [replace(line, p_holm=float(p)) for line, p in zip(lines, adjusted, strict=True)]
-
-
-def _dataset(runs: Mapping[str, Evaluation]) -> str | None:
-    """The published dataset that the first run's list belongs to."""
-    split = next(iter(runs.values())).record.get("split")
-    known = {name.lower(): name for name in tables.datasets()}
-    return known.get(split.split("/")[0].split("-")[0]) if split else None
 
 
 def _run_record(run: Evaluation, first: Evaluation, common: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from glimpseg.modality import Modality, parse
 
 DOT_ORDER = (Modality.FLAIR, Modality.T1, Modality.T1C, Modality.T2)
 """Columns of dots, as the field's tables have them."""
-_LATEX = str.maketrans({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "−": "--"})
+_LATEX = str.maketrans(
+    {
+        **{character: "\\" + character for character in "%&_#${}"},
+        "−": "$-$",
+        "–": "--",
+        "<": "$<$",
+        "†": r"$\dagger$",
+        "\u00a0": "~",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from jaxtyping import Float
 
 from glimpseg.atomic import write_text
 from glimpseg.data import published
-from glimpseg.data.published import PublishedTable
+from glimpseg.data.published import PublishedTable, dataset_of
 from glimpseg.errors import InputError
+from glimpseg.protocol import protocol_named
 from glimpseg.report import figures
 from glimpseg.report.page import number, render, svg, write_tables
 from glimpseg.results import CASES, COMPARISON, COMPARISONS
@@ -92,7 +93,7 @@ def write_comparison(folder: str | Path, path: str | Path | None = None) -> Path
     protocols = [protocol_table(compared, dataset)] if dataset else []
     page = render(
         "comparison.html.j2",
-        title=" against ".join(f"{run['method']} (seed {run['seed']})" for run in record["runs"].values()),
+        title=" against ".join(_names(record["runs"].values())),
         record=record,
         overview=overview,
         differences=differences,
@@ -104,6 +105,7 @@ def write_comparison(folder: str | Path, path: str | Path | None = None) -> Path
         published=beside,
         protocols=protocols,
         cautions={table.method: table.cautions for table in dataset if table.cautions},
+        strangers=[x for x, run in record["runs"].items() if dataset_of(run["split"]) != record["published"]],
         smallest=_smallest(len(record["studies"])),
         only_seed=[letter for letter, run in record["runs"].items() if set(run["changes"]) == {"seed"}],
     )
@@ -208,16 +210,11 @@ def protocol_table(compared: Compared, tables: Sequence[PublishedTable]) -> Tabl
         ]
         for table in tables
     ]
+    rules = protocol_named(compared.record["protocol"])
     for letter, run in compared.record["runs"].items():
-        split = run["split"] or f"no list: {len(compared.record['studies'])} cases"
-        rows.append(
-            [
-                Cell(letter),
-                Cell(split),
-                *(Cell("see the report of the run") for _ in facts),
-                Cell(f"glimpseg, {compared.record['protocol']}"),
-            ]
-        )
+        split = run["split"] or f"no list, {len(compared.record['studies'])} cases"
+        ours = (Cell(rules.facts.get(fact, "not stated")) for fact in facts)
+        rows.append([Cell(letter), Cell(split), *ours, Cell(f"this comparison, protocol {rules.name}")])
     return Table(
         "published-protocols", "The protocol each column was made under", ["method", "split", *facts, "source"], rows
     )
@@ -250,7 +247,14 @@ def _interval(entry: Mapping[str, str], factor: float) -> str:
 
 def _p(entry: Mapping[str, str]) -> str:
     p = float(entry["p_holm"])
-    return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _names(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Method and seed, or the models' own names where those are equal."""
+    known = [(f"{run['method']} (seed {run['seed']})", run["model"]) for run in runs]
+    equal = len({name for name, _ in known}) < len(known)
+    return [model if equal else name for name, model in known]
 
 
 def _colour(entry: Mapping[str, str]) -> str:

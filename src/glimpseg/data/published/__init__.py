@@ -48,6 +48,12 @@ def tables(dataset: str) -> tuple[PublishedTable, ...]:
     return found
 
 
+def dataset_of(split: str | None) -> str | None:
+    """The dataset of a list such as `brats2018-1/test`; None if it has no tables."""
+    year = split.split("/")[0].split("-")[0] if split else None
+    return next((name for name in datasets() if name.lower() == year), None)
+
+
 @cache
 def _all() -> tuple[PublishedTable, ...]:
     place = resources.files(__name__)
