@@ -16,7 +16,7 @@ from glimpseg.compare import compare
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluate import evaluate
-from glimpseg.modality import parse
+from glimpseg.modality import Modality, parse
 from glimpseg.report import write_comparison, write_report
 from glimpseg.results import read_evaluation
 
@@ -125,6 +125,19 @@ def test_a_case_that_lacks_a_subset_counts_in_the_others(model, runs, tmp_path):
     lines = compare([runs[1], tmp_path / "e"], tmp_path / "c", metrics=["dice"])
     cases = {line.subset: line.cases for line in lines}
     assert cases == {"t1c": 3, "flair": 2, "t1c+flair": 2, "mean": 2}
+
+
+def test_a_case_without_any_common_subset_keeps_its_place(model, tmp_path):
+    # Run B is on flair alone, which S0 lacks: S1 and S2 must not slide into its row.
+    for seed, sequences in ((0, "t1c"), (1, "t1c+flair"), (2, "t1c+flair")):
+        write_head(tmp_path / "data", f"S{seed}", seed, tuple(parse(sequences)))
+    studies = find_studies(tmp_path / "data")
+    write_head(tmp_path / "more", "S0", 0, (Modality.FLAIR,))
+    evaluate(model, studies, tmp_path / "a", subsets=SUBSETS, metrics=["dice"])
+    both = [*find_studies(tmp_path / "more"), *studies[1:]]
+    evaluate(model, both, tmp_path / "b", subsets=[parse("flair")], metrics=["dice"])
+    lines = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "c", metrics=["dice"])
+    assert {(line.subset, line.cases, line.difference) for line in lines} == {("flair", 2, 0.0), ("mean", 2, 0.0)}
 
 
 def test_fewer_than_two_cases_are_refused(runs, model, tmp_path):

@@ -65,6 +65,13 @@ def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
         assert torch.equal(learner(batch.image, available), learner(broken, available))
 
 
+@pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
+def test_work_that_is_shared_between_subsets_changes_no_bit(learner, batch, subset):
+    available = as_mask(subset).expand(2, -1)
+    with torch.inference_mode():
+        assert torch.equal(learner.fuse(learner.encode(batch.image), available), learner(batch.image, available))
+
+
 def test_the_network_is_told_what_is_present(learner, batch):
     silent = batch.image.clone()
     silent[:, 1] = 0

@@ -87,6 +87,8 @@ def compare(
     scores = {letter: run.scores.restricted_to(common, subsets) for letter, run in runs.items()}
     _refuse_other_references(scores)
     lines = [line for metric in wanted for line in _family(scores, metric)]
+    if not lines:
+        raise InputError("No subset of sequences was scored in all runs for at least two cases. Evaluate more studies.")
     dataset = published or tables.dataset_of(runs["A"].record["split"])
     record = {
         "glimpseg": __version__,
@@ -181,8 +183,9 @@ def _family(scores: Mapping[str, Scores], metric: str) -> list[Comparison]:
                 single.append(_line(first, letter, metric, region, subset, a[:, column], b[:, column], bootstrap))
             # A case that lacks a subset would be an average over easier or harder ones.
             mean.append(_line(first, letter, metric, region, MEAN, a.mean(1), b.mean(1), bootstrap))
-    # Subsets that no common case has are no tests.
-    return [*_adjusted([x for x in single if x.cases]), *_adjusted([x for x in mean if x.cases])]
+    # Subsets that fewer than two common cases have are no tests.
+    families = ([line for line in lines if line.cases > 1] for lines in (single, mean))
+    return [line for family in families for line in _adjusted(family)]
 
 
 def _line(

@@ -86,12 +86,17 @@ class Score:
 
 
 class Scores:
-    """All scores of an evaluation, as arrays of studies by subsets; NaN where there is none."""
+    """All scores of an evaluation, as arrays of studies by subsets; NaN where there is none.
 
-    def __init__(self, lines: Sequence[Score]) -> None:
+    Rows and columns are those of the lines, unless they are given.
+    """
+
+    def __init__(
+        self, lines: Sequence[Score], studies: Sequence[str] | None = None, subsets: Sequence[str] | None = None
+    ) -> None:
         self.lines = lines
-        self.studies = list(dict.fromkeys(line.study for line in lines))
-        self.subsets = _present([subset.key for subset in SUBSETS], {line.subset for line in lines})
+        self.studies = list(studies or dict.fromkeys(line.study for line in lines))
+        self.subsets = list(subsets or _present([s.key for s in SUBSETS], {line.subset for line in lines}))
         self.regions = _present(REGIONS, {line.region for line in lines})
         self.metrics = _present(METRICS, {line.metric for line in lines})
 
@@ -104,10 +109,9 @@ class Scores:
         return self._arrays["predicted_ml", region], self._arrays["reference_ml", region]
 
     def restricted_to(self, studies: Sequence[str], subsets: Sequence[str]) -> Scores:
-        """The scores of some studies and subsets, in the order given."""
-        study, subset = ({name: i for i, name in enumerate(names)} for names in (studies, subsets))
-        kept = [line for line in self.lines if line.study in study and line.subset in subset]
-        return Scores(sorted(kept, key=lambda line: (study[line.study], subset[line.subset])))
+        """The scores of some studies and subsets, as rows and columns in the order given."""
+        kept = [line for line in self.lines if line.study in set(studies) and line.subset in set(subsets)]
+        return Scores(kept, studies, subsets)
 
     @property
     def complete(self) -> list[str]:
