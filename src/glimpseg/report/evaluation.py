@@ -129,7 +129,7 @@ def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
         rows=rows,
         footer=[*footer, Cell("")],
         note=metric.rule[0].upper() + metric.rule[1:],
-        small="missed" if missed else "95 % interval",
+        small="share of cases missed; 95 % interval of the mean" if missed else "95 % interval",
     )
 
 
