@@ -16,7 +16,6 @@ class Protocol:
     """How a study is shown to a network and where the result is scored."""
 
     name: str
-    title: str
     prepare: Callable[[Study, Preprocess], Prepared]
     weighting: str
     """Of overlapping windows: `gaussian` or `constant`."""
@@ -48,7 +47,6 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "clinical",
-            "clinical: as if only the subset had been acquired",
             prepare,
             "gaussian",
             {
@@ -61,7 +59,6 @@ PROTOCOLS = {
         ),
         Protocol(
             "rfnet",
-            "rfnet: for comparison with published tables only",
             prepare_rfnet,
             "constant",
             {

@@ -43,15 +43,15 @@ class Reference:
         assert prepared.reference is not None, "only studies with a reference are scored"
         self.grid = prepared.own
         self.wanted = frozenset(wanted)
-        self._labels = prepared.reference.voxels
         self._box = _box(prepared)
+        labels = prepared.reference.voxels[self._box]
         self._brain = _brain(prepared)[self._box] if self.wanted & set(OF_PROBABILITIES) else None
-        self._regions = {region: _Side(region.of(self._labels[self._box]), self) for region in regions}
+        self._regions = {region: _Side(region.of(labels), self) for region in regions}
 
     def rate(self, found: Volume, probabilities: Mapping[Region, Volume] | None) -> list[Rated]:
         """Every region of one prediction on the own grid, ET also as ET_pp; calibration if probabilities are given."""
         labels = found.voxels[self._box]
-        assert labels.any() == found.voxels.any(), "nothing is predicted where the network is shown nothing"
+        assert np.count_nonzero(labels) == np.count_nonzero(found.voxels), "no prediction beyond what was shown"
         rated = []
         for region, reference in self._regions.items():
             predicted = region.of(labels)
@@ -111,7 +111,8 @@ class _Side:
         found = Surface(predicted, self._case.grid.spacing_mm)
         if not len(found) or not len(self._surface):
             agree = not len(found) and not len(self._surface)
-            far = 0.0 if agree else metrics.diagonal_mm(self._case.grid.shape, self._case.grid.spacing_mm)
+            both, one = metrics.EMPTY_RULES["diagonal"]
+            far = both if agree else one(metrics.diagonal_mm(self._case.grid.shape, self._case.grid.spacing_mm))
             return {"hd95": far, "hd95_pooled": far, "surface_dice_1mm": float(agree), "surface_dice_2mm": float(agree)}
         distances = SurfaceDistances.between(found, self._surface)
         return {
