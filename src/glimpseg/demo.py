@@ -56,7 +56,7 @@ def run(folder: str | Path, *, overwrite: bool = False, steps: int | None = None
     studies = find_studies(folder / "phantoms" / "test")
     evaluation = evaluate(model, studies, folder / "evaluation")
     page = report.write_report(folder / "evaluation")
-    yield f"15 subsets of {len(studies)} held-out phantoms scored, {_since(begun)}. Dice in %:"
+    yield f"15 subsets of {len(studies)} held-out phantoms scored, {_since(begun)}."
     yield report.text_table(evaluation)
 
     place = segment_study(studies[0].restricted_to(SHOWN), model).save(folder / "segmentation")

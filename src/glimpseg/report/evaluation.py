@@ -134,9 +134,9 @@ def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
 
 
 def text_table(evaluation: Evaluation) -> str:
-    """The Dice table (or that of the first metric there is) for a terminal."""
-    metric = METRICS[evaluation.scores.metrics[0]]
-    return metric_table(evaluation, metric).as_text
+    """The Dice table (or that of the first metric there is) for a terminal, with its title."""
+    made = metric_table(evaluation, METRICS[evaluation.scores.metrics[0]])
+    return f"{made.title}\n{made.as_text}"
 
 
 def _value_table(evaluation: Evaluation) -> Table:
