@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,7 +327,7 @@ def test_an_unfinished_evaluation_is_neither_read_nor_overwritten_unasked(model,
 
 
 def test_resuming_under_other_rules_is_refused(model, studies, whole):
-    with pytest.raises(UsageError, match="another metrics"):
+    with pytest.raises(UsageError, match="begun otherwise"):
         evaluate(model, studies, whole.folder, subsets=FEW, metrics=["dice"], resume=True)
 
 
@@ -375,6 +376,61 @@ def test_an_evaluation_that_another_process_writes_is_left_alone(model, studies,
     with only_one(whole.folder), pytest.raises(UsageError, match="Another process"):
         evaluate(model, studies, whole.folder, subsets=FEW, overwrite=True)
     assert files(whole.folder) == before
+
+
+def test_studies_that_have_none_of_the_subsets_are_left_out_and_named(model, tmp_path, caplog):
+    write_head(tmp_path / "data", "S0", 0)
+    write_head(tmp_path / "data", "S1", 1, (Modality.T1,))
+    found = evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=FEW, metrics=["dice"])
+    assert found.record["without_subset"] == ["S1"]
+    assert (found.record["incomplete"], found.scores.studies) == (0, ["S0"])
+    assert "S1 has the sequences of none" in caplog.text
+
+
+@pytest.mark.parametrize("protocol", ["clinical", "rfnet"])
+def test_an_evaluation_that_comes_to_nothing_overwrites_none(model, whole, tmp_path, protocol):
+    shutil.copytree(whole.folder, tmp_path / "e")
+    write_head(tmp_path / "data", "S0", 0, (Modality.T1,))
+    subsets = FEW if protocol == "clinical" else SUBSETS  # none that S0 has; or one, but the protocol needs all four
+    with pytest.raises(InputError):
+        studies = find_studies(tmp_path / "data")
+        evaluate(model, studies, tmp_path / "e", protocol=protocol, subsets=subsets, overwrite=True)
+    assert files(tmp_path / "e") == files(whole.folder)
+    assert read_evaluation(tmp_path / "e").scores.studies == whole.scores.studies
+
+
+def test_an_evaluation_is_overwritten_when_the_new_one_is_done(model, studies, whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "e")
+    evaluate(model, studies[:1], tmp_path / "e", subsets=FEW, metrics=["dice"], overwrite=True)
+    assert read_evaluation(tmp_path / "e").scores.studies == ["S0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_a_folder_of_results_among_the_studies_is_no_study(model, tmp_path):
+    write_head(tmp_path / "data", "S0", 0)
+    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "data" / "e", subsets=FEW, metrics=["dice"])
+    assert [study.id for study in find_studies(tmp_path / "data")] == ["S0"]
+
+
+def test_a_study_in_the_current_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_head(tmp_path, "S0", 0))
+    assert [study.id for study in find_studies(".")] == ["S0"]
+
+
+def test_scores_that_were_cut_are_refused(whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "e")
+    lines = (tmp_path / "e" / "scores.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "e" / "scores.csv").write_text("".join(lines[:20]))
+    with pytest.raises(InputError, match="checksum differs"):
+        read_evaluation(tmp_path / "e")
+
+
+def test_a_damaged_record_is_refused(model, studies, whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "e")
+    (tmp_path / "e" / "evaluation.json").write_text('{"finished": tr')
+    for resume in (False, True):
+        with pytest.raises(InputError, match="damaged"):
+            evaluate(model, studies, tmp_path / "e", subsets=FEW, resume=resume)
 
 
 def test_labels_of_two_conventions_are_refused(tmp_path):

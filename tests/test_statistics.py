@@ -48,6 +48,23 @@ def test_one_case_has_no_interval():
     assert math.isnan(found.low)
 
 
+def test_few_cases_have_no_interval():
+    assert math.isnan(Bootstrap(7).interval(np.arange(7.0)).low)
+    assert not math.isnan(Bootstrap(8).interval(np.arange(8.0)).low)
+
+
+def test_a_subset_that_few_cases_have_leaves_the_mean_without_an_interval():
+    values = np.random.default_rng(0).random((16, 15))
+    values[1:, :14] = np.nan
+    found = Bootstrap(16).interval(values)
+    assert (math.isnan(found.low), found.cases) == (True, 1)
+
+
+def test_cases_that_share_no_subset_have_no_interval():
+    values = np.where(np.eye(15, dtype=bool), 0.5, np.nan)
+    assert math.isnan(Bootstrap(15).interval(values).low)
+
+
 def test_cases_without_a_value_do_not_count():
     found = Bootstrap(3).interval(np.array([1.0, np.nan, 3.0]))
     assert (found.mean, found.cases) == (2.0, 2)
@@ -92,9 +109,13 @@ def test_less_is_better_where_the_metric_says_so():
     assert found.difference.mean == pytest.approx(-6)
 
 
-def test_nearer_to_zero_is_better_for_signed_errors():
-    found = paired(np.array([-5.0, 4.0]), np.array([1.0, -6.0]), 0, Bootstrap(2))
-    assert (found.wins, found.losses) == (1, 1)
+def test_equal_differences_are_ties_whatever_floating_point_makes_of_them():
+    a = np.arange(10) / 10
+    b = a + np.where(np.arange(10) == 3, -0.1, 0.1)
+    assert len(set((b - a).tolist())) > 2  # 0.1 and -0.1 and their neighbours
+    found = paired(a, b, 1, Bootstrap(10))
+    expected = stats.wilcoxon(np.where(np.arange(10) == 3, -1.0, 1.0))
+    assert (found.p, found.effect) == pytest.approx((expected.pvalue, 0.8))
 
 
 def test_equal_runs_do_not_differ():

@@ -244,6 +244,8 @@ def evaluate(
 
     protocol_named(protocol)
     wanted = metrics_named(metrics)
+    if not subsets.strip():
+        raise UsageError("--subsets names none. Name subsets separated by commas, or all.")
     shown = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
     studies = find_studies(data, labels=labels)
     if split is not None:

@@ -20,21 +20,21 @@ from jaxtyping import Float
 from glimpseg.atomic import atomic_folder, refuse_if_used
 from glimpseg.data import published as tables
 from glimpseg.errors import InputError, UsageError
-from glimpseg.results import CASES, COMPARISON, COMPARISONS, Evaluation, read_evaluation, write_json
+from glimpseg.modality import SUBSETS
+from glimpseg.results import CASES, COMPARISON, COMPARISONS, MEAN, Evaluation, read_evaluation, write_json
 from glimpseg.scores import METRICS, Scores
 from glimpseg.statistics import Bootstrap, Paired, holm, paired
 from glimpseg.version import __version__
 
 log = logging.getLogger(__name__)
 
-MEAN = "mean"
-"""Stands for a subset: each case's mean over the subsets."""
-SIGNIFICANT = 0.05
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of `comparisons.csv`: run `b` minus run `a` in one metric, region and subset."""
+    """One line of `comparisons.csv`: run `b` minus run `a` in one metric, region and subset.
+
+    Of a signed error (volume) the absolute value is compared.
+    """
 
     a: str
     b: str
@@ -46,7 +46,7 @@ class Comparison:
     mean_b: float
     difference: float
     low: float
-    """Of the 95 % bootstrap interval of the difference."""
+    """Of the 95 % bootstrap interval of the difference, not adjusted for other comparisons; NaN for few cases."""
     high: float
     wins: int
     """Cases in which b is better."""
@@ -72,20 +72,18 @@ def compare(
     `published` names a dataset whose published tables are to stand beside (`data.published`); by default that of the
     list the first run was evaluated on, if any.
 
-    Raises: UsageError for fewer than two folders or one given twice; InputError for runs of several protocols, for
-        cases with other references, or if fewer than two cases are common to all.
+    Raises: UsageError for fewer than two folders, one given twice or an unknown `published`; InputError for runs of
+        several protocols or rules, for cases with other references, or if fewer than two cases are common to all.
     """
     refuse_if_used(output, overwrite=overwrite, mark=COMPARISON)
+    if published is not None:
+        tables.tables(published)
     runs = _read_runs(folders)
     common = _common_cases(runs)
-    wanted = [m for m in metrics if all(m in run.scores.metrics for run in runs.values())]
-    if not wanted:
-        raise InputError(
-            f"No run has {' or '.join(metrics)} in common with the others. Evaluate them with one --metrics."
-        )
-    subsets = _common_subsets(runs)
+    wanted, subsets = _common_metrics(runs, metrics), _common_subsets(runs)
+    _refuse_other_rules(runs, wanted)
+    _refuse_other_references(runs, common)
     scores = {letter: run.scores.restricted_to(common, subsets) for letter, run in runs.items()}
-    _refuse_other_references(scores)
     lines = [line for metric in wanted for line in _family(scores, metric)]
     if not lines:
         raise InputError("No subset of sequences was scored in all runs for at least two cases. Evaluate more studies.")
@@ -95,8 +93,13 @@ def compare(
         "protocol": next(iter(runs.values())).record["protocol"],
         "runs": {letter: _run_record(run, runs["A"], common) for letter, run in runs.items()},
         "studies": common,
-        "subsets": next(iter(scores.values())).subsets,
+        "subsets": subsets,
         "metrics": wanted,
+        "left_out": {
+            "metrics": [metric for metric in metrics if metric not in wanted],
+            "subsets": sorted({s for run in runs.values() for s in run.scores.subsets} - set(subsets)),
+            "regions": sorted({r for run in runs.values() for r in run.scores.regions} - {x.region for x in lines}),
+        },
         "published": tables.tables(dataset)[0].dataset if dataset else None,
         "tests": {metric: sum(line.metric == metric and line.subset != MEAN for line in lines) for metric in wanted},
     }
@@ -146,27 +149,53 @@ def _common_cases(runs: Mapping[str, Evaluation]) -> list[str]:
     return common
 
 
-def _common_subsets(runs: Mapping[str, Evaluation]) -> list[str]:
-    first, *others = (run.scores.subsets for run in runs.values())
-    shared = [subset for subset in first if all(subset in other for other in others)]
+def _common_metrics(runs: Mapping[str, Evaluation], metrics: Sequence[str]) -> list[str]:
+    lacking = {m: [letter for letter, run in runs.items() if m not in run.scores.metrics] for m in metrics}
+    for metric, letters in lacking.items():
+        if letters:
+            log.warning("%s is not compared: %s lacks it.", METRICS[metric].title, ", ".join(letters))
+    shared = [metric for metric, letters in lacking.items() if not letters]
     if not shared:
-        raise InputError("The runs have no subset of sequences in common. Evaluate them with one --subsets.")
+        wanting = "; ".join(f"{', '.join(letters)} lacks {metric}" for metric, letters in lacking.items())
+        raise InputError(f"There is no metric to compare: {wanting}. Evaluate the runs with one --metrics.")
     return shared
 
 
-def _refuse_other_references(scores: Mapping[str, Scores]) -> None:
-    (first, one), *others = scores.items()
-    for (letter, other), region in itertools.product(others, one.regions):
-        if region in other.regions:
-            known, found = (np.nan_to_num(of.volumes_ml(region)[1]).max(1) for of in (one, other))
-            wrong = np.flatnonzero(np.abs(known - found) > 1e-6 * (1 + known))
-            if wrong.size:
-                place = int(wrong[0])
+def _common_subsets(runs: Mapping[str, Evaluation]) -> list[str]:
+    every = [subset.key for subset in SUBSETS]
+    shared = [subset for subset in every if all(subset in run.scores.subsets for run in runs.values())]
+    if not shared:
+        raise InputError("The runs have no subset of sequences in common. Evaluate them with one --subsets.")
+    dropped = {subset for run in runs.values() for subset in run.scores.subsets} - set(shared)
+    if dropped:
+        log.warning("%d subsets are not compared, because some run lacks them: %s.", len(dropped), ", ".join(dropped))
+    return shared
+
+
+def _refuse_other_rules(runs: Mapping[str, Evaluation], metrics: Sequence[str]) -> None:
+    """Rules of the protocol and of the metrics that are compared."""
+    (first, one), *others = runs.items()
+    for letter, other in others:
+        for name in {*one.record["rules"], *other.record["rules"]} - (set(METRICS) - set(metrics)):
+            known, found = (run.record["rules"].get(name, "no such rule") for run in (one, other))
+            if known != found:
                 raise InputError(
-                    f"{one.studies[place]} has {known[place]:g} ml of {region} in the reference of run {first} and "
-                    f"{found[place]:g} ml in that of run {letter}: the runs were scored against different references. "
-                    "Evaluate them on the same files."
+                    f"The runs were made under different rules for {name}. {first}: {known}. {letter}: {found}. "
+                    "Evaluate them with one version of glimpseg."
                 )
+
+
+def _refuse_other_references(runs: Mapping[str, Evaluation], common: Sequence[str]) -> None:
+    (first, one), *others = (
+        (letter, {case["id"]: case["reference_voxels"] for case in run.record["cases"]}) for letter, run in runs.items()
+    )
+    for letter, other in others:
+        changed = [study for study in common if one[study] != other[study]]
+        if changed:
+            raise InputError(
+                f"{changed[0]} was scored against different references in runs {first} and {letter} "
+                f"({len(changed)} of {len(common)} studies). Evaluate the runs on the same files."
+            )
 
 
 def _family(scores: Mapping[str, Scores], metric: str) -> list[Comparison]:
@@ -178,7 +207,7 @@ def _family(scores: Mapping[str, Scores], metric: str) -> list[Comparison]:
         for region in one.regions:
             if region not in other.regions or np.isnan(one.array(metric, region)).all():
                 continue
-            a, b = one.array(metric, region), other.array(metric, region)
+            a, b = (_magnitudes(metric, of.array(metric, region)) for of in (one, other))
             for column, subset in enumerate(one.subsets):
                 single.append(_line(first, letter, metric, region, subset, a[:, column], b[:, column], bootstrap))
             # A case that lacks a subset would be an average over easier or harder ones.
@@ -186,6 +215,11 @@ def _family(scores: Mapping[str, Scores], metric: str) -> list[Comparison]:
     # Subsets that fewer than two common cases have are no tests.
     families = ([line for line in lines if line.cases > 1] for lines in (single, mean))
     return [line for family in families for line in _adjusted(family)]
+
+
+def _magnitudes(metric: str, values: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n s"]:
+    """The values themselves; of signed errors, how large they are."""
+    return values if METRICS[metric].better else np.abs(values)
 
 
 def _line(
@@ -199,7 +233,7 @@ def _line(
     bootstrap: Bootstrap,
 ) -> Comparison:
     both = np.where(np.isnan(a) | np.isnan(b), np.nan, 1.0)
-    found: Paired = paired(a * both, b * both, METRICS[metric].better, bootstrap)
+    found: Paired = paired(a * both, b * both, METRICS[metric].better or -1, bootstrap)
     mean_a, mean_b = (bootstrap.interval(values * both).mean for values in (a, b))
     difference = found.difference
     return Comparison(

@@ -1,7 +1,7 @@
 """A model against references: every subset a study allows, every region, every metric, into tidy files.
 
-An evaluation folder grows study by study and is finished when `scores.csv` and `summary.json` appear; one that was
-killed goes on where it stopped. While the network works on one subset, a thread scores the last, and another
+An evaluation folder grows study by study and is finished when `evaluation.json` says so; one that was killed goes on
+where it stopped. While the network works on one subset, a thread scores the last, and another
 reads the next study.
 """
 
@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from glimpseg import methods
@@ -50,6 +51,7 @@ from glimpseg.scoring import Reference
 from glimpseg.study import Study
 from glimpseg.summary import summary
 from glimpseg.version import __version__
+from glimpseg.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -84,28 +86,36 @@ def evaluate(
     scored = [study for study in studies if study.reference is not None]
     if not scored:
         raise InputError("No study has a reference to score against. Give a folder with seg files.")
-    for study in studies:
-        if study.reference is None:
-            log.warning("%s has no reference and is left out.", study.id)
+    left_out = {"without_reference": [study.id for study in studies if study.reference is None]}
+    left_out["without_subset"] = [study.id for study in scored if not _allowed(study.available, subsets)]
+    for study in left_out["without_reference"]:
+        log.warning("%s has no reference and is left out.", study)
+    for study in left_out["without_subset"]:
+        log.warning("%s has the sequences of none of the subsets and is left out.", study)
+    scored = [study for study in scored if study.id not in left_out["without_subset"]]
+    if not scored:
+        raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
     plan = json.loads(json.dumps(_plan(model, protocol, scored, subsets, metrics, split)))  # as it will be read back
     _open(folder, plan, resume=resume, overwrite=overwrite)
     if protocol_named(protocol).caution:
         log.warning("%s", protocol_named(protocol).caution)
-    begun = time.perf_counter()
     with only_one(folder):
         write_json(folder / RECORD, {**plan, "finished": False})
         todo = [study for study in scored if not _is_done(folder, study)]
         if len(todo) < len(scored):
             log.info("%d of %d studies are scored already.", len(scored) - len(todo), len(scored))
         failures = _score_all(model, protocol_named(protocol), todo, folder, plan)
+        if len(failures) == len(scored):
+            _put_back(folder)
+            raise InputError("No study could be scored.\n" + "\n".join(f"{k}: {v}" for k, v in failures.items()))
         outcome = {
-            **_conclude(folder, [study for study in scored if study.id not in failures], failures),
+            **_conclude(folder, [study for study in scored if study.id not in failures]),
             "failed": failures,
-            "without_reference": [study.id for study in studies if study.reference is None],
+            **left_out,
             "incomplete": sum(len(study.available) < len(Modality) for study in scored),
-            "seconds": round(time.perf_counter() - begun, 1),
         }
         write_json(folder / RECORD, {**plan, **outcome, "finished": True})
+        shutil.rmtree(_aside(folder), ignore_errors=True)
     return read_evaluation(folder)
 
 
@@ -114,6 +124,9 @@ class _Study:
     """What the file of a scored study holds."""
 
     digest: str
+    reference: str
+    """Digest of the reference's voxels on the own grid."""
+    seconds: float
     scores: list[Score]
     reliability: dict[tuple[str, str], Reliability]
     """By subset and region."""
@@ -127,6 +140,7 @@ class _Case:
     ) -> None:
         self._prepared, self._digest, self._regions = prepared, digest, regions
         self._plan, self._folder = plan, folder
+        self._begun = time.perf_counter()
         self._scores: dict[str, list[Score]] = {}
         self._reliability: dict[str, dict[str, Any]] = {}
 
@@ -156,6 +170,8 @@ class _Case:
         order = [subset for subset in self._plan["subsets"] if subset in self._scores]
         tree = {
             "digest": self._digest,
+            "reference": _voxel_digest(self._prepared.reference),
+            "seconds": round(time.perf_counter() - self._begun, 2),
             "available": self._prepared.available.key,
             "warnings": list(self._prepared.warnings),
             "scores": [astuple(line) for subset in order for line in self._scores[subset]],
@@ -190,9 +206,12 @@ def _score_all(
                 failures[read.study] = str(read.prepared)
                 continue
             case = _Case(read.prepared, read.digest, model.network.regions, plan, folder)
-            allowed = [subset for subset in chosen if subset in subsets_of(read.prepared.available)]
             for found in infer(
-                read.prepared, model, allowed, keep_probabilities=wants_probabilities, weighting=protocol.weighting
+                read.prepared,
+                model,
+                _allowed(read.prepared.available, chosen),
+                keep_probabilities=wants_probabilities,
+                weighting=protocol.weighting,
             ):
                 later(case.add, found)
             later(case.finish)
@@ -231,21 +250,22 @@ def _read_ahead(studies: Sequence[Study], protocol: Protocol, settings: Preproce
             yield ready
 
 
-def _conclude(folder: Path, studies: Sequence[Study], failures: Mapping[str, str]) -> dict[str, Any]:
+def _allowed(available: Modality, subsets: Sequence[Modality]) -> list[Modality]:
+    return [subset for subset in subsets if subset in subsets_of(available)]
+
+
+def _conclude(folder: Path, studies: Sequence[Study]) -> dict[str, Any]:
     """Writes `scores.csv` and `summary.json` from the files of all studies; returns what the record says of them."""
     done = [_read_study(folder, study.id) for study in studies]
-    lines = [line for entry in done for line in entry.scores]
-    if failures and not done:
-        raise InputError("No study could be scored.\n" + "\n".join(f"{k}: {v}" for k, v in failures.items()))
-    if not lines:
-        raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
-    scores = Scores(lines)
+    scores = Scores([line for entry in done for line in entry.scores])
     with atomic_file(folder / SCORES) as path:
         write_scores(path, scores.lines)
     write_json(folder / SUMMARY, summary(scores, _reliability(done)))
     return {
         "data": hashlib.sha256("\n".join(sorted(entry.digest for entry in done)).encode()).hexdigest(),
-        "cases": [_case_record(study) for study in studies],
+        "cases": [_case_record(study, entry) for study, entry in zip(studies, done, strict=True)],
+        "scores": hashlib.sha256((folder / SCORES).read_bytes()).hexdigest(),
+        "seconds": round(sum(entry.seconds for entry in done), 1),
     }
 
 
@@ -285,27 +305,65 @@ def _plan(
 
 def _open(folder: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Makes the folder ready: empty, or holding the unfinished evaluation that is resumed."""
-    record = folder / RECORD
-    if not (resume and record.is_file()):
-        if record.is_file() and not overwrite and not json.loads(record.read_text("utf-8"))["finished"]:
-            raise UsageError(
-                f"{folder} holds an unfinished evaluation. Add --resume to go on with it, --overwrite to begin anew, "
-                "or name another folder with -o."
-            )
-        refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
-        if folder.is_dir():
-            with only_one(folder):  # not under the hands of another process
-                shutil.rmtree(folder)
+    old = _old_record(folder)
+    if resume and old is not None:
+        _refuse_another(folder, old, plan)
         return
-    old = json.loads(record.read_text("utf-8"))
+    if old is not None and not overwrite and not old["finished"]:
+        raise UsageError(
+            f"{folder} holds an unfinished evaluation. Add --resume to go on with it, --overwrite to begin anew, "
+            "or name another folder with -o."
+        )
+    refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
+    if folder.is_dir():
+        with only_one(folder):  # not under the hands of another process
+            shutil.rmtree(_aside(folder), ignore_errors=True)
+            folder.rename(_aside(folder))
+
+
+def _aside(folder: Path) -> Path:
+    """Where the evaluation that is overwritten waits until the new one is done."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _put_back(folder: Path) -> None:
+    """The evaluation that was to be overwritten, if the new one came to nothing."""
+    if _aside(folder).is_dir():
+        shutil.rmtree(folder)
+        _aside(folder).rename(folder)
+
+
+def _old_record(folder: Path) -> dict[str, Any] | None:
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        old: dict[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))
+        return {"finished": True, **old}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / RECORD} is damaged ({error}). Name another folder with -o.") from error
+
+
+def _refuse_another(folder: Path, old: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
     changed = [name for name in plan if name != "computed" and old.get(name) != plan[name]]
     if changed:
+        values = "; ".join(f"{name}: {_short(old.get(name))}, now {_short(plan[name])}" for name in changed)
         raise UsageError(
-            f"The evaluation in {folder} was begun with another {', another '.join(changed)}. Resume it as it was "
-            "begun, or name another folder with -o."
+            f"The evaluation in {folder} was begun otherwise ({values}). Resume it as it was begun, or name another "
+            "folder with -o."
         )
-    if old["computed"] != plan["computed"]:
+    if old.get("computed") != plan["computed"]:
         log.warning("This evaluation was begun on another machine or thread count: the last digits may differ.")
+
+
+def _short(value: Any) -> str:
+    """Enough of a value for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _voxel_digest(reference: Volume | None) -> str:
+    assert reference is not None, "only studies with a reference are scored"
+    return hashlib.sha256(np.ascontiguousarray(reference.ras().voxels).tobytes()).hexdigest()
 
 
 def _is_done(folder: Path, study: Study) -> bool:
@@ -329,7 +387,9 @@ def _read_study(folder: Path, study: str) -> _Study:
             for subset, regions in tree["reliability"].items()
             for region, lists in regions.items()
         }
-        return _Study(tree["digest"], [Score(*line) for line in tree["scores"]], reliability)
+        return _Study(
+            tree["digest"], tree["reference"], tree["seconds"], [Score(*line) for line in tree["scores"]], reliability
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not the file of a scored study ({error}).") from error
 
@@ -343,10 +403,11 @@ def _reliability(done: Sequence[_Study]) -> dict[tuple[str, str], Reliability]:
     return total
 
 
-def _case_record(study: Study) -> dict[str, Any]:
+def _case_record(study: Study, entry: _Study) -> dict[str, Any]:
     return {
         "id": study.id,
-        "images": {m.key: str(image) for m, image in study.images.items() if isinstance(image, Path)},
-        "reference": str(study.reference) if isinstance(study.reference, Path) else None,
+        "images": {m.key: str(image.absolute()) for m, image in study.images.items() if isinstance(image, Path)},
+        "reference": str(study.reference.absolute()) if isinstance(study.reference, Path) else None,
+        "reference_voxels": entry.reference,
         "labels": study.convention.name if study.convention else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from glimpseg.scores import Scores, read_scores
 
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.json", "evaluation.json"
 STUDIES, LABELS = "studies", "labels"
+MEAN = "mean"
+"""Stands for a subset: each case's mean over the subsets."""
 COMPARISON, COMPARISONS, CASES = "comparison.json", "comparisons.csv", "cases.csv"
 """What `compare` writes into a folder of its own."""
 
@@ -40,10 +43,16 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         record = json.loads((folder / RECORD).read_text("utf-8"))
         finished = record["finished"]
         summary = json.loads((folder / SUMMARY).read_text("utf-8")) if finished else {}
+        digest = hashlib.sha256((folder / SCORES).read_bytes()).hexdigest() if finished else ""
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is not an evaluation ({error}). Make one with `glimpseg evaluate`.") from error
     if not finished:
         raise InputError(f"The evaluation in {folder} is not finished. Go on with `glimpseg evaluate ... --resume`.")
+    if digest != record.get("scores"):
+        raise InputError(
+            f"{folder / SCORES} is not the file that `glimpseg evaluate` wrote: its checksum differs. Run that again "
+            "with --resume, which writes it anew."
+        )
     return Evaluation(folder, read_scores(folder / SCORES), summary, record)
 
 

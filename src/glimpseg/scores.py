@@ -32,13 +32,9 @@ class Metric:
     factor: float
     """From the number in `scores.csv` to the one that is shown."""
     better: int
-    """1: more is better; -1: less is better; 0: nearer to 0 is better."""
+    """1: more is better; -1: less is better; 0: a signed error, nearer to 0 is better."""
     rule: str
     """Definition and rule for empty masks."""
-
-    def goodness(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """The values turned so that more is better."""
-        return self.better * values if self.better else -np.abs(values)
 
 
 _DIAGONAL = "both empty 0, one empty the own grid's diagonal (373.13 on 240x240x155 at 1 mm)"
@@ -169,6 +165,8 @@ def _present(known: Iterable[str], present: set[str]) -> list[str]:
 
 def metrics_named(text: str) -> tuple[str, ...]:
     """`all`, or names separated by commas, in the order of tables. Raises: UsageError."""
+    if not text.strip():
+        raise UsageError(f"--metrics names none. Choose among {', '.join(METRICS)}, or all.")
     names = list(METRICS) if text == "all" else [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name not in METRICS]
     if unknown:

@@ -42,6 +42,10 @@ class Cell:
     """Whether a sequence is present; None for any other cell."""
 
 
+MISSING = Cell("–", "")
+"""Where there is no number."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under columns, with a title and what has to be known to read it."""

@@ -21,6 +21,7 @@ from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import CONVENTIONS, Convention, detect_convention
+from glimpseg.results import COMPARISON, RECORD
 from glimpseg.study import Study
 from glimpseg.volume import Grid, Volume, onto
 
@@ -31,6 +32,10 @@ _NAME = re.compile(
     rf"^(?P<id>.*?)(?P<joint>[-_]?)(?P<what>{'|'.join(sorted(ALIASES, key=len, reverse=True))}|segm?)\.nii(\.gz)?$",
     re.IGNORECASE,
 )
+
+
+MADE = frozenset({RECORD, COMPARISON, "run.json"})
+"""Files by which `evaluate`, `compare` and `segment` mark their folders."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def find_studies(folder: str | Path, *, labels: str | None = None, reference_req
     Raises: InputError when nothing is found, when two studies share an id, or when the labels' meaning is
         in doubt; UsageError for an unknown `labels`.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give the folder that holds the studies.")
     found = [(study, layout) for place in _folders(folder) for study, layout in _read_folder(place)]
@@ -129,10 +134,11 @@ def convention_named(name: str) -> Convention:
 
 
 def _folders(folder: Path) -> Iterable[Path]:
-    """All folders below, links followed; one that was walked already (a link to a parent, say) is not walked again."""
+    """All folders below, links followed; but none twice (a link to a parent, say), and none that glimpseg made of
+    other studies."""
     seen: set[Path] = set()
-    for place, below, _ in os.walk(folder, followlinks=True):
-        if Path(place).resolve() in seen:
+    for place, below, files in os.walk(folder, followlinks=True):
+        if Path(place).resolve() in seen or MADE.intersection(files):
             below.clear()
             continue
         seen.add(Path(place).resolve())

@@ -55,7 +55,9 @@ def without_small_enhancement(predicted: Bool[np.ndarray, "..."], voxel_ml: floa
 
     They apply it to the ET score alone; WT and TC keep those voxels. On another grid the same volume bounds.
     """
-    return predicted if volume_ml(predicted, voxel_ml) >= SMALL_ENHANCEMENT_ML else np.zeros_like(predicted)
+    # Less one millionth: on an oblique grid the voxel of a single-precision header is not quite 1 mm3.
+    large = volume_ml(predicted, voxel_ml) >= SMALL_ENHANCEMENT_ML * (1 - 1e-6)
+    return predicted if large else np.zeros_like(predicted)
 
 
 def refuse_other_shape(predicted: np.ndarray, reference: np.ndarray) -> None:

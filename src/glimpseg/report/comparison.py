@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,11 @@ from glimpseg.errors import InputError
 from glimpseg.protocol import protocol_named
 from glimpseg.report import figures
 from glimpseg.report.page import number, render, svg, write_tables
-from glimpseg.results import CASES, COMPARISON, COMPARISONS
+from glimpseg.results import CASES, COMPARISON, COMPARISONS, MEAN
 from glimpseg.scores import METRICS, POSTPROCESSED, REGIONS
-from glimpseg.tables import Cell, Table, dot_titles, dots, no_dots
+from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 
-MEAN = "mean"
+ENDS = ("low", "high")
 LEVEL = 0.05
 BETTER, WORSE = "#cfe8cf", "#f5cfc9"
 """Cells of differences that stand at the 5 % level."""
@@ -126,7 +127,7 @@ def mean_table(compared: Compared, metric: str) -> Table:
                 (c for c in compared.lines if _is_mean(c, metric, region) and letter in (c["a"], c["b"])), None
             )
             if entry is None:
-                cells.append(Cell("–"))
+                cells.append(MISSING)
             elif letter == entry["a"]:
                 cells.append(Cell(number(of.factor * float(entry["mean_a"])), of.factor * float(entry["mean_a"])))
             else:
@@ -145,7 +146,8 @@ def mean_table(compared: Compared, metric: str) -> Table:
         title=f"{of.title} ({of.unit}), mean over cases and subsets",
         columns=["run", "model", *regions],
         rows=rows,
-        note="Over the common cases that have every subset. Green: better than the first run at the 5 % level after "
+        note="Over the common cases that have every subset. Intervals are not adjusted. Green: better than the first "
+        "run at the 5 % level after "
         "Holm's correction over the regions and runs of this table; red: worse",
         small="difference to the first run with 95 % interval, adjusted p",
     )
@@ -168,10 +170,11 @@ def difference_table(compared: Compared, pair: tuple[str, str], metric: str) -> 
         columns=[*dot_titles(), *regions, "cases"],
         rows=rows,
         footer=[*no_dots("mean"), *footer, Cell("")],
-        note=f"Mean difference over cases. Green: {b} better at the 5 % level after Holm's correction over the "
-        f"{compared.record['tests'][metric]} tests of this metric, red: worse, none: not shown. r: matched-pairs "
-        f"rank-biserial correlation, above 0 where {b} is better",
-        small="95 % interval; adjusted p, r, wins:losses",
+        note=f"Difference of the means over cases; p and r are of ranks, and may disagree with it. Green: {b} better "
+        f"at the 5 % level after Holm's correction over the {compared.record['tests'][metric]} tests of this metric, "
+        "red: worse, none: not shown, or mean and ranks disagree. r: matched-pairs rank-biserial correlation, above 0 "
+        f"where {b} is better" + ("" if of.better else ". Of volume errors the absolute value is compared"),
+        small="95 % interval, not adjusted; adjusted p, r, wins:losses",
     )
 
 
@@ -187,7 +190,9 @@ def published_table(compared: Compared, tables: Sequence[PublishedTable], region
         theirs = [(table.values["dice", region, subset], ("dice", region) in table.doubtful) for table in shown]
         mine = [Cell(number(ours[letter][column]), round(float(ours[letter][column]), 4)) for letter in runs]
         rows.append([*dots(subset), *(Cell(number(v, 2) + "†" * doubt, v) for v, doubt in theirs), *mine])
-    means = [table.mean("dice", region) for table in shown] + [float(ours[letter].mean()) for letter in runs]
+    subsets = compared.record["subsets"]
+    means = [float(np.mean([table.values["dice", region, s] for s in subsets])) for table in shown]
+    means += [float(ours[letter].mean()) for letter in runs]
     return Table(
         name=f"published-{region}",
         title=f"{region} Dice (%) as published on {tables[0].dataset}, and runs {', '.join(runs)}",
@@ -222,7 +227,7 @@ def protocol_table(compared: Compared, tables: Sequence[PublishedTable]) -> Tabl
 
 def _difference(entry: Mapping[str, str] | None, factor: float) -> Cell:
     if entry is None:
-        return Cell("–")
+        return MISSING
     value = factor * float(entry["difference"])
     small = (
         f"{_interval(entry, factor)} p{FIXED}{_p(entry)} r{FIXED}{number(float(entry['effect']), 2, True)} "
@@ -232,7 +237,7 @@ def _difference(entry: Mapping[str, str] | None, factor: float) -> Cell:
 
 
 def _parts(entry: Mapping[str, str], factor: float) -> dict[str, float | int | None]:
-    ends = {end: round(factor * float(entry[end]), 4) for end in ("low", "high")}
+    ends = {end: None if math.isnan(float(entry[end])) else round(factor * float(entry[end]), 4) for end in ENDS}
     exact = {name: float(entry[name]) for name in ("p", "p_holm", "effect")}
     return {**ends, **exact, "wins": int(entry["wins"]), "losses": int(entry["losses"])}
 
@@ -242,7 +247,9 @@ def _verdict(entry: Mapping[str, str], factor: float) -> str:
 
 
 def _interval(entry: Mapping[str, str], factor: float) -> str:
-    return f"{FIXED}to{FIXED}".join(number(factor * float(entry[end]), 1, True) for end in ("low", "high"))
+    if math.isnan(float(entry["low"])):
+        return "no interval"
+    return f"{FIXED}to{FIXED}".join(number(factor * float(entry[end]), 1, True) for end in ENDS)
 
 
 def _p(entry: Mapping[str, str]) -> str:
@@ -258,9 +265,11 @@ def _names(runs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _colour(entry: Mapping[str, str]) -> str:
-    if float(entry["p_holm"]) >= LEVEL:
+    """None where the mean and the ranks disagree: many cases a little better, say, and one missed."""
+    effect, difference = float(entry["effect"]), float(entry["difference"])
+    if float(entry["p_holm"]) >= LEVEL or effect * difference * (METRICS[entry["metric"]].better or -1) <= 0:
         return ""
-    return BETTER if float(entry["effect"]) > 0 else WORSE
+    return BETTER if effect > 0 else WORSE
 
 
 def _is_mean(line: Mapping[str, str], metric: str, region: str) -> bool:

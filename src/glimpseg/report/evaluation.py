@@ -26,7 +26,7 @@ from glimpseg.report import figures
 from glimpseg.report.page import colour, interval, number, png, render, svg, write_tables
 from glimpseg.results import LABELS, Evaluation, read_evaluation
 from glimpseg.scores import METRICS, POSTPROCESSED, Metric
-from glimpseg.tables import Cell, Table, dot_titles, dots, no_dots
+from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 from glimpseg.volume import labels_onto, onto
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
         for region in regions:
             entry = means[subset].get(region)
             if entry is None:
-                cells.append(Cell("–"))
+                cells.append(MISSING)
                 continue
             cell = _mean(entry, metric.factor, colour(_share(metric.factor * entry["mean"], metric, shown)))
             if missed:
@@ -174,7 +174,7 @@ def _monotonicity_table(evaluation: Evaluation) -> Table:
         for region in regions:
             entry = found[region][modality.key]
             if entry["worse"] is None:
-                cells.append(Cell("–"))
+                cells.append(MISSING)
                 continue
             mean = number(100 * entry["mean_change"], sign=True)
             small = f"{100 * entry['notably_worse']:.0f} % by over a point; mean {mean}"
@@ -195,7 +195,9 @@ def _mean(entry: Mapping[str, Any], factor: float, background: str = "", sign: b
     """A mean with its interval."""
     value, low, high = (None if entry[name] is None else factor * entry[name] for name in ("mean", "low", "high"))
     parts = {name: None if end is None else round(end, 4) for name, end in (("low", low), ("high", high))}
-    return Cell(number(value, sign=sign), round(value or 0, 4), interval(entry, factor), parts, background)
+    if value is None:
+        return MISSING
+    return Cell(number(value, sign=sign), round(value, 4), interval(entry, factor), parts, background)
 
 
 def _share(value: float, metric: Metric, shown: Sequence[float]) -> float:
@@ -233,25 +235,23 @@ def _cases(evaluation: Evaluation) -> list[dict[str, Any]]:
     regions = [region for region in scores.regions if region != POSTPROCESSED]
     dice = np.mean([scores.array("dice", region) for region in regions], axis=0)  # study subset
     order = np.argsort(np.nanmean(dice, axis=1), kind="stable")
-    chosen = [(int(study), _most(dice[study], scores.subsets)) for study in order[:WORST_CASES]]
-    chosen.insert(1, (int(order[0]), int(np.nanargmin(dice[order[0]]))))
-    chosen.append((int(order[-1]), _most(dice[order[-1]], scores.subsets)))
-    cases = []
-    for place, (study, subset) in enumerate(dict.fromkeys(chosen)):
-        cases.append(
-            {
-                "title": "best case"
-                if place and study == order[-1]
-                else "worst case"
-                if study == order[0]
-                else "poor case",
-                "study": scores.studies[study],
-                "subset": parse(scores.subsets[subset]).title,
-                "dice": {region: 100 * scores.array("dice", region)[study, subset] for region in regions},
-                "picture": _picture(evaluation, scores.studies[study], scores.subsets[subset]),
-            }
-        )
-    return cases
+    worst, best = int(order[0]), int(order[-1])
+    titles = {(worst, _most(dice[worst], scores.subsets)): "worst case"}
+    titles.setdefault((worst, int(np.nanargmin(dice[worst]))), "worst case, its worst subset")
+    for study in order[1:WORST_CASES].tolist():
+        titles[study, _most(dice[study], scores.subsets)] = "poor case"
+    if best != worst:
+        titles[best, _most(dice[best], scores.subsets)] = "best case"
+    return [
+        {
+            "title": title,
+            "study": scores.studies[study],
+            "subset": parse(scores.subsets[subset]).title,
+            "dice": {region: 100 * scores.array("dice", region)[study, subset] for region in regions},
+            "picture": _picture(evaluation, scores.studies[study], scores.subsets[subset]),
+        }
+        for (study, subset), title in titles.items()
+    ]
 
 
 def _most(dice: Float[np.ndarray, "subset"], subsets: Sequence[str]) -> int:
@@ -260,7 +260,7 @@ def _most(dice: Float[np.ndarray, "subset"], subsets: Sequence[str]) -> int:
 
 
 def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
-    """PNG as a data URI; None, with a warning, if the images are no longer where they were."""
+    """PNG as a data URI; None, with a warning, if a file is no longer where it was."""
     try:
         record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
         images = {m: nifti.read_volume(record["images"][m.key]) for m in Modality if m in parse(subset)}
