@@ -69,7 +69,7 @@ def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
 def test_work_that_is_shared_between_subsets_changes_no_bit(learner, batch, subset):
     available = as_mask(subset).expand(2, -1)
     with torch.inference_mode():
-        assert torch.equal(learner.fuse(learner.encode(batch.image), available), learner(batch.image, available))
+        assert torch.equal(learner.fuse(learner.encode(batch.image, batch.available), available), learner(batch.image, available))
 
 
 def test_the_network_is_told_what_is_present(learner, batch):

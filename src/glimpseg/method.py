@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from glimpseg.data import loader
 from glimpseg.data.cache import Case
 from glimpseg.data.loader import Sample, Sampling
+from glimpseg.errors import ModelError
 from glimpseg.modality import SUBSETS, as_mask
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
@@ -76,16 +78,22 @@ class Segmenter(Learner):
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probabilities of its own channels, fp32. What absent channels of `image` hold must not matter."""
 
-    def encode(self, image: Float[Tensor, "b m x y z"]) -> Any:
+    @property
+    def smallest(self) -> int:
+        """Crops have to have at least this many voxels along each axis. Default: one stride."""
+        return self.stride
+
+    def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Any:
         """What of `forward` does not depend on the subset: computed once for all 15. Default: nothing.
 
-        Here all modalities that the study has are in `image`; a feature may depend on no other modality than its
-        own, or `fuse` could not take that modality away again.
+        `available` is all that any subset will ask for. A feature may depend on no other modality than its own, or
+        `fuse` could not take that modality away again.
         """
         return image
 
     def fuse(self, features: Any, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """The rest of `forward`: `fuse(encode(image), available)` is `forward(image, available)`."""
+        """The rest of `forward`: `fuse(encode(image, available), subset)` is `forward(image, subset)` for every
+        subset of `available`."""
         return self.forward(features, available)
 
     @property
@@ -120,6 +128,55 @@ def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -
     return torch.where(
         available[:, :, None, None, None], image, torch.zeros((), dtype=image.dtype, device=image.device)
     )
+
+
+def take_weights(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    names: Sequence[tuple[str, str]],
+    unused: str = r"(?!)",
+) -> None:
+    """Loads an authors' state dict (`module.` before its keys or not) into our network.
+
+    `names` pairs a pattern of our names with the authors'; of its groups, `m` is our key of a modality, `l` a level
+    from 0, `r` a convolution of a residual, the rest is carried over. `unused` matches keys that nothing needs.
+
+    Raises: ModelError if a tensor is missing, left over, of another shape or not finite.
+    """
+    given = {name.removeprefix("module."): value for name, value in weights.items()}
+    wanted = {own: _authors_name(own, names) for own in network.state_dict()}
+    missing = sorted(set(wanted.values()) - set(given))
+    extra = sorted(name for name in set(given) - set(wanted.values()) if not re.match(unused, name))
+    kind = type(network).__name__
+    if missing or extra:
+        raise ModelError(
+            f"These are not the weights of the authors' {kind}: {len(missing)} tensors are missing"
+            f"{f' (such as {missing[0]})' if missing else ''}, {len(extra)} are unknown"
+            f"{f' (such as {extra[0]})' if extra else ''}. Give the checkpoint their training wrote."
+        )
+    state = network.state_dict()
+    for own, theirs in wanted.items():
+        value, shape = given[theirs], state[own].shape
+        if value.numel() != shape.numel() or value.squeeze().shape != state[own].squeeze().shape:
+            raise ModelError(
+                f"The authors' tensor {theirs} should be {tuple(shape)}, not {tuple(value.shape)}. "
+                f"Was this {kind} trained with other classes or another size?"
+            )
+        if not torch.isfinite(value).all():
+            raise ModelError(f"The authors' tensor {theirs} holds values that are not finite. Copy the file again.")
+        state[own] = value.reshape(shape).float()
+    network.load_state_dict(state)
+
+
+def _authors_name(own: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, template in names:
+        match = re.match(pattern + r"(?=\.|$)", own)
+        if match:
+            words = match.groupdict()
+            words |= {key: str(int(words[key]) + add) for key, add in (("l", 1), ("r", 2)) if key in words}
+            words |= {"m": words["m"].replace("t1c", "t1ce")} if "m" in words else {}
+            return template.format(**words) + own[match.end() :]
+    raise AssertionError(f"no authors' name for {own}")
 
 
 def frozen(module: nn.Module) -> Callable[..., Tensor]:

@@ -266,12 +266,14 @@ def _windows(
     network, device = model.network, model.device
     patch = model.recipe.data.sampling.patch
     # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
-    roi = [min(p, -(-n // network.stride) * network.stride) for p, n in zip(patch, image.shape[1:], strict=True)]
+    sides = [max(-(-n // network.stride) * network.stride, network.smallest) for n in image.shape[1:]]
+    roi = [min(side, p) for side, p in zip(sides, patch, strict=True)]
     inferer = SlidingWindowInferer(roi, sw_batch_size=WINDOWS_AT_ONCE, overlap=OVERLAP, mode=weighting)
     masks = [as_mask(subset)[None].to(device) for subset in subsets]
+    wanted = as_mask(union(subsets))[None].to(device)
 
     def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
-        features = network.encode(windows)
+        features = network.encode(windows, wanted.expand(len(windows), -1))
         return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
     with torch.inference_mode(), model.autocast():

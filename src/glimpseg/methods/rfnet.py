@@ -1,0 +1,335 @@
+"""RFNet: four encoders, fused region by region with weights that a coarse segmentation guides.
+
+Ding, Yu and Yang, RFNet: Region-aware Fusion Network for Incomplete Multi-modal Brain Tumor Segmentation, ICCV 2021,
+pp. 3975-3984. Implemented is what the authors' released code computes (dyh127/RFNet at 1e475fa), from its facts.
+
+Departures
+| paper or code | says or does | we do |
+|---|---|---|
+| paper | fuses by attention along modalities | as the code: a weighted sum |
+| code | fuse terms times 0 for 3000 steps while L2 shrinks their weights | at once; `official` as the code |
+| code | biases before an instance norm, which cancels them | none; `official` has them |
+| code | needs all modalities of every training study | no term from a modality that a study lacks |
+| code | NaN of an absent modality reaches the gradients | absent channels are 0 before the encoders |
+| code | the stack of 4 C K region features in memory | weighted sums at once; equal to rounding |
+| code | one learning rate an epoch, rounded to 1e-8 | one an epoch, not rounded |
+| code | label file paths, crops and border voxels by all four modalities | `glimpseg`'s preprocessing of what is there |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+
+from glimpseg.data.augment import Augment
+from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.preprocess import Preprocess
+from glimpseg.losses import one_hot, region_fusion_terms
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.modality import Modality
+from glimpseg.nets.pyramid import SingleDecoder, Stage, UpBlock, drop_biases, encoded, initialise, present, upsampled
+from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.region import Label
+from glimpseg.study import Batch
+
+ORDER = (Modality.FLAIR, Modality.T1C, Modality.T1, Modality.T2)
+"""The authors' order of modalities; inside the network everything stands in it, because their weights do."""
+CHANNELS = [list(Modality).index(modality) for modality in ORDER]
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Config:
+    """RFNet (Ding et al., ICCV 2021). The defaults mend the released code; `OFFICIAL` is as released."""
+
+    width: int = 16
+    """Channels of the first level, a multiple of 4; doubled at each downsampling. Authors' code: 16."""
+    levels: int = 4
+    """Resolutions. Authors' code: 4."""
+    coarse_width: int = 16
+    """Channels before the coarse maps, at every level. Authors' code: 16."""
+    gate_width: int = 128
+    """Hidden units of a gate. Authors' code: 128."""
+    fuse_from: int = 0
+    """Steps before the fused output is supervised. Authors' code: 3000 (20 epochs of 150), in which its terms are
+    multiplied by 0 and L2 decay shrinks the 34 tensors behind it."""
+    null_biases: bool = False
+    """Biases before an instance norm, which cancels them. Authors' code: true."""
+
+    def __post_init__(self) -> None:
+        if self.width < 4 or self.width % 4 or self.levels < 2:
+            raise ValueError(
+                f"width should be a multiple of 4 and levels at least 2, not {self.width} and {self.levels}."
+            )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.width * 2**level for level in range(self.levels)]
+
+
+OFFICIAL = Config(fuse_from=3000, null_biases=True)
+"""The released network and objective; the authors' weights fit it."""
+
+
+class PostNorm(nn.Sequential):
+    """Convolution, instance norm without parameters, leaky ReLU of slope 0.2; reflecting at the border."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="reflect")
+        self.norm = nn.InstanceNorm3d(outputs)
+        self.activation = nn.LeakyReLU(0.2)
+
+
+class Encoder(nn.Module):
+    """One modality's features at every level."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            Stage(PostNorm(inputs, width, 3, stride=1 if inputs == 1 else 2), width, PostNorm)
+            for inputs, width in zip([1, *widths[:-1]], widths, strict=True)
+        )
+
+    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b c u v w"]]:
+        """Finest first."""
+        features: list[Tensor] = []
+        for stage in self.stages:
+            features.append(stage(features[-1] if features else x))
+        return features
+
+
+class CoarseMap(nn.Module):
+    """A segmentation at one level's own resolution, which guides the fusion there."""
+
+    def __init__(self, width: int, head: int, classes: int, *, deepest: bool) -> None:
+        super().__init__()
+        modalities = len(ORDER)
+        self.embed = nn.Sequential(
+            PostNorm(modalities * width, width // 4, 1),
+            PostNorm(width // 4, width // 4, 3),
+            PostNorm(width // 4, width, 1),
+        )
+        self.head = nn.Sequential(PostNorm(width if deepest else 2 * width, head, 1), nn.Conv3d(head, classes, 1))
+
+    def forward(
+        self, stacked: Float[Tensor, "b mc x y z"], above: Float[Tensor, "b c x y z"] | None
+    ) -> Float[Tensor, "b k x y z"]:
+        """Probabilities from all modalities' features and, but for the deepest level, the decoder's. Eq. (2)."""
+        seen = self.embed(stacked)
+        return self.head(seen if above is None else torch.cat([above, seen], 1)).float().softmax(1)
+
+
+class RegionFusion(nn.Module):
+    """Four modalities' features as one: for each class of a coarse map, a weight for each modality."""
+
+    def __init__(self, width: int, gate_width: int, classes: int) -> None:
+        super().__init__()
+        modalities = len(ORDER)
+        self.gates = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(modalities * width + 1, gate_width), nn.LeakyReLU(0.2), nn.Linear(gate_width, modalities)
+            )
+            for _ in range(classes)
+        )
+        self.regions = self._block(classes * width, width)
+        self.shortcut = self._block(modalities * width, width)
+
+    def forward(
+        self, features: Float[Tensor, "b m c x y z"], coarse: Float[Tensor, "b k x y z"]
+    ) -> Float[Tensor, "b c x y z"]:
+        """Half of the channels from the regions, half from the plain stack. The map gets no gradient. Eq. (6)."""
+        coarse = coarse.detach()
+        regions = self.weighted(features, coarse, self.weights(features, coarse))
+        return torch.cat([self.regions(regions.flatten(1, 2)), self.shortcut(features.flatten(1, 2))], 1)
+
+    def weights(
+        self, features: Float[Tensor, "b m c x y z"], coarse: Float[Tensor, "b k x y z"]
+    ) -> Float[Tensor, "b k m"]:
+        """How much of each modality each class takes, in (0, 1), not normalised over modalities.
+
+        A gate sees the mean of each feature over its class, and the class's share of the voxels. In fp32: shares may
+        be tiny. Eq. (3), Eq. (4).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            share = coarse.mean((2, 3, 4)) + 1e-7  # b k
+            voxels = coarse[0, 0].numel()
+            inside = einsum(features.float(), coarse, "b m c x y z, b k x y z -> b k m c") / voxels
+            gated = torch.cat([(inside / share[:, :, None, None]).flatten(2), share[:, :, None]], 2)
+            return torch.stack([gate(gated[:, k]) for k, gate in enumerate(self.gates)], 1).sigmoid()
+
+    def weighted(
+        self,
+        features: Float[Tensor, "b m c x y z"],
+        coarse: Float[Tensor, "b k x y z"],
+        weights: Float[Tensor, "b k m"],
+    ) -> Float[Tensor, "b k c x y z"]:
+        """Each class's features: its weighted sum over modalities, where it is. Eq. (5)."""
+        total = einsum(weights.to(features.dtype), features, "b k m, b m c x y z -> b k c x y z")
+        return total * coarse[:, :, None].to(features.dtype)
+
+    @staticmethod
+    def _block(inputs: int, width: int) -> nn.Sequential:
+        return nn.Sequential(PostNorm(inputs, width, 1), PostNorm(width, width, 3), PostNorm(width, width // 2, 1))
+
+
+class JointDecoder(nn.Module):
+    """Segments from the modalities there are, level by level: coarse map, region-aware fusion, decoder."""
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        widths = config.widths
+        self.coarse = nn.ModuleList(
+            CoarseMap(width, config.coarse_width, classes, deepest=width == widths[-1]) for width in widths
+        )
+        self.fuse = nn.ModuleList(RegionFusion(width, config.gate_width, classes) for width in widths)
+        self.levels = nn.ModuleList(
+            UpBlock(below, width, PostNorm) for width, below in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.segment = nn.Conv3d(widths[0], classes, 1)
+
+    def forward(
+        self, features: Sequence[Float[Tensor, "b m c x y z"]]
+    ) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
+        """Fused probabilities, and the coarse maps, finest first. Eq. (7)."""
+        deepest = features[-1]
+        maps = [self.coarse[-1](deepest.flatten(1, 2), None)]
+        x = self.fuse[-1](deepest, maps[0])
+        for number in reversed(range(len(self.levels))):
+            level, seen = self.levels[number], features[number]
+            raised = level.raised(x)
+            maps.insert(0, self.coarse[number](seen.flatten(1, 2), raised))
+            x = level.joined(self.fuse[number](seen, maps[0]), raised)
+        return self.segment(x).float().softmax(1), maps
+
+
+class Maps(NamedTuple):
+    """What is supervised; probabilities at full resolution."""
+
+    fused: Float[Tensor, "b k x y z"]
+    singles: Float[Tensor, "b m k x y z"]
+    """From each modality by itself, in `ORDER`."""
+    deep: list[Float[Tensor, "b k x y z"]]
+    """The coarse maps, finest first."""
+
+
+class RFNet(Segmenter):
+    """Region-aware fusion over the features that there are."""
+
+    def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
+        super().__init__(labels)
+        self.config = config
+        classes = len(labels) + 1
+        self.encoders = nn.ModuleDict({modality.key: Encoder(config.widths) for modality in ORDER})
+        self.joint = JointDecoder(config, classes)
+        self.single = SingleDecoder(config.widths, classes, PostNorm)
+        initialise(self, (nn.Conv3d, nn.Linear))
+        if not config.null_biases:
+            drop_biases(block.conv for block in self.modules() if isinstance(block, PostNorm))
+
+    @property
+    def stride(self) -> int:
+        """One halving for each level below the first."""
+        return 2 ** (self.config.levels - 1)
+
+    @property
+    def smallest(self) -> int:
+        """Two voxels at the deepest level: fewer cannot be reflected at the border."""
+        return 2 * self.stride
+
+    def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
+        """Fused probabilities; encoders of modalities that the whole batch lacks are not run."""
+        return self.fuse(self.encode(image, available), available)
+
+    def encode(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b m c u v w"]]:
+        """The encoders' features, finest first, modalities in `ORDER`. Eq. (1)."""
+        image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
+        # In training all run, so that every rank has the same gradients to add.
+        needed = [True] * len(ORDER) if self.training else available.any(0).tolist()
+        return encoded(self.encoders.values(), image, needed)
+
+    def fuse(
+        self, features: list[Float[Tensor, "b m c u v w"]], available: Bool[Tensor, "b m"]
+    ) -> Float[Tensor, "b k x y z"]:
+        """Fused probabilities from the available modalities' features."""
+        available = available[:, CHANNELS]
+        return self.joint([present(level, available) for level in features])[0]
+
+    def maps(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
+    ) -> Maps:
+        """All that is supervised: fused from what is `seen`, singles from what is `available`. Eq. (8), Eq. (9)."""
+        features = self.encode(image, available)
+        fused, coarse = self.joint([present(level, seen[:, CHANNELS]) for level in features])
+        deep = [coarse[0], *(upsampled(level, 2**number) for number, level in enumerate(coarse[1:], 1))]
+        return Maps(fused, self.single(features), deep)
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
+        """Cross-entropy and Dice of the fused, the single and the coarse segmentations, weight 1 each. Eq. (12)."""
+        assert batch.target is not None, "supervised training needs a reference for every crop"
+        maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
+        target = one_hot(batch.target, self.labels)
+        terms = region_fusion_terms(*maps, target, batch.available[:, CHANNELS])
+        begun = float(progress.step >= self.config.fuse_from)  # times 0, not left out: the decay goes on
+        return {name: begun * term if name.startswith("fuse/") else term for name, term in terms.items()}
+
+
+NAMES = (
+    (r"encoders\.(?P<m>\w+)\.stages\.(?P<l>\d)\.entry", "{m}_encoder.e{l}_c1"),
+    (r"encoders\.(?P<m>\w+)\.stages\.(?P<l>\d)\.residual\.(?P<r>\d)", "{m}_encoder.e{l}_c{r}"),
+    (r"joint\.coarse\.(?P<l>\d)\.embed", "decoder_fuse.prm_generator{l}.embedding_layer"),
+    (r"joint\.coarse\.(?P<l>\d)\.head", "decoder_fuse.prm_generator{l}.prm_layer"),
+    (r"joint\.fuse\.(?P<l>\d)\.gates\.(?P<k>\d)", "decoder_fuse.RFM{l}.modal_fusion.{k}.weight_layer"),
+    (r"joint\.fuse\.(?P<l>\d)\.regions", "decoder_fuse.RFM{l}.region_fusion.fusion_layer"),
+    (r"joint\.fuse\.(?P<l>\d)\.shortcut", "decoder_fuse.RFM{l}.short_cut"),
+    (r"joint\.levels\.(?P<l>\d)\.up", "decoder_fuse.d{l}_c1"),
+    (r"joint\.levels\.(?P<l>\d)\.merge", "decoder_fuse.d{l}_c2"),
+    (r"joint\.levels\.(?P<l>\d)\.refine", "decoder_fuse.d{l}_out"),
+    (r"joint\.segment", "decoder_fuse.seg_layer"),
+    (r"single\.levels\.(?P<l>\d)\.up", "decoder_sep.d{l}_c1"),
+    (r"single\.levels\.(?P<l>\d)\.merge", "decoder_sep.d{l}_c2"),
+    (r"single\.levels\.(?P<l>\d)\.refine", "decoder_sep.d{l}_out"),
+    (r"single\.segment", "decoder_sep.seg_layer"),
+)
+"""Our names and the authors', for `method.take_weights`."""
+
+
+def from_authors(weights: Mapping[str, Tensor]) -> RFNet:
+    """The official network with the weights of an authors' checkpoint (its state dict).
+
+    Raises: ModelError for weights that are not RFNet's, or of other classes than BraTS 2018 and 2020 have.
+    """
+    network = RFNet(OFFICIAL, (Label.NCR, Label.ED, Label.ET))
+    take_weights(network, weights, NAMES)
+    return network
+
+
+METHOD = RFNet
+
+RECIPES = {
+    # Minutes on two cores: 3 mm voxels, a small network, phantoms.
+    "phantom": Recipe(
+        method="rfnet",
+        config=Config(width=8),
+        data=Data(
+            preprocess=Preprocess(spacing_mm=3.0),
+            sampling=Sampling(
+                patch=(40, 40, 40),
+                batch=2,
+                tumour_share=0.5,
+                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+            ),
+            stream=Stream(),
+        ),
+        optim=Optim(steps=650, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+    ),
+}

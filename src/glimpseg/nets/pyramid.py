@@ -1,0 +1,106 @@
+"""Encoder and decoder over a pyramid of resolutions, as RFNet and mmFormer both wire them; the block is theirs.
+
+A block is made by `block(inputs, outputs, kernel)` and may normalise before or after its convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+Block = Callable[..., nn.Module]
+
+
+def upsampled(x: Float[Tensor, "b c x y z"], factor: int = 2) -> Float[Tensor, "b c u v w"]:
+    """Trilinear; the outermost voxel centres keep their places."""
+    return functional.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=True)
+
+
+def present(
+    features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]
+) -> Float[Tensor, "b m c x y z"]:
+    """Features of absent modalities set to 0, by selection: what an absent image holds must not matter."""
+    return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
+
+
+def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Conv3d) -> None:
+    """Kaiming normal for the weights of all layers of these kinds, slope not accounted for; biases stay as torch
+    made them."""
+    for layer in network.modules():
+        if isinstance(layer, kinds):
+            nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+
+
+def drop_biases(layers: Iterable[nn.Module]) -> None:
+    """Takes the biases out, for layers before an instance norm: it cancels any constant of a channel."""
+    for layer in layers:
+        layer.bias = None
+
+
+def encoded(
+    encoders: Iterable[nn.Module],
+    image: Float[Tensor, "b m x y z"],
+    needed: Sequence[bool],
+) -> list[Float[Tensor, "b m c u v w"]]:
+    """What one encoder for each modality sees in its channel, finest first; zeros where it is not needed."""
+    found = [encoder(image[:, [m]]) if wanted else None for m, (encoder, wanted) in enumerate(zip(encoders, needed))]
+    example = next(levels for levels in found if levels is not None)
+    blank = [torch.zeros_like(level) for level in example]
+    return [torch.stack(level, 1) for level in zip(*(levels or blank for levels in found), strict=True)]
+
+
+class Stage(nn.Module):
+    """One resolution of an encoder: a block that may halve, and two more as a residual."""
+
+    def __init__(self, entry: nn.Module, width: int, block: Block) -> None:
+        super().__init__()
+        self.entry = entry
+        self.residual = nn.Sequential(block(width, width, 3), block(width, width, 3))
+
+    def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d u v w"]:
+        """y + r(r(y)); nothing after the sum."""
+        y = self.entry(x)
+        return y + self.residual(y)
+
+
+class UpBlock(nn.Module):
+    """One level of a decoder: up-sample and convolve, merge with another map of that level, refine."""
+
+    def __init__(self, below: int, width: int, block: Block) -> None:
+        super().__init__()
+        self.up = block(below, width, 3)
+        self.merge = block(2 * width, width, 3)
+        self.refine = block(width, width, 1)
+
+    def raised(self, below: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b c x y z"]:
+        """The coarser map at this level's resolution and width."""
+        return self.up(upsampled(below))
+
+    def joined(
+        self, first: Float[Tensor, "b c x y z"], second: Float[Tensor, "b c x y z"]
+    ) -> Float[Tensor, "b c x y z"]:
+        """Two maps of this level as one."""
+        return self.refine(self.merge(torch.cat([first, second], 1)))
+
+
+class SingleDecoder(nn.Module):
+    """Segments from the features of one modality; all modalities share it. For training only."""
+
+    def __init__(self, widths: Sequence[int], classes: int, block: Block) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            UpBlock(below, width, block) for width, below in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.segment = nn.Conv3d(widths[0], classes, 1)
+
+    def forward(self, features: Sequence[Float[Tensor, "b m c x y z"]]) -> Float[Tensor, "b m k x y z"]:
+        """Probabilities from each modality's own features, finest first; here the raised map comes first."""
+        count = features[0].shape[:2]
+        *skips, x = [level.flatten(0, 1) for level in features]
+        for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):
+            x = level.joined(level.raised(x), skip)
+        return self.segment(x).float().softmax(1).unflatten(0, count)
