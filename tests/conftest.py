@@ -13,7 +13,8 @@ CHECKED = [
     f"glimpseg.{name}"
     for name in (
         "volume", "study", "losses", "method", "picture", "predict",
-        "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "methods.unet",
+        "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
+        "methods.rfnet", "methods.mmformer",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")

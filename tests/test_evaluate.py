@@ -167,7 +167,7 @@ class Late(Segmenter):
     def losses(self, batch, progress):
         raise NotImplementedError
 
-    def encode(self, image):
+    def encode(self, image, available):
         self.encoded += 1
         return torch.tanh(image * 3)
 
@@ -175,7 +175,7 @@ class Late(Segmenter):
         return self.head(blanked(features, available).sum(1, keepdim=True)).softmax(1)
 
     def forward(self, image, available):
-        return self.fuse(self.encode(image), available)
+        return self.fuse(self.encode(image, available), available)
 
 
 class Early(Late):

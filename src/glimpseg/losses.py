@@ -74,7 +74,9 @@ def region_fusion_terms(
     terms |= {"sep/ce": fused.new_zeros(()), "sep/dice": fused.new_zeros(())}
     for single, has in zip(singles.unbind(1), available.unbind(1), strict=True):
         some, kept = has.any(), has[:, None, None, None, None]
-        terms["sep/ce"] = terms["sep/ce"] + (weighted_cross_entropy(single, target) * has).sum() / has.sum().clamp_min(1)
+        terms["sep/ce"] = terms["sep/ce"] + (weighted_cross_entropy(single, target) * has).sum() / has.sum().clamp_min(
+            1
+        )
         terms["sep/dice"] = terms["sep/dice"] + some * _dice(single * kept, target * kept)
     terms["prm/ce"] = sum((weighted_cross_entropy(level, target).mean() for level in deep), fused.new_zeros(()))
     terms["prm/dice"] = sum((_dice(level, target) for level in deep), fused.new_zeros(()))

@@ -7,23 +7,24 @@ MICCAI 2022, part V, pp. 107-117, arXiv 2206.02425. Implemented is what the auth
 Departures
 | paper or code | says or does | we do |
 |---|---|---|
-| code | tokens reinterpreted as voxels: a voxel holds four neighbours of one modality | the four modalities of one place; `official` as the code |
-| code | tokens of absent modalities stay in the attention, as their position embeddings | left out; `official` as the code |
+| code | a voxel of the deepest level holds four neighbours of one modality | four modalities; `OFFICIAL` as the code |
+| code | absent modalities' tokens stay in the attention, as their positions | left out; `OFFICIAL` as the code |
 | code | position embeddings for 128^3 crops only | interpolated for any crop that is a multiple of 16, at least 32 |
-| code | biases before an instance norm, which cancels them | none; `official` has them |
+| code | biases before an instance norm, which cancels them | none; `OFFICIAL` has them |
 | code | four convolutions that nothing calls (262,656 parameters) | none |
 | code | fusion blocks as wide as there are classes | as there are modalities: 5 classes work |
 | code | needs all modalities of every training study | no term from a modality that a study lacks |
 | code | NaN of an absent modality reaches the gradients | absent channels are 0 before the encoders |
 | code | one learning rate an epoch, rounded to 1e-8 | one an epoch, not rounded |
-| code | crops and border voxels by all four modalities | `glimpseg`'s preprocessing of what is there |
+| code | crops and border voxels by all four modalities | only by those that are there |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from itertools import chain, pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -111,7 +112,14 @@ OFFICIAL = Config(layout="released", absent_tokens="kept", null_biases=True)
 class PreNorm(nn.Sequential):
     """Instance norm without parameters, leaky ReLU of slope 0.2, convolution."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding_mode: str = "reflect") -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        padding_mode: Literal["reflect", "zeros"] = "reflect",
+    ) -> None:
         super().__init__()
         self.norm = nn.InstanceNorm3d(inputs)
         self.activation = nn.LeakyReLU(0.2)
@@ -124,10 +132,8 @@ class Encoder(nn.Module):
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         first = nn.Conv3d(1, widths[0], 3, padding=1, padding_mode="reflect")
-        entries = [first, *(PreNorm(a, b, 3, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))]
-        self.stages = nn.ModuleList(
-            Stage(entry, width, PreNorm) for entry, width in zip(entries, widths, strict=True)
-        )
+        entries = [first, *(PreNorm(a, b, 3, stride=2) for a, b in pairwise(widths))]
+        self.stages = nn.ModuleList(Stage(entry, width, PreNorm) for entry, width in zip(entries, widths, strict=True))
 
     def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b c u v w"]]:
         """Finest first."""
@@ -187,7 +193,9 @@ class Tokens(nn.Module):
         super().__init__()
         self.grid = config.grid
         self.embed = nn.Conv3d(config.widths[-1], config.token_width, 1)
-        self.position = nn.Parameter(torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], config.token_width))
+        self.position = nn.Parameter(
+            torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], config.token_width)
+        )
         self.intra = Transformer(config)
 
     def forward(self, deepest: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b n c"]:
@@ -218,19 +226,16 @@ class JointDecoder(nn.Module):
             )
             for width in widths
         )
-        self.levels = nn.ModuleList(
-            UpBlock(below, width, PreNorm) for width, below in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.levels = nn.ModuleList(UpBlock(below, width, PreNorm) for width, below in pairwise(widths))
         self.deep = nn.ModuleList(nn.Conv3d(below, classes, 1) for below in widths[1:])
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(
-        self, stacks: Sequence[Float[Tensor, "b mc x y z"]]
-    ) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
+    def forward(self, stacks: Sequence[Float[Tensor, "b mc x y z"]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
         """Fused probabilities, and those of the deeper levels at their own resolution, finest first. Eq. (5)."""
         x = self.fuse[-1](stacks[-1])
         deep: list[Tensor] = []
-        for level, fuse, head, stack in reversed(list(zip(self.levels, self.fuse, self.deep, stacks, strict=False))):
+        parts: list[Any] = list(zip(self.levels, self.fuse, self.deep, stacks, strict=False))
+        for level, fuse, head, stack in reversed(parts):
             deep.insert(0, head(x).float().softmax(1))
             x = level.joined(fuse(stack), level.raised(x))
         return self.segment(x).float().softmax(1), deep
@@ -308,7 +313,8 @@ class MMFormer(Segmenter):
     ) -> Float[Tensor, "b mc u v w"]:
         """Tokens of all available modalities, once they have looked at each other, as voxels. Eq. (4)."""
         shown = torch.where(available[:, :, None, None], tokens, tokens.new_zeros(()))
-        position = torch.cat([part.position_on(grid) for part in self.tokens.values()], 1)
+        parts: Iterable[Any] = self.tokens.values()
+        position = torch.cat([part.position_on(grid) for part in parts], 1)
         n = tokens.shape[2]
         left_out = self.config.absent_tokens == "left_out"
         keys = available.repeat_interleave(n, 1) if left_out else None
@@ -343,20 +349,24 @@ class MMFormer(Segmenter):
 
     def _before_norms(self) -> Iterator[nn.Module]:
         """Layers whose bias the next instance norm cancels, also through sums, concatenation and up-sampling."""
-        for encoder in self.encoders.values():
+        encoders: Iterable[Any] = self.encoders.values()
+        for encoder in encoders:
             for stage in encoder.stages[:-1]:
                 yield stage.entry.conv if isinstance(stage.entry, PreNorm) else stage.entry
                 yield from (block.conv for block in stage.residual)
             yield encoder.stages[-1].residual[0].conv
-        for level, fuse in enumerate(self.joint.fuse):
-            last = level == len(self.joint.fuse) - 1  # its output also goes straight to a head
-            yield from (block.conv for block in (fuse[:-1] if last else fuse))
-        for block in (*self.joint.levels, *self.single.levels):
-            yield block.up.conv
-            yield block.merge.conv
-        yield from (block.refine.conv for block in self.single.levels[1:])
+        blocks: list[Any] = [*self.joint.fuse]
+        fusing = [*chain(*blocks[:-1]), *blocks[-1][:-1]]  # the last one's output also goes straight to a head
+        yield from (block.conv for block in fusing)
+        levels: Iterable[Any] = (*self.joint.levels, *self.single.levels)
+        for level in levels:
+            yield level.up.conv
+            yield level.merge.conv
+        coarse: Iterable[Any] = self.single.levels[1:]
+        yield from (level.refine.conv for level in coarse)
         yield self.untoken
-        yield self.inter.layers[-1].mlp.linear2
+        last: Any = self.inter.layers[-1]
+        yield last.mlp.linear2
 
 
 NAMES = (
@@ -424,6 +434,6 @@ RECIPES = {
             ),
             stream=Stream(),
         ),
-        optim=Optim(steps=650, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+        optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
 }

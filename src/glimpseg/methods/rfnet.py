@@ -7,22 +7,23 @@ Departures
 | paper or code | says or does | we do |
 |---|---|---|
 | paper | fuses by attention along modalities | as the code: a weighted sum |
-| code | fuse terms times 0 for 3000 steps while L2 shrinks their weights | at once; `official` as the code |
-| code | biases before an instance norm, which cancels them | none; `official` has them |
+| code | fuse terms times 0 for 3000 steps while L2 shrinks their weights | at once; `OFFICIAL` as the code |
+| code | biases before an instance norm, which cancels them | none; `OFFICIAL` has them |
 | code | needs all modalities of every training study | no term from a modality that a study lacks |
 | code | NaN of an absent modality reaches the gradients | absent channels are 0 before the encoders |
 | code | the stack of 4 C K region features in memory | weighted sums at once; equal to rounding |
 | code | one learning rate an epoch, rounded to 1e-8 | one an epoch, not rounded |
-| code | label file paths, crops and border voxels by all four modalities | `glimpseg`'s preprocessing of what is there |
+| code | crops and border voxels by all four modalities | only by those that are there |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Bool, Float
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
@@ -190,9 +191,7 @@ class JointDecoder(nn.Module):
             CoarseMap(width, config.coarse_width, classes, deepest=width == widths[-1]) for width in widths
         )
         self.fuse = nn.ModuleList(RegionFusion(width, config.gate_width, classes) for width in widths)
-        self.levels = nn.ModuleList(
-            UpBlock(below, width, PostNorm) for width, below in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.levels = nn.ModuleList(UpBlock(below, width, PostNorm) for width, below in pairwise(widths))
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
     def forward(
@@ -203,7 +202,8 @@ class JointDecoder(nn.Module):
         maps = [self.coarse[-1](deepest.flatten(1, 2), None)]
         x = self.fuse[-1](deepest, maps[0])
         for number in reversed(range(len(self.levels))):
-            level, seen = self.levels[number], features[number]
+            level: Any = self.levels[number]
+            seen = features[number]
             raised = level.raised(x)
             maps.insert(0, self.coarse[number](seen.flatten(1, 2), raised))
             x = level.joined(self.fuse[number](seen, maps[0]), raised)
@@ -330,6 +330,6 @@ RECIPES = {
             ),
             stream=Stream(),
         ),
-        optim=Optim(steps=650, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+        optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
 }

@@ -6,6 +6,8 @@ A block is made by `block(inputs, outputs, kernel)` and may normalise before or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,9 +22,7 @@ def upsampled(x: Float[Tensor, "b c x y z"], factor: int = 2) -> Float[Tensor, "
     return functional.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=True)
 
 
-def present(
-    features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]
-) -> Float[Tensor, "b m c x y z"]:
+def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c x y z"]:
     """Features of absent modalities set to 0, by selection: what an absent image holds must not matter."""
     return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
 
@@ -38,7 +38,7 @@ def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module
 def drop_biases(layers: Iterable[nn.Module]) -> None:
     """Takes the biases out, for layers before an instance norm: it cancels any constant of a channel."""
     for layer in layers:
-        layer.bias = None
+        layer.register_parameter("bias", None)
 
 
 def encoded(
@@ -47,7 +47,11 @@ def encoded(
     needed: Sequence[bool],
 ) -> list[Float[Tensor, "b m c u v w"]]:
     """What one encoder for each modality sees in its channel, finest first; zeros where it is not needed."""
-    found = [encoder(image[:, [m]]) if wanted else None for m, (encoder, wanted) in enumerate(zip(encoders, needed))]
+    channels = image.split(1, 1)
+    found = [
+        encoder(channel) if wanted else None
+        for encoder, channel, wanted in zip(encoders, channels, needed, strict=True)
+    ]
     example = next(levels for levels in found if levels is not None)
     blank = [torch.zeros_like(level) for level in example]
     return [torch.stack(level, 1) for level in zip(*(levels or blank for levels in found), strict=True)]
@@ -92,15 +96,14 @@ class SingleDecoder(nn.Module):
 
     def __init__(self, widths: Sequence[int], classes: int, block: Block) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(
-            UpBlock(below, width, block) for width, below in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.levels = nn.ModuleList(UpBlock(below, width, block) for width, below in pairwise(widths))
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
     def forward(self, features: Sequence[Float[Tensor, "b m c x y z"]]) -> Float[Tensor, "b m k x y z"]:
         """Probabilities from each modality's own features, finest first; here the raised map comes first."""
         count = features[0].shape[:2]
         *skips, x = [level.flatten(0, 1) for level in features]
-        for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):
+        levels: Iterable[Any] = reversed(self.levels)
+        for level, skip in zip(levels, reversed(skips), strict=True):
             x = level.joined(level.raised(x), skip)
         return self.segment(x).float().softmax(1).unflatten(0, count)
