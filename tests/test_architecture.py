@@ -19,7 +19,7 @@ FLOORS = (
     ("recipe",),
     ("methods", "report"),
     ("checkpoint",),
-    ("journal", "train", "predict"),
+    ("journal", "train", "predict", "models"),
     ("evaluate", "compare"),
     ("demo",),
     ("cli",),

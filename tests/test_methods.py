@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,27 @@ def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
     broken = torch.where(available[:, :, None, None, None], batch.image, torch.nan)
     with torch.inference_mode():
         assert torch.equal(learner(batch.image, available), learner(broken, available))
+
+
+@pytest.mark.parametrize("subset", SUBSETS[:-1:3], ids=lambda subset: subset.key)
+def test_what_a_study_lacks_never_reaches_the_loss(recipe, batch, subset):
+    torch.manual_seed(0)
+    learner = methods.build(recipe)
+    available = torch.stack([as_mask(subset), as_mask(SUBSETS[-1])])
+    absent = ~available[:, :, None, None, None]
+    told = []
+    for filling in (0.0, 7.0, torch.nan):
+        torch.manual_seed(1)
+        told.append(
+            learner.losses(
+                replace(batch, image=batch.image.masked_fill(absent, filling), available=available), Progress(0, 1)
+            )
+        )
+    sum(told[2].values()).backward()
+    assert all(
+        torch.equal(told[0][name], told[2][name]) and torch.equal(told[1][name], told[2][name]) for name in told[0]
+    )
+    assert all(p.grad.isfinite().all() for p in learner.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)

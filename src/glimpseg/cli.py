@@ -36,6 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+models = typer.Typer(help="Models on disk: import weights of others.", no_args_is_help=True)
+app.add_typer(models, name="models")
 log = logging.getLogger("glimpseg")
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to make. It must not hold files yet.")]
@@ -318,6 +320,19 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
         return
     for name, entry in found.items():
         typer.echo(f"{name:10} {entry['summary']}\n{'':10} recipes: {', '.join(entry['recipes'])}")
+
+
+@models.command("import")
+def import_model(
+    source: Annotated[Path, typer.Argument(help="The authors' checkpoint (.pth, .pt or .safetensors).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model folder.")],
+    method: Annotated[str, typer.Option(help="Whose weights they are: rfnet, mmformer.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a model of weights that a paper's own code wrote; nothing in the file is run."""
+    from glimpseg import models as importing
+
+    typer.echo(importing.import_model(method, source, output, overwrite=overwrite))
 
 
 @app.command()

@@ -144,7 +144,7 @@ def take_weights(
     Raises: ModelError if a tensor is missing, left over, of another shape or not finite.
     """
     given = {name.removeprefix("module."): value for name, value in weights.items()}
-    wanted = {own: _authors_name(own, names) for own in network.state_dict()}
+    wanted = {own: authors_name(own, names) for own in network.state_dict()}
     missing = sorted(set(wanted.values()) - set(given))
     extra = sorted(name for name in set(given) - set(wanted.values()) if not re.match(unused, name))
     kind = type(network).__name__
@@ -168,7 +168,8 @@ def take_weights(
     network.load_state_dict(state)
 
 
-def _authors_name(own: str, names: Sequence[tuple[str, str]]) -> str:
+def authors_name(own: str, names: Sequence[tuple[str, str]]) -> str:
+    """What the authors call one of our tensors; `names` as in `take_weights`."""
     for pattern, template in names:
         match = re.match(pattern + r"(?=\.|$)", own)
         if match:

@@ -31,8 +31,9 @@ class Optim:
 
     steps: int = 250_000
     """Optimiser steps. nnU-Net: 1000 epochs of 250."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd: Nesterov momentum 0.99, as nnU-Net."""
+    optimizer: Literal["adamw", "sgd", "amsgrad"] = "adamw"
+    """sgd: Nesterov momentum 0.99, as nnU-Net. amsgrad: Adam whose second moment never falls, `weight_decay` added to
+    the gradient, as RFNet."""
     learning_rate: float = 3e-4
     weight_decay: float = 3e-5
     """nnU-Net: 3e-5."""
@@ -40,8 +41,10 @@ class Optim:
     """Steps over which the learning rate rises linearly."""
     power: float = 0.9
     """Exponent of the polynomial decay to 0. RFNet, nnU-Net: 0.9."""
-    max_norm: float = 12.0
-    """Largest norm of the gradient. nnU-Net: 12."""
+    epoch: int = 1
+    """Steps between changes of the learning rate. RFNet: 150."""
+    max_norm: float | None = 12.0
+    """Largest norm of the gradient, null for none. nnU-Net: 12; RFNet: none."""
     accumulate: int = 1
     """Backward passes of one step; `sampling.batch` is divided among them."""
     ema: float = 0.999
@@ -54,8 +57,9 @@ class Optim:
     """Steps between lines of `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.accumulate < 1:
-            raise ValueError(f"steps and accumulate should be at least 1, not {self.steps} and {self.accumulate}.")
+        for name in ("steps", "accumulate", "epoch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1, not {getattr(self, name)}.")
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,6 +171,10 @@ class _Training:
             optimizer = torch.optim.SGD(
                 groups, lr=optim.learning_rate, momentum=0.99, nesterov=True, weight_decay=optim.weight_decay
             )
+        elif optim.optimizer == "amsgrad":
+            optimizer = torch.optim.Adam(
+                groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, amsgrad=True, fused=True
+            )
         else:
             optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
         for group in optimizer.param_groups:
@@ -186,10 +191,11 @@ class _Training:
     def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
         """Clips, steps, averages; returns the gradient's norm and the learning rate."""
         rise = min(1.0, (progress.step + 1) / (optim.warmup + 1))
-        rate = optim.learning_rate * rise * (1 - progress.fraction) ** optim.power
+        begun = progress.step - progress.step % optim.epoch
+        rate = optim.learning_rate * rise * (1 - begun / progress.steps) ** optim.power
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), optim.max_norm)
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), optim.max_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.learner.after_step(progress)

@@ -29,6 +29,8 @@ class Augment:
     """Largest rotation about each axis."""
     rotation: float = 0.2
     """Probability of a rotation."""
+    one_plane: bool = False
+    """Rotate in one of the three planes by whole degrees, by nearest neighbour, and fill with -1. RFNet's family."""
     zoom: tuple[float, float] = (0.7, 1.4)
     """Range of the isotropic scale."""
     zooming: float = 0.2
@@ -47,6 +49,16 @@ class Augment:
     """Probability that half of the modalities are seen at 0.5 to 1 of their resolution."""
     gamma: float = 0.3
     """Probability of a gamma curve with exponent 0.7 to 1.5, mean and deviation kept."""
+    plane_jitter: float = 0.0
+    """Largest change of gain and of level, drawn for each plane across the first axis and each modality.
+    RFNet's family: 0.1."""
+
+
+RFNET = Augment(
+    rotation_degrees=10, rotation=1, one_plane=True, zooming=0, noise=0, blur=0, brightness=0, contrast=0,
+    low_resolution=0, gamma=0, plane_jitter=0.1,
+)  # fmt: skip
+"""What RFNet's and mmFormer's code does: -10 to 9 degrees, and each axis mirrored half of the time."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,11 @@ class Transform:
 
     matrix: Float[np.ndarray, "3 3"]
     """Voxel offsets from the centre of the result to offsets in the source."""
+    nearest: bool
+    """Image by nearest neighbour, -1 from outside the crop; else linearly, and background from outside."""
     noise_sd: float
     noise_seed: int
+    plane_jitter: float
     blur_voxels: Float[np.ndarray, "m"]
     gain: Float[np.ndarray, "m"]
     contrast: Float[np.ndarray, "m"]
@@ -75,12 +90,17 @@ def sample(settings: Augment, rng: np.random.Generator) -> Transform:
         return np.where(rng.random(m) < 0.5, sometimes(probability, values, otherwise), otherwise)
 
     angles = sometimes(settings.rotation, np.radians(rng.uniform(-1, 1, 3) * settings.rotation_degrees), 0.0)
+    if settings.one_plane:
+        degrees = rng.integers(-round(settings.rotation_degrees), round(settings.rotation_degrees))
+        angles = sometimes(settings.rotation, np.radians(degrees) * (np.arange(3) == rng.integers(3)), 0.0)
     scale = sometimes(settings.zooming, rng.uniform(*settings.zoom, 1), 1.0)
     mirror = np.where((rng.random(3) < 0.5) & np.array(settings.mirror), -1.0, 1.0)
     return Transform(
         matrix=_rotation(angles) @ np.diag(mirror) / scale,
+        nearest=settings.one_plane,
         noise_sd=float(sometimes(settings.noise, np.sqrt(rng.uniform(0, 0.1, 1)), 0.0)[0]),
         noise_seed=int(rng.integers(2**62)),
+        plane_jitter=settings.plane_jitter,
         blur_voxels=half(settings.blur, rng.uniform(0.5, 1.0, m), 0.0),
         gain=sometimes(settings.brightness, rng.uniform(0.75, 1.25, m), 1.0),
         contrast=sometimes(settings.contrast, rng.uniform(0.75, 1.25, m), 1.0),
@@ -107,7 +127,7 @@ def moved(
     image: Float[Tensor, "b m x y z"],
     target: Int[Tensor, "b x y z"] | None,
 ) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b x y z"] | None]:
-    """The spatial part alone; what comes from outside the crop is background."""
+    """The spatial part alone; what comes from outside the crop is background, -1 where `nearest` (alike for all)."""
     size = torch.tensor(image.shape[2:], dtype=torch.float64)
     matrices = torch.as_tensor(np.stack([transform.matrix for transform in transforms]))
     if torch.equal(matrices, torch.eye(3, dtype=torch.float64).expand_as(matrices)):
@@ -116,7 +136,10 @@ def moved(
     relative = (matrices * size / size[:, None]).flip(1, 2)
     theta = torch.cat([relative, torch.zeros(len(transforms), 3, 1)], 2).to(image)
     grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
-    turned = functional.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
+    if transforms[0].nearest:
+        turned = functional.grid_sample(image + 1, grid, "nearest", "zeros", align_corners=False) - 1
+    else:
+        turned = functional.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
     if target is None:
         return turned, None
     labels = functional.grid_sample(target[:, None].to(image), grid, "nearest", "zeros", align_corners=False)
@@ -127,6 +150,10 @@ def _recoloured(image: Float[Tensor, "m x y z"], transform: Transform) -> Float[
     if transform.noise_sd:
         generator = torch.Generator(image.device).manual_seed(transform.noise_seed)
         image = image + transform.noise_sd * torch.randn(image.shape, generator=generator, device=image.device)
+    if transform.plane_jitter:
+        drawn = np.random.default_rng(transform.noise_seed).uniform(-1, 1, (2, *image.shape[:2], 1, 1))
+        gain, level = torch.as_tensor(transform.plane_jitter * drawn).to(image)
+        image = image * (1 + gain) + level
     for channel, blur in enumerate(transform.blur_voxels):
         if blur:
             image[channel] = separable_filtering(image[None, channel, None], [gaussian_1d(torch.tensor(blur))] * 3)[

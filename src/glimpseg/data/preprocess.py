@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -51,12 +52,19 @@ class Preprocess:
     """Side of the cubic working voxel. BraTS: 1."""
     margin_mm: float = 4.0
     """Space left around the brain's bounding box, so that convolutions see its border. Ours."""
-    clip: float = 5.0
-    """Normalised intensities are cut here, in standard deviations: vessels and artefacts lie beyond. Ours."""
+    clip: float | None = 5.0
+    """Normalised intensities are cut here, in standard deviations: vessels and artefacts lie beyond. Ours; RFNet's
+    family: not at all (null)."""
+    background: Literal["zero", "shifted"] = "zero"
+    """What lies outside the brain: 0 as in nnU-Net, or shifted along with the intensities as in RFNet's family."""
 
     def __post_init__(self) -> None:
         if not 0.2 <= self.spacing_mm <= 10:
             raise ValueError(f"spacing_mm should lie between 0.2 and 10 mm, not {self.spacing_mm}.")
+
+
+RFNET = Preprocess(clip=None, background="shifted")
+"""The intensities of RFNet's family, from the sequences that are there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +73,7 @@ class Prepared:
 
     id: str
     image: Float[np.ndarray, "m x y z"]
-    """Normalised; 0 outside the brain and in channels of absent modalities."""
+    """Normalised; 0 in channels of absent modalities, and outside the brain unless the background is shifted."""
     inside: Bool[np.ndarray, "m x y z"]
     """Where each image has tissue; nowhere for absent modalities."""
     available: Modality
@@ -127,7 +135,7 @@ def prepare(study: Study, settings: Preprocess) -> Prepared:
     inside = np.zeros((len(Modality), *grid.shape), bool)
     for channel, modality in enumerate(Modality):
         if modality in volumes:
-            image[channel], inside[channel] = _on_working_grid(volumes[modality], brain, grid, settings.clip)
+            image[channel], inside[channel] = _on_working_grid(volumes[modality], brain, grid, settings)
     reference = reference_on(study, own)
     whole = Prepared(
         id=study.id,
@@ -145,16 +153,18 @@ def prepare(study: Study, settings: Preprocess) -> Prepared:
 
 
 def normalised(
-    image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], clip: float
+    image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], settings: Preprocess
 ) -> Float[np.ndarray, "x y z"]:
-    """Zero mean and unit standard deviation inside the brain, cut at +-`clip`; 0 outside."""
+    """Zero mean and unit standard deviation inside the brain, cut at +-`clip`; outside as `background` says."""
     inside = image[brain].astype(np.float64)
     if not inside.size:
         raise InputError(
             "No voxel of the brain was found in one sequence. Is it empty, or is the brain mask another's?"
         )
     score = (image - inside.mean()) / max(inside.std(), 1e-8)
-    return np.where(brain, np.clip(score, -clip, clip), 0).astype(np.float32)
+    if settings.clip is not None:
+        score = np.clip(score, -settings.clip, settings.clip)
+    return (score if settings.background == "shifted" else np.where(brain, score, 0)).astype(np.float32)
 
 
 def _refuse_same_files(study: Study) -> None:
@@ -196,13 +206,13 @@ def _check_grid(study: str, modality: Modality, grid: Grid, own: Grid) -> str | 
 
 
 def _on_working_grid(
-    volume: Volume, brain: Volume | None, grid: Grid, clip: float
+    volume: Volume, brain: Volume | None, grid: Grid, settings: Preprocess
 ) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     inside = foreground(volume.voxels) if brain is None else labels_onto(brain, volume.grid).voxels > 0
     # Background becomes 0 before interpolation, so that no value from outside bleeds into the brain.
     image = onto(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
     tissue = labels_onto(Volume(inside.astype(np.uint8), volume.affine), grid).voxels > 0
-    return normalised(image, tissue, clip), tissue
+    return normalised(image, tissue, settings), tissue
 
 
 def _brain_mask(brain: Volume | Path, volumes: Iterable[Volume]) -> Volume:

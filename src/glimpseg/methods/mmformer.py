@@ -36,8 +36,10 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glimpseg.data.augment import RFNET as RFNET_AUGMENT
 from glimpseg.data.augment import Augment
 from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
 from glimpseg.losses import one_hot, region_fusion_terms
@@ -135,7 +137,7 @@ class Encoder(nn.Module):
         entries = [first, *(PreNorm(a, b, 3, stride=2) for a, b in pairwise(widths))]
         self.stages = nn.ModuleList(Stage(entry, width, PreNorm) for entry, width in zip(entries, widths, strict=True))
 
-    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b c u v w"]]:
+    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b ..."]]:
         """Finest first."""
         features: list[Tensor] = []
         for stage in self.stages:
@@ -230,7 +232,7 @@ class JointDecoder(nn.Module):
         self.deep = nn.ModuleList(nn.Conv3d(below, classes, 1) for below in widths[1:])
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(self, stacks: Sequence[Float[Tensor, "b mc x y z"]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
+    def forward(self, stacks: Sequence[Float[Tensor, "b ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
         """Fused probabilities, and those of the deeper levels at their own resolution, finest first. Eq. (5)."""
         x = self.fuse[-1](stacks[-1])
         deep: list[Tensor] = []
@@ -244,7 +246,7 @@ class JointDecoder(nn.Module):
 class Features(NamedTuple):
     """What does not depend on the subset; modalities in `ORDER`."""
 
-    levels: list[Float[Tensor, "b m c x y z"]]
+    levels: list[Float[Tensor, "b m ..."]]
     """From the encoders, finest first."""
     tokens: Float[Tensor, "b m n c"]
     """From the transformers within each modality."""
@@ -256,7 +258,7 @@ class Maps(NamedTuple):
     fused: Float[Tensor, "b k x y z"]
     singles: Float[Tensor, "b m k x y z"]
     """From each modality by itself, in `ORDER`."""
-    deep: list[Float[Tensor, "b k x y z"]]
+    deep: list[Float[Tensor, "b k ..."]]
     """From the deeper levels, finest first."""
 
 
@@ -417,6 +419,38 @@ def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:
     return network
 
 
+def authors_recipe(network: MMFormer) -> Recipe:
+    """How imported weights are used: with the crops and intensities that they were trained on."""
+    recipe = RECIPES["brats2020"]
+    sampling = replace(recipe.data.sampling, patch=network.config.crop)
+    return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))
+
+
+def released(epoch: int) -> Recipe:
+    """The authors' schedule: 1000 epochs, each of as many batches of 8 as the list of cases fills."""
+    return Recipe(
+        method="mmformer",
+        config=OFFICIAL,
+        data=Data(
+            preprocess=RFNET_INTENSITIES,
+            sampling=Sampling(patch=(128, 128, 128), batch=8, tumour_share=0, augment=RFNET_AUGMENT),
+        ),
+        optim=Optim(
+            steps=1000 * epoch,
+            optimizer="amsgrad",
+            learning_rate=2e-4,
+            weight_decay=1e-4,
+            epoch=epoch,
+            max_norm=None,
+            ema=0,
+            precision="fp32",
+            save_every=1000,
+            log_every=50,
+        ),
+        seed=1024,
+    )
+
+
 METHOD = MMFormer
 
 RECIPES = {
@@ -435,5 +469,14 @@ RECIPES = {
             stream=Stream(),
         ),
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+    ),
+    "brats2018": released(25),
+    "brats2020": released(28),
+    # The mended network under the budget of `unet/brats`.
+    "brats": Recipe(
+        method="mmformer",
+        config=Config(),
+        data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
+        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
     ),
 }

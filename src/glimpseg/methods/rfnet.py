@@ -19,6 +19,7 @@ Departures
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,8 +30,10 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
+from glimpseg.data.augment import RFNET as RFNET_AUGMENT
 from glimpseg.data.augment import Augment
 from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
@@ -99,7 +102,7 @@ class Encoder(nn.Module):
             for inputs, width in zip([1, *widths[:-1]], widths, strict=True)
         )
 
-    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b c u v w"]]:
+    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b ..."]]:
         """Finest first."""
         features: list[Tensor] = []
         for stage in self.stages:
@@ -194,9 +197,7 @@ class JointDecoder(nn.Module):
         self.levels = nn.ModuleList(UpBlock(below, width, PostNorm) for width, below in pairwise(widths))
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(
-        self, features: Sequence[Float[Tensor, "b m c x y z"]]
-    ) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
+    def forward(self, features: Sequence[Float[Tensor, "b m ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
         """Fused probabilities, and the coarse maps, finest first. Eq. (7)."""
         deepest = features[-1]
         maps = [self.coarse[-1](deepest.flatten(1, 2), None)]
@@ -216,7 +217,7 @@ class Maps(NamedTuple):
     fused: Float[Tensor, "b k x y z"]
     singles: Float[Tensor, "b m k x y z"]
     """From each modality by itself, in `ORDER`."""
-    deep: list[Float[Tensor, "b k x y z"]]
+    deep: list[Float[Tensor, "b k ..."]]
     """The coarse maps, finest first."""
 
 
@@ -250,7 +251,7 @@ class RFNet(Segmenter):
 
     def encode(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
-    ) -> list[Float[Tensor, "b m c u v w"]]:
+    ) -> list[Float[Tensor, "b m ..."]]:
         """The encoders' features, finest first, modalities in `ORDER`. Eq. (1)."""
         image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
         # In training all run, so that every rank has the same gradients to add.
@@ -258,7 +259,7 @@ class RFNet(Segmenter):
         return encoded(self.encoders.values(), image, needed)
 
     def fuse(
-        self, features: list[Float[Tensor, "b m c u v w"]], available: Bool[Tensor, "b m"]
+        self, features: list[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
         """Fused probabilities from the available modalities' features."""
         available = available[:, CHANNELS]
@@ -313,7 +314,36 @@ def from_authors(weights: Mapping[str, Tensor]) -> RFNet:
     return network
 
 
+def authors_recipe(network: RFNet) -> Recipe:
+    """How imported weights are used: with the crops and intensities that they were trained on."""
+    recipe = RECIPES["brats2020"]
+    return replace(recipe, config=network.config)
+
+
 METHOD = RFNet
+
+RELEASED = Recipe(
+    method="rfnet",
+    config=OFFICIAL,
+    data=Data(
+        preprocess=RFNET_INTENSITIES,
+        sampling=Sampling(patch=(80, 80, 80), batch=2, tumour_share=0, augment=RFNET_AUGMENT),
+    ),
+    optim=Optim(
+        steps=45_000,
+        optimizer="amsgrad",
+        learning_rate=2e-4,
+        weight_decay=1e-4,
+        epoch=150,
+        max_norm=None,
+        ema=0,
+        precision="fp32",
+        save_every=1000,
+        log_every=50,
+    ),
+    seed=1024,
+)
+"""The authors' schedule: 300 epochs of 150 steps, whatever the list of cases."""
 
 RECIPES = {
     # Minutes on two cores: 3 mm voxels, a small network, phantoms.
@@ -331,5 +361,14 @@ RECIPES = {
             stream=Stream(),
         ),
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+    ),
+    "brats2018": RELEASED,
+    "brats2020": RELEASED,
+    # The mended network under the budget of `unet/brats`.
+    "brats": Recipe(
+        method="rfnet",
+        config=Config(),
+        data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
+        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
     ),
 }

@@ -45,7 +45,7 @@ def encoded(
     encoders: Iterable[nn.Module],
     image: Float[Tensor, "b m x y z"],
     needed: Sequence[bool],
-) -> list[Float[Tensor, "b m c u v w"]]:
+) -> list[Float[Tensor, "b m ..."]]:
     """What one encoder for each modality sees in its channel, finest first; zeros where it is not needed."""
     channels = image.split(1, 1)
     found = [
@@ -99,7 +99,7 @@ class SingleDecoder(nn.Module):
         self.levels = nn.ModuleList(UpBlock(below, width, block) for width, below in pairwise(widths))
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(self, features: Sequence[Float[Tensor, "b m c x y z"]]) -> Float[Tensor, "b m k x y z"]:
+    def forward(self, features: Sequence[Float[Tensor, "b m ..."]]) -> Float[Tensor, "b m k x y z"]:
         """Probabilities from each modality's own features, finest first; here the raised map comes first."""
         count = features[0].shape[:2]
         *skips, x = [level.flatten(0, 1) for level in features]

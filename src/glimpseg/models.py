@@ -1,0 +1,109 @@
+"""The verb `models`: weights that other code wrote become a model folder, without running any of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import pickle
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glimpseg import checkpoint, methods
+from glimpseg.atomic import refuse_if_used
+from glimpseg.errors import ModelError, UsageError
+
+log = logging.getLogger(__name__)
+
+READING_SECONDS = 600
+"""A reader that has not finished by then is stopped."""
+SPARE_BYTES = 8 << 30
+"""Address space of the reader beyond three times the file; torch itself takes most of it."""
+
+
+def import_model(method: str, source: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes a model folder from an authors' checkpoint: a state dict, or a dictionary that has one.
+
+    A pickle is read weights-only, in a process of its own with limited memory and time; a safetensors file as it is.
+
+    Raises: UsageError for a method whose authors' weights cannot be read, or a used folder; ModelError for a file that
+        holds something else.
+    """
+    source, output = Path(source), Path(output)
+    module = methods.module(method)
+    if not hasattr(module, "from_authors"):
+        able = [name for name in methods.names() if hasattr(methods.module(name), "from_authors")]
+        raise UsageError(f"No weights of others fit the method '{method}'. Those of {', '.join(able)} can be imported.")
+    if not source.is_file():
+        raise ModelError(f"{source} is not a file. Give the checkpoint that the authors' training wrote.")
+    refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
+    network = module.from_authors(read_weights(source))
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    record = {"imported": {"file": source.name, "sha256": digest}}
+    checkpoint.save(output, network.state_dict(), module.authors_recipe(network), record)
+    return output
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict in a foreign file. Raises: ModelError."""
+    if source.suffix == ".safetensors":
+        try:
+            return load_file(source)
+        except SafetensorError as error:
+            raise ModelError(f"{source} is not a whole safetensors file ({error}). Copy it again.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "weights.safetensors"
+        command = [sys.executable, "-m", __name__, str(source), str(target)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=READING_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ModelError(f"{source} could not be read in {READING_SECONDS} s. Is it a checkpoint?") from error
+        if done.returncode or not target.is_file():
+            said = done.stderr.strip().splitlines()
+            raise ModelError(
+                f"{source} cannot be read as weights ({said[-1] if said else f'reader ended with {done.returncode}'}). "
+                "Nothing in it was run. Give a checkpoint that holds tensors and plain values only."
+            )
+        return load_file(target)
+
+
+def state_dict(tree: Any) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint holds. Raises: ValueError if there is none."""
+    for name in ("state_dict", "model_state_dict", "model", "network_weights"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
+            tree = tree[name]
+            break
+    if not isinstance(tree, Mapping) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise ValueError("it holds no state dict")
+    return {str(name): value.detach().clone().contiguous() for name, value in tree.items()}
+
+
+def _read(source: Path, target: Path) -> None:
+    """What the reading process does."""
+    import torch
+
+    with contextlib.suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        limit = SPARE_BYTES + 3 * source.stat().st_size
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        save_file(state_dict(torch.load(source, map_location="cpu", weights_only=True)), target)
+    except pickle.UnpicklingError as error:
+        sys.exit(f"not weights alone: {str(error).splitlines()[0]}")
+    except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        sys.exit(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+if __name__ == "__main__":
+    _read(Path(sys.argv[1]), Path(sys.argv[2]))

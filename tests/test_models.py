@@ -1,0 +1,116 @@
+"""Weights of others become models; what is not weights becomes an error, and is never run."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from conformance import reference
+from glimpseg import checkpoint, models
+from glimpseg.cli import app
+from glimpseg.errors import ModelError, UsageError
+
+METHODS = ("rfnet", "mmformer")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def authors(request, tmp_path_factory):
+    """A checkpoint as the authors' training writes it: `module.` before the keys, the optimiser beside."""
+    stored = dict(np.load(reference.HERE / f"{request.param}.npz"))
+    weights = reference.authors_weights(stored)
+    path = tmp_path_factory.mktemp("authors") / "model_last.pth"
+    tree = {
+        "epoch": 299,
+        "state_dict": {f"module.{name}": value for name, value in weights.items()},
+        "optim_dict": {"state": {}, "param_groups": [{"lr": 2e-4, "params": [0]}]},
+    }
+    torch.save(tree, path)
+    return request.param, stored, weights, path
+
+
+def test_an_imported_model_gives_the_authors_outputs(authors, tmp_path):
+    method, stored, _, path = authors
+    done = CliRunner().invoke(app, ["models", "import", "--method", method, str(path), "-o", str(tmp_path / "m")])
+    assert done.exit_code == 0, done.output
+    model = checkpoint.load(tmp_path / "m")
+    module, _ = reference.built(method, stored)
+    with torch.inference_mode():
+        output = model.network(reference.ours(stored["x"], module), torch.tensor([[False, True, False, False]]))
+    found = reference.thinned(output, stored, "eval_0100") - torch.from_numpy(stored["eval_0100"])
+    assert found.abs().max() < 1e-4
+    assert model.provenance["imported"]["file"] == "model_last.pth"
+    assert model.recipe.data.preprocess.background == "shifted"
+
+
+def test_a_bare_state_dict_in_safetensors_will_do(authors, tmp_path):
+    method, _, weights, _ = authors
+    save_file(weights, tmp_path / "w.safetensors")
+    models.import_model(method, tmp_path / "w.safetensors", tmp_path / "m")
+    assert checkpoint.load(tmp_path / "m").recipe.method == method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(method, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    with (tmp_path / "trap.pth").open("wb") as file:
+        pickle.dump({"state_dict": Trap()}, file)
+    torch.save({"state_dict": Trap()}, tmp_path / "zipped.pth")
+    for name in ("trap.pth", "zipped.pth"):
+        with pytest.raises(ModelError, match="Nothing in it was run"):
+            models.import_model(method, tmp_path / name, tmp_path / "m")
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("flair_encoder.e1_c1.conv.bias"), "1 tensors are missing"),
+        (lambda weights: weights.update(surplus=torch.zeros(1)), "1 are unknown"),
+        (lambda weights: weights.update({"decoder_sep.seg_layer.bias": torch.zeros(5)}), "other classes"),
+        (lambda weights: weights["decoder_sep.seg_layer.bias"].fill_(torch.nan), "not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, message):
+    stored = dict(np.load(reference.HERE / "rfnet.npz"))
+    module, _ = reference.built("rfnet", stored)
+    weights = reference.authors_weights(stored)
+    change(weights)
+    with pytest.raises(ModelError, match=message):
+        module.from_authors(weights)
+
+
+def test_one_methods_weights_are_not_anothers(tmp_path):
+    stored = dict(np.load(reference.HERE / "rfnet.npz"))
+    save_file(reference.authors_weights(stored), tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match="not the weights of the authors' mmFormer"):
+        models.import_model("mmformer", tmp_path / "w.safetensors", tmp_path / "m")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"hello"])
+def test_a_broken_file_is_an_error_in_words(content, tmp_path):
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        models.import_model("rfnet", tmp_path / "broken.pth", tmp_path / "m")
+
+
+def test_a_method_without_authors_weights_says_which_have_them(tmp_path):
+    with pytest.raises(UsageError, match="mmformer, rfnet"):
+        models.import_model("unet", tmp_path / "w.pth", tmp_path / "m")
+
+
+def test_a_used_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "mine.txt").write_text("keep")
+    stored = dict(np.load(reference.HERE / "rfnet.npz"))
+    save_file(reference.authors_weights(stored), tmp_path / "w.safetensors")
+    with pytest.raises(UsageError):
+        models.import_model("rfnet", tmp_path / "w.safetensors", tmp_path / "m", overwrite=True)
+    assert (tmp_path / "m" / "mine.txt").read_text() == "keep"
