@@ -92,6 +92,21 @@ def test_intensities_are_standard_inside_the_brain():
         assert not channel[~inside].any()
 
 
+def test_a_shifted_background_is_what_zero_became_and_absent_channels_stay_zero():
+    settings = dataclasses.replace(SETTINGS, background="shifted", clip=None)
+    made = prepare(study(), settings).restricted_to(Modality.T1 | Modality.FLAIR)
+    plain = prepare(study(), SETTINGS)
+    for channel, modality in enumerate(Modality):
+        inside, values = made.inside[channel], made.image[channel]
+        if modality in made.available:
+            level = values[~inside]
+            assert level.std() < 1e-4
+            assert level.mean() < -3  # the brain is about 200 +- 40, the background 0
+        else:
+            assert not values.any()
+    assert plain.image.shape == made.image.shape
+
+
 def test_scanner_units_do_not_matter():
     images, _ = head()
     scaled = {m: Volume(image * (3.7 + i), AFFINE) for i, (m, image) in enumerate(images.items())}
@@ -252,6 +267,45 @@ def test_every_change_of_intensity_changes_and_leaves_background(change):
     changed, _ = augment.apply([transform(**change)], image, None)
     assert not changed[:, :, :4].any()
     assert (changed[:, :, 4:] != image[:, :, 4:]).float().mean() > 0.9
+
+
+def family(seed):
+    return augment.sample(augment.RFNET, np.random.default_rng(seed))
+
+
+def test_rfnets_rotations_are_whole_degrees_in_one_plane():
+    found = set()
+    for seed in range(300):
+        turn = family(seed).matrix @ np.diag(np.sign(np.diag(family(seed).matrix)))  # mirroring undone
+        angles = [np.degrees(np.arcsin(turn[two, one])) for one, two in ((0, 1), (1, 2), (2, 0))]
+        assert sum(abs(angle) > 1e-6 for angle in angles) <= 1
+        assert np.allclose(angles, np.round(angles), atol=1e-6)
+        found.add(round(min(angles, key=lambda angle: -abs(angle))))
+    assert min(map(abs, found)) == 0
+    assert max(map(abs, found)) == 10
+    assert len(found) >= 20
+
+
+def test_rfnets_rotations_fill_images_with_minus_one_and_labels_with_background():
+    image, target = crop(shape=(16, 16, 16))
+    c, s = np.cos(np.radians(9)), np.sin(np.radians(9))
+    turned = transform(nearest=True, matrix=np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]))
+    changed, labels = augment.moved([turned], image + 5, target + 1)
+    outside = labels[:, None].expand_as(changed) == 0
+    assert outside.any()
+    assert torch.equal(changed[outside], torch.full_like(changed[outside], -1))
+    assert changed[~outside].min() > 0  # nearest neighbour: nothing in between
+
+
+def test_rfnets_jitter_is_one_gain_and_level_for_each_plane_and_modality():
+    image, _ = crop()
+    ones, twos = (augment.apply([transform(plane_jitter=0.1)], torch.full_like(image, v), None)[0] for v in (1.0, 2.0))
+    gain = twos - ones
+    level = ones - gain
+    for drawn, centre in ((gain, 1), (level, 0)):
+        assert (drawn - drawn[:, :, :, :1, :1]).abs().max() < 1e-5
+        assert ((drawn - centre).abs() <= 0.1 + 1e-5).all()
+        assert len(drawn[0, :, :, 0, 0].round(decimals=5).unique()) == 4 * image.shape[2]
 
 
 def test_a_transform_can_be_replayed():

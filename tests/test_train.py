@@ -252,6 +252,23 @@ def test_a_recipe_field_that_is_wrong_is_named(path, value, message):
         methods.find_recipe("unet/phantom", {path: value})
 
 
+@pytest.mark.parametrize("patch", [[16, 16, 18], [2, 16, 16]])
+def test_a_crop_that_the_network_cannot_take_is_refused_before_training(archive, tmp_path, patch):
+    with pytest.raises(UsageError, match="multiples of 4 and at least 4"):
+        train(small_recipe(data__sampling__patch=patch), tmp_path / "run", data=archive, device=CPU)
+
+
+def test_the_released_schedule_is_coupled_decay_and_one_rate_an_epoch(archive, tmp_path):
+    changes = {"optimizer": "amsgrad", "epoch": 3, "max_norm": None, "warmup": 0, "log_every": 1, "learning_rate": 2e-4}
+    recipe = small_recipe(**{f"optim__{name}": value for name, value in changes.items()})
+    train(recipe, tmp_path / "run", data=archive, device=CPU)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    expected = [2e-4 * (1 - step // 3 / 4) ** 0.9 for step in range(12)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(expected, abs=1e-6)
+    state, _ = checkpoint.load_state(checkpoint.checkpoints(tmp_path / "run")[0])
+    assert any(name.endswith("max_exp_avg_sq") for name in state.tensors)
+
+
 def test_a_recipe_is_read_from_the_yaml_a_run_wrote(undisturbed):
     assert methods.find_recipe(str(undisturbed / "recipe.yaml")) == small_recipe()
 

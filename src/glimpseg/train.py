@@ -34,7 +34,7 @@ from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
-from glimpseg.method import Learner, Progress, ema, resolved_precision
+from glimpseg.method import Learner, Progress, Segmenter, ema, resolved_precision
 from glimpseg.modality import SUBSETS
 from glimpseg.ranks import first_rank_first, joined, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
@@ -56,11 +56,14 @@ def fit(
 ) -> Path:
     """Trains from the run's newest checkpoint, or from the beginning; returns the folder of the model.
 
-    Raises: TrainingError when a term is not finite; Preempted after SIGTERM, the state saved.
+    Raises: UsageError if the network cannot take crops of the recipe's size; TrainingError when a term is not finite;
+        Preempted after SIGTERM, the state saved.
     """
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
-    training = _Training.of(methods.build(recipe).to(device), optim, device)
+    learner = methods.build(recipe)
+    _refuse_unfit_patch(learner, recipe)
+    training = _Training.of(learner.to(device), optim, device)
     start = _restore(training, run, record)
     parts = _parts(recipe)
     feed = batches(
@@ -294,6 +297,17 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
     else:
         write_text(path, yaml.safe_dump(tree, sort_keys=False))
+
+
+def _refuse_unfit_patch(learner: Learner, recipe: Recipe) -> None:
+    patch = recipe.data.sampling.patch
+    if isinstance(learner, Segmenter):
+        stride, smallest = learner.stride, learner.smallest
+        if any(side % stride or side < smallest for side in patch):
+            raise UsageError(
+                f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
+                f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
+            )
 
 
 @contextmanager

@@ -1,0 +1,239 @@
+"""RFNet and mmFormer beyond the contract: what the mends do, what truly incomplete studies teach, what is shared."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from glimpseg.losses import one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
+from glimpseg.method import Progress
+from glimpseg.methods import mmformer, rfnet
+from glimpseg.modality import SUBSETS, Modality, as_mask
+from glimpseg.region import Label
+from glimpseg.study import Batch
+
+LABELS = (Label.NCR, Label.ED, Label.ET)
+SMALL = {
+    "rfnet": (rfnet.RFNet, rfnet.Config(width=4, levels=3, gate_width=8, coarse_width=4)),
+    "mmformer": (
+        mmformer.MMFormer,
+        mmformer.Config(width=4, levels=3, token_width=16, heads=2, mlp_width=32, crop=(16, 16, 16), dropout=0),
+    ),
+}
+
+
+def network(name, **changes):
+    torch.manual_seed(0)
+    kind, config = SMALL[name]
+    return kind(replace(config, **changes), LABELS)
+
+
+def image(seed=0, count=2, side=16):
+    return torch.randn(count, 4, side, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(available, seed=0):
+    target = torch.randint(0, 4, (len(available), 16, 16, 16), generator=torch.Generator().manual_seed(seed))
+    return Batch(image=image(seed, len(available)), available=available, target=target, study=["a"] * len(available))
+
+
+# The objective
+
+
+def test_cross_entropy_weighs_a_class_by_the_voxels_that_are_not_of_it():
+    target = one_hot(torch.tensor([[[[0, 0, 0, 3]]]]), LABELS)
+    probabilities = torch.tensor([0.5, 0.1, 0.1, 0.3])[None, :, None, None, None].expand(1, 4, 1, 1, 4)
+    expected = -(3 * 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(0.3).log()) / 4
+    assert weighted_cross_entropy(probabilities, target)[0] == pytest.approx(float(expected))
+
+
+def test_a_voxel_missed_with_more_confidence_than_the_floor_has_no_gradient():
+    target = one_hot(torch.tensor([[[[0, 3]]]]), LABELS)
+    probabilities = torch.tensor([0.997, 0.001, 0.001, 0.001])[None, :, None, None, None].repeat(1, 1, 1, 1, 2)
+    probabilities.requires_grad_()
+    weighted_cross_entropy(probabilities, target).sum().backward()
+    assert probabilities.grad[0, 3, 0, 0, 1] == 0
+    assert probabilities.grad[0, 0, 0, 0, 0] != 0
+
+
+def test_dice_of_a_class_that_is_nowhere_costs_one_share_whatever_is_predicted():
+    target = one_hot(torch.zeros(1, 2, 2, 2, dtype=torch.long), LABELS)
+    perfect = target.clone()
+    assert soft_dice(perfect, target, smooth=(0, 1e-7)) == pytest.approx(0.75)
+    assert soft_dice(perfect, target) == pytest.approx(0)
+
+
+def test_other_labels_than_the_networks_count_as_background():
+    maps = one_hot(torch.tensor([[[[0, 1, 2, 3, 4]]]]), LABELS)
+    assert maps[0, :, 0, 0].argmax(0).tolist() == [0, 1, 2, 3, 0]
+    assert torch.equal(maps.sum(1), torch.ones_like(maps[:, 0]))
+
+
+def test_single_terms_are_those_of_the_samples_that_have_the_modality():
+    """Leaving a pair out is the same as never having had it."""
+    torch.manual_seed(0)
+    singles = torch.randn(3, 4, 4, 5, 5, 5).softmax(2)
+    fused = singles[:, 0]
+    target = one_hot(torch.randint(0, 4, (3, 5, 5, 5)), LABELS)
+    available = torch.tensor([[True, True, False, True], [True, False, False, True], [True, True, False, False]])
+    terms = region_fusion_terms(fused, singles, [], target, available)
+    ce, dice = torch.zeros(()), torch.zeros(())
+    for m in (0, 1, 3):
+        rows = available[:, m]
+        ce += weighted_cross_entropy(singles[rows, m], target[rows]).mean()
+        dice += soft_dice(singles[rows, m], target[rows], smooth=(0, 1e-7))
+    assert terms["sep/ce"] == pytest.approx(float(ce), rel=1e-6)
+    assert terms["sep/dice"] == pytest.approx(float(dice), rel=1e-6)
+
+
+# Truly incomplete studies
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_nothing_is_learned_about_a_sequence_that_no_study_has(name):
+    learner = network(name)
+    available = as_mask(Modality.T1 | Modality.T2).expand(2, -1)
+    sum(learner.losses(batch(available), Progress(0, 1)).values()).backward()
+    for key in ("t1c", "flair"):
+        assert not any(p.grad.any() for p in learner.encoders[key].parameters())
+    for key in ("t1", "t2"):
+        assert all(p.grad.any() for p in learner.encoders[key].parameters())
+
+
+def test_a_sample_that_lacks_a_sequence_sends_no_gradient_through_it():
+    singles = torch.rand(2, 4, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    available = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    target = one_hot(torch.zeros(2, 3, 3, 3, dtype=torch.long), LABELS)
+    terms = region_fusion_terms(singles[:, 0].detach(), singles, [], target, available)
+    (terms["sep/ce"] + terms["sep/dice"]).backward()
+    assert torch.equal(singles.grad.flatten(2).any(2), available)
+
+
+# What is shared
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_encoders_of_absent_sequences_are_not_run_outside_training(name):
+    learner, ran = network(name).eval(), []
+    for key, encoder in learner.encoders.items():
+        encoder.register_forward_hook(lambda *_, key=key: ran.append(key))
+    with torch.inference_mode():
+        learner(image(), as_mask(Modality.T1 | Modality.FLAIR).expand(2, -1))
+    assert sorted(ran) == ["flair", "t1"]
+
+
+# The mends
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_biases_that_are_left_out_were_without_effect(name):
+    """The same weights with and without them: the norms behind them cancel them."""
+    official, mended = network(name, null_biases=True).eval(), network(name).eval()
+    weights = official.state_dict()
+    missing = mended.load_state_dict(weights, strict=False)
+    assert missing.unexpected_keys
+    assert not missing.missing_keys
+    for subset in SUBSETS[::4]:
+        available = as_mask(subset).expand(2, -1)
+        with torch.inference_mode():
+            assert torch.allclose(official(image(), available), mended(image(), available), atol=1e-5)
+    maps = [learner.maps(image(), as_mask(SUBSETS[-1]).expand(2, -1), available) for learner in (official, mended)]
+    assert torch.allclose(maps[0].singles, maps[1].singles, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(maps[0].deep, maps[1].deep, strict=True))
+
+
+def test_as_many_biases_are_left_out_as_the_norms_cancel():
+    """106 of RFNet's and 87 of mmFormer's tensors."""
+    for module, kind, count in ((rfnet, rfnet.RFNet, 106), (mmformer, mmformer.MMFormer, 87)):
+        with torch.device("meta"):
+            official, mended = kind(module.OFFICIAL, LABELS), kind(module.Config(), LABELS)
+        assert len(official.state_dict()) - len(mended.state_dict()) == count
+
+
+def test_the_official_networks_have_the_authors_numbers_of_parameters():
+    """mmFormer's without the 262,656 that no forward pass uses."""
+    for kind, config, count in (
+        (rfnet.RFNet, rfnet.OFFICIAL, 8_984_960),
+        (mmformer.MMFormer, mmformer.OFFICIAL, 36_391_760),
+    ):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in kind(config, LABELS).parameters()) == count
+
+
+def test_the_released_warm_up_multiplies_by_nothing_but_keeps_the_gradient():
+    learner = network("rfnet", fuse_from=5)
+    early, late = (learner.losses(batch(torch.ones(2, 4, dtype=torch.bool)), Progress(step, 9)) for step in (4, 5))
+    assert early["fuse/ce"] == early["fuse/dice"] == 0
+    assert late["fuse/ce"] > 0
+    sum(early.values()).backward()
+    assert learner.joint.segment.weight.grad is not None
+    assert not learner.joint.segment.weight.grad.any()
+
+
+def passing(learner):
+    """Its transformer and its last convolution let everything through, so that the layout shows."""
+    learner.inter.forward = lambda tokens, position, keys: tokens
+    learner.untoken = torch.nn.Identity()
+    return learner
+
+
+def numbered(n=64, width=16):
+    """Token m, n holds 1000 m + n."""
+    return (1000 * torch.arange(4.0)[:, None] + torch.arange(n))[None, :, :, None].expand(1, 4, n, width)
+
+
+def test_a_voxel_gets_the_four_sequences_of_its_place():
+    voxels = passing(network("mmformer")).between(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
+    for m in range(4):
+        assert torch.equal(voxels[0, 16 * m].flatten(), 1000 * m + torch.arange(64.0))
+
+
+def test_the_released_layout_gives_a_voxel_four_neighbours_of_one_sequence():
+    learner = passing(network("mmformer", layout="released", absent_tokens="kept"))
+    voxels = learner.between(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
+    for n in (0, 15, 16, 63):
+        held = voxels[0, ::16].flatten(1)[:, n].tolist()
+        assert held == [1000 * ((4 * n + j) // 64) + (4 * n + j) % 64 for j in range(4)]
+
+
+def test_tokens_that_are_left_out_change_nothing_and_those_kept_do():
+    available = as_mask(Modality.T1 | Modality.T2)[None]
+    for absent_tokens, same in (("left_out", True), ("kept", False)):
+        learner = network("mmformer", absent_tokens=absent_tokens).eval()
+        with torch.inference_mode():
+            before = learner(image(count=1), available)
+            learner.tokens["flair"].position.normal_()
+            assert torch.equal(learner(image(count=1), available), before) is same
+
+
+def test_positions_are_their_own_on_their_grid_and_smooth_on_another():
+    part = network("mmformer").tokens["t1"]
+    with torch.no_grad():
+        ramp = torch.arange(4.0)[:, None, None].expand(4, 4, 4).reshape(1, 64, 1)
+        part.position.copy_(ramp.expand(1, 64, 16))
+    assert part.position_on((4, 4, 4)) is part.position
+    finer = part.position_on((8, 4, 6))[0, :, 0].reshape(8, 4, 6)
+    assert torch.allclose(finer[:, 0, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
+    assert (finer - finer[:, :1, :1]).abs().max() < 1e-6
+
+
+def test_five_classes_work():
+    """As in BraTS 2024; the released mmFormer cannot."""
+    for kind, config in SMALL.values():
+        torch.manual_seed(0)
+        learner = kind(config, (*LABELS, Label.RC)).eval()
+        with torch.inference_mode():
+            assert learner(image(), torch.ones(2, 4, dtype=torch.bool)).shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (mmformer.Config, {"crop": (120, 128, 128)}),
+        (mmformer.Config, {"token_width": 100}),
+        (rfnet.Config, {"width": 6}),
+    ],
+)
+def test_a_config_that_cannot_be_built_names_its_field(config, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        config(**changes)
