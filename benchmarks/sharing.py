@@ -1,0 +1,92 @@
+"""Times 15-subset inference of one phantom: encoded once and fused 15 times, against 15 forward passes.
+
+    python benchmarks/sharing.py mmformer/brats2020 [--windows 4] [--fp32]
+
+Every window of the phantom's brain at the recipe's patch and half overlap; at each, the contestants run in turns, their
+order rotating. Weights are as initialised: time does not depend on them. What came of it: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+import torch
+from monai.data.utils import dense_patch_slices
+from torch import Tensor
+
+from glimpseg import methods
+from glimpseg.data.phantom import generate
+from glimpseg.data.phantom_archive import as_study
+from glimpseg.data.preprocess import prepare
+from glimpseg.method import Segmenter, resolved_precision
+from glimpseg.modality import ALL, SUBSETS, as_mask
+
+MASKS = [as_mask(subset)[None] for subset in SUBSETS]
+EVERYTHING = as_mask(ALL)[None]
+
+
+def main() -> None:
+    """Prints seconds, ratios and the largest difference. Raises: SystemExit if the results are not the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--windows", type=int, help="only the first so many")
+    parser.add_argument("--fp32", action="store_true", help="else bf16 where the processor has it")
+    parser.add_argument("--seed", type=int, default=4, help="of the phantom")
+    wanted = parser.parse_args()
+    recipe = methods.find_recipe(wanted.recipe)
+    torch.manual_seed(0)
+    network = methods.build(recipe).eval()
+    image = torch.from_numpy(prepare(as_study(generate(wanted.seed)), recipe.data.preprocess).image)[None]
+    patch = recipe.data.sampling.patch
+    places = dense_patch_slices(image.shape[2:], patch, [side // 2 for side in patch])[: wanted.windows]
+    contestants: dict[str, Callable[[Segmenter, Tensor], list[Tensor]]] = {
+        "shared": shared,
+        "forwards": forwards,
+        "released": released,
+    }
+    names, seconds, largest = list(contestants), dict.fromkeys(contestants, 0.0), 0.0
+    precision = "fp32" if wanted.fp32 else resolved_precision("auto", torch.device("cpu"))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        contestants["shared"](network, image[:, :, *places[0]])  # warm-up
+        for number, place in enumerate(places):
+            found = {}
+            for name in names[number % 3 :] + names[: number % 3]:
+                begun = time.perf_counter()
+                found[name] = contestants[name](network, image[:, :, *place])
+                seconds[name] += time.perf_counter() - begun
+            for one, *others in zip(*(found[name] for name in names), strict=True):
+                largest = max(largest, *(float((one - other).abs().max()) for other in others))
+    print(
+        f"{wanted.recipe}, {precision}, {torch.get_num_threads()} threads, {len(places)} windows of {patch}, "
+        f"brain box {tuple(image.shape[2:])}"
+    )
+    for name, taken in seconds.items():
+        print(f"{name:10} {taken:8.1f} s   {taken / seconds['shared']:.2f} x")
+    print(f"largest difference of a probability: {largest:g}")
+    if largest:
+        raise SystemExit("The results differ.")
+
+
+def shared(network: Segmenter, window: Tensor) -> list[Tensor]:
+    """Encoded once."""
+    features = network.encode(window, EVERYTHING)
+    return [network.fuse(features, mask) for mask in MASKS]
+
+
+def forwards(network: Segmenter, window: Tensor) -> list[Tensor]:
+    """A forward pass for each subset, which skips the encoders of absent sequences."""
+    return [network(window, mask) for mask in MASKS]
+
+
+def released(network: Segmenter, window: Tensor) -> list[Tensor]:
+    """As the authors' code: every encoder in every pass."""
+    return [network.fuse(network.encode(window, EVERYTHING), mask) for mask in MASKS]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Counts parameters and operations of a method: inference, training outputs, and all 15 subsets shared or not.
+
+    python scripts/cost.py rfnet --sides 80 96 128
+
+Two operations for a multiply-add, in convolutions, linear layers and products of matrices; nothing is computed (fake
+tensors), and bilinear or elementwise work is not counted. The authors' configuration, and ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from glimpseg.modality import SUBSETS
+from glimpseg.region import Label
+
+LABELS = (Label.NCR, Label.ED, Label.ET)
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", help="one whose module has OFFICIAL and Config")
+    parser.add_argument("--sides", type=int, nargs="+", default=[80, 96, 128])
+    with FakeTensorMode():
+        report(parser.parse_args())
+
+
+def report(wanted: argparse.Namespace) -> None:
+    """Prints the table."""
+    module = importlib.import_module(f"glimpseg.methods.{wanted.method}")
+    for name, config in (("authors' configuration", module.OFFICIAL), ("ours", module.Config())):
+        network = module.METHOD(config, LABELS)  # in training mode, in which every encoder runs
+        print(f"{wanted.method}, {name}: {sum(p.numel() for p in network.parameters()):,} parameters")
+        for part, child in network.named_children():
+            print(f"  {part:10} {sum(p.numel() for p in child.parameters()):>12,}")
+        print("  side  inference  training  15 forwards  15 released  15 shared  GFLOP")
+        for side in wanted.sides:
+            print(f"  {side:4}  " + "  ".join(f"{value:9.1f}" for value in counted(network, side)))
+
+
+def counted(network: torch.nn.Module, side: int) -> list[float]:
+    """GFLOP of one window: inference with all modalities, training outputs; then 15 subsets: as 15 forwards (absent
+    encoders skipped), as the released code (all encoders each time), and encoded once."""
+    image = torch.empty(1, 4, side, side, side)
+    everything = torch.ones(1, 4, dtype=torch.bool)
+    encoding = gflop(lambda: network.encode(image, everything))
+    features = network.encode(image, everything)
+    fusing = gflop(lambda: network.fuse(features, everything))
+    training = gflop(lambda: network.maps(image, everything, everything))
+    n, passes = len(SUBSETS), sum(map(len, SUBSETS)) / 4  # each modality costs a quarter of the encoding
+    return [encoding + fusing, training, passes * encoding + n * fusing, n * (encoding + fusing), encoding + n * fusing]
+
+
+def gflop(work: Callable[[], object]) -> float:
+    """Of one call."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
+
+
+if __name__ == "__main__":
+    main()
