@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from glimpseg.losses import one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
+from glimpseg.losses import Maps, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
 from glimpseg.method import Progress
 from glimpseg.methods import mmformer, rfnet
 from glimpseg.modality import SUBSETS, Modality, as_mask
@@ -76,7 +76,7 @@ def test_single_terms_are_those_of_the_samples_that_have_the_modality():
     fused = singles[:, 0]
     target = one_hot(torch.randint(0, 4, (3, 5, 5, 5)), LABELS)
     available = torch.tensor([[True, True, False, True], [True, False, False, True], [True, True, False, False]])
-    terms = region_fusion_terms(fused, singles, [], target, available)
+    terms = region_fusion_terms(Maps(fused, singles, []), target, available)
     ce, dice = torch.zeros(()), torch.zeros(())
     for m in (0, 1, 3):
         rows = available[:, m]
@@ -104,7 +104,7 @@ def test_a_sample_that_lacks_a_sequence_sends_no_gradient_through_it():
     singles = torch.rand(2, 4, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     available = torch.tensor([[True, False, True, True], [False, True, True, False]])
     target = one_hot(torch.zeros(2, 3, 3, 3, dtype=torch.long), LABELS)
-    terms = region_fusion_terms(singles[:, 0].detach(), singles, [], target, available)
+    terms = region_fusion_terms(Maps(singles[:, 0].detach(), singles, []), target, available)
     (terms["sep/ce"] + terms["sep/dice"]).backward()
     assert torch.equal(singles.grad.flatten(2).any(2), available)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,19 +58,26 @@ def weighted_cross_entropy(
     return -(weight * target * probabilities.clamp(0.005, 1).log()).sum((1, 2, 3, 4)) / voxels
 
 
+class Maps(NamedTuple):
+    """What RFNet and mmFormer supervise: probabilities at full resolution."""
+
+    fused: Float[Tensor, "b k x y z"]
+    singles: Float[Tensor, "b m k x y z"]
+    """From each modality by itself."""
+    deep: Sequence[Float[Tensor, "b k x y z"]]
+    """From coarser levels, finest first."""
+
+
 def region_fusion_terms(
-    fused: Float[Tensor, "b k x y z"],
-    singles: Float[Tensor, "b m k x y z"],
-    deep: Sequence[Float[Tensor, "b k x y z"]],
-    target: Float[Tensor, "b k x y z"],
-    available: Bool[Tensor, "b m"],
+    maps: Maps, target: Float[Tensor, "b k x y z"], available: Bool[Tensor, "b m"]
 ) -> dict[str, Float[Tensor, ""]]:
     """The objective of RFNet and mmFormer: cross-entropy and Dice of the fused output, of each modality by itself
-    and of the deep maps, all with weight 1, all at full resolution.
+    and of the deep maps, all with weight 1, all against the full-resolution target.
 
-    A modality that a sample lacks is left out of the terms of single modalities; with all available they are the
-    authors'.
+    `available` is in the order of `maps.singles`. A modality that a sample lacks is left out of the terms of single
+    modalities; with all available they are the authors'.
     """
+    fused, singles, deep = maps
     terms = {"fuse/ce": weighted_cross_entropy(fused, target).mean(), "fuse/dice": _dice(fused, target)}
     terms |= {"sep/ce": fused.new_zeros(()), "sep/dice": fused.new_zeros(())}
     for single, has in zip(singles.unbind(1), available.unbind(1), strict=True):

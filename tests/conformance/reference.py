@@ -72,7 +72,7 @@ def differences(name, stored):
         found[f"train_sep{m}"] = _largest(maps.singles[:, m], stored, f"train_sep{m}")
         found[f"train_prm{m}"] = _largest(maps.deep[m], stored, f"train_prm{m}")
     target = one_hot(torch.from_numpy(stored["train_label"]).long(), network.labels)
-    terms = region_fusion_terms(*maps, target, everything)
+    terms = region_fusion_terms(maps, target, everything)
     terms["total"] = sum(terms.values())
     for key, value in zip(stored["train_loss_names"].tolist(), stored["train_losses"].tolist(), strict=True):
         found[f"loss {key}"] = abs(float(terms[key].detach()) - value) / value

@@ -42,10 +42,10 @@ from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
-from glimpseg.losses import one_hot, region_fusion_terms
+from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.modality import Modality
-from glimpseg.nets.pyramid import SingleDecoder, Stage, UpBlock, drop_biases, encoded, initialise, present, upsampled
+from glimpseg.nets.pyramid import Encoder, SingleDecoder, UpBlock, drop_biases, encoded, initialise, present, upsampled
 from glimpseg.recipe import Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
@@ -126,23 +126,6 @@ class PreNorm(nn.Sequential):
         self.norm = nn.InstanceNorm3d(inputs)
         self.activation = nn.LeakyReLU(0.2)
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, padding_mode=padding_mode)
-
-
-class Encoder(nn.Module):
-    """One modality's features at every level."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        first = nn.Conv3d(1, widths[0], 3, padding=1, padding_mode="reflect")
-        entries = [first, *(PreNorm(a, b, 3, stride=2) for a, b in pairwise(widths))]
-        self.stages = nn.ModuleList(Stage(entry, width, PreNorm) for entry, width in zip(entries, widths, strict=True))
-
-    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b ..."]]:
-        """Finest first."""
-        features: list[Tensor] = []
-        for stage in self.stages:
-            features.append(stage(features[-1] if features else x))
-        return features
 
 
 class Layer(nn.Module):
@@ -252,16 +235,6 @@ class Features(NamedTuple):
     """From the transformers within each modality."""
 
 
-class Maps(NamedTuple):
-    """What is supervised; probabilities at full resolution."""
-
-    fused: Float[Tensor, "b k x y z"]
-    singles: Float[Tensor, "b m k x y z"]
-    """From each modality by itself, in `ORDER`."""
-    deep: list[Float[Tensor, "b k ..."]]
-    """From the deeper levels, finest first."""
-
-
 class MMFormer(Segmenter):
     """Tokens of all modalities look at each other; a convolutional decoder does the rest."""
 
@@ -269,7 +242,13 @@ class MMFormer(Segmenter):
         super().__init__(labels)
         self.config = config
         widths, classes = config.widths, len(labels) + 1
-        self.encoders = nn.ModuleDict({modality.key: Encoder(widths) for modality in ORDER})
+        self.encoders = nn.ModuleDict(
+            {
+                # Nothing precedes the first convolution: the image is normalised as it comes.
+                modality.key: Encoder(nn.Conv3d(1, widths[0], 3, padding=1, padding_mode="reflect"), widths, PreNorm)
+                for modality in ORDER
+            }
+        )
         self.tokens = nn.ModuleDict({modality.key: Tokens(config) for modality in ORDER})
         self.inter = Transformer(config)
         self.untoken = nn.Conv3d(len(ORDER) * config.token_width, len(ORDER) * widths[-1], 1)
@@ -343,7 +322,7 @@ class MMFormer(Segmenter):
         """Cross-entropy and Dice of the fused, the single and the deep segmentations, weight 1 each. Eq. (10)."""
         assert batch.target is not None, "supervised training needs a reference for every crop"
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
-        return region_fusion_terms(*maps, one_hot(batch.target, self.labels), batch.available[:, CHANNELS])
+        return region_fusion_terms(maps, one_hot(batch.target, self.labels), batch.available[:, CHANNELS])
 
     def _joint(self, features: Features, available: Bool[Tensor, "b m"]) -> tuple[Tensor, list[Tensor]]:
         deepest = self.between(features.tokens, available, features.levels[-1].shape[3:])

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import einsum
@@ -35,10 +35,10 @@ from glimpseg.data.augment import Augment
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.losses import one_hot, region_fusion_terms
+from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.modality import Modality
-from glimpseg.nets.pyramid import SingleDecoder, Stage, UpBlock, drop_biases, encoded, initialise, present, upsampled
+from glimpseg.nets.pyramid import Encoder, SingleDecoder, UpBlock, drop_biases, encoded, initialise, present, upsampled
 from glimpseg.recipe import Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
@@ -90,24 +90,6 @@ class PostNorm(nn.Sequential):
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="reflect")
         self.norm = nn.InstanceNorm3d(outputs)
         self.activation = nn.LeakyReLU(0.2)
-
-
-class Encoder(nn.Module):
-    """One modality's features at every level."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(
-            Stage(PostNorm(inputs, width, 3, stride=1 if inputs == 1 else 2), width, PostNorm)
-            for inputs, width in zip([1, *widths[:-1]], widths, strict=True)
-        )
-
-    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b ..."]]:
-        """Finest first."""
-        features: list[Tensor] = []
-        for stage in self.stages:
-            features.append(stage(features[-1] if features else x))
-        return features
 
 
 class CoarseMap(nn.Module):
@@ -211,16 +193,6 @@ class JointDecoder(nn.Module):
         return self.segment(x).float().softmax(1), maps
 
 
-class Maps(NamedTuple):
-    """What is supervised; probabilities at full resolution."""
-
-    fused: Float[Tensor, "b k x y z"]
-    singles: Float[Tensor, "b m k x y z"]
-    """From each modality by itself, in `ORDER`."""
-    deep: list[Float[Tensor, "b k ..."]]
-    """The coarse maps, finest first."""
-
-
 class RFNet(Segmenter):
     """Region-aware fusion over the features that there are."""
 
@@ -228,7 +200,9 @@ class RFNet(Segmenter):
         super().__init__(labels)
         self.config = config
         classes = len(labels) + 1
-        self.encoders = nn.ModuleDict({modality.key: Encoder(config.widths) for modality in ORDER})
+        self.encoders = nn.ModuleDict(
+            {modality.key: Encoder(PostNorm(1, config.width, 3), config.widths, PostNorm) for modality in ORDER}
+        )
         self.joint = JointDecoder(config, classes)
         self.single = SingleDecoder(config.widths, classes, PostNorm)
         initialise(self, (nn.Conv3d, nn.Linear))
@@ -279,7 +253,7 @@ class RFNet(Segmenter):
         assert batch.target is not None, "supervised training needs a reference for every crop"
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
         target = one_hot(batch.target, self.labels)
-        terms = region_fusion_terms(*maps, target, batch.available[:, CHANNELS])
+        terms = region_fusion_terms(maps, target, batch.available[:, CHANNELS])
         begun = float(progress.step >= self.config.fuse_from)  # times 0, not left out: the decay goes on
         return {name: begun * term if name.startswith("fuse/") else term for name, term in terms.items()}
 

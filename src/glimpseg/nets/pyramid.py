@@ -1,6 +1,6 @@
 """Encoder and decoder over a pyramid of resolutions, as RFNet and mmFormer both wire them; the block is theirs.
 
-A block is made by `block(inputs, outputs, kernel)` and may normalise before or after its convolution.
+A block is made by `block(inputs, outputs, kernel, stride=1)` and may normalise before or after its convolution.
 """
 
 from __future__ import annotations
@@ -69,6 +69,22 @@ class Stage(nn.Module):
         """y + r(r(y)); nothing after the sum."""
         y = self.entry(x)
         return y + self.residual(y)
+
+
+class Encoder(nn.Module):
+    """The features of one modality at every level; all but the first stage halve the resolution."""
+
+    def __init__(self, first: nn.Module, widths: Sequence[int], block: Block) -> None:
+        super().__init__()
+        entries = [first, *(block(above, width, 3, stride=2) for above, width in pairwise(widths))]
+        self.stages = nn.ModuleList(Stage(entry, width, block) for entry, width in zip(entries, widths, strict=True))
+
+    def forward(self, x: Float[Tensor, "b 1 x y z"]) -> list[Float[Tensor, "b ..."]]:
+        """Finest first."""
+        features: list[Tensor] = []
+        for stage in self.stages:
+            features.append(stage(features[-1] if features else x))
+        return features
 
 
 class UpBlock(nn.Module):
