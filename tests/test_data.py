@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from conftest import AFFINE, WORDS, head, write_head
-from glimpseg.data import augment, loader
+from glimpseg.data import augment, loader, preprocess
 from glimpseg.data.augment import Augment
 from glimpseg.data.cache import CachedCase, cache_key, cached, in_memory
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Archive, Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
+from glimpseg.data.rfnet import prepare_rfnet
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.study import Study
@@ -105,6 +106,19 @@ def test_a_shifted_background_is_what_zero_became_and_absent_channels_stay_zero(
         else:
             assert not values.any()
     assert plain.image.shape == made.image.shape
+
+
+def test_rfnets_intensities_from_present_sequences_are_theirs_where_all_share_a_brain():
+    """Inside the joint crop; it alone, and so what lies outside, needs all four."""
+    settings = dataclasses.replace(preprocess.RFNET, spacing_mm=3.0)
+    whole, theirs = prepare(study(), settings), prepare_rfnet(study(), settings)
+    place = np.round(np.linalg.inv(whole.grid.affine) @ theirs.grid.affine @ [0, 0, 0, 1]).astype(int)[:3]
+    low = np.maximum(place, 0)
+    high = np.minimum(place + theirs.image.shape[1:], whole.image.shape[1:])
+    ours = whole.image[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    low, high = low - place, high - place
+    assert ours.size > 0.8 * whole.image.size
+    assert np.allclose(ours, theirs.image[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]], atol=1e-4)
 
 
 def test_scanner_units_do_not_matter():

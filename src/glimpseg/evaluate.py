@@ -97,7 +97,7 @@ def evaluate(
         raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
     plan = json.loads(json.dumps(_plan(model, protocol, scored, subsets, metrics, split)))  # as it will be read back
     _open(folder, plan, resume=resume, overwrite=overwrite)
-    if protocol_named(protocol).caution:
+    if protocol_named(protocol).caution and model.recipe.data.preprocess.background == "zero":
         log.warning("%s", protocol_named(protocol).caution)
     with only_one(folder):
         write_json(folder / RECORD, {**plan, "finished": False})
