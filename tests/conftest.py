@@ -37,17 +37,24 @@ torch.set_num_threads(2)
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
-SMALL = {
-    "config.width": 8,
-    "config.blocks": [1, 1, 1],
-    "config.heads": 2,
-    "data.sampling.patch": [16, 16, 16],
-    "optim.steps": 12,
-    "optim.save_every": 2,
-    "optim.log_every": 2,
-    "optim.precision": "fp32",
+NETWORKS = {
+    "unet": {"width": 8, "blocks": [1, 1, 1], "heads": 2},
+    "rfnet": {"width": 4, "levels": 3, "coarse_width": 4, "gate_width": 8},
+    "mmformer": {"width": 4, "levels": 3, "token_width": 16, "heads": 2, "mlp_width": 32, "crop": [16, 16, 16]},
 }
-"""Changes that make the phantom recipe a matter of seconds."""
+"""Configs of a second's work."""
+
+
+def small(method="unet"):
+    """Changes that make a phantom recipe a matter of seconds."""
+    return {
+        **{f"config.{field}": value for field, value in NETWORKS[method].items()},
+        "data.sampling.patch": [16, 16, 16],
+        "optim.steps": 12,
+        "optim.save_every": 2,
+        "optim.log_every": 2,
+        "optim.precision": "fp32",
+    }
 
 
 ORIENTATIONS = [
@@ -56,8 +63,9 @@ ORIENTATIONS = [
 """The 48 orders in which a file can store its axes."""
 
 
-def small_recipe(**changes):
-    return methods.find_recipe("unet/phantom", {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+def small_recipe(method="unet", **changes):
+    changed = {path.replace("__", "."): value for path, value in changes.items()}
+    return methods.find_recipe(f"{method}/phantom", {**small(method), **changed})
 
 
 def head(seed=0, shape=(40, 48, 36)):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conftest import NETWORKS
 from glimpseg.losses import Maps, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
 from glimpseg.method import Progress
 from glimpseg.methods import mmformer, rfnet
@@ -14,11 +15,8 @@ from glimpseg.study import Batch
 
 LABELS = (Label.NCR, Label.ED, Label.ET)
 SMALL = {
-    "rfnet": (rfnet.RFNet, rfnet.Config(width=4, levels=3, gate_width=8, coarse_width=4)),
-    "mmformer": (
-        mmformer.MMFormer,
-        mmformer.Config(width=4, levels=3, token_width=16, heads=2, mlp_width=32, crop=(16, 16, 16), dropout=0),
-    ),
+    "rfnet": (rfnet.RFNet, rfnet.Config(**NETWORKS["rfnet"])),
+    "mmformer": (mmformer.MMFormer, mmformer.Config(**NETWORKS["mmformer"], dropout=0)),
 }
 
 

@@ -14,10 +14,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import SMALL, small_recipe, write_head
+from conftest import NETWORKS, small, small_recipe, write_head
 from glimpseg import checkpoint, methods
 from glimpseg.errors import InputError, ModelError, Preempted, TrainingError, UsageError
+from glimpseg.method import Learner
 from glimpseg.methods.unet import UNet
+from glimpseg.modality import Modality
 from glimpseg.train import train
 
 CPU = torch.device("cpu")
@@ -34,9 +36,9 @@ def undisturbed(archive, tmp_path_factory):
     return run
 
 
-def command(archive, run, *more):
-    changes = [f"--set={name}={json.dumps(value)}" for name, value in SMALL.items()]
-    return ["train", "unet/phantom", *changes, "--data", str(archive), "-o", str(run), "--device", "cpu", *more]
+def command(archive, run, *more, method="unet"):
+    changes = [f"--set={name}={json.dumps(value)}" for name, value in small(method).items()]
+    return ["train", f"{method}/phantom", *changes, "--data", str(archive), "-o", str(run), "--device", "cpu", *more]
 
 
 def glimpseg(*arguments, **options):
@@ -82,21 +84,22 @@ def test_another_seed_is_another_run(archive, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_that_failed_midway_resumes_to_the_same_weights(archive, tmp_path, monkeypatch, precision):
-    recipe = small_recipe(optim__precision=precision)
+@pytest.mark.parametrize("method", NETWORKS)
+def test_a_run_that_failed_midway_resumes_to_the_same_weights(archive, tmp_path, monkeypatch, method, precision):
+    recipe = small_recipe(method, optim__precision=precision)
     train(recipe, tmp_path / "whole", data=archive, device=CPU)
     steps = iter(range(100))
-    honest = UNet.after_step
+    honest = Learner.after_step
 
     def break_down(self, progress):
         if next(steps) == 6:
             raise KeyboardInterrupt
         honest(self, progress)
 
-    monkeypatch.setattr(UNet, "after_step", break_down)
+    monkeypatch.setattr(Learner, "after_step", break_down)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "broken", data=archive, device=CPU)
-    monkeypatch.setattr(UNet, "after_step", honest)
+    monkeypatch.setattr(Learner, "after_step", honest)
     train(recipe, tmp_path / "broken", data=archive, device=CPU, resume=True)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
@@ -148,16 +151,23 @@ def test_sigterm_saves_and_exits_with_75(archive, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_compute_what_one_does_that_accumulates(archive, tmp_path):
+@pytest.mark.parametrize("method", NETWORKS)
+def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
+    """Also where each sees another sequence, and none all of them."""
+    archive = tmp_path / "archive"
+    write_head(archive, "S0", 0, (Modality.T1C,))
+    write_head(archive, "S1", 1, (Modality.T2, Modality.FLAIR))
     code = "import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()"
     script = tmp_path / "go.py"
     script.write_text(code)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, str(script), *command(archive, alone, "--set=optim.accumulate=2")]
+    one = [sys.executable, str(script), *command(archive, alone, "--set=optim.accumulate=2", method=method)]
     subprocess.run(one, check=True, capture_output=True, env=environment)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*torchrun, *command(archive, shared)], check=True, capture_output=True, env=environment)
+    subprocess.run(
+        [*torchrun, *command(archive, shared, method=method)], check=True, capture_output=True, env=environment
+    )
     first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (alone, shared))
     assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in first)
 
@@ -202,7 +212,7 @@ def test_a_loss_that_is_nan_stops_with_its_name_and_its_batch(archive, tmp_path,
         terms = honest(self, batch, progress)
         return terms | ({"cross_entropy": terms["cross_entropy"] * torch.nan} if progress.step == 5 else {})
 
-    monkeypatch.setattr(UNet, "losses", poisoned)
+    monkeypatch.setattr(Learner, "losses", poisoned)
     with pytest.raises(TrainingError, match="'cross_entropy' is nan at step 5"):
         train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
     saved = load_file(tmp_path / "run" / "failed" / "step-00000005.safetensors")
@@ -218,12 +228,11 @@ def test_a_study_that_cannot_be_read_is_named(tmp_path):
         train(small_recipe(), tmp_path / "run", data=tmp_path / "data", device=CPU)
 
 
-def test_studies_that_lack_sequences_train_too(tmp_path):
-    from glimpseg.modality import Modality
-
+@pytest.mark.parametrize("method", NETWORKS)
+def test_studies_that_lack_sequences_train_too(tmp_path, method):
     write_head(tmp_path / "data", "S0", 0, (Modality.T1C,))
     write_head(tmp_path / "data", "S1", 1, (Modality.T2, Modality.FLAIR))
-    train(small_recipe(optim__steps=2), tmp_path / "run", data=tmp_path / "data", device=CPU)
+    train(small_recipe(method, optim__steps=2), tmp_path / "run", data=tmp_path / "data", device=CPU)
     assert checkpoint.load(tmp_path / "run").provenance["data"]["available"] == {"t1c": 1, "t2+flair": 1}
 
 
