@@ -49,6 +49,18 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, archive, tmp_path):
+    recipe = small_recipe()
+    torch.manual_seed(5)
+    imported = {"imported": {"file": "model_last.pth", "sha256": "00" * 32}}
+    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
+    studies = find_studies(archive)
+    evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    compare([runs[0], tmp_path / "e"], tmp_path / "c", metrics=METRICS)
+    for page in (write_report(tmp_path / "e"), write_comparison(tmp_path / "c")):
+        assert "weights imported from model_last.pth" in page.read_text("utf-8")
+
+
 # Numbers
 
 

@@ -258,7 +258,7 @@ def _run_record(run: Evaluation, first: Evaluation, common: Sequence[str]) -> di
         "method": run.record["recipe"]["method"],
         "seed": run.record["recipe"]["seed"],
         "changes": {name: values for name in names if (values := [r.get(name) for r in recipes])[0] != values[1]},
-        "steps": model.get("steps"),
+        "trained": run.trained,
         "commit": model.get("commit"),
         "split": run.record["split"],
         "data": run.record["data"],

@@ -33,7 +33,17 @@ class Evaluation:
     @property
     def title(self) -> str:
         """Method and seed, as a heading has them."""
-        return f"{self.record['recipe']['method']}, seed {self.record['recipe']['seed']}"
+        recipe = self.record["recipe"]
+        origin = "imported weights" if "imported" in self.record["model"] else f"seed {recipe['seed']}"
+        return f"{recipe['method']}, {origin}"
+
+    @property
+    def trained(self) -> str:
+        """How the model came to be, in words."""
+        model = self.record["model"]
+        if "imported" in model:
+            return f"weights imported from {model['imported']['file']}"
+        return f"seed {self.record['recipe']['seed']}, {model.get('steps', 'unknown')} steps"
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:

@@ -121,7 +121,7 @@ def mean_table(compared: Compared, metric: str) -> Table:
     regions = compared.regions(metric)
     rows = []
     for letter, run in compared.record["runs"].items():
-        cells = [Cell(letter), Cell(f"{run['model']}, seed {run['seed']}")]
+        cells = [Cell(letter), Cell(f"{run['model']}, {run['trained']}")]
         for region in regions:
             entry = next(
                 (c for c in compared.lines if _is_mean(c, metric, region) and letter in (c["a"], c["b"])), None
@@ -259,7 +259,7 @@ def _p(entry: Mapping[str, str]) -> str:
 
 def _names(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Method and seed, or the models' own names where those are equal."""
-    known = [(f"{run['method']} (seed {run['seed']})", run["model"]) for run in runs]
+    known = [(f"{run['method']} ({run['trained']})", run["model"]) for run in runs]
     equal = len({name for name, _ in known}) < len(known)
     return [model if equal else name for name, model in known]
 
