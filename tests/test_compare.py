@@ -61,6 +61,19 @@ def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, arch
         assert "weights imported from model_last.pth" in page.read_text("utf-8")
 
 
+def test_of_two_methods_only_what_both_have_is_said_to_differ(runs, archive, tmp_path):
+    recipe = small_recipe("rfnet", seed=3)
+    torch.manual_seed(5)
+    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    studies = find_studies(archive)
+    evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS[:1], metrics=["dice"])
+    compare([*runs, tmp_path / "e"], tmp_path / "c", metrics=["dice"])
+    changes = json.loads((tmp_path / "c" / "comparison.json").read_text())["runs"]["C"]["changes"]
+    assert {"method", "seed"} <= set(changes)
+    assert not any(name.startswith("config.") for name in changes)
+    assert "against 2 others</h1>" in write_comparison(tmp_path / "c").read_text("utf-8")
+
+
 # Numbers
 
 

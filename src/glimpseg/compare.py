@@ -251,7 +251,9 @@ def _adjusted(lines: Sequence[Comparison]) -> list[Comparison]:
 def _run_record(run: Evaluation, first: Evaluation, common: Sequence[str]) -> dict[str, Any]:
     model = run.record["model"]
     recipes = [_fields(of.record["recipe"]) for of in (first, run)]
-    names = dict.fromkeys([*recipes[0], *recipes[1]])
+    # Two methods' configs have little in common: there, naming the method says it all.
+    same = recipes[0]["method"] == recipes[1]["method"]
+    names = [name for name in {**recipes[0], **recipes[1]} if same or not name.startswith("config.")]
     return {
         "folder": str(run.folder.resolve()),
         "model": model["name"],

@@ -94,7 +94,7 @@ def write_comparison(folder: str | Path, path: str | Path | None = None) -> Path
     protocols = [protocol_table(compared, dataset)] if dataset else []
     page = render(
         "comparison.html.j2",
-        title=" against ".join(_names(record["runs"].values())),
+        title=_title(_names(record["runs"].values())),
         record=record,
         overview=overview,
         differences=differences,
@@ -262,6 +262,11 @@ def _names(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     known = [(f"{run['method']} ({run['trained']})", run["model"]) for run in runs]
     equal = len({name for name, _ in known}) < len(known)
     return [model if equal else name for name, model in known]
+
+
+def _title(names: Sequence[str]) -> str:
+    first, *others = names
+    return f"{first} against {others[0] if len(others) == 1 else f'{len(others)} others'}"
 
 
 def _colour(entry: Mapping[str, str]) -> str:
