@@ -181,26 +181,45 @@ def test_equations_of_the_page_name_functions_of_the_code(recipe):
         assert set(names) <= defined, f"equation {row[1].strip()} names {set(names) - defined}"
 
 
+def own_functions(tree):
+    """Functions of a method's file by qualified name: `RegionFusion.forward`."""
+    for node in tree.body:
+        for part in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(part, ast.FunctionDef):
+                yield (f"{node.name}.{part.name}" if isinstance(node, ast.ClassDef) else part.name), part
+
+
 def test_equations_of_the_code_are_those_of_the_page(recipe):
     """Both ways, for the functions of the method's own file; shared ones serve several pages."""
     page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
-    rows = re.findall(r"^\|\s*\((\d+)\)\s*\|.*\|\s*`(?:[\w.]*\.)?(\w+)`\s*\|[^|]*\|$", page, re.MULTILINE)
-    tree = ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    rows = re.findall(r"^\|\s*\((\d+)\)\s*\|.*\|\s*`([\w.]+)`\s*\|[^|]*\|$", page, re.MULTILINE)
+    functions = dict(own_functions(ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8"))))
     claimed = {
-        (number, node.name)
-        for node in functions
+        (number, name)
+        for name, node in functions.items()
         for number in re.findall(r"Eq\. \((\d+)\)", ast.get_docstring(node) or "")
     }
-    own = {node.name for node in functions}
+    stated = set()
+    for number, name in rows:
+        meant = [own for own in functions if own == name or own.endswith(f".{name}")]
+        assert len(meant) < 2, f"equation {number} may mean {meant}: name the class"
+        stated |= {(number, own) for own in meant}
     assert claimed
-    assert claimed == {(number, name) for number, name in rows if name in own}
+    assert claimed == stated
 
 
-def test_departures_stand_in_the_docstring_and_on_the_page(recipe):
+def departures(text):
+    """What sources say, by row of the table."""
+    rows = [line.split("|")[1:-1] for line in text.split("Departures")[1].split("\n## ")[0].splitlines() if "|" in line]
+    return [tuple(re.sub(r"[$`\\{}]", "", cell).strip() for cell in row[:3]) for row in rows[2:]]
+
+
+def test_departures_stand_in_the_docstring_as_on_the_page(recipe):
+    """The page may add why."""
     source = ast.get_docstring(ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8")))
-    assert "Departures" in source
-    assert "Departures" in (DOCS / f"{recipe.method}.md").read_text("utf-8")
+    there, here = departures((DOCS / f"{recipe.method}.md").read_text("utf-8")), departures(source)
+    assert here
+    assert here == there
 
 
 def test_summaries_are_read_without_importing():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ def authors(request, tmp_path_factory):
     stored = dict(np.load(reference.HERE / f"{request.param}.npz"))
     weights = reference.authors_weights(stored)
     path = tmp_path_factory.mktemp("authors") / "model_last.pth"
+    rate = round(2e-4 * np.power(1 - np.float32(299) / np.float32(300), 0.9), 8)  # as their schedule leaves it
+    assert isinstance(rate, np.floating)
     tree = {
         "epoch": 299,
         "state_dict": {f"module.{name}": value for name, value in weights.items()},
-        "optim_dict": {"state": {}, "param_groups": [{"lr": 2e-4, "params": [0]}]},
+        "optim_dict": {"state": {}, "param_groups": [{"lr": rate, "params": [0]}]},
     }
     torch.save(tree, path)
     return request.param, stored, weights, path
@@ -53,6 +56,27 @@ def test_a_bare_state_dict_in_safetensors_will_do(authors, tmp_path):
     assert checkpoint.load(tmp_path / "m").recipe.method == method
 
 
+def test_numbers_as_numpy_1_wrote_them_are_read(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "lr": np.float64(0.5)}, tmp_path / "new.pth")
+    # Both names are pickled with their length before them; a zip of stored files holds them as they are.
+    old, new = b"cnumpy.core.multiarray\nscalar", b"cnumpy._core.multiarray\nscalar"
+    with zipfile.ZipFile(tmp_path / "new.pth") as source, zipfile.ZipFile(tmp_path / "old.pth", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                assert new in content
+                content = content.replace(new, old)
+            target.writestr(name.replace("new/", "old/"), content)
+    assert torch.equal(models.read_weights(tmp_path / "old.pth")["a"], torch.ones(2))
+
+
+def test_imported_weights_are_used_as_they_were_trained_in_fp32_and_whole_windows(authors, tmp_path):
+    method, _, _, path = authors
+    model = checkpoint.load(models.import_model(method, path, tmp_path / "m"))
+    assert model.precision == "fp32"
+    assert model.network.fixed_windows is (method == "mmformer")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(method, tmp_path):
     class Trap:
@@ -62,9 +86,10 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(method, t
     with (tmp_path / "trap.pth").open("wb") as file:
         pickle.dump({"state_dict": Trap()}, file)
     torch.save({"state_dict": Trap()}, tmp_path / "zipped.pth")
-    for name in ("trap.pth", "zipped.pth"):
-        with pytest.raises(ModelError, match="Nothing in it was run"):
-            models.import_model(method, tmp_path / name, tmp_path / "m")
+    with pytest.raises(ModelError, match="Nothing in it was run"):
+        models.import_model(method, tmp_path / "trap.pth", tmp_path / "m")
+    with pytest.raises(ModelError, match=r"it asks for \w+\.mkdir\)"):
+        models.import_model(method, tmp_path / "zipped.pth", tmp_path / "m")
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "m").exists()
 
@@ -76,6 +101,8 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(method, t
         (lambda weights: weights.update(surplus=torch.zeros(1)), "1 are unknown"),
         (lambda weights: weights.update({"decoder_sep.seg_layer.bias": torch.zeros(5)}), "other classes"),
         (lambda weights: weights["decoder_sep.seg_layer.bias"].fill_(torch.nan), "not finite"),
+        (lambda weights: weights.update({"decoder_sep.seg_layer.bias": torch.zeros(4).int()}), "floating-point"),
+        (lambda weights: weights.update({"module.decoder_sep.seg_layer.bias": torch.zeros(4)}), "twice"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(change, message):

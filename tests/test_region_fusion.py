@@ -123,10 +123,22 @@ def test_encoders_of_absent_sequences_are_not_run_outside_training(name):
 # The mends
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_the_biases_that_are_left_out_were_without_effect(name):
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [
+        ("rfnet", {}),
+        *(
+            ("mmformer", {"layout": layout, "absent_tokens": tokens})
+            for layout in ("aligned", "released")
+            for tokens in ("left_out", "kept")
+        ),
+    ],
+)
+def test_the_biases_that_are_left_out_were_without_effect(name, switches):
     """The same weights with and without them: the norms behind them cancel them."""
-    official, mended = network(name, null_biases=True).eval(), network(name).eval()
+    official, mended = network(name, null_biases=True, **switches).eval(), network(name, **switches).eval()
+    for p in official.parameters():
+        p.data += 0.3 * torch.randn(p.shape) if p.dim() == 1 else 0
     weights = official.state_dict()
     missing = mended.load_state_dict(weights, strict=False)
     assert missing.unexpected_keys
@@ -224,10 +236,24 @@ def test_five_classes_work():
             assert learner(image(), torch.ones(2, 4, dtype=torch.bool)).shape[1] == 5
 
 
+def test_gates_are_computed_in_fp32_under_autocast():
+    """Shares may be tiny."""
+    learner = network("rfnet")
+    fusion = learner.joint.fuse[0]
+    features = torch.rand(1, 4, 4, 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    coarse = torch.full((1, 4, 6, 6, 6), 1e-6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        under = fusion.weights(features.bfloat16(), coarse)
+    with torch.no_grad():
+        assert torch.equal(under, fusion.weights(features.bfloat16().float(), coarse))
+    assert under.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
         (mmformer.Config, {"crop": (120, 128, 128)}),
+        (mmformer.Config, {"crop": (16, 16, 16)}),
         (mmformer.Config, {"token_width": 100}),
         (rfnet.Config, {"width": 6}),
     ],

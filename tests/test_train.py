@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from conftest import NETWORKS, small, small_recipe, write_head
 from glimpseg import checkpoint, methods
 from glimpseg.errors import InputError, ModelError, Preempted, TrainingError, UsageError
-from glimpseg.method import Learner
+from glimpseg.method import Learner, Progress
 from glimpseg.methods.unet import UNet
 from glimpseg.modality import Modality
-from glimpseg.train import train
+from glimpseg.recipe import Optim
+from glimpseg.train import _Training, train
 
 CPU = torch.device("cpu")
 
@@ -212,7 +213,7 @@ def test_a_loss_that_is_nan_stops_with_its_name_and_its_batch(archive, tmp_path,
         terms = honest(self, batch, progress)
         return terms | ({"cross_entropy": terms["cross_entropy"] * torch.nan} if progress.step == 5 else {})
 
-    monkeypatch.setattr(Learner, "losses", poisoned)
+    monkeypatch.setattr(UNet, "losses", poisoned)
     with pytest.raises(TrainingError, match="'cross_entropy' is nan at step 5"):
         train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
     saved = load_file(tmp_path / "run" / "failed" / "step-00000005.safetensors")
@@ -267,7 +268,29 @@ def test_a_crop_that_the_network_cannot_take_is_refused_before_training(archive,
         train(small_recipe(data__sampling__patch=patch), tmp_path / "run", data=archive, device=CPU)
 
 
-def test_the_released_schedule_is_coupled_decay_and_one_rate_an_epoch(archive, tmp_path):
+def test_amsgrads_decay_is_coupled_and_no_gradient_is_clipped():
+    """Coupled, decay alone makes a step of the whole learning rate, whatever its size; decoupled it would not."""
+    optim = Optim(optimizer="amsgrad", learning_rate=0.01, weight_decay=1e-3, max_norm=None, warmup=0, steps=10, ema=0)
+
+    class One(Learner):
+        def __init__(self):
+            super().__init__()
+            self.still = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
+            self.pulled = torch.nn.Parameter(torch.tensor([0.0]))
+
+        def losses(self, batch, progress):
+            return {"one": 1e4 * self.pulled.sum() + 0 * self.still.sum()}
+
+    learner = One()
+    training = _Training.of(learner, optim, CPU)
+    sum(learner.losses(None, None).values()).backward()
+    assert training.step(optim, Progress(0, 10))["gradient_norm"] == pytest.approx(1e4)
+    assert learner.still.tolist() == pytest.approx([1.99, -2.99], abs=1e-5)
+    moments = training.optimizer.state[learner.pulled]
+    assert float(moments["exp_avg"]) == pytest.approx(1e3)  # a tenth of the whole gradient
+
+
+def test_the_released_schedule_has_one_rate_an_epoch_and_keeps_its_largest_moments(archive, tmp_path):
     changes = {"optimizer": "amsgrad", "epoch": 3, "max_norm": None, "warmup": 0, "log_every": 1, "learning_rate": 2e-4}
     recipe = small_recipe(**{f"optim__{name}": value for name, value in changes.items()})
     train(recipe, tmp_path / "run", data=archive, device=CPU)

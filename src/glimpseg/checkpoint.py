@@ -61,8 +61,9 @@ class Model:
 
     @cached_property
     def precision(self) -> str:
-        """What the network computes in: bf16 where the processor has it natively, else fp32."""
-        return resolved_precision("auto", self.device)
+        """What the network computes in: fp32 if it was trained so, else bf16 where the processor has it natively."""
+        wanted = self.recipe.optim.precision
+        return resolved_precision("fp32" if wanted == "fp32" else "auto", self.device)
 
     def autocast(self) -> torch.autocast:
         """The context to run the network in."""

@@ -326,7 +326,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
 def import_model(
     source: Annotated[Path, typer.Argument(help="The authors' checkpoint (.pth, .pt or .safetensors).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model folder.")],
-    method: Annotated[str, typer.Option(help="Whose weights they are: rfnet, mmformer.")],
+    method: Annotated[str, typer.Option(help="Whose weights they are (see `glimpseg methods`).")],
     overwrite: Overwrite = False,
 ) -> None:
     """Make a model of weights that a paper's own code wrote; nothing in the file is run."""

@@ -83,6 +83,11 @@ class Segmenter(Learner):
         """Crops have to have at least this many voxels along each axis. Default: one stride."""
         return self.stride
 
+    @property
+    def fixed_windows(self) -> bool:
+        """Whether it has to be shown crops of the size it was trained on and no smaller ones. Default: no."""
+        return False
+
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Any:
         """What of `forward` does not depend on the subset: computed once for all 15. Default: nothing.
 
@@ -141,9 +146,11 @@ def take_weights(
     `names` pairs a pattern of our names with the authors'; of its groups, `m` is our key of a modality, `l` a level
     from 0, `r` a convolution of a residual, the rest is carried over. `unused` matches keys that nothing needs.
 
-    Raises: ModelError if a tensor is missing, left over, of another shape or not finite.
+    Raises: ModelError if a tensor is missing, left over, of another shape or type, or not finite.
     """
     given = {name.removeprefix("module."): value for name, value in weights.items()}
+    if len(given) < len(weights):
+        raise ModelError("The weights hold some tensors twice, with and without 'module.' before their names.")
     wanted = {own: authors_name(own, names) for own in network.state_dict()}
     missing = sorted(set(wanted.values()) - set(given))
     extra = sorted(name for name in set(given) - set(wanted.values()) if not re.match(unused, name))
@@ -162,6 +169,8 @@ def take_weights(
                 f"The authors' tensor {theirs} should be {tuple(shape)}, not {tuple(value.shape)}. "
                 f"Was this {kind} trained with other classes or another size?"
             )
+        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ModelError(f"The authors' tensor {theirs} should hold floating-point numbers, not {value.dtype}.")
         if not torch.isfinite(value).all():
             raise ModelError(f"The authors' tensor {theirs} holds values that are not finite. Copy the file again.")
         state[own] = value.reshape(shape).float()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,8 +28,8 @@ log = logging.getLogger(__name__)
 
 READING_SECONDS = 600
 """A reader that has not finished by then is stopped."""
-SPARE_BYTES = 8 << 30
-"""Address space of the reader beyond three times the file; torch itself takes most of it."""
+SPARE_BYTES = 2 << 30
+"""What the reader may take beyond three times the file, once torch is imported."""
 
 
 def import_model(method: str, source: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
@@ -46,9 +48,9 @@ def import_model(method: str, source: str | Path, output: str | Path, *, overwri
     if not source.is_file():
         raise ModelError(f"{source} is not a file. Give the checkpoint that the authors' training wrote.")
     refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
-    network = module.from_authors(read_weights(source))
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    network = module.from_authors(read_weights(source))
     record = {"imported": {"file": source.name, "sha256": digest}}
     checkpoint.save(output, network.state_dict(), module.authors_recipe(network), record)
     return output
@@ -56,7 +58,7 @@ def import_model(method: str, source: str | Path, output: str | Path, *, overwri
 
 def read_weights(source: Path) -> dict[str, Tensor]:
     """The tensors of a state dict in a foreign file. Raises: ModelError."""
-    if source.suffix == ".safetensors":
+    if source.suffix.lower() == ".safetensors":
         try:
             return load_file(source)
         except SafetensorError as error:
@@ -92,17 +94,35 @@ def _read(source: Path, target: Path) -> None:
     """What the reading process does."""
     import torch
 
-    with contextlib.suppress(ImportError):  # Windows has no such limits
-        import resource
-
-        limit = SPARE_BYTES + 3 * source.stat().st_size
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _limit_memory(SPARE_BYTES + 3 * source.stat().st_size)
     try:
-        save_file(state_dict(torch.load(source, map_location="cpu", weights_only=True)), target)
+        with torch.serialization.safe_globals(_numbers()):
+            tree = torch.load(source, map_location="cpu", weights_only=True)
+        save_file(state_dict(tree), target)
     except pickle.UnpicklingError as error:
-        sys.exit(f"not weights alone: {str(error).splitlines()[0]}")
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        sys.exit(f"it asks for {found[1]}" if found else "it is no checkpoint of torch, or not a whole one")
     except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
         sys.exit(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _numbers() -> list[Any]:
+    """What numpy's numbers are pickled as: the authors' schedule leaves its learning rate in the optimiser as one."""
+    scalar, kinds = (
+        np.float64(0).__reduce__()[0],
+        ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"],
+    )
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+
+
+def _limit_memory(more: int) -> None:
+    """Of this process, to what it has and so much more; where the system has such limits."""
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + more, has + more))
 
 
 if __name__ == "__main__":

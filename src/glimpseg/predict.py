@@ -227,7 +227,7 @@ def infer(
     """
     for group in _groups(prepared, subsets) if model.network.shares else [(subset,) for subset in subsets]:
         shown = prepared.restricted_to(union(group))
-        for subset, working in zip(group, _windows(model, shown.image, group, weighting), strict=True):
+        for subset, working in zip(group, _windows(model, shown, group, weighting), strict=True):
             yield _found(subset, working[0].cpu(), shown, model, keep_probabilities)
 
 
@@ -260,14 +260,15 @@ def _groups(prepared: Prepared, subsets: Sequence[Modality]) -> list[tuple[Modal
 
 
 def _windows(
-    model: Model, image: Float[np.ndarray, "m x y z"], subsets: Sequence[Modality], weighting: str
+    model: Model, shown: Prepared, subsets: Sequence[Modality], weighting: str
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
     """Probabilities on the working grid, for each subset."""
     network, device = model.network, model.device
     patch = model.recipe.data.sampling.patch
     # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
-    sides = [max(-(-n // network.stride) * network.stride, network.smallest) for n in image.shape[1:]]
-    roi = [min(side, p) for side, p in zip(sides, patch, strict=True)]
+    sides = [max(-(-n // network.stride) * network.stride, network.smallest) for n in shown.image.shape[1:]]
+    roi = patch if network.fixed_windows else [min(side, p) for side, p in zip(sides, patch, strict=True)]
+    image, inner = _with_air(shown, roi)
     inferer = SlidingWindowInferer(roi, sw_batch_size=WINDOWS_AT_ONCE, overlap=OVERLAP, mode=weighting)
     masks = [as_mask(subset)[None].to(device) for subset in subsets]
     wanted = as_mask(union(subsets))[None].to(device)
@@ -278,7 +279,19 @@ def _windows(
 
     with torch.inference_mode(), model.autocast():
         result = inferer(torch.from_numpy(image)[None].to(device), probabilities)
-    return (result,) if isinstance(result, Tensor) else tuple(result)  # one output comes without its tuple
+    results = (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
+    return tuple(found[:, :, *inner] for found in results)
+
+
+def _with_air(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
+    """The images with air around them where they are smaller than `least`, and where they then lie."""
+    shape = shown.image.shape[1:]
+    before = [max(side - n, 0) // 2 for side, n in zip(least, shape, strict=True)]
+    x, y, z = (slice(start, start + n) for start, n in zip(before, shape, strict=True))
+    image = np.empty((len(shown.image), *map(max, least, shape)), np.float32)
+    image[:] = shown.levels[:, None, None, None]
+    image[:, x, y, z] = shown.image
+    return image, (x, y, z)
 
 
 def _found(

@@ -50,7 +50,7 @@ class Optim:
     ema: float = 0.999
     """Decay of the averaged weights that are kept as the model; 0 keeps the last weights."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    """Autocast. auto: bf16 where the processor computes it natively."""
+    """Autocast. auto: bf16 where the processor computes it natively. A model trained in fp32 is used in fp32."""
     save_every: int = 250
     """Steps between checkpoints."""
     log_every: int = 10
@@ -60,6 +60,8 @@ class Optim:
         for name in ("steps", "accumulate", "epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, not {getattr(self, name)}.")
+        if self.max_norm is not None and self.max_norm <= 0:
+            raise ValueError(f"max_norm should be above 0, or null for no clipping, not {self.max_norm}.")
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

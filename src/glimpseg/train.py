@@ -198,7 +198,8 @@ class _Training:
         rate = optim.learning_rate * rise * (1 - begun / progress.steps) ** optim.power
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), optim.max_norm or math.inf)
+        most = math.inf if optim.max_norm is None else optim.max_norm
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), most)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.learner.after_step(progress)

@@ -53,6 +53,10 @@ class Augment:
     """Largest change of gain and of level, drawn for each plane across the first axis and each modality.
     RFNet's family: 0.1."""
 
+    def __post_init__(self) -> None:
+        if self.one_plane and self.rotation_degrees < 1:
+            raise ValueError(f"rotation_degrees should be at least 1 with one_plane, not {self.rotation_degrees}.")
+
 
 RFNET = Augment(
     rotation_degrees=10, rotation=1, one_plane=True, zooming=0, noise=0, blur=0, brightness=0, contrast=0,
@@ -114,7 +118,8 @@ def apply(
     image: Float[Tensor, "b m x y z"],
     target: Int[Tensor, "b x y z"] | None,
 ) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b x y z"] | None]:
-    """Each sample of a batch under its own transform: image linearly, target by nearest neighbour."""
+    """Each sample of a batch under its own transform: target by nearest neighbour, image linearly unless the
+    transforms, all alike in this, say `nearest`."""
     image, target = moved(transforms, image, target)
     background = image == 0
     for sample_index, transform in enumerate(transforms):
@@ -136,6 +141,7 @@ def moved(
     relative = (matrices * size / size[:, None]).flip(1, 2)
     theta = torch.cat([relative, torch.zeros(len(transforms), 3, 1)], 2).to(image)
     grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+    assert len({transform.nearest for transform in transforms}) == 1
     if transforms[0].nearest:
         turned = functional.grid_sample(image + 1, grid, "nearest", "zeros", align_corners=False) - 1
     else:

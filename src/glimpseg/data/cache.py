@@ -39,6 +39,7 @@ class Case:
         self.available = available
         self.seeds = seeds
         """Tumour voxels: label, x, y, z."""
+        self._levels: Float[np.ndarray, "n"] = np.asarray(arrays["levels"][:], np.float32)
         self._image = arrays["image"]
         self._target = arrays["target"]
 
@@ -55,15 +56,16 @@ class Case:
     def crop(
         self, start: Sequence[int], size: Sequence[int]
     ) -> tuple[Float[np.ndarray, "m x y z"], Int[np.ndarray, "x y z"] | None]:
-        """Image and target of the box that begins at voxel `start` (may be negative); outside the study, 0."""
+        """Image and target of the box that begins at voxel `start` (may be negative); outside the study, air."""
+        channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
         image = np.zeros((len(Modality), *size), np.float32)
+        image[channels] = self._levels[:, None, None, None]
         target = np.zeros(tuple(size), np.int64) if self.has_target else None
         ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
         if any(low >= high for low, high in ends):
             return image, target
         box: tuple[Any, ...] = tuple(slice(low, high) for low, high in ends)
         into: tuple[Any, ...] = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
-        channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
         image[(channels, *into)] = self._image[(slice(None), *box)]
         if target is not None:
             target[into] = self._target[box]
@@ -79,7 +81,7 @@ class CachedCase(Case):
             with safe_open(path, "np") as file:
                 metadata = file.metadata()
                 seeds = file.get_tensor("seeds")
-                arrays = {name: file.get_tensor(name) for name in ("image", "target")}
+                arrays = {name: file.get_tensor(name) for name in ("image", "target", "levels")}
         except (SafetensorError, OSError, KeyError) as error:
             raise InputError(
                 f"The cache entry {path} is damaged ({error}). Delete it; it will be made again."
@@ -167,10 +169,15 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _arrays(prepared: Prepared) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Present modalities as float16 (exact enough for +-5 at 1/500) and the target, empty if there is none."""
+    """Present modalities as float16 (exact enough for +-5 at 1/500), their levels of air, and the target, empty if
+    there is none."""
     present = [channel for channel, modality in enumerate(Modality) if modality in prepared.available]
     target = prepared.target if prepared.target is not None else np.zeros((0, 0, 0), np.uint8)
-    return {"image": np.ascontiguousarray(prepared.image[present], np.float16), "target": np.ascontiguousarray(target)}
+    return {
+        "image": np.ascontiguousarray(prepared.image[present], np.float16),
+        "levels": prepared.levels[present],
+        "target": np.ascontiguousarray(target),
+    }
 
 
 def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:

@@ -38,8 +38,10 @@ from glimpseg.volume import (
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when the same files would give other voxels; part of every cache key and provenance."""
+AIR_SAMPLE = 10_000
+"""Voxels whose median is the level of the air; all but those at the brain's edge are alike."""
 GRID_ORDER = (Modality.T1C, Modality.T1, Modality.FLAIR, Modality.T2)
 """The first of these that exists gives the study its own grid: T1c is where surgeons and readers look."""
 
@@ -88,6 +90,16 @@ class Prepared:
     margin: int = 0
     """Voxels left around the brain's bounding box."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def levels(self) -> Float[np.ndarray, "m"]:
+        """What air is in each channel; 0 for absent modalities. What lies beyond the crop is padded with it."""
+        found = np.zeros(len(self.image), np.float32)
+        for channel, (values, inside) in enumerate(zip(self.image, self.inside, strict=True)):
+            air = values[~inside]
+            if inside.any() and air.size:
+                found[channel] = np.median(air[:: max(air.size // AIR_SAMPLE, 1)])
+        return found
 
     def box(self, subset: Modality) -> tuple[slice, slice, slice]:
         """The part of the working grid that holds the brain as the modalities of `subset` show it, with its margin."""

@@ -8,15 +8,21 @@ Departures
 | paper or code | says or does | we do |
 |---|---|---|
 | code | a voxel of the deepest level holds four neighbours of one modality | four modalities; `OFFICIAL` as the code |
-| code | absent modalities' tokens stay in the attention, as their positions | left out; `OFFICIAL` as the code |
-| code | position embeddings for 128^3 crops only | interpolated for any crop that is a multiple of 16, at least 32 |
-| code | biases before an instance norm, which cancels them | none; `OFFICIAL` has them |
-| code | four convolutions that nothing calls (262,656 parameters) | none |
-| code | fusion blocks as wide as there are classes | as there are modalities: 5 classes work |
+| code | absent modalities' tokens stay in the attention, as positions | left out; `OFFICIAL` as the code |
+| code | position embeddings for 128^3 crops alone | interpolated to multiples of 16 from 32 on; not in `OFFICIAL` |
+| code | 87 biases before an instance norm, which cancels them | none; `OFFICIAL` has them |
+| code | four convolutions that nothing calls, 262,656 parameters | none |
+| code | fusion blocks as wide as there are classes | as there are modalities |
 | code | needs all modalities of every training study | no term from a modality that a study lacks |
 | code | NaN of an absent modality reaches the gradients | absent channels are 0 before the encoders |
 | code | one learning rate an epoch, rounded to 1e-8 | one an epoch, not rounded |
-| code | crops and border voxels by all four modalities | only by those that are there |
+| code | 24 steps an epoch: 190 cases of its own shuffled split | 25 and 28: RFNet's lists of 199 and 219 (`--split`) |
+| code | an epoch's last batch is smaller | batches run on into the next epoch |
+| code | Dice pools the batch of 8 over 4 GPUs | as the code; `accumulate` and `torchrun` pool each share |
+| code | crops and z-scores by all four modalities | by those that are there, each in its own brain |
+| code | crops lose their last plane, grow to 128 voxels | 4 mm of margin; what a window lacks is padded with air |
+| code | rotation, mirroring and a jitter by planes | in `brats2018` and `brats2020`; else nnU-Net's |
+| code | windows are averaged with equal weights | under the protocol `rfnet`; Gaussian under `clinical` |
 """
 
 from __future__ import annotations
@@ -44,15 +50,21 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
-from glimpseg.modality import Modality
-from glimpseg.nets.pyramid import Encoder, SingleDecoder, UpBlock, drop_biases, encoded, initialise, present, upsampled
+from glimpseg.nets.pyramid import (
+    CHANNELS,
+    ORDER,
+    Encoder,
+    SingleDecoder,
+    UpBlock,
+    drop_biases,
+    encoded,
+    initialise,
+    present,
+    upsampled,
+)
 from glimpseg.recipe import Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
-
-ORDER = (Modality.FLAIR, Modality.T1C, Modality.T1, Modality.T2)
-"""The authors' order of modalities; inside the network everything stands in it, because their weights do."""
-CHANNELS = [list(Modality).index(modality) for modality in ORDER]
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -74,8 +86,8 @@ class Config:
     dropout: float = 0.1
     """Everywhere in the transformers. Authors' code: 0.1."""
     crop: tuple[int, int, int] = (128, 128, 128)
-    """Voxels for which each token has a position embedding of its own; for other crops they are interpolated.
-    Authors' code: 128^3, and no other."""
+    """Voxels for which each token has a position embedding of its own, best the recipe's patch; for other crops they
+    are interpolated. Authors' code: 128^3, and no other."""
     layout: Literal["aligned", "released"] = "aligned"
     """Which tokens a voxel of the deepest level gets: the modalities of its place, or (authors' code) four
     neighbours of one modality."""
@@ -85,8 +97,13 @@ class Config:
     """Biases before an instance norm, which cancels them. Authors' code: true."""
 
     def __post_init__(self) -> None:
-        if self.levels < 2 or any(side % self.stride for side in self.crop):
-            raise ValueError(f"crop should be multiples of {self.stride} for {self.levels} levels, not {self.crop}.")
+        if self.levels < 2:
+            raise ValueError(f"levels should be at least 2, not {self.levels}.")
+        if any(side % self.stride or side < 2 * self.stride for side in self.crop):
+            raise ValueError(
+                f"crop should be multiples of {self.stride} and at least {2 * self.stride} for {self.levels} levels, "
+                f"not {self.crop}."
+            )
         if self.token_width % self.heads:
             raise ValueError(f"token_width ({self.token_width}) should be a multiple of heads ({self.heads}).")
 
@@ -268,6 +285,11 @@ class MMFormer(Segmenter):
         """Two voxels at the deepest level: fewer cannot be reflected at the border."""
         return 2 * self.stride
 
+    @property
+    def fixed_windows(self) -> bool:
+        """The released layout means another arrangement for every size."""
+        return self.config.layout == "released"
+
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Fused probabilities; encoders of modalities that the whole batch lacks are not run."""
         return self.fuse(self.encode(image, available), available)
@@ -346,8 +368,9 @@ class MMFormer(Segmenter):
         coarse: Iterable[Any] = self.single.levels[1:]
         yield from (level.refine.conv for level in coarse)
         yield self.untoken
-        last: Any = self.inter.layers[-1]
-        yield last.mlp.linear2
+        if self.config.layout == "aligned" or self.config.absent_tokens == "kept":  # else no constant over the voxels
+            last: Any = self.inter.layers[-1]
+            yield last.mlp.linear2
 
 
 NAMES = (

@@ -7,13 +7,18 @@ Departures
 | paper or code | says or does | we do |
 |---|---|---|
 | paper | fuses by attention along modalities | as the code: a weighted sum |
-| code | fuse terms times 0 for 3000 steps while L2 shrinks their weights | at once; `OFFICIAL` as the code |
-| code | biases before an instance norm, which cancels them | none; `OFFICIAL` has them |
+| code | fuse terms times 0 for 3000 steps, while decay goes on | supervised at once; `OFFICIAL` as the code |
+| code | 106 biases before an instance norm, which cancels them | none; `OFFICIAL` has them |
 | code | needs all modalities of every training study | no term from a modality that a study lacks |
 | code | NaN of an absent modality reaches the gradients | absent channels are 0 before the encoders |
-| code | the stack of 4 C K region features in memory | weighted sums at once; equal to rounding |
+| code | a stack of 4 C K channels of region features | sums at once; equal to rounding |
+| code | gates are convolutions of 1 x 1 x 1 | linear layers |
 | code | one learning rate an epoch, rounded to 1e-8 | one an epoch, not rounded |
-| code | crops and border voxels by all four modalities | only by those that are there |
+| code | Dice pools the batch | as the code; `accumulate` and `torchrun` pool each share |
+| code | crops and z-scores by all four modalities | by those that are there, each in its own brain |
+| code | crops lose their last plane, grow to 128 voxels | 4 mm of margin; what a window lacks is padded with air |
+| code | rotation, mirroring and a jitter by planes | in `brats2018` and `brats2020`; else nnU-Net's |
+| code | windows are averaged with equal weights | under the protocol `rfnet`; Gaussian under `clinical` |
 """
 
 from __future__ import annotations
@@ -37,15 +42,21 @@ from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
-from glimpseg.modality import Modality
-from glimpseg.nets.pyramid import Encoder, SingleDecoder, UpBlock, drop_biases, encoded, initialise, present, upsampled
+from glimpseg.nets.pyramid import (
+    CHANNELS,
+    ORDER,
+    Encoder,
+    SingleDecoder,
+    UpBlock,
+    drop_biases,
+    encoded,
+    initialise,
+    present,
+    upsampled,
+)
 from glimpseg.recipe import Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
-
-ORDER = (Modality.FLAIR, Modality.T1C, Modality.T1, Modality.T2)
-"""The authors' order of modalities; inside the network everything stands in it, because their weights do."""
-CHANNELS = [list(Modality).index(modality) for modality in ORDER]
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -14,7 +14,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glimpseg.modality import Modality
+
 Block = Callable[..., nn.Module]
+
+ORDER = (Modality.FLAIR, Modality.T1C, Modality.T1, Modality.T2)
+"""The order of modalities in the authors' codes; inside these networks everything stands in it, because their weights
+do."""
+CHANNELS = [list(Modality).index(modality) for modality in ORDER]
 
 
 def upsampled(x: Float[Tensor, "b c x y z"], factor: int = 2) -> Float[Tensor, "b c u v w"]:
