@@ -21,6 +21,7 @@ from glimpseg import metrics, predict
 from glimpseg.atomic import only_one
 from glimpseg.checkpoint import Model
 from glimpseg.data.layouts import find_studies
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.rfnet import prepare_rfnet, rfnet_box
 from glimpseg.errors import InputError, UsageError
@@ -192,6 +193,31 @@ def with_network(model, network):
     torch.manual_seed(0)
     made = network().eval()
     return Model(made, model.recipe, model.provenance, model.path), made
+
+
+class Whole(Late):
+    """It looks at what windows it is shown."""
+
+    fixed_windows = True
+
+    def encode(self, image, available):
+        self.shown = image
+        return super().encode(image, available)
+
+
+@pytest.mark.parametrize("kind", [Late, Whole])
+def test_windows_shrink_to_a_small_study_unless_the_network_forbids_it(model, studies, kind):
+    recipe = replace(model.recipe, data=replace(model.recipe.data, sampling=Sampling(patch=(64, 64, 64))))
+    network = kind().eval()
+    prepared = prepare(studies[0], replace(recipe.data.preprocess, background="shifted", clip=None))
+    (found,) = predict.infer(prepared, Model(network, recipe, model.provenance, model.path), [parse("t1c+t2")])
+    assert found.labels.grid.shape == prepared.own.shape
+    if kind is Whole:
+        assert network.shown.shape[2:] == (64, 64, 64)
+        corner = network.shown[0, :, 0, 0, 0].numpy()
+        assert np.allclose(corner, prepared.restricted_to(parse("t1c+t2")).levels, atol=1e-5)
+        assert corner[1] < -3  # air, not the brain's mean
+        assert corner[0] == 0  # absent
 
 
 def test_shared_work_changes_no_label_and_no_probability(model, studies):

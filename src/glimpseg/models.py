@@ -108,11 +108,9 @@ def _read(source: Path, target: Path) -> None:
 
 def _numbers() -> list[Any]:
     """What numpy's numbers are pickled as: the authors' schedule leaves its learning rate in the optimiser as one."""
-    scalar, kinds = (
-        np.float64(0).__reduce__()[0],
-        ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"],
-    )
+    scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
     return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
 
 
