@@ -1,6 +1,7 @@
 """Trains methods under one equal budget on phantoms, scores all 15 subsets, and compares them case by case.
 
     python scripts/phantom_benchmark.py -o benchmark [--methods unet rfnet mmformer] [--seeds 0 1] [--steps 450]
+    python scripts/phantom_benchmark.py -o benchmark --methods mstkdnet --variant no-gram mstkdnet config.gram=0
 
 Every run sees the same stream of phantoms (crops differ by seed) for the same number of steps of the method's recipe
 `phantom`; all are scored under the protocol `clinical` on the same held-out phantoms. What is finished is kept: the
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 FIRST_TEST_SEED = 900_000
 """Far from the stream's, which begins at a million."""
@@ -27,6 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=["unet", "rfnet", "mmformer"])
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME METHOD", "FIELD=VALUE"),
+        help="one more run: its name, its method, and what it changes in the recipe",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--cases", type=int, default=16, help="held-out phantoms")
@@ -36,22 +46,32 @@ def main() -> None:
     if not cases.exists():
         count, seed, spacing = str(wanted.cases), str(FIRST_TEST_SEED), str(SPACING_MM)
         glimpseg("phantom", "-o", cases, "--count", count, "--seed", seed, "--spacing", spacing)
-    runs = [(method, seed) for method in wanted.methods for seed in wanted.seeds]
+    plans = [Plan(method, method, ()) for method in wanted.methods]
+    plans += [Plan(name, method, tuple(changes)) for name, method, *changes in wanted.variant]
+    runs = [(plan, seed) for plan in plans for seed in wanted.seeds]
     threads = str(max((os.cpu_count() or 1) // wanted.at_once, 1))
     with ThreadPoolExecutor(wanted.at_once) as pool:
         list(pool.map(lambda run: train_and_score(place, *run, wanted.steps, threads), runs))
-    evaluations = [place / f"{method}-{seed}-evaluation" for method, seed in runs]
+    evaluations = [place / f"{plan.name}-{seed}-evaluation" for plan, seed in runs]
     glimpseg("compare", *evaluations, "-o", place / "comparison", "--overwrite")
 
 
-def train_and_score(place: Path, method: str, seed: int, steps: int, threads: str) -> None:
+class Plan(NamedTuple):
+    """What is run for every seed."""
+
+    name: str
+    method: str
+    changes: tuple[str, ...]
+    """`field=value` of the recipe `phantom`."""
+
+
+def train_and_score(place: Path, plan: Plan, seed: int, steps: int, threads: str) -> None:
     """One run, from where it stopped."""
-    run, evaluation = place / f"{method}-{seed}", place / f"{method}-{seed}-evaluation"
+    run, evaluation = place / f"{plan.name}-{seed}", place / f"{plan.name}-{seed}-evaluation"
     if not (run / "model").exists():
-        changes = (f"--set=optim.steps={steps}", f"--set=seed={seed}")
-        glimpseg(
-            "train", f"{method}/phantom", "-o", run, *changes, *(["--resume"] if run.exists() else []), threads=threads
-        )
+        changes = [f"--set={change}" for change in (f"optim.steps={steps}", f"seed={seed}", *plan.changes)]
+        go_on = ["--resume"] if run.exists() else []
+        glimpseg("train", f"{plan.method}/phantom", "-o", run, *changes, *go_on, threads=threads)
     if not (evaluation / "report.html").exists():
         go_on = ["--resume"] if evaluation.exists() else []
         glimpseg("evaluate", run, "--data", place / "phantoms", "-o", evaluation, *go_on, threads=threads)

@@ -112,7 +112,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
             f"{folder} holds a {recipe.method}, which is pretraining and segments nothing. Train on from it."
         )
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        if not any(name.startswith(network.training_only) for name in weights):
+            network.drop_training_parts()
+        network.load_state_dict(weights)
     except (RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The weights of {folder} do not fit the method {recipe.method} of glimpseg {__version__} (they were "

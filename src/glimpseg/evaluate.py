@@ -97,8 +97,10 @@ def evaluate(
         raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
     plan = json.loads(json.dumps(_plan(model, protocol, scored, subsets, metrics, split)))  # as it will be read back
     _open(folder, plan, resume=resume, overwrite=overwrite)
-    # A shifted background is what the protocol rfnet shows, so that a model trained on it is at home there.
-    if protocol_named(protocol).caution and model.recipe.data.preprocess.background == "zero":
+    # Shifted z-scores are what the protocol rfnet shows, so that a model trained on them is at home there.
+    preparation = model.recipe.data.preprocess
+    at_home = preparation.background == "shifted" and preparation.scale == "zscore"
+    if protocol_named(protocol).caution and not at_home:
         log.warning("%s", protocol_named(protocol).caution)
     with only_one(folder):
         write_json(folder / RECORD, {**plan, "finished": False})

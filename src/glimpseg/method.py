@@ -18,7 +18,7 @@ from glimpseg.data import loader
 from glimpseg.data.cache import Case
 from glimpseg.data.loader import Sample, Sampling
 from glimpseg.errors import ModelError
-from glimpseg.modality import SUBSETS, as_mask
+from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
 
@@ -55,6 +55,13 @@ class Learner(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step. Default: nothing."""
 
+    def archive_note(self, available: Mapping[Modality, int]) -> str | None:
+        """What it makes of an archive with so many studies of each subset, for log and report. Default: nothing to say.
+
+        Raises: UsageError if it cannot learn from such an archive.
+        """
+        return None
+
 
 class Segmenter(Learner):
     """A learner that also segments a study from any non-empty subset of modalities."""
@@ -73,6 +80,16 @@ class Segmenter(Learner):
     def stride(self) -> int:
         """Crops have to be multiples of this many voxels along each axis. Default: any will do."""
         return 1
+
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """Its modules that segmenting does not need; a model folder lacks them. Default: none."""
+        return ()
+
+    def drop_training_parts(self) -> None:
+        """Leaves what segmenting needs; training it is over."""
+        for name in self.training_only:
+            setattr(self, name, None)
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
@@ -133,6 +150,12 @@ def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -
     return torch.where(
         available[:, :, None, None, None], image, torch.zeros((), dtype=image.dtype, device=image.device)
     )
+
+
+def inference_weights(network: Segmenter) -> dict[str, Tensor]:
+    """The weights that segmenting needs."""
+    dropped = tuple(f"{name}." for name in network.training_only)
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(dropped)}
 
 
 def take_weights(

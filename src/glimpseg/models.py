@@ -23,6 +23,7 @@ from torch import Tensor
 from glimpseg import checkpoint, methods
 from glimpseg.atomic import refuse_if_used
 from glimpseg.errors import ModelError, UsageError
+from glimpseg.method import inference_weights
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def import_model(method: str, source: str | Path, output: str | Path, *, overwri
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     network = module.from_authors(read_weights(source))
     record = {"imported": {"file": source.name, "sha256": digest}}
-    checkpoint.save(output, network.state_dict(), module.authors_recipe(network), record)
+    checkpoint.save(output, inference_weights(network), module.authors_recipe(network), record)
     return output
 
 
@@ -80,14 +81,24 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
 
 def state_dict(tree: Any) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds. Raises: ValueError if there is none."""
+    """The state dict in what a checkpoint holds; if it holds several, all of them, each under its name.
+
+    Raises: ValueError if there is none.
+    """
     for name in ("state_dict", "model_state_dict", "model", "network_weights"):
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
             tree = tree[name]
             break
-    if not isinstance(tree, Mapping) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
+    if not _is_state_dict(tree) and isinstance(tree, Mapping):
+        several = {name: part for name, part in tree.items() if _is_state_dict(part)}
+        tree = {f"{name}.{key}": value for name, part in several.items() for key, value in part.items()}
+    if not _is_state_dict(tree):
         raise ValueError("it holds no state dict")
     return {str(name): value.detach().clone().contiguous() for name, value in tree.items()}
+
+
+def _is_state_dict(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and bool(tree) and all(isinstance(value, Tensor) for value in tree.values())
 
 
 def _read(source: Path, target: Path) -> None:

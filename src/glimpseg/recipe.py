@@ -31,9 +31,9 @@ class Optim:
 
     steps: int = 250_000
     """Optimiser steps. nnU-Net: 1000 epochs of 250."""
-    optimizer: Literal["adamw", "sgd", "amsgrad"] = "adamw"
-    """sgd: Nesterov momentum 0.99, as nnU-Net. amsgrad: Adam whose second moment never falls, `weight_decay` added to
-    the gradient, as RFNet."""
+    optimizer: Literal["adamw", "sgd", "adam", "amsgrad"] = "adamw"
+    """sgd: Nesterov momentum 0.99, as nnU-Net. adam: `weight_decay` added to the gradient, as MST-KDNet. amsgrad: the
+    same with a second moment that never falls, as RFNet."""
     learning_rate: float = 3e-4
     weight_decay: float = 3e-5
     """nnU-Net: 3e-5."""

@@ -34,8 +34,8 @@ from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
-from glimpseg.method import Learner, Progress, Segmenter, ema, resolved_precision
-from glimpseg.modality import SUBSETS
+from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights, resolved_precision
+from glimpseg.modality import SUBSETS, parse
 from glimpseg.ranks import first_rank_first, joined, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
 from glimpseg.study import Batch, Study
@@ -64,6 +64,7 @@ def fit(
     learner = methods.build(recipe)
     _refuse_unfit_patch(learner, recipe)
     training = _Training.of(learner.to(device), optim, device)
+    record |= _archive_note(learner, record)
     start = _restore(training, run, record)
     parts = _parts(recipe)
     feed = batches(
@@ -174,9 +175,10 @@ class _Training:
             optimizer = torch.optim.SGD(
                 groups, lr=optim.learning_rate, momentum=0.99, nesterov=True, weight_decay=optim.weight_decay
             )
-        elif optim.optimizer == "amsgrad":
+        elif optim.optimizer in ("adam", "amsgrad"):
+            never_falls = optim.optimizer == "amsgrad"
             optimizer = torch.optim.Adam(
-                groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, amsgrad=True, fused=True
+                groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, amsgrad=never_falls, fused=True
             )
         else:
             optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
@@ -199,17 +201,18 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         most = math.inf if optim.max_norm is None else optim.max_norm
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), most)
+        # Group by group, so that a discriminator's gradient does not shrink the step of what it judges.
+        norms = [float(nn.utils.clip_grad_norm_(group["params"], most)) for group in self.optimizer.param_groups]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.learner.after_step(progress)
         if self.averaged is not None:
             self.averaged.update_parameters(self.learner)
-        return {"gradient_norm": float(norm), "learning_rate": rate}
+        return {"gradient_norm": math.hypot(*norms), "learning_rate": rate}
 
     def model_weights(self) -> dict[str, Tensor]:
-        kept = self.learner if self.averaged is None else self.averaged.module
-        return kept.state_dict()
+        kept: Any = self.learner if self.averaged is None else self.averaged.module
+        return inference_weights(kept) if isinstance(kept, Segmenter) else kept.state_dict()
 
     def state(self, step: int) -> checkpoint.State:
         tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
@@ -298,6 +301,15 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
     else:
         write_text(path, yaml.safe_dump(tree, sort_keys=False))
+
+
+def _archive_note(learner: Learner, record: Mapping[str, Any]) -> dict[str, str]:
+    """What the learner makes of the archive, logged and for the provenance; nothing for phantoms."""
+    available = record.get("data", {}).get("available", {})
+    note = learner.archive_note({parse(key): count for key, count in available.items()}) if available else None
+    if note:
+        log.info("%s.", note)
+    return {"archive": note} if note else {}
 
 
 def _refuse_unfit_patch(learner: Learner, recipe: Recipe) -> None:

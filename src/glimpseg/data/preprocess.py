@@ -52,11 +52,14 @@ class Preprocess:
 
     spacing_mm: float = 1.0
     """Side of the cubic working voxel. BraTS: 1."""
+    scale: Literal["zscore", "minmax"] = "zscore"
+    """Intensities have mean 0 and deviation 1 in the brain, or run from 0 to 1 over the whole volume, background
+    included (MST-KDNet)."""
     margin_mm: float = 4.0
     """Space left around the brain's bounding box, so that convolutions see its border. Ours."""
     clip: float | None = 5.0
     """Normalised intensities are cut here, in standard deviations: vessels and artefacts lie beyond. Ours; RFNet's
-    family: not at all (null)."""
+    family and MST-KDNet: not at all (null)."""
     background: Literal["zero", "shifted"] = "zero"
     """What lies outside the brain: 0 as in nnU-Net, or shifted along with the intensities as in RFNet's family."""
 
@@ -167,13 +170,17 @@ def prepare(study: Study, settings: Preprocess) -> Prepared:
 def normalised(
     image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], settings: Preprocess
 ) -> Float[np.ndarray, "x y z"]:
-    """Zero mean and unit standard deviation inside the brain, cut at +-`clip`; outside as `background` says."""
+    """Scaled as `scale` says, cut at +-`clip`; outside the brain as `background` says."""
     inside = image[brain].astype(np.float64)
     if not inside.size:
         raise InputError(
             "No voxel of the brain was found in one sequence. Is it empty, or is the brain mask another's?"
         )
-    score = (image - inside.mean()) / max(inside.std(), 1e-8)
+    if settings.scale == "zscore":
+        level, unit = inside.mean(), inside.std()
+    else:
+        level, unit = float(image.min()), float(image.max()) - float(image.min())
+    score = (image - level) / max(unit, 1e-8)
     if settings.clip is not None:
         score = np.clip(score, -settings.clip, settings.clip)
     return (score if settings.background == "shifted" else np.where(brain, score, 0)).astype(np.float32)

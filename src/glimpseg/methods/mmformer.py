@@ -40,7 +40,6 @@ from monai.networks.blocks.selfattention import SABlock
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
-from torch.nn import functional
 
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
 from glimpseg.data.augment import Augment
@@ -50,6 +49,7 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.nets.positions import positions_on
 from glimpseg.nets.pyramid import (
     CHANNELS,
     ORDER,
@@ -207,12 +207,7 @@ class Tokens(nn.Module):
 
     def position_on(self, grid: Sequence[int]) -> Float[Tensor, "1 n c"]:
         """The position embeddings, interpolated if the grid is not the one they were made for."""
-        if tuple(grid) == self.grid:
-            return self.position
-        u, v, w = self.grid
-        volume = rearrange(self.position, "1 (u v w) c -> 1 c u v w", u=u, v=v, w=w)
-        resized = functional.interpolate(volume, tuple(grid), mode="trilinear", align_corners=False)
-        return rearrange(resized, "1 c u v w -> 1 (u v w) c")
+        return positions_on(grid, self.position, self.grid)
 
 
 class JointDecoder(nn.Module):
