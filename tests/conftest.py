@@ -14,7 +14,7 @@ CHECKED = [
     for name in (
         "volume", "study", "losses", "method", "picture", "predict",
         "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
-        "methods.rfnet", "methods.mmformer",
+        "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")
@@ -40,8 +40,12 @@ settings.load_profile("steady")
 NETWORKS = {
     "unet": {"width": 8, "blocks": [1, 1, 1], "heads": 2},
     "rfnet": {"width": 4, "levels": 3, "coarse_width": 4, "gate_width": 8},
+    "mstkdnet": {
+        "width": 8, "groups": 4, "blocks": [1, 1, 1], "token_width": 16, "heads": 2, "mlp_width": 32, "layers": 4,
+        "scale_width": 4, "style_width": 4, "crop": [16, 16, 16],
+    },
     "mmformer": {"width": 4, "levels": 3, "token_width": 16, "heads": 2, "mlp_width": 32, "crop": [16, 16, 16]},
-}
+}  # fmt: skip
 """Configs of a second's work."""
 
 

@@ -21,19 +21,26 @@ from glimpseg.modality import Modality
 HERE = Path(__file__).parent
 
 
+def drawn(salt, key, shape):
+    """A tensor by the rule: one draw for each key, from a generator seeded with the CRC-32 of salt and key."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{salt}{key}".encode()))
+    if key.endswith("running_var"):
+        return 0.5 + torch.rand(shape, generator=generator)
+    draw = torch.randn(shape, generator=generator)
+    if key.endswith("running_mean"):
+        return 0.1 * draw
+    if key.endswith(("_pos", "position_embeddings")):
+        return 0.02 * draw
+    if len(shape) == 1:
+        return 1 + 0.1 * draw if key.endswith("weight") else 0.1 * draw
+    return draw / np.sqrt(np.prod(shape[1:]))
+
+
 def authors_weights(stored):
-    """The weights by the rule: one draw for each key, from a generator seeded with the CRC-32 of salt and key."""
+    """All weights by the rule."""
     weights = {}
     for key, text in zip(stored["keys"].tolist(), stored["shapes"].tolist(), strict=True):
-        shape = json.loads(text)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{stored['salt']}{key}".encode()))
-        draw = torch.randn(shape, generator=generator)
-        if key.endswith("_pos"):
-            weights[key] = 0.02 * draw
-        elif len(shape) == 1:
-            weights[key] = 1 + 0.1 * draw if key.endswith("weight") else 0.1 * draw
-        else:
-            weights[key] = draw / np.sqrt(np.prod(shape[1:]))
+        weights[key] = drawn(stored["salt"], key, json.loads(text))
     return weights
 
 
@@ -63,14 +70,14 @@ def differences(name, stored):
         available = ours(np.array([[digit == "1" for digit in key.removeprefix("eval_")]]), module)
         with torch.inference_mode():
             output = network(ours(stored["x"], module), available)
-        found[key] = _largest(output, stored, key)
+        found[key] = largest(output, stored, key)
     seen = ours(stored["train_mask"], module)
     everything = torch.ones_like(seen)
     maps = network.maps(ours(stored["train_x"], module), everything, seen)
-    found["train_fuse"] = _largest(maps.fused, stored, "train_fuse")
+    found["train_fuse"] = largest(maps.fused, stored, "train_fuse")
     for m in range(len(module.ORDER)):
-        found[f"train_sep{m}"] = _largest(maps.singles[:, m], stored, f"train_sep{m}")
-        found[f"train_prm{m}"] = _largest(maps.deep[m], stored, f"train_prm{m}")
+        found[f"train_sep{m}"] = largest(maps.singles[:, m], stored, f"train_sep{m}")
+        found[f"train_prm{m}"] = largest(maps.deep[m], stored, f"train_prm{m}")
     target = one_hot(torch.from_numpy(stored["train_label"]).long(), network.labels)
     terms = region_fusion_terms(maps, target, everything)
     terms["total"] = sum(terms.values())
@@ -84,5 +91,5 @@ def differences(name, stored):
     return found
 
 
-def _largest(output, stored, key):
+def largest(output, stored, key):
     return float((thinned(output, stored, key) - torch.from_numpy(stored[key])).detach().abs().max())

@@ -1,0 +1,123 @@
+"""The weights of MST-KDNet's authors, in our network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from glimpseg.errors import ModelError
+from glimpseg.method import take_weights
+from glimpseg.methods.mstkdnet.config import OFFICIAL
+from glimpseg.methods.mstkdnet.objective import MSTKDNet
+from glimpseg.modality import Modality
+from glimpseg.region import Label
+
+_TRUNK = (
+    (r"enter\.0", "conv1a"),
+    (r"enter\.(?P<i>\d)", "ds{i}"),
+    (r"stages\.0\.0\.norm(?P<n>\d)", "conv1b.gn{n}"),
+    (r"stages\.0\.0\.conv(?P<n>\d)", "conv1b.conv{n}"),
+    *(
+        (rf"stages\.(?P<l>\d)\.{place}\.norm(?P<n>\d)", f"conv{{l}}{letter}.gn{{n}}")
+        for place, letter in enumerate("abcd")
+    ),
+    *(
+        (rf"stages\.(?P<l>\d)\.{place}\.conv(?P<n>\d)", f"conv{{l}}{letter}.conv{{n}}")
+        for place, letter in enumerate("abcd")
+    ),
+    (r"style", "convc"),
+    (r"fuse", "convco"),
+    (r"narrow\.(?P<r>\d)", "up{r}conva"),
+    (r"merge\.(?P<r>\d)\.norm(?P<n>\d)", "up{r}convb.gn{n}"),
+    (r"merge\.(?P<r>\d)\.conv(?P<n>\d)", "up{r}convb.conv{n}"),
+    (r"segment", "up1conv"),
+)
+_TRANSFORMER = (
+    (r"embed", "embeddings.patch_embeddings"),
+    (r"position", "embeddings.position_embeddings"),
+    (r"layers\.(?P<i>\d+)\.attend_norm", "layer.{i}.attention_norm"),
+    (r"layers\.(?P<i>\d+)\.mlp_norm", "layer.{i}.mlp_norm"),
+    (r"layers\.(?P<i>\d+)\.(?P<w>query|key|value|out)", "layer.{i}.attn.{w}"),
+    (r"layers\.(?P<i>\d+)\.inner", "layer.{i}.mlp.w_1"),
+    (r"layers\.(?P<i>\d+)\.outer", "layer.{i}.mlp.w_2"),
+)
+_RAISED = (("0", "block.0.block"), ("1", "block.1.block"), ("2", "block.2"))
+_CONVOLVED = (("0", "block.0.block"), ("1", "block.1"))
+_DECODER = (
+    (r"deepest", "decoder12_upsampler.block"),
+    (r"merges\.2\.3", "decoder9_upsampler.3.block"),
+    *((rf"merges\.2\.(?P<i>\d)\.{ours}", f"decoder9_upsampler.{{i}}.{theirs}") for ours, theirs in _CONVOLVED),
+    *((rf"branches\.2\.0\.{ours}", f"decoder9.{theirs}") for ours, theirs in _RAISED),
+    *(
+        part
+        for number, depth in enumerate((3, 6))
+        for part in (
+            (rf"merges\.{number}\.2", f"decoder{depth}_upsampler.2.block"),
+            *(
+                (rf"merges\.{number}\.(?P<i>\d)\.{ours}", f"decoder{depth}_upsampler.{{i}}.{theirs}")
+                for ours, theirs in _CONVOLVED
+            ),
+            *(
+                (rf"branches\.{number}\.(?P<i>\d)\.{ours}", f"decoder{depth}.{{i}}.{theirs}")
+                for ours, theirs in _RAISED
+            ),
+        )
+    ),
+    *((rf"enter\.(?P<i>\d)\.{ours}", f"decoder0.{{i}}.{theirs}") for ours, theirs in _CONVOLVED),
+    *((rf"leave\.(?P<i>\d)\.{ours}", f"decoder0_header.{{i}}.{theirs}") for ours, theirs in _CONVOLVED),
+    (r"leave\.2", "decoder0_header.2.block"),
+)
+NAMES = (
+    *(
+        (rf"{whose}\.{place}{ours}", f"{whole}.{prefix}{theirs}")
+        for whose, whole in (("student", "model_missing"), ("teacher", "model_full"))
+        for place, prefix, part in (
+            (r"bottleneck\.", "Unetr.transformer.", _TRANSFORMER),
+            (r"bottleneck\.", "Unetr.", _DECODER),
+            ("", "", _TRUNK),
+        )
+        for ours, theirs in part
+    ),
+    *((rf"discriminator\.down\.{number}", f"d_style.{2 * number}") for number in range(3)),
+    (r"discriminator\.judge", "d_style.6"),
+)
+"""Our names and the authors', for `method.take_weights`."""
+UNUSED = r".*\.num_batches_tracked|.*\.running_(mean|var)|.*encoder_norm\."
+"""Tensors of the authors' that no forward pass of theirs or ours uses: their training never leaves training mode."""
+PARTS = ("model_missing", "model_full", "d_style")
+"""How the authors' checkpoint names student, teacher and discriminator."""
+ORDER = (Modality.FLAIR, Modality.T1, Modality.T1C, Modality.T2)
+"""The authors' channels."""
+
+
+def from_authors(weights: Mapping[str, Tensor]) -> MSTKDNet:
+    """The official network with the weights of an authors' checkpoint (its three state dicts, keys as
+    `model_missing.conv1a.weight`), or with those of a student alone, which then segments and cannot be trained on.
+
+    Raises: ModelError for weights that are not MST-KDNet's, or of other classes.
+    """
+    given = {name.replace(".module.", "."): value for name, value in weights.items()}
+    if not any(name.startswith(f"{PARTS[0]}.") for name in given):
+        given = {f"{PARTS[0]}.{name.removeprefix('module.')}": value for name, value in given.items()}
+    for part in PARTS[:2]:
+        first = given.get(f"{part}.conv1a.weight")
+        if first is not None and first.dim() == 5 and first.shape[1] == len(ORDER):
+            given[f"{part}.conv1a.weight"] = first[:, [ORDER.index(modality) for modality in Modality]]
+    table = given.get(f"{PARTS[0]}.Unetr.transformer.embeddings.position_embeddings")
+    if table is None or table.dim() != 3:
+        raise ModelError("These are not the weights of the authors' MST-KDNet: its position_embeddings are missing.")
+    network = MSTKDNet(replace(OFFICIAL, crop=_crop_of(table.shape[1])), (Label.NCR, Label.ED, Label.ET))
+    if not any(name.startswith(PARTS[1:]) for name in given):
+        network.drop_training_parts()
+    take_weights(network, given, NAMES, UNUSED)
+    return network
+
+
+def _crop_of(tokens: int) -> tuple[int, int, int]:
+    """The released crop, or a cube."""
+    if tokens == 120:
+        return OFFICIAL.crop
+    side = round(tokens ** (1 / 3)) * OFFICIAL.stride
+    return side, side, side

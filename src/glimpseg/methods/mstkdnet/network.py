@@ -1,0 +1,218 @@
+"""The networks of MST-KDNet: a residual U-Net with a UNETR in its bottleneck, and the discriminator of styles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glimpseg.methods.mstkdnet.config import PATCH, TAPS, Config
+from glimpseg.modality import Modality
+from glimpseg.nets.positions import positions_on
+
+
+class Residual(nn.Module):
+    """Group norm, ReLU and convolution, twice, added to the input."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(groups, width), nn.Conv3d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, width), nn.Conv3d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+        """As many channels as came."""
+        inner = self.conv1(functional.relu(self.norm1(x)))
+        return x + self.conv2(functional.relu(self.norm2(inner)))
+
+
+class Layer(nn.Module):
+    """Attention and perceptron, each behind a layer norm."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, self.heads = config.token_width, config.heads
+        self.attend_norm, self.mlp_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=config.null_biases)
+        self.inner, self.outer = nn.Linear(width, config.mlp_width), nn.Linear(config.mlp_width, width)
+        self.drop = nn.Dropout(config.token_dropout)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n c"], keep_attention: bool = False
+    ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b h n n"] | None]:
+        """Tokens that have looked at each other and, if it is to be kept, how much at which. Eq. (3)."""
+        shown = self.attend_norm(tokens)
+        query, key, value = (
+            rearrange(project(shown), "b n (h c) -> b h n c", h=self.heads)
+            for project in (self.query, self.key, self.value)
+        )
+        attention = None
+        if keep_attention:
+            attention = (query @ key.transpose(-1, -2)).float().div(query.shape[-1] ** 0.5).softmax(-1)
+            mixed = self.drop(attention).to(value.dtype) @ value
+        else:
+            share = self.drop.p if self.training else 0.0
+            mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=share)
+        tokens = tokens + self.drop(self.out(rearrange(mixed, "b h n c -> b n (h c)")))
+        return tokens + self.drop(self.outer(self.drop(self.inner(self.mlp_norm(tokens)).relu()))), attention
+
+
+def doubled(inputs: int, outputs: int) -> nn.Module:
+    """Twice the resolution, by a transposed convolution alone."""
+    return nn.ConvTranspose3d(inputs, outputs, 2, 2)
+
+
+def convolved(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
+    """Convolution, norm over the volume, ReLU."""
+    conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=null_biases)
+    return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.ReLU())
+
+
+def raised(inputs: int, outputs: int, null_biases: bool) -> nn.Sequential:
+    """Twice the resolution, then `convolved`."""
+    return nn.Sequential(doubled(inputs, outputs), *convolved(outputs, outputs, null_biases))
+
+
+class Bottleneck(nn.Module):
+    """A UNETR: a transformer over patches of the deepest level, tapped at four depths, and a decoder back to it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        inputs, width, null = config.widths[-1], config.token_width, config.null_biases
+        d1, d2, d4, d8 = (config.scale_width * times for times in (1, 2, 4, 8))
+        self.grid, self.every = config.grid, config.layers // TAPS
+        self.embed = nn.Conv3d(inputs, width, PATCH, PATCH)
+        self.position = nn.Parameter(torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], width))
+        self.drop = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.deepest = doubled(width, d8)
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(raised(*ends, null) for ends in pairwise(widths)))
+            for widths in ((width, d8, d4, d2), (width, d8, d4), (width, d8))
+        )
+        self.merges = nn.ModuleList(
+            (
+                # Down again to a quarter: the original UNETR ends at the image, this one at the bottleneck.
+                nn.Sequential(convolved(d4, d2, null, 2), convolved(d2, d2, null, 2), doubled(d2, d1)),
+                nn.Sequential(convolved(d8, d4, null), convolved(d4, d4, null), doubled(d4, d2)),
+                nn.Sequential(*(convolved(i, d8, null) for i in (2 * d8, d8, d8)), doubled(d8, d4)),
+            )
+        )
+        self.enter = nn.Sequential(convolved(inputs, d1 // 2, null), convolved(d1 // 2, d1, null))
+        self.leave = nn.Sequential(convolved(d2, d1, null), convolved(d1, d1, null), nn.Conv3d(d1, inputs, 1))
+
+    def forward(
+        self, deepest: Float[Tensor, "b c u v w"], keep_attention: bool
+    ) -> tuple[Float[Tensor, "b c u v w"], list[Float[Tensor, "b ..."]], list[Float[Tensor, "b h n n"]]]:
+        """What is added to the deepest level; four scales, finest first; and four attentions, first layer first.
+
+        Eq. (2).
+        """
+        embedded = self.embed(deepest)
+        grid = embedded.shape[2:]
+        tokens = rearrange(embedded, "b c u v w -> b (u v w) c")
+        tokens = self.drop(tokens + positions_on(grid, self.position, self.grid))
+        taps, attentions = [], []
+        for number, layer in enumerate(self.layers, 1):
+            tapped = number % self.every == 0
+            tokens, attention = layer(tokens, keep_attention and tapped)
+            if tapped:
+                taps.append(rearrange(tokens, "b (u v w) c -> b c u v w", u=grid[0], v=grid[1], w=grid[2]))
+                attentions += [] if attention is None else [attention]
+        scales = [self.deepest(taps.pop())]
+        for branch, merge, tap in zip(reversed(self.branches), reversed(self.merges), reversed(taps), strict=True):
+            scales.insert(0, merge(torch.cat([branch(tap), scales[0]], 1)))
+        return self.leave(torch.cat([self.enter(deepest), scales[0]], 1)), scales, attentions
+
+
+class Seen(NamedTuple):
+    """What a network makes of an image; all of it can be distilled."""
+
+    logits: Float[Tensor, "b k x y z"]
+    entry: Float[Tensor, "b c u v w"]
+    """As features reach the deepest level."""
+    style: Float[Tensor, "b c u v w"]
+    content: Float[Tensor, "b c u v w"]
+    scales: Sequence[Float[Tensor, "b ..."]]
+    """Of the UNETR's decoder, finest first."""
+    attentions: Sequence[Float[Tensor, "b h n n"]]
+    """Of the tapped layers; none unless asked for."""
+
+    def detached(self) -> Seen:
+        """The same without a way back."""
+        logits, entry, style, content, scales, attentions = self
+        logits, entry, style, content = (value.detach() for value in (logits, entry, style, content))
+        return Seen(
+            logits, entry, style, content, *([value.detach() for value in part] for part in (scales, attentions))
+        )
+
+
+class Network(nn.Module):
+    """A residual U-Net with a UNETR in its bottleneck; teacher and student each have one."""
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        widths = config.widths
+        deepest = widths[-1]
+        self.enter = nn.ModuleList(
+            nn.Conv3d(before, width, 3, 1 if level == 0 else 2, padding=1)
+            for level, (before, width) in enumerate(pairwise([len(Modality), *widths]))
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Residual(width, config.groups) for _ in range(count)))
+            for width, count in zip(widths, config.blocks, strict=True)
+        )
+        self.bottleneck = Bottleneck(config)
+        self.style = nn.Conv3d(widths[-2] + 2 * deepest, deepest, 1)
+        self.fuse = nn.Conv3d(2 * deepest, deepest, 1)
+        self.drop = nn.Dropout(config.dropout)
+        self.narrow = nn.ModuleList(nn.Conv3d(below, width, 1) for width, below in pairwise(widths))
+        self.merge = nn.ModuleList(Residual(width, config.groups) for width in widths[:-1])
+        self.segment = nn.Conv3d(widths[0], classes, 1)
+
+    def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> Seen:
+        """From an image whose absent channels are 0. Eq. (1)."""
+        entries: list[Tensor] = []
+        levels: list[Tensor] = []
+        for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):
+            entries.append(enter(levels[-1] if levels else image))
+            levels.append(stage(entries[-1]))
+        entry = self.enter[-1](levels[-1])
+        found, scales, attentions = self.bottleneck(entry, keep_attention)
+        refined = found + entry
+        content = self.stages[-1](refined)
+        style = self.style(torch.cat([functional.max_pool3d(entries[-1], 2), entry, refined], 1))
+        x = self.drop(self.fuse(torch.cat([style, content], 1)))
+        for narrow, merge, level in zip(reversed(self.narrow), reversed(self.merge), reversed(levels), strict=True):
+            x = merge(functional.interpolate(narrow(x), scale_factor=2.0) + level)
+        return Seen(self.segment(x).float(), entry, style, content, scales, attentions)
+
+
+class Discriminator(nn.Module):
+    """Tells by its style whether a network saw all modalities."""
+
+    HEAD = (2, 3, 2)
+    """The released head's kernel, which covers all that is left of a crop of 160 x 192 x 128."""
+    LEAST = 8
+    """Voxels along each axis that three halvings need."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(
+            nn.Conv3d(before, after, 4, 2, padding=1)
+            for before, after in pairwise((inputs, width, 2 * width, 4 * width))
+        )
+        self.judge = nn.Conv3d(4 * width, 1, self.HEAD)
+
+    def forward(self, style: Float[Tensor, "b c u v w"]) -> Float[Tensor, "b"]:
+        """A logit for each sample, above 0 if it takes the style for one of missing modalities. Eq. (12)."""
+        x = functional.interpolate(style, [max(side, self.LEAST) for side in style.shape[2:]])
+        for down in self.down:
+            x = functional.leaky_relu(down(x), 0.2)
+        return self.judge(functional.adaptive_avg_pool3d(x, self.HEAD)).float().flatten()

@@ -1,0 +1,231 @@
+"""What MST-KDNet minimises: the equations, and teacher, student and discriminator trained by their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from glimpseg.errors import UsageError
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, frozen
+from glimpseg.methods.mstkdnet.config import Config
+from glimpseg.methods.mstkdnet.network import Discriminator, Network, Seen
+from glimpseg.modality import ALL, Modality
+from glimpseg.region import Label, Region
+from glimpseg.study import Batch
+
+
+def label_maps(target: Int[Tensor, "b x y z"], labels: Sequence[int]) -> Float[Tensor, "b k x y z"]:
+    """One map for each label and one for what has none, which comes last. A label that is not told apart is in no
+    map."""
+    return torch.stack([target == label for label in (*labels, 0)], 1).float()
+
+
+def squared_dice(probabilities: Float[Tensor, "b k x y z"], target: Float[Tensor, "b k x y z"]) -> Float[Tensor, "k"]:
+    """1 - Dice with squares in the denominator, each class over the whole batch. Eq. (4)."""
+    axes = (0, 2, 3, 4)
+    both = (probabilities * target).sum(axes)
+    return 1 - 2 * both / (probabilities.square().sum(axes) + target.square().sum(axes) + 1e-7)
+
+
+def mean_square(one: Float[Tensor, "b ..."], other: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
+    """Of the differences within each sample. Eq. (5)."""
+    return (one.float() - other.float()).square().flatten(1).mean(1)
+
+
+def scale_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
+    """Between the scales of the two decoders in the bottleneck (MS-TKD). Eq. (6)."""
+    return torch.stack([mean_square(*pair) for pair in zip(teacher.scales, student.scales, strict=True)]).sum(0)
+
+
+def attention_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
+    """Between attentions, each weighted by the largest, the smallest and the mean of its entry over the tapped layers
+    (MS-TKD's extreme values). Relative to even attention, so that it does not depend on how many tokens there are.
+
+    Eq. (7).
+    """
+    both = [torch.stack(list(seen.attentions), 1) * seen.attentions[0].shape[-1] for seen in (teacher, student)]
+    total = both[0].new_zeros(len(both[0]))
+    for extreme in (torch.amax, torch.amin, torch.mean):
+        one, other = (stack * extreme(stack, 1, keepdim=True) for stack in both)
+        total = total + len(teacher.attentions) * mean_square(one, other)
+    return total
+
+
+def prediction_weight(fraction: float, ramp: float) -> float:
+    """From 0.0067 at the beginning of training to 1 at `ramp` of it. Eq. (8)."""
+    return float(torch.tensor(-5 * (1 - min(fraction / ramp, 1)) ** 2).exp())
+
+
+def class_distance(teacher: Float[Tensor, "b k x y z"], student: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b k"]:
+    """Mean square difference of each class's probabilities (DMLD's first mode). Eq. (9)."""
+    return (teacher - student).square().mean((2, 3, 4))
+
+
+def logit_divergence(
+    student: Float[Tensor, "b k x y z"],
+    teacher: Float[Tensor, "b k x y z"],
+    temperature: float,
+    axis: Literal["depth", "class"] = "depth",
+) -> Float[Tensor, "b"]:
+    """Kullback-Leibler divergence of the student's from the teacher's class probabilities, both from logits
+    standardised along an axis, softened (DMLD's second mode). Eq. (10)."""
+    along = -1 if axis == "depth" else 1
+
+    def soft(logits: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(logits, along, keepdim=True)
+        return ((logits - mean) / (deviation + 1e-7) / temperature).log_softmax(1)
+
+    one, other = soft(student), soft(teacher)
+    per_voxel = (other.exp() * (other - one)).sum(1)
+    return temperature**2 / student.shape[1] * per_voxel.flatten(1).mean(1)
+
+
+def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
+    """Between the matrices of products of each two of entry, style and content, mean over voxels and over the
+    matrices' entries (GSME). Eq. (11)."""
+
+    def products(seen: Seen) -> list[Tensor]:
+        layers = [part.float().flatten(2) for part in (seen.entry, seen.style, seen.content)]
+        return [layer @ layers[number - 1].mT / layer.shape[-1] for number, layer in enumerate(layers)]
+
+    pairs = zip(products(teacher), products(student), strict=True)
+    return torch.stack([mean_square(one, other) for one, other in pairs]).sum(0)
+
+
+class MSTKDNet(Segmenter):
+    """Teacher and student are trained together; the student alone segments."""
+
+    def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
+        super().__init__(labels)
+        self.config = config
+        self.student = Network(config, len(labels) + 1)
+        self.teacher = Network(config, len(labels) + 1)
+        self.discriminator = Discriminator(config.widths[-1], config.style_width)
+
+    @property
+    def stride(self) -> int:
+        """A whole number of tokens."""
+        return self.config.stride
+
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """All but the student."""
+        return ("teacher", "discriminator")
+
+    def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
+        """The student's probability of each label, and of none of them; they are independent and do not sum to 1."""
+        seen: Seen = self.student(blanked(image, available))
+        return seen.logits.sigmoid()
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
+        """The teacher sees what there is, the student a subset of it."""
+        assert batch.target is not None, "supervised training needs a reference for every crop"
+        # The teacher also runs where it has nothing to say, so that every rank has the same gradients to add.
+        teacher: Seen = self.teacher(blanked(batch.image, batch.available), keep_attention=True)
+        student: Seen = self.student(blanked(batch.image, draw_subsets(batch.available)), keep_attention=True)
+        return self.terms(
+            teacher, student, label_maps(batch.target, self.labels), batch.available.all(1), progress.fraction
+        )
+
+    def terms(
+        self,
+        teacher: Seen,
+        student: Seen,
+        target: Float[Tensor, "b k x y z"],
+        complete: Bool[Tensor, "b"],
+        fraction: float,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Segmentation by both, and what the student is taught: samples that are not `complete` teach nothing, and
+        train the student alone. Eq. (13)."""
+        config = self.config
+        by_teacher = _masked_dice(teacher, target, complete)
+        by_student = squared_dice(student.logits.sigmoid(), target)
+        fixed = teacher.detached() if config.detach_teacher else teacher
+        prediction = class_distance(fixed.logits.sigmoid(), student.logits.sigmoid())
+        ends = (student.logits, fixed.logits)
+        if config.released_terms:
+            by_student = torch.cat([by_student[:-1], by_teacher[-1:]])
+            prediction = torch.cat([prediction[:, :-1], by_teacher[None, -1:].expand(len(prediction), 1)], 1)
+            ends = (fixed.logits, student.logits)
+
+        def taught(distances: Float[Tensor, "b"]) -> Float[Tensor, ""]:
+            return (distances * complete).sum() / complete.sum().clamp_min(1)
+
+        weight = config.prediction * prediction_weight(fraction, config.ramp)
+        divergence = logit_divergence(*ends, temperature=config.temperature, axis=config.standardise)
+        return {
+            "segment/teacher": config.teacher * by_teacher.sum(),
+            "segment/student": config.student * by_student.sum(),
+            "content": config.content * taught(mean_square(fixed.content, student.content)),
+            "mstkd/features": config.features * taught(scale_distance(fixed, student)),
+            "mstkd/attention": config.attention * taught(attention_distance(fixed, student)),
+            "dmld/prediction": weight * taught(prediction.sum(1)),
+            "dmld/logits": config.logits * taught(divergence),
+            "gsme/gram": config.gram * taught(gram_distance(fixed, student)),
+            **self.adversaries(teacher, student, taught),
+        }
+
+    def adversaries(
+        self, teacher: Seen, student: Seen, taught: Callable[[Tensor], Tensor]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The student's wish to be taken for a teacher, and the discriminator's to tell them apart (GSME). One sum of
+        both has the gradients of two alternating steps. Eq. (14)."""
+
+        def judged(logits: Tensor, missing: float) -> Tensor:
+            wanted = torch.full_like(logits, missing)
+            return taught(functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"))
+
+        return {
+            "gsme/adversary": self.config.adversary * judged(frozen(self.discriminator)(student.style), 0.0),
+            "gsme/discriminator": judged(self.discriminator(teacher.style.detach()), 0.0)
+            + judged(self.discriminator(student.style.detach()), 1.0),
+        }
+
+    def parameter_groups(self) -> list[dict]:
+        """The discriminator has moments of its own and no weight decay."""
+        return [
+            {"params": [*self.student.parameters(), *self.teacher.parameters()]},
+            {
+                "params": list(self.discriminator.parameters()),
+                "scale": self.config.adversary_rate,
+                "betas": self.config.adversary_betas,
+                "weight_decay": 0.0,
+            },
+        ]
+
+    def archive_note(self, available: Mapping[Modality, int]) -> str:
+        """How many studies teach. Raises: UsageError if none does."""
+        complete, total = available.get(ALL, 0), sum(available.values())
+        if not complete:
+            raise UsageError(
+                f"MST-KDNet's teacher needs studies with all four sequences; none of these {total} has them. Add "
+                "complete studies, or train unet, rfnet or mmformer, which need none."
+            )
+        return f"{complete} of {total} studies have all four sequences and teach; the others train the student alone"
+
+    def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
+        """Whatever is likelier than not; where several labels are, the innermost: their unions are then the regions
+        of the authors' thresholds. A cavity only where no tumour is."""
+        labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
+        for label in (Label.RC, Label.ED, Label.NCR, Label.ET):
+            if label in self.labels:
+                labels[probabilities[:, self.labels.index(label)] > 0.5] = label
+        return labels
+
+    def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
+        """The highest of a region's labels: a region is wherever one of its labels is."""
+        return {
+            region: torch.stack([probabilities[:, self.labels.index(label)] for label in region.value]).amax(0)
+            for region in self.regions
+        }
+
+
+def _masked_dice(seen: Seen, target: Float[Tensor, "b k x y z"], kept: Bool[Tensor, "b"]) -> Float[Tensor, "k"]:
+    """Over the samples that are kept; 0 if none is."""
+    some = kept[:, None, None, None, None]
+    return squared_dice(seen.logits.sigmoid() * some, target * some) * kept.any()

@@ -1,0 +1,403 @@
+"""MST-KDNet against its authors' numbers, and what it does beyond them."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conformance import mstkdnet_reference, reference
+from conftest import small_recipe
+from glimpseg import checkpoint, methods, models, train
+from glimpseg.errors import ModelError, UsageError
+from glimpseg.method import Progress, inference_weights
+from glimpseg.methods import mstkdnet
+from glimpseg.methods.mstkdnet.network import Seen
+from glimpseg.methods.mstkdnet.objective import (
+    attention_distance,
+    gram_distance,
+    label_maps,
+    logit_divergence,
+    prediction_weight,
+    scale_distance,
+    squared_dice,
+)
+from glimpseg.modality import ALL, Modality
+from glimpseg.region import Label, Region
+from glimpseg.study import Batch
+
+STEP_GIB = 10
+"""Memory in which one step of the official networks at 64^3 surely fits."""
+
+
+def gib_free():
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return dict(np.load(reference.HERE / "mstkdnet.npz"))
+
+
+def of(kind, found):
+    return {name: value for name, value in found.items() if name.startswith(kind)}
+
+
+# The authors' numbers
+
+
+@pytest.fixture(scope="module")
+def cube(stored):
+    return mstkdnet_reference.cube(stored)
+
+
+@pytest.fixture(scope="module")
+def seeded(stored):
+    return mstkdnet_reference.seeded(stored)
+
+
+def test_both_networks_compute_what_the_authors_do(cube):
+    maps = of("map", cube)
+    assert len(maps) == 24
+    assert max(maps.values()) < 1e-4
+
+
+def test_every_term_of_both_objectives_is_the_authors(cube, stored):
+    losses = of("loss", cube)
+    named = {name for name in stored if name.startswith("net64/loss/")}
+    # The stored step's objective is not one that our losses know; its sum is compared with the step.
+    assert len(losses) == len(named) - 1
+    assert max(losses.values()) < 1e-4
+
+
+def test_losses_of_seeded_tensors_and_their_gradients_are_the_authors(seeded):
+    assert max((of("loss", seeded) | of("map", seeded)).values()) < 1e-4
+    gradients = of("gradient", seeded)
+    assert len(gradients) == 9
+    assert max(gradients.values()) < 1
+
+
+@pytest.mark.slow
+def test_one_step_leaves_the_authors_gradients_weights_and_statistics(stored):
+    if gib_free() < STEP_GIB:
+        pytest.skip(f"two networks of 154 million parameters need about {STEP_GIB} GiB of free memory")
+    found = mstkdnet_reference.step(stored)
+    assert max((of("map", found) | of("loss", found)).values()) < 1e-4
+    assert max(of("gradient", found).values()) < 1
+    # Where a gradient is nearly 0, its sign is rounding and the weight may end 2e-4 away.
+    assert max(of("after", found).values()) < 1e-5
+
+
+def test_the_weight_of_predictions_rises_as_the_authors(stored):
+    ours = [10 * prediction_weight(epoch / 100, 0.2) for epoch in range(31)]
+    assert np.allclose(ours, stored["sched/consistency_weight_ep0-30"], rtol=1e-6)
+
+
+# Terms
+
+
+def randn(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seen(seed, batch=2, tokens=6):
+    """Something for each part of what a network sees."""
+    layers = [randn(seed + i, batch, 8, 4, 4, 4) for i in range(3)]
+    scales = [randn(seed + 10 + i, batch, 2 + i, 3, 3, 3) for i in range(4)]
+    attentions = [randn(seed + 20 + i, batch, 2, tokens, tokens).softmax(-1) for i in range(4)]
+    return Seen(randn(seed + 30, batch, 4, 8, 8, 8), *layers, scales, attentions)
+
+
+def one_of(whole, place):
+    """A single sample."""
+    parts = [value[place : place + 1] for value in whole[:4]]
+    return Seen(*parts, *([value[place : place + 1] for value in values] for values in whole[4:]))
+
+
+def needing_gradients(whole):
+    for value in (*whole[:4], *whole.scales, *whole.attentions):
+        value.requires_grad_()
+    return whole
+
+
+@pytest.fixture(scope="module")
+def learner():
+    torch.manual_seed(0)
+    return methods.build(small_recipe("mstkdnet"))
+
+
+TARGET = label_maps(torch.arange(2 * 512).reshape(2, 8, 8, 8) % 4, (1, 2, 3))
+BOTH, FIRST, NONE = (torch.tensor(flags) for flags in ([True, True], [True, False], [False, False]))
+DISTANCES = (
+    scale_distance,
+    attention_distance,
+    gram_distance,
+    lambda one, other: logit_divergence(one.logits, other.logits, 7.0),
+    lambda one, other: logit_divergence(one.logits, other.logits, 7.0, "class"),
+)
+
+
+def judged_terms(learner, *arguments):
+    """All terms but the discriminator's, which looks at styles of its own width."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(learner), "adversaries", lambda *_: {})
+        return learner.terms(*arguments, fraction=1.0)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_samples_of_a_batch_do_not_mix(distance):
+    teacher, student = seen(0), seen(100)
+    together = distance(teacher, student)
+    alone = [distance(one_of(teacher, place), one_of(student, place)) for place in range(2)]
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_what_is_alike_is_at_no_distance(distance):
+    assert distance(seen(0), seen(0)).abs().max() < 1e-6
+    assert distance(seen(0), seen(100)).min() > 1e-4
+
+
+def test_attention_is_weighed_alike_for_any_number_of_tokens():
+    teacher, student = seen(0), seen(100)
+    split = [
+        whole._replace(attentions=[torch.kron(value, torch.full((2, 2), 0.5)) for value in whole.attentions])
+        for whole in (teacher, student)
+    ]  # each token as two that share its attention
+    assert torch.allclose(attention_distance(*split), attention_distance(teacher, student), rtol=1e-5)
+
+
+def test_styles_are_weighed_alike_for_crops_of_any_size():
+    teacher, student = seen(0), seen(100)
+    twice = [
+        whole._replace(**{part: torch.cat([getattr(whole, part)] * 2, 2) for part in ("entry", "style", "content")})
+        for whole in (teacher, student)
+    ]
+    assert torch.allclose(gram_distance(*twice), gram_distance(teacher, student), rtol=1e-5)
+
+
+def test_a_study_that_lacks_a_sequence_teaches_nothing(learner):
+    teacher, student = needing_gradients(seen(0)), seen(100)
+    terms = judged_terms(learner, teacher, student, TARGET, FIRST)
+    alone = judged_terms(learner, one_of(teacher, 0), one_of(student, 0), TARGET[:1], FIRST[:1])
+    for name in terms.keys() - {"segment/student"}:
+        assert torch.allclose(terms[name], alone[name], rtol=1e-5), name
+    sum(terms.values()).backward()
+    for value in (*teacher[:4], *teacher.scales, *teacher.attentions):
+        assert value.grad[0].any()
+        assert not value.grad[1].any()
+
+
+def test_without_any_complete_study_in_the_batch_only_the_student_is_trained(learner):
+    terms = judged_terms(learner, seen(0), seen(100), TARGET, NONE)
+    assert {name for name, value in terms.items() if value} == {"segment/student"}
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_distillation_goes_both_ways_unless_the_teacher_is_detached(learner, detach):
+    changed = replace(learner.config, detach_teacher=detach)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "config", changed)
+        teacher, student = needing_gradients(seen(0)), needing_gradients(seen(100))
+        terms = judged_terms(learner, teacher, student, TARGET, BOTH)
+    both_sides = {"teacher": teacher, "student": student}
+    reached = {
+        who: {
+            name
+            for name, value in terms.items()
+            if any(
+                gradient is not None and gradient.any()
+                for gradient in torch.autograd.grad(
+                    value,
+                    [*whole[:4], *whole.scales, *whole.attentions],
+                    allow_unused=True,
+                    retain_graph=True,
+                )
+            )
+        }
+        for who, whole in both_sides.items()
+    }
+    assert reached["student"] == terms.keys() - {"segment/teacher"}
+    assert reached["teacher"] == ({"segment/teacher"} if detach else terms.keys() - {"segment/student"})
+
+
+SWITCHES = {
+    "teacher": ["segment/teacher"],
+    "student": ["segment/student"],
+    "content": ["content"],
+    "features": ["mstkd/features"],
+    "attention": ["mstkd/attention"],
+    "prediction": ["dmld/prediction"],
+    "logits": ["dmld/logits"],
+    "gram": ["gsme/gram"],
+    "adversary": ["gsme/adversary"],
+}
+
+
+@pytest.mark.parametrize("weight", SWITCHES)
+def test_each_weight_switches_its_term_alone(weight):
+    recipe = small_recipe("mstkdnet", **{f"config__{weight}": 0.0})
+    batch = Batch(
+        image=randn(0, 1, 4, 16, 16, 16),
+        available=torch.ones(1, 4, dtype=torch.bool),
+        target=(randn(1, 1, 16, 16, 16) > 1).long(),
+        study=["S"],
+    )
+    # One token of 16^3 attends to itself, whatever the network: 32^3 it is.
+    batch.image = torch.cat([batch.image] * 2, 2)
+    batch.target = torch.cat([batch.target] * 2, 1)
+    torch.manual_seed(0)
+    terms = methods.build(recipe).losses(batch, Progress(5, 10))
+    assert [name for name, value in terms.items() if not value] == SWITCHES[weight]
+
+
+def test_the_adversary_moves_the_student_and_not_its_judge(learner):
+    width = learner.config.widths[-1]
+    styles = [randn(seed, 2, width, 4, 4, 4).requires_grad_() for seed in (0, 1)]
+    teacher, student = (Seen(*[torch.zeros(0)] * 2, style, torch.zeros(0), [], []) for style in styles)
+    terms = learner.adversaries(teacher, student, torch.mean)
+    terms["gsme/adversary"].backward()
+    assert styles[1].grad.any()
+    assert styles[0].grad is None
+    assert all(p.grad is None for p in learner.discriminator.parameters())
+    styles[1].grad = None
+    terms["gsme/discriminator"].backward()
+    assert styles[0].grad is None
+    assert styles[1].grad is None
+    assert all(p.grad.any() for p in learner.discriminator.parameters())
+    learner.zero_grad()
+
+
+def test_one_summed_backward_has_the_gradients_of_the_authors_two(learner):
+    """Theirs: the student's term backward with the judge's weights fixed, then the judge's own on detached styles."""
+    width = learner.config.widths[-1]
+    styles = [randn(seed, 2, width, 4, 4, 4) for seed in (0, 1)]
+
+    def gradients(alternate):
+        teacher, student = (
+            Seen(*[torch.zeros(0)] * 2, style.clone().requires_grad_(), torch.zeros(0), [], []) for style in styles
+        )
+        learner.zero_grad()
+        if alternate:
+            learner.discriminator.requires_grad_(False)
+            logits = learner.discriminator(student.style)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.zeros(2))
+            (learner.config.adversary * loss).backward()
+            learner.discriminator.requires_grad_(True)
+            for style, label in ((teacher.style, 0.0), (student.style, 1.0)):
+                logits = learner.discriminator(style.detach())
+                torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.full((2,), label)).backward()
+        else:
+            sum(learner.adversaries(teacher, student, torch.mean).values()).backward()
+        return [student.style.grad, *(p.grad for p in learner.discriminator.parameters())]
+
+    for ours, theirs in zip(gradients(False), gradients(True), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-9)
+
+
+def test_squared_dice_of_a_perfect_and_an_opposite_prediction():
+    assert squared_dice(TARGET, TARGET).abs().max() < 1e-6
+    assert torch.equal(squared_dice(1 - TARGET, TARGET), torch.ones(4))
+
+
+# Labels
+
+
+def test_a_label_that_is_not_told_apart_is_in_no_map():
+    maps = label_maps(torch.tensor([0, 1, 2, 3, 4]).reshape(1, 5, 1, 1), (1, 2, 3))
+    assert maps[0, :, :, 0, 0].T.tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_decoded_labels_have_the_regions_of_the_authors_thresholds(learner):
+    probabilities = torch.rand((1, 4, 8, 8, 8), generator=torch.Generator().manual_seed(0))
+    labels = learner.decode(probabilities).numpy()
+    net, snfh, et, _ = (probabilities > 0.5).numpy().swapaxes(0, 1)
+    found = learner.region_probabilities(probabilities)
+    for region, wanted in ((Region.WT, net | snfh | et), (Region.TC, net | et), (Region.ET, et)):
+        assert (region.of(labels) == wanted).all()
+        assert ((found[region] > 0.5).numpy() == wanted).all()
+
+
+def test_a_cavity_is_a_label_like_another_and_in_no_region_of_tumour():
+    network = methods.build(small_recipe("mstkdnet", labels=["NCR", "ED", "ET", "RC"]))
+    probabilities = torch.zeros(1, 5, 2, 1, 1)
+    probabilities[0, 3] = 0.9
+    probabilities[0, 1, 1] = 0.8
+    assert network.decode(probabilities).flatten().tolist() == [Label.RC, Label.ED]
+
+
+# Networks
+
+
+def test_attention_is_the_same_whether_it_is_kept_or_not(learner):
+    image = randn(0, 1, 4, 32, 32, 32)
+    with torch.inference_mode():
+        kept, not_kept = (learner.eval().student(image, keep) for keep in (True, False))
+    learner.train()
+    assert torch.allclose(kept.logits, not_kept.logits, atol=1e-5)
+    assert len(kept.attentions) == 4
+    assert not not_kept.attentions
+
+
+def test_a_judge_of_the_released_crop_pools_nothing():
+    judge = mstkdnet.objective.Discriminator(2, 2)
+    style = randn(0, 1, 2, 20, 24, 16)
+    x = style
+    for down in judge.down:
+        x = torch.nn.functional.leaky_relu(down(x), 0.2)
+    assert torch.equal(judge(style), judge.judge(x).flatten())
+
+
+def test_a_model_folder_holds_the_student_alone_and_segments_like_the_whole(tmp_path):
+    recipe = small_recipe("mstkdnet")
+    torch.manual_seed(0)
+    whole = methods.build(recipe).eval()
+    checkpoint.save(tmp_path / "m", inference_weights(whole), recipe, {})
+    alone = checkpoint.load(tmp_path / "m").network
+    assert alone.teacher is None
+    assert alone.discriminator is None
+    image, available = randn(0, 1, 4, 16, 16, 16), torch.tensor([[True, False, True, True]])
+    with torch.inference_mode():
+        assert torch.equal(alone(image, available), whole(image, available))
+
+
+# Archives
+
+
+def test_an_archive_without_a_complete_study_is_refused(learner):
+    with pytest.raises(UsageError, match="none of these 3"):
+        learner.archive_note({Modality.T1 | Modality.FLAIR: 2, Modality.T2: 1})
+
+
+def test_the_run_says_how_many_studies_teach(archive, tmp_path):
+    studies = tmp_path / "studies"
+    shutil.copytree(archive, studies)
+    next(studies.glob("S0/*t1c*")).unlink()
+    recipe = small_recipe("mstkdnet", optim__steps=2)
+    folder = train.train(recipe, tmp_path / "run", data=studies, device=torch.device("cpu"), quiet=True)
+    record = json.loads((folder / checkpoint.PROVENANCE).read_text())
+    assert record["archive"].startswith("3 of 4 studies have all four sequences and teach")
+    assert ALL.key in record["data"]["available"]
+
+
+# The authors' weights
+
+
+def test_weights_of_something_else_are_refused():
+    with pytest.raises(ModelError, match="position_embeddings are missing"):
+        mstkdnet.from_authors({"conv1a.weight": torch.zeros(16, 4, 3, 3, 3)})
+
+
+def test_a_checkpoint_of_three_state_dicts_is_read_with_their_names():
+    tree = {
+        "epoch": 99,
+        "model_missing": {"a": torch.ones(1)},
+        "model_full": {"a": torch.zeros(1)},
+        "optimizer": {"state": {}, "param_groups": []},
+    }
+    found = models.state_dict(tree)
+    assert set(found) == {"model_missing.a", "model_full.a"}
+    assert found["model_missing.a"] == 1
