@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -181,19 +182,25 @@ def test_equations_of_the_page_name_functions_of_the_code(recipe):
         assert set(names) <= defined, f"equation {row[1].strip()} names {set(names) - defined}"
 
 
-def own_functions(tree):
-    """Functions of a method's file by qualified name: `RegionFusion.forward`."""
-    for node in tree.body:
+def sources(method):
+    """The files of a method, the one with its docstring first."""
+    place = Path(methods.__path__[0]) / method
+    return sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+
+
+def own_functions(method):
+    """Functions of a method's files by qualified name: `RegionFusion.forward`."""
+    for node in chain.from_iterable(ast.parse(path.read_text("utf-8")).body for path in sources(method)):
         for part in node.body if isinstance(node, ast.ClassDef) else [node]:
             if isinstance(part, ast.FunctionDef):
                 yield (f"{node.name}.{part.name}" if isinstance(node, ast.ClassDef) else part.name), part
 
 
 def test_equations_of_the_code_are_those_of_the_page(recipe):
-    """Both ways, for the functions of the method's own file; shared ones serve several pages."""
+    """Both ways, for the functions of the method's own files; shared ones serve several pages."""
     page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
     rows = re.findall(r"^\|\s*\((\d+)\)\s*\|.*\|\s*`([\w.]+)`\s*\|[^|]*\|$", page, re.MULTILINE)
-    functions = dict(own_functions(ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8"))))
+    functions = dict(own_functions(recipe.method))
     claimed = {
         (number, name)
         for name, node in functions.items()
@@ -216,7 +223,7 @@ def departures(text):
 
 def test_departures_stand_in_the_docstring_as_on_the_page(recipe):
     """The page may add why."""
-    source = ast.get_docstring(ast.parse((Path(methods.__path__[0]) / f"{recipe.method}.py").read_text("utf-8")))
+    source = ast.get_docstring(ast.parse(sources(recipe.method)[0].read_text("utf-8")))
     there, here = departures((DOCS / f"{recipe.method}.md").read_text("utf-8")), departures(source)
     assert here
     assert here == there

@@ -140,13 +140,6 @@ DISTANCES = (
 )
 
 
-def judged_terms(learner, *arguments):
-    """All terms but the discriminator's, which looks at styles of its own width."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(learner), "adversaries", lambda *_: {})
-        return learner.terms(*arguments, fraction=1.0)
-
-
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_samples_of_a_batch_do_not_mix(distance):
     teacher, student = seen(0), seen(100)
@@ -181,8 +174,8 @@ def test_styles_are_weighed_alike_for_crops_of_any_size():
 
 def test_a_study_that_lacks_a_sequence_teaches_nothing(learner):
     teacher, student = needing_gradients(seen(0)), seen(100)
-    terms = judged_terms(learner, teacher, student, TARGET, FIRST)
-    alone = judged_terms(learner, one_of(teacher, 0), one_of(student, 0), TARGET[:1], FIRST[:1])
+    terms = learner.terms(teacher, student, TARGET, FIRST, 1.0)
+    alone = learner.terms(one_of(teacher, 0), one_of(student, 0), TARGET[:1], FIRST[:1], 1.0)
     for name in terms.keys() - {"segment/student"}:
         assert torch.allclose(terms[name], alone[name], rtol=1e-5), name
     sum(terms.values()).backward()
@@ -192,7 +185,7 @@ def test_a_study_that_lacks_a_sequence_teaches_nothing(learner):
 
 
 def test_without_any_complete_study_in_the_batch_only_the_student_is_trained(learner):
-    terms = judged_terms(learner, seen(0), seen(100), TARGET, NONE)
+    terms = learner.terms(seen(0), seen(100), TARGET, NONE, 1.0)
     assert {name for name, value in terms.items() if value} == {"segment/student"}
 
 
@@ -202,7 +195,7 @@ def test_distillation_goes_both_ways_unless_the_teacher_is_detached(learner, det
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner, "config", changed)
         teacher, student = needing_gradients(seen(0)), needing_gradients(seen(100))
-        terms = judged_terms(learner, teacher, student, TARGET, BOTH)
+        terms = learner.terms(teacher, student, TARGET, BOTH, 1.0)
     both_sides = {"teacher": teacher, "student": student}
     reached = {
         who: {
@@ -258,7 +251,7 @@ def test_the_adversary_moves_the_student_and_not_its_judge(learner):
     width = learner.config.widths[-1]
     styles = [randn(seed, 2, width, 4, 4, 4).requires_grad_() for seed in (0, 1)]
     teacher, student = (Seen(*[torch.zeros(0)] * 2, style, torch.zeros(0), [], []) for style in styles)
-    terms = learner.adversaries(teacher, student, torch.mean)
+    terms = learner.adversaries(teacher, student, BOTH)
     terms["gsme/adversary"].backward()
     assert styles[1].grad.any()
     assert styles[0].grad is None
@@ -291,7 +284,7 @@ def test_one_summed_backward_has_the_gradients_of_the_authors_two(learner):
                 logits = learner.discriminator(style.detach())
                 torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.full((2,), label)).backward()
         else:
-            sum(learner.adversaries(teacher, student, torch.mean).values()).backward()
+            sum(learner.adversaries(teacher, student, BOTH).values()).backward()
         return [student.style.grad, *(p.grad for p in learner.discriminator.parameters())]
 
     for ours, theirs in zip(gradients(False), gradients(True), strict=True):

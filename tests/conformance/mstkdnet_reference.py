@@ -136,8 +136,7 @@ def with_weights(network, attention, gram, crop):
 
 def total(network, teacher, student, target):
     """The objective of teacher and student at the beginning of training, without the adversary."""
-    terms = network.terms(teacher, student, target, torch.ones(1, dtype=torch.bool), 0.0)
-    return sum(value for name, value in terms.items() if name not in ("gsme/adversary", "gsme/discriminator"))
+    return sum(network.terms(teacher, student, target, torch.ones(1, dtype=torch.bool), 0.0).values())
 
 
 def targets(stored):
@@ -235,7 +234,7 @@ def judged(stored, teacher, student):
     network = MSTKDNet(replace(mstkdnet.OFFICIAL, crop=(32, 32, 32), layers=4, token_width=12), LABELS)
     network.discriminator = judge
     empty = Seen(*[torch.zeros(0)] * 2, teacher, torch.zeros(0), [], [])
-    terms = network.adversaries(empty, empty._replace(style=student), torch.mean)
+    terms = network.adversaries(empty, empty._replace(style=student), torch.ones(1, dtype=torch.bool))
     adversary = terms["gsme/adversary"]
     found = {
         "map disc/logit_teacher": float((judge(teacher) - stored["disc/logit_teacher"].item()).detach().abs()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -58,7 +59,7 @@ def attention_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
 
 def prediction_weight(fraction: float, ramp: float) -> float:
     """From 0.0067 at the beginning of training to 1 at `ramp` of it. Eq. (8)."""
-    return float(torch.tensor(-5 * (1 - min(fraction / ramp, 1)) ** 2).exp())
+    return math.exp(-5 * (1 - min(fraction / ramp, 1)) ** 2)
 
 
 def class_distance(teacher: Float[Tensor, "b k x y z"], student: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b k"]:
@@ -128,9 +129,9 @@ class MSTKDNet(Segmenter):
         # The teacher also runs where it has nothing to say, so that every rank has the same gradients to add.
         teacher: Seen = self.teacher(blanked(batch.image, batch.available), keep_attention=True)
         student: Seen = self.student(blanked(batch.image, draw_subsets(batch.available)), keep_attention=True)
-        return self.terms(
-            teacher, student, label_maps(batch.target, self.labels), batch.available.all(1), progress.fraction
-        )
+        target, complete = label_maps(batch.target, self.labels), batch.available.all(1)
+        terms = self.terms(teacher, student, target, complete, progress.fraction)
+        return terms | self.adversaries(teacher, student, complete)
 
     def terms(
         self,
@@ -154,7 +155,7 @@ class MSTKDNet(Segmenter):
             ends = (fixed.logits, student.logits)
 
         def taught(distances: Float[Tensor, "b"]) -> Float[Tensor, ""]:
-            return (distances * complete).sum() / complete.sum().clamp_min(1)
+            return _mean(distances, complete)
 
         weight = config.prediction * prediction_weight(fraction, config.ramp)
         divergence = logit_divergence(*ends, temperature=config.temperature, axis=config.standardise)
@@ -167,18 +168,15 @@ class MSTKDNet(Segmenter):
             "dmld/prediction": weight * taught(prediction.sum(1)),
             "dmld/logits": config.logits * taught(divergence),
             "gsme/gram": config.gram * taught(gram_distance(fixed, student)),
-            **self.adversaries(teacher, student, taught),
         }
 
-    def adversaries(
-        self, teacher: Seen, student: Seen, taught: Callable[[Tensor], Tensor]
-    ) -> dict[str, Float[Tensor, ""]]:
+    def adversaries(self, teacher: Seen, student: Seen, complete: Bool[Tensor, "b"]) -> dict[str, Float[Tensor, ""]]:
         """The student's wish to be taken for a teacher, and the discriminator's to tell them apart (GSME). One sum of
         both has the gradients of two alternating steps. Eq. (14)."""
 
         def judged(logits: Tensor, missing: float) -> Tensor:
             wanted = torch.full_like(logits, missing)
-            return taught(functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"))
+            return _mean(functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), complete)
 
         return {
             "gsme/adversary": self.config.adversary * judged(frozen(self.discriminator)(student.style), 0.0),
@@ -223,6 +221,11 @@ class MSTKDNet(Segmenter):
             region: torch.stack([probabilities[:, self.labels.index(label)] for label in region.value]).amax(0)
             for region in self.regions
         }
+
+
+def _mean(values: Float[Tensor, "b"], kept: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
+    """Over the samples that are kept; 0 if none is."""
+    return (values * kept).sum() / kept.sum().clamp_min(1)
 
 
 def _masked_dice(seen: Seen, target: Float[Tensor, "b k x y z"], kept: Bool[Tensor, "b"]) -> Float[Tensor, "k"]:
