@@ -108,6 +108,27 @@ def test_a_shifted_background_is_what_zero_became_and_absent_channels_stay_zero(
     assert plain.image.shape == made.image.shape
 
 
+def test_minmax_runs_from_0_to_1_over_the_whole_volume():
+    settings = dataclasses.replace(SETTINGS, scale="minmax", background="shifted", clip=None)
+    made, (images, _) = prepare(study(), settings), head()
+    for channel, modality in enumerate(Modality):
+        whole = images[modality]
+        assert made.image[channel].min() == 0
+        assert made.image[channel].max() == pytest.approx(1)
+        wanted = (whole[20, 24, 18] - whole.min()) / (whole.max() - whole.min())
+        assert np.abs(made.image[channel] - wanted).min() < 1e-6
+
+
+def test_a_constant_image_is_level_under_either_scale():
+    images = {Modality.T1: Volume(np.full((24, 24, 24), 7.0, np.float32), AFFINE)}
+    brain = Volume(np.pad(np.ones((16, 16, 16), np.uint8), 4), AFFINE)
+    for scale in ("zscore", "minmax"):
+        made = prepare(Study("S", images, brain=brain), dataclasses.replace(SETTINGS, scale=scale))
+        inside = made.inside[0]
+        assert np.isfinite(made.image).all()
+        assert np.ptp(made.image[0][inside]) < 1e-6
+
+
 def test_rfnets_intensities_from_present_sequences_are_theirs_where_all_share_a_brain():
     """Inside the joint crop; it alone, and so what lies outside, needs all four."""
     settings = dataclasses.replace(preprocess.RFNET, spacing_mm=3.0)

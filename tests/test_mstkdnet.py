@@ -12,7 +12,9 @@ import torch
 from conformance import mstkdnet_reference, reference
 from conftest import small_recipe
 from glimpseg import checkpoint, methods, models, train
+from glimpseg.data.layouts import find_studies
 from glimpseg.errors import ModelError, UsageError
+from glimpseg.evaluate import evaluate
 from glimpseg.method import Progress, inference_weights
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.network import Seen
@@ -27,6 +29,7 @@ from glimpseg.methods.mstkdnet.objective import (
 )
 from glimpseg.modality import ALL, Modality
 from glimpseg.region import Label, Region
+from glimpseg.report import write_report
 from glimpseg.study import Batch
 
 STEP_GIB = 10
@@ -374,6 +377,9 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
     record = json.loads((folder / checkpoint.PROVENANCE).read_text())
     assert record["archive"].startswith("3 of 4 studies have all four sequences and teach")
     assert ALL.key in record["data"]["available"]
+    evaluated = evaluate(checkpoint.load(folder), find_studies(studies), tmp_path / "ev", subsets=(Modality.FLAIR,))
+    page = write_report(evaluated.folder).read_text("utf-8")
+    assert "3 of 4 studies have all four sequences and teach; the others train the student alone" in page
 
 
 # The authors' weights

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -154,10 +155,11 @@ def test_sigterm_saves_and_exits_with_75(archive, undisturbed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", NETWORKS)
 def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
-    """Also where each sees another sequence, and none all of them."""
+    """Also where each sees another sequence, and in most steps none all of them."""
     archive = tmp_path / "archive"
     write_head(archive, "S0", 0, (Modality.T1C,))
     write_head(archive, "S1", 1, (Modality.T2, Modality.FLAIR))
+    write_head(archive, "S2", 2)
     code = "import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()"
     script = tmp_path / "go.py"
     script.write_text(code)
@@ -233,8 +235,10 @@ def test_a_study_that_cannot_be_read_is_named(tmp_path):
 def test_studies_that_lack_sequences_train_too(tmp_path, method):
     write_head(tmp_path / "data", "S0", 0, (Modality.T1C,))
     write_head(tmp_path / "data", "S1", 1, (Modality.T2, Modality.FLAIR))
-    train(small_recipe(method, optim__steps=2), tmp_path / "run", data=tmp_path / "data", device=CPU)
-    assert checkpoint.load(tmp_path / "run").provenance["data"]["available"] == {"t1c": 1, "t2+flair": 1}
+    write_head(tmp_path / "data", "S2", 2)
+    train(small_recipe(method, optim__steps=3), tmp_path / "run", data=tmp_path / "data", device=CPU)
+    counts = checkpoint.load(tmp_path / "run").provenance["data"]["available"]
+    assert counts == {"t1c": 1, "t2+flair": 1, "t1+t1c+t2+flair": 1}
 
 
 def test_without_data_the_recipes_phantoms_are_learned_from(tmp_path):
@@ -268,9 +272,10 @@ def test_a_crop_that_the_network_cannot_take_is_refused_before_training(archive,
         train(small_recipe(data__sampling__patch=patch), tmp_path / "run", data=archive, device=CPU)
 
 
-def test_amsgrads_decay_is_coupled_and_no_gradient_is_clipped():
+@pytest.mark.parametrize("optimizer", ["adam", "amsgrad"])
+def test_adams_decay_is_coupled_and_no_gradient_is_clipped(optimizer):
     """Coupled, decay alone makes a step of the whole learning rate, whatever its size; decoupled it would not."""
-    optim = Optim(optimizer="amsgrad", learning_rate=0.01, weight_decay=1e-3, max_norm=None, warmup=0, steps=10, ema=0)
+    optim = Optim(optimizer=optimizer, learning_rate=0.01, weight_decay=1e-3, max_norm=None, warmup=0, steps=10, ema=0)
 
     class One(Learner):
         def __init__(self):
@@ -288,6 +293,29 @@ def test_amsgrads_decay_is_coupled_and_no_gradient_is_clipped():
     assert learner.still.tolist() == pytest.approx([1.99, -2.99], abs=1e-5)
     moments = training.optimizer.state[learner.pulled]
     assert float(moments["exp_avg"]) == pytest.approx(1e3)  # a tenth of the whole gradient
+    assert ("max_exp_avg_sq" in moments) is (optimizer == "amsgrad")
+
+
+def test_each_group_is_clipped_by_itself():
+    class Two(Learner):
+        def __init__(self):
+            super().__init__()
+            self.calm, self.wild = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+
+        def losses(self, batch, progress):
+            return {"calm": 0.5 * self.calm.sum(), "wild": 1e3 * self.wild.sum()}
+
+        def parameter_groups(self):
+            return [{"params": [self.calm]}, {"params": [self.wild], "scale": 0.1}]
+
+    optim = Optim(optimizer="sgd", learning_rate=1.0, weight_decay=0, max_norm=1.0, warmup=0, steps=10, ema=0)
+    learner = Two()
+    training = _Training.of(learner, optim, CPU)
+    sum(learner.losses(None, None).values()).backward()
+    assert training.step(optim, Progress(0, 10))["gradient_norm"] == pytest.approx(np.hypot(0.5, 1e3))
+    # Nesterov's first step is 1.99 times the gradient.
+    assert learner.calm.item() == pytest.approx(-1.99 * 0.5)
+    assert learner.wild.item() == pytest.approx(-1.99 * 0.1, rel=1e-4)
 
 
 def test_the_released_schedule_has_one_rate_an_epoch_and_keeps_its_largest_moments(archive, tmp_path):

@@ -7,6 +7,45 @@ computes (Quanato607/MST-KDNet at 2c77373), from its facts, and the style module
 Departures
 | source | says or does | we do |
 |---|---|---|
+| code | imports three files that were never published, so nothing starts | no such import |
+| code | the released run is the ablation without the style module | the full method; `OFFICIAL` as the run |
+| code | the Gram term is commented out and some 1e-15 | mean over voxels and entries, weight 1; 0 in `OFFICIAL` |
+| code | the student's background Dice is the teacher's | its own; `OFFICIAL` as the code |
+| code | the background's distance of predictions is the teacher's Dice | a distance; `OFFICIAL` as the code |
+| code | teacher and student are swapped in the divergence | from the teacher; `OFFICIAL` as the code |
+| code | logits are standardised along the crop's last axis | as the code; `standardise="class"` as Sun et al. |
+| code | attention's weight of 1e8 is made for 120 tokens | relative to even attention: the same there |
+| code | nothing is detached: the teacher learns from the student too | as the code; `detach_teacher` |
+| code | tests with dropout and the test volume's statistics | no dropout; each volume's statistics, in training too |
+| code | a missed tumour has an HD95 of 0 mm | the grid's diagonal |
+| code | keeps the best model of the test folder, tests the last | the last; no model is chosen |
+| code | a data set in regions, which crashes | labels alone |
+| code | an evaluation script that builds another network | `glimpseg evaluate` |
+| code | a resumed run loses schedule and best score | resumes exactly |
+| code | the discriminator's Adam is made anew at every step | one optimiser; betas of 0 in `OFFICIAL`, the same |
+| code | two backward passes, the graph kept into the next step | one of the sum |
+| code | the first epoch at 0.991 of the learning rate, the last at 0 | from 1; the last epoch learns |
+| code | batches of more than one crash or mix samples | any batch; distances are each sample's own |
+| code | crops never reach the last offset; small volumes raise | all offsets; air around what is small |
+| code | a constant volume becomes NaN | 0 |
+| code | a GPU and a whole-number temperature are needed | any device, any temperature |
+| code | requirements name what is unused and lack torch | one pip install |
+| code | a resection cavity has no target and is no background | as the code; a label if `labels` has RC |
+| README | other modules, losses and costs than the code's | follows the code |
+| README | tables with shifted rows | the figures' (`data/published`) |
+| code | decompresses five files for each sample | a cache that is mapped |
+| code | 160 x 192 x 128 is the only crop | multiples of 32: positions interpolated, judge pooled |
+| code | needs all four modalities of every training study | a study that lacks one trains the student alone |
+| code | NaN of an absent modality reaches everything | absent channels are 0 by selection |
+| code | one subset for a batch | one for each sample |
+| code | a layer norm that is never applied, 1,536 parameters | none |
+| code | 29 biases in each network before a norm or softmax | none; `OFFICIAL` has them |
+| code | the weight of predictions rises by epochs | by steps |
+| code | the discriminator's learning rate never falls | falls as the networks' |
+| code | no clipping | none in its recipes; else each network group by itself |
+| code | 0 to 1 over the whole volume, background included | as the code in its recipes; else z-scores in the brain |
+| code | one centre crop, tumour outside not counted | windows over the whole brain |
+| code | no lists of cases | 80 % of the labelled ones make an epoch (`--split`) |
 """
 
 from __future__ import annotations
