@@ -23,8 +23,9 @@ from glimpseg import methods
 from glimpseg.data.phantom import generate
 from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
-from glimpseg.method import Segmenter, resolved_precision
+from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, SUBSETS, as_mask
+from glimpseg.precision import resolved_precision
 
 MASKS = [as_mask(subset)[None] for subset in SUBSETS]
 EVERYTHING = as_mask(ALL)[None]

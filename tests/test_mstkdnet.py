@@ -15,7 +15,7 @@ from glimpseg import checkpoint, methods, models, train
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.evaluate import evaluate
-from glimpseg.method import Progress, inference_weights
+from glimpseg.method import Progress, authors_name, inference_weights
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.network import Seen
 from glimpseg.methods.mstkdnet.objective import (
@@ -179,12 +179,25 @@ def test_a_study_that_lacks_a_sequence_teaches_nothing(learner):
     teacher, student = needing_gradients(seen(0)), seen(100)
     terms = learner.terms(teacher, student, TARGET, FIRST, 1.0)
     alone = learner.terms(one_of(teacher, 0), one_of(student, 0), TARGET[:1], FIRST[:1], 1.0)
-    for name in terms.keys() - {"segment/student"}:
-        assert torch.allclose(terms[name], alone[name], rtol=1e-5), name
+    for name in terms.keys() - {"segment/student"}:  # half of the samples teach
+        assert torch.allclose(terms[name], alone[name] / 2, rtol=1e-5), name
     sum(terms.values()).backward()
     for value in (*teacher[:4], *teacher.scales, *teacher.attentions):
         assert value.grad[0].any()
         assert not value.grad[1].any()
+
+
+def test_a_sample_teaches_alike_however_its_batch_is_divided(learner):
+    teacher, student = seen(0), seen(100)
+    whole = learner.terms(teacher, student, TARGET, FIRST, 1.0)
+    parts = [
+        learner.terms(
+            one_of(teacher, place), one_of(student, place), TARGET[place : place + 1], FIRST[place : place + 1], 1.0
+        )
+        for place in range(2)
+    ]
+    for name in whole.keys() - {"segment/student"}:  # its Dice is the whole part's
+        assert torch.allclose(whole[name], sum(part[name] for part in parts) / 2, rtol=1e-5), name
 
 
 def test_without_any_complete_study_in_the_batch_only_the_student_is_trained(learner):
@@ -294,6 +307,15 @@ def test_one_summed_backward_has_the_gradients_of_the_authors_two(learner):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-9)
 
 
+def test_styles_are_compared_in_fp32_under_autocast():
+    layers = {part: 5 + randn(i, 1, 8, 8, 8, 8) for i, part in enumerate(("entry", "style", "content"))}
+    teacher = seen(0)._replace(**layers)
+    student = teacher._replace(style=teacher.style * 1.001)
+    exact = gram_distance(teacher, student)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gram_distance(teacher, student), exact)
+
+
 def test_squared_dice_of_a_perfect_and_an_opposite_prediction():
     assert squared_dice(TARGET, TARGET).abs().max() < 1e-6
     assert torch.equal(squared_dice(1 - TARGET, TARGET), torch.ones(4))
@@ -326,6 +348,39 @@ def test_a_cavity_is_a_label_like_another_and_in_no_region_of_tumour():
 
 
 # Networks
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ramp", -1), ("ramp", 2), ("temperature", 0), ("scale_width", 1), ("scale_width", 3), ("layers", 0),
+        ("layers", 6), ("heads", 0), ("heads", 5), ("groups", 3), ("blocks", (1, 1)), ("crop", (32, 32, 40)),
+    ],
+)  # fmt: skip
+def test_a_config_that_cannot_work_is_refused_by_its_field(field, value):
+    with pytest.raises(ValueError, match=rf"should.*\b{field}\b|\b{field}\b.*should"):
+        mstkdnet.Config(**{field: value})
+
+
+def test_without_a_ramp_predictions_weigh_all_from_the_beginning():
+    assert prediction_weight(0.0, 0.0) == 1
+
+
+def test_attention_is_kept_only_for_a_term_that_needs_it(learner, monkeypatch):
+    asked = []
+    honest = mstkdnet.objective.Network.forward
+
+    def forward(self, image, keep_attention=False):
+        asked.append(keep_attention)
+        return honest(self, image, keep_attention)
+
+    monkeypatch.setattr(mstkdnet.objective.Network, "forward", forward)
+    complete, target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 16, 16, 16).long()
+    batch = Batch(randn(0, 1, 4, 16, 16, 16), complete, target, ["S"])
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr(learner, "config", replace(learner.config, attention=weight))
+        learner.losses(batch, Progress(0, 1))
+    assert asked == [False, False, True, True]
 
 
 def test_attention_is_the_same_whether_it_is_kept_or_not(learner):
@@ -363,9 +418,20 @@ def test_a_model_folder_holds_the_student_alone_and_segments_like_the_whole(tmp_
 # Archives
 
 
-def test_an_archive_without_a_complete_study_is_refused(learner):
-    with pytest.raises(UsageError, match="none of these 3"):
-        learner.archive_note({Modality.T1 | Modality.FLAIR: 2, Modality.T2: 1})
+def test_an_archive_without_a_complete_study_is_refused_before_anything_is_written(archive, tmp_path):
+    shutil.copytree(archive, tmp_path / "studies")
+    for path in tmp_path.glob("studies/*/*t1c*"):
+        path.unlink()
+    with pytest.raises(UsageError, match="none of these 4"):
+        train.train(
+            small_recipe("mstkdnet"),
+            tmp_path / "run",
+            data=tmp_path / "studies",
+            device=torch.device("cpu"),
+            quiet=True,
+        )
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert not (tmp_path / "run" / "cache").exists()
 
 
 def test_the_run_says_how_many_studies_teach(archive, tmp_path):
@@ -385,8 +451,77 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
 # The authors' weights
 
 
+@pytest.fixture(scope="module")
+def authors():
+    """The authors' three state dicts, of few channels, with what their networks hold beside."""
+    narrow = {"width": 8, "token_width": 12, "mlp_width": 8, "scale_width": 2, "style_width": 2}
+    config = replace(mstkdnet.OFFICIAL, **narrow, crop=(64, 64, 64))
+    torch.manual_seed(0)
+    network = mstkdnet.METHOD(config, (Label.NCR, Label.ED, Label.ET)).eval()
+    tree = {part: {} for part in mstkdnet.authors.PARTS}
+    for name, value in network.state_dict().items():
+        part, _, key = authors_name(name, mstkdnet.NAMES).partition(".")
+        theirs = value[:, [list(Modality).index(m) for m in mstkdnet.ORDER]] if key == "conv1a.weight" else value
+        tree[part][key] = theirs
+    for part in ("model_missing", "model_full"):
+        tree[part]["Unetr.transformer.encoder_norm.weight"] = torch.ones(12)
+        tree[part]["Unetr.decoder9.block.2.running_var"] = torch.ones(16)
+        tree[part]["Unetr.decoder9.block.2.num_batches_tracked"] = torch.tensor(7)
+    return config, network, tree
+
+
+@pytest.fixture
+def of_few_channels(authors, monkeypatch):
+    monkeypatch.setattr(mstkdnet.authors, "OFFICIAL", authors[0])
+    return authors[1:]
+
+
+def flat(tree, prefix=""):
+    return {f"{part}.{prefix}{key}": value for part, values in tree.items() for key, value in values.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_all_three_networks_of_the_authors_are_taken(of_few_channels, prefix):
+    network, tree = of_few_channels
+    taken = mstkdnet.from_authors(flat(tree, prefix)).state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda tree: tree["model_missing"],
+        lambda tree: {f"module.{key}": value for key, value in tree["model_missing"].items()},
+        lambda tree: flat({part: tree[part] for part in ("model_missing", "d_style")}),
+        lambda tree: flat({part: tree[part] for part in ("model_missing", "model_full")}),
+    ],
+)
+def test_the_student_is_enough_to_segment(of_few_channels, held):
+    network, tree = of_few_channels
+    alone = mstkdnet.from_authors(held(tree)).eval()
+    assert alone.teacher is None
+    image, available = randn(0, 1, 4, 64, 64, 64), torch.tensor([[True, False, True, False]])
+    with torch.inference_mode():
+        assert torch.equal(alone(image, available), network(image, available))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: {"module.model_missing.convc.bias": torch.zeros(64), **weights}, "twice"),
+        (lambda weights: {k: v for k, v in weights.items() if not k.startswith("model_missing")}, "the student"),
+        (lambda weights: {k: v for k, v in weights.items() if "position" not in k}, "position_embeddings"),
+        (lambda weights: {k: v for k, v in weights.items() if k != "model_full.convc.bias"}, "1 tensors are missing"),
+        (lambda weights: {**weights, "model_missing.convc.bias": torch.full((64,), torch.nan)}, "not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(of_few_channels, change, message):
+    with pytest.raises(ModelError, match=message):
+        mstkdnet.from_authors(change(flat(of_few_channels[1])))
+
+
 def test_weights_of_something_else_are_refused():
-    with pytest.raises(ModelError, match="position_embeddings are missing"):
+    with pytest.raises(ModelError, match="position_embeddings in it, are missing"):
         mstkdnet.from_authors({"conv1a.weight": torch.zeros(16, 4, 3, 3, 3)})
 
 

@@ -296,6 +296,24 @@ def test_adams_decay_is_coupled_and_no_gradient_is_clipped(optimizer):
     assert ("max_exp_avg_sq" in moments) is (optimizer == "amsgrad")
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights(archive, tmp_path, monkeypatch):
+    honest = UNet.losses
+
+    def infinite(self, batch, progress):
+        terms = honest(self, batch, progress)
+        if progress.step == 5:
+            weight = next(self.parameters())
+            terms["dice"] = terms["dice"] + (weight - weight.detach()).abs().sqrt().sum()  # 0, its slope is not
+        return terms
+
+    monkeypatch.setattr(UNet, "losses", infinite)
+    with pytest.raises(TrainingError, match="norm is nan at step 5, though every loss term is finite"):
+        train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
+    state, _ = checkpoint.load_state(checkpoint.newest_valid(tmp_path / "run"))
+    assert state.step == 4
+    assert all(torch.isfinite(value).all() for value in state.tensors.values())
+
+
 def test_each_group_is_clipped_by_itself():
     class Two(Learner):
         def __init__(self):

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,9 @@ from torch import Tensor
 from glimpseg import methods
 from glimpseg.atomic import atomic_folder
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.method import Segmenter, resolved_precision
+from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
+from glimpseg.precision import computing, resolved_precision
 from glimpseg.recipe import Recipe
 from glimpseg.version import __version__
 
@@ -65,9 +67,9 @@ class Model:
         wanted = self.recipe.optim.precision
         return resolved_precision("fp32" if wanted == "fp32" else "auto", self.device)
 
-    def autocast(self) -> torch.autocast:
+    def computing(self) -> AbstractContextManager[None]:
         """The context to run the network in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return computing(self.precision, self.device)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Learner(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step. Default: nothing."""
 
-    def archive_note(self, available: Mapping[Modality, int]) -> str | None:
+    @classmethod
+    def archive_note(cls, available: Mapping[Modality, int]) -> str | None:
         """What it makes of an archive with so many studies of each subset, for log and report. Default: nothing to say.
 
         Raises: UsageError if it cannot learn from such an archive.
@@ -227,14 +228,3 @@ def ema(learner: Learner, decay: float) -> AveragedModel:
         torch._foreach_lerp_(list(old), list(new), 1 - rate)
 
     return AveragedModel(learner, multi_avg_fn=average)
-
-
-def resolved_precision(wanted: str, device: torch.device) -> str:
-    """bf16 or fp32; `auto` takes bf16 where the processor computes it natively."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "fp32"

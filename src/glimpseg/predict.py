@@ -277,7 +277,7 @@ def _windows(
         features = network.encode(windows, wanted.expand(len(windows), -1))
         return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
-    with torch.inference_mode(), model.autocast():
+    with torch.inference_mode(), model.computing():
         result = inferer(torch.from_numpy(image)[None].to(device), probabilities)
     results = (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
     return tuple(found[:, :, *inner] for found in results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -41,6 +41,16 @@ def first_rank_first() -> Iterator[None]:
     yield
     if world > 1 and not rank:
         distributed.barrier()
+
+
+def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each value; every rank has to come with the same names."""
+    _, world = rank_and_world()
+    if world == 1:
+        return dict(values)
+    totals = torch.tensor(list(values.values()), device=device)
+    distributed.all_reduce(totals)
+    return dict(zip(values, (totals / world).tolist(), strict=True))
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:

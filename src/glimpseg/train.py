@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,9 +34,10 @@ from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
-from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights, resolved_precision
-from glimpseg.modality import SUBSETS, parse
-from glimpseg.ranks import first_rank_first, joined, on_any_rank, rank_and_world
+from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights
+from glimpseg.modality import SUBSETS
+from glimpseg.precision import computing, resolved_precision
+from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
 from glimpseg.study import Batch, Study
 
@@ -64,7 +65,6 @@ def fit(
     learner = methods.build(recipe)
     _refuse_unfit_patch(learner, recipe)
     training = _Training.of(learner.to(device), optim, device)
-    record |= _archive_note(learner, record)
     start = _restore(training, run, record)
     parts = _parts(recipe)
     feed = batches(
@@ -86,15 +86,17 @@ def fit(
                 pieces = next(feed)
             for (number, _), batch in zip(parts, pieces, strict=True):
                 torch.manual_seed(_step_seed(recipe.seed, step, number))
-                with training.autocast():
+                with computing(training.precision, device):
                     terms: dict[str, Tensor] = training.objective(batch, progress)
                 _refuse_non_finite(terms, batch, run, step)
                 (sum(terms.values(), torch.zeros((), device=device)) / len(pieces)).backward()
                 meter.add(terms)
             measured = training.step(optim, progress)
             stopped = on_any_rank(bool(received), device)
-            if journal and _due(done, optim.log_every, optim.steps):
-                journal.record(done, meter.means(**measured))
+            if _due(done, optim.log_every, optim.steps):
+                record_of_step = mean_over_ranks(meter.means(**measured), device)
+                if journal:
+                    journal.record(done, record_of_step)
             if chief and (_due(done, optim.save_every, optim.steps) or stopped):
                 _save(training, run, recipe, done, record)
             if stopped and done < optim.steps:
@@ -124,14 +126,17 @@ def train(
     Without `data` the recipe's phantom stream is used. `split` names a published list, `brats2020/train`, whose studies
     alone are learned from. Only one process may write a run at a time.
 
-    Raises: UsageError if the run exists (without `resume`) or has another recipe; InputError for data that
-        cannot be used; and as `fit`.
+    Raises: UsageError if the run exists (without `resume`) or has another recipe, or if the method cannot learn from
+        such an archive; InputError for data that cannot be used; and as `fit`.
     """
     run = Path(run)
+    studies, note = _archive(recipe, data, labels, split)  # refused before anything is written
+    if note:
+        log.info("%s.", note)
     with joined(device), _only_one(run):
         _open_run(run, recipe, resume)
         with first_rank_first():
-            cases, described = _cases(recipe, run, data, labels, split, cache)
+            cases, described = _cases(recipe, run, studies, split, cache)
         return fit(
             recipe,
             cases,
@@ -140,7 +145,7 @@ def train(
             threads=threads,
             tensorboard=tensorboard,
             quiet=quiet,
-            provenance=described,
+            provenance={**described, "archive": note} if note else described,
         )
 
 
@@ -190,9 +195,6 @@ class _Training:
             objective = DistributedDataParallel(objective)
         return cls(learner, optimizer, averaged, objective, device, resolved_precision(optim.precision, device))
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
     def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
         """Clips, steps, averages; returns the gradient's norm and the learning rate."""
         rise = min(1.0, (progress.step + 1) / (optim.warmup + 1))
@@ -203,12 +205,18 @@ class _Training:
         most = math.inf if optim.max_norm is None else optim.max_norm
         # Group by group, so that a discriminator's gradient does not shrink the step of what it judges.
         norms = [float(nn.utils.clip_grad_norm_(group["params"], most)) for group in self.optimizer.param_groups]
+        norm = math.hypot(*norms)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"The gradient's norm is {norm} at step {progress.step}, though every loss term is finite. The last "
+                "checkpoint is untouched. Lower optim.learning_rate, or set optim.precision=fp32."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.learner.after_step(progress)
         if self.averaged is not None:
             self.averaged.update_parameters(self.learner)
-        return {"gradient_norm": math.hypot(*norms), "learning_rate": rate}
+        return {"gradient_norm": norm, "learning_rate": rate}
 
     def model_weights(self) -> dict[str, Tensor]:
         kept: Any = self.learner if self.averaged is None else self.averaged.module
@@ -256,20 +264,25 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> l
     return paths
 
 
-def _cases(
-    recipe: Recipe,
-    run: Path,
-    data: str | Path | None,
-    labels: str | None,
-    split: str | None,
-    cache: str | Path | None,
-) -> tuple[Cases, dict[str, Any]]:
+def _archive(
+    recipe: Recipe, data: str | Path | None, labels: str | None, split: str | None
+) -> tuple[list[Study], str | None]:
+    """The studies to learn from, none for the recipe's phantoms, and what the method says of them."""
     if data is None:
         if recipe.data.stream is None:
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
-        return Phantoms(recipe.data.stream, recipe.data.preprocess), {"data": {"stream": phantom.NAME}}
+        return [], None
     studies = find_studies(data, labels=labels, reference_required=True)
     studies = chosen(studies, split) if split else studies
+    return studies, methods.module(recipe.method).METHOD.archive_note(Counter(study.available for study in studies))
+
+
+def _cases(
+    recipe: Recipe, run: Path, studies: list[Study], split: str | None, cache: str | Path | None
+) -> tuple[Cases, dict[str, Any]]:
+    if not studies:
+        assert recipe.data.stream is not None
+        return Phantoms(recipe.data.stream, recipe.data.preprocess), {"data": {"stream": phantom.NAME}}
     paths = prepare_studies(studies, recipe, Path(cache) if cache else run / "cache")
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
@@ -301,15 +314,6 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
     else:
         write_text(path, yaml.safe_dump(tree, sort_keys=False))
-
-
-def _archive_note(learner: Learner, record: Mapping[str, Any]) -> dict[str, str]:
-    """What the learner makes of the archive, logged and for the provenance; nothing for phantoms."""
-    available = record.get("data", {}).get("available", {})
-    note = learner.archive_note({parse(key): count for key, count in available.items()}) if available else None
-    if note:
-        log.info("%s.", note)
-    return {"archive": note} if note else {}
 
 
 def _refuse_unfit_patch(learner: Learner, recipe: Recipe) -> None:

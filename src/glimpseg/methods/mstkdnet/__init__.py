@@ -91,6 +91,17 @@ def paper(config: Config, epoch: int) -> Recipe:
     )
 
 
+BUDGET = Optim(
+    steps=250_000,
+    learning_rate=3e-4,
+    warmup=1000,
+    max_norm=1.0,  # as in `phantom`
+    precision="bf16",
+    save_every=1000,
+    log_every=50,
+)
+"""That of `unet/brats`, but for the clip."""
+
 METHOD = MSTKDNet
 
 RECIPES = {
@@ -107,7 +118,7 @@ RECIPES = {
             scale_width=8,
             style_width=16,
             crop=(48, 48, 32),
-            adversary_rate=1 / 30,
+            adversary_rate=1 / 30,  # 1e-4, as the authors'
         ),
         data=Data(
             preprocess=Preprocess(spacing_mm=3.0),
@@ -132,13 +143,13 @@ RECIPES = {
         method="mstkdnet",
         config=Config(crop=(128, 128, 128)),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+        optim=BUDGET,
     ),
     "lite": Recipe(
         method="mstkdnet",
         config=replace(LITE, crop=(128, 128, 128)),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+        optim=BUDGET,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -94,22 +95,33 @@ ORDER = (Modality.FLAIR, Modality.T1, Modality.T1C, Modality.T2)
 
 def from_authors(weights: Mapping[str, Tensor]) -> MSTKDNet:
     """The official network with the weights of an authors' checkpoint (its three state dicts, keys as
-    `model_missing.conv1a.weight`), or with those of a student alone, which then segments and cannot be trained on.
+    `model_missing.conv1a.weight`). Where one of the others is missing, the student alone: it segments and cannot be
+    trained on.
 
     Raises: ModelError for weights that are not MST-KDNet's, or of other classes.
     """
-    given = {name.replace(".module.", "."): value for name, value in weights.items()}
-    if not any(name.startswith(f"{PARTS[0]}.") for name in given):
-        given = {f"{PARTS[0]}.{name.removeprefix('module.')}": value for name, value in given.items()}
+    given = {re.sub(r"(^|\.)module\.", r"\1", name): value for name, value in weights.items()}
+    if len(given) < len(weights):
+        raise ModelError("The weights hold some tensors twice, with and without 'module.' before their names.")
+    held = {part for part in PARTS if any(name.startswith(f"{part}.") for name in given)}
+    if not held:
+        given = {f"{PARTS[0]}.{name}": value for name, value in given.items()}
+    elif PARTS[0] not in held:
+        raise ModelError(f"The weights hold {', '.join(sorted(held))} but not {PARTS[0]}, the student, which segments.")
+    elif held != set(PARTS):  # the student is enough to segment
+        given = {name: value for name, value in given.items() if name.startswith(f"{PARTS[0]}.")}
     for part in PARTS[:2]:
         first = given.get(f"{part}.conv1a.weight")
         if first is not None and first.dim() == 5 and first.shape[1] == len(ORDER):
             given[f"{part}.conv1a.weight"] = first[:, [ORDER.index(modality) for modality in Modality]]
     table = given.get(f"{PARTS[0]}.Unetr.transformer.embeddings.position_embeddings")
     if table is None or table.dim() != 3:
-        raise ModelError("These are not the weights of the authors' MST-KDNet: its position_embeddings are missing.")
+        raise ModelError(
+            "These are not the weights of the authors' MST-KDNet: model_missing, or the position_embeddings in it, are "
+            "missing. Give the checkpoint their training wrote, or its model_missing alone."
+        )
     network = MSTKDNet(replace(OFFICIAL, crop=_crop_of(table.shape[1])), (Label.NCR, Label.ED, Label.ET))
-    if not any(name.startswith(PARTS[1:]) for name in given):
+    if held != set(PARTS):
         network.drop_training_parts()
     take_weights(network, given, NAMES, UNUSED)
     return network

@@ -87,8 +87,17 @@ class Config:
     def __post_init__(self) -> None:
         if len(self.blocks) < 3:
             raise ValueError(f"blocks should name at least 3 levels, not {len(self.blocks)}.")
+        for name in ("width", "groups", "token_width", "heads", "mlp_width", "layers", "style_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1, not {getattr(self, name)}.")
         if self.layers % TAPS:
             raise ValueError(f"layers should be a multiple of {TAPS}, which are tapped, not {self.layers}.")
+        if self.scale_width < 2 or self.scale_width % 2:
+            raise ValueError(f"scale_width should be even and at least 2, not {self.scale_width}.")
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"ramp should lie between 0 and 1, not {self.ramp}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature should be above 0, not {self.temperature}.")
         if self.token_width % self.heads:
             raise ValueError(f"token_width ({self.token_width}) should be a multiple of heads ({self.heads}).")
         if self.width % self.groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -59,7 +59,8 @@ def attention_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
 
 def prediction_weight(fraction: float, ramp: float) -> float:
     """From 0.0067 at the beginning of training to 1 at `ramp` of it. Eq. (8)."""
-    return math.exp(-5 * (1 - min(fraction / ramp, 1)) ** 2)
+    done = min(fraction / ramp, 1.0) if ramp else 1.0
+    return math.exp(-5 * (1 - done) ** 2)
 
 
 def class_distance(teacher: Float[Tensor, "b k x y z"], student: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b k"]:
@@ -92,7 +93,8 @@ def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
 
     def products(seen: Seen) -> list[Tensor]:
         layers = [part.float().flatten(2) for part in (seen.entry, seen.style, seen.content)]
-        return [layer @ layers[number - 1].mT / layer.shape[-1] for number, layer in enumerate(layers)]
+        with torch.autocast(layers[0].device.type, enabled=False):  # small differences of large sums
+            return [layer @ layers[number - 1].mT / layer.shape[-1] for number, layer in enumerate(layers)]
 
     pairs = zip(products(teacher), products(student), strict=True)
     return torch.stack([mean_square(one, other) for one, other in pairs]).sum(0)
@@ -114,6 +116,11 @@ class MSTKDNet(Segmenter):
         return self.config.stride
 
     @property
+    def fixed_windows(self) -> bool:
+        """Positions are learned for windows of one size."""
+        return True
+
+    @property
     def training_only(self) -> tuple[str, ...]:
         """All but the student."""
         return ("teacher", "discriminator")
@@ -127,8 +134,9 @@ class MSTKDNet(Segmenter):
         """The teacher sees what there is, the student a subset of it."""
         assert batch.target is not None, "supervised training needs a reference for every crop"
         # The teacher also runs where it has nothing to say, so that every rank has the same gradients to add.
-        teacher: Seen = self.teacher(blanked(batch.image, batch.available), keep_attention=True)
-        student: Seen = self.student(blanked(batch.image, draw_subsets(batch.available)), keep_attention=True)
+        keep = bool(self.config.attention)
+        teacher: Seen = self.teacher(blanked(batch.image, batch.available), keep)
+        student: Seen = self.student(blanked(batch.image, draw_subsets(batch.available)), keep)
         target, complete = label_maps(batch.target, self.labels), batch.available.all(1)
         terms = self.terms(teacher, student, target, complete, progress.fraction)
         return terms | self.adversaries(teacher, student, complete)
@@ -154,20 +162,21 @@ class MSTKDNet(Segmenter):
             prediction = torch.cat([prediction[:, :-1], by_teacher[None, -1:].expand(len(prediction), 1)], 1)
             ends = (fixed.logits, student.logits)
 
-        def taught(distances: Float[Tensor, "b"]) -> Float[Tensor, ""]:
-            return _mean(distances, complete)
+        def taught(weight: float, distance: Callable[[], Float[Tensor, "b"]]) -> Float[Tensor, ""]:
+            return weight * _mean(distance(), complete) if weight else target.new_zeros(())
 
-        weight = config.prediction * prediction_weight(fraction, config.ramp)
-        divergence = logit_divergence(*ends, temperature=config.temperature, axis=config.standardise)
+        ramped = config.prediction * prediction_weight(fraction, config.ramp)
         return {
             "segment/teacher": config.teacher * by_teacher.sum(),
             "segment/student": config.student * by_student.sum(),
-            "content": config.content * taught(mean_square(fixed.content, student.content)),
-            "mstkd/features": config.features * taught(scale_distance(fixed, student)),
-            "mstkd/attention": config.attention * taught(attention_distance(fixed, student)),
-            "dmld/prediction": weight * taught(prediction.sum(1)),
-            "dmld/logits": config.logits * taught(divergence),
-            "gsme/gram": config.gram * taught(gram_distance(fixed, student)),
+            "content": taught(config.content, lambda: mean_square(fixed.content, student.content)),
+            "mstkd/features": taught(config.features, lambda: scale_distance(fixed, student)),
+            "mstkd/attention": taught(config.attention, lambda: attention_distance(fixed, student)),
+            "dmld/prediction": taught(ramped, lambda: prediction.sum(1)),
+            "dmld/logits": taught(
+                config.logits, lambda: logit_divergence(*ends, config.temperature, config.standardise)
+            ),
+            "gsme/gram": taught(config.gram, lambda: gram_distance(fixed, student)),
         }
 
     def adversaries(self, teacher: Seen, student: Seen, complete: Bool[Tensor, "b"]) -> dict[str, Float[Tensor, ""]]:
@@ -196,7 +205,8 @@ class MSTKDNet(Segmenter):
             },
         ]
 
-    def archive_note(self, available: Mapping[Modality, int]) -> str:
+    @classmethod
+    def archive_note(cls, available: Mapping[Modality, int]) -> str:
         """How many studies teach. Raises: UsageError if none does."""
         complete, total = available.get(ALL, 0), sum(available.values())
         if not complete:
@@ -224,11 +234,11 @@ class MSTKDNet(Segmenter):
 
 
 def _mean(values: Float[Tensor, "b"], kept: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
-    """Over the samples that are kept; 0 if none is."""
-    return (values * kept).sum() / kept.sum().clamp_min(1)
+    """Over all samples, those that are not kept with 0: however a batch is divided, a sample counts the same."""
+    return (values * kept).mean()
 
 
 def _masked_dice(seen: Seen, target: Float[Tensor, "b k x y z"], kept: Bool[Tensor, "b"]) -> Float[Tensor, "k"]:
-    """Over the samples that are kept; 0 if none is."""
+    """Over the samples that are kept, weighted by their share."""
     some = kept[:, None, None, None, None]
-    return squared_dice(seen.logits.sigmoid() * some, target * some) * kept.any()
+    return squared_dice(seen.logits.sigmoid() * some, target * some) * kept.float().mean()
