@@ -129,7 +129,7 @@ def test_a_broken_file_is_an_error_in_words(content, tmp_path):
 
 
 def test_a_method_without_authors_weights_says_which_have_them(tmp_path):
-    with pytest.raises(UsageError, match="mmformer, rfnet"):
+    with pytest.raises(UsageError, match="mmformer, mstkdnet, rfnet"):
         models.import_model("unet", tmp_path / "w.pth", tmp_path / "m")
 
 
