@@ -175,6 +175,29 @@ def test_styles_are_weighed_alike_for_crops_of_any_size():
     assert torch.allclose(gram_distance(*twice), gram_distance(teacher, student), rtol=1e-5)
 
 
+def scaled(whole, factor):
+    """Styles of another strength."""
+    return whole._replace(**{part: factor * getattr(whole, part) for part in ("entry", "style", "content")})
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_styles_are_weighed_alike_however_strong_the_features_are(factor):
+    teacher, student = seen(0), seen(100)
+    exact = gram_distance(teacher, student)
+    assert (exact > 0).all()
+    assert torch.allclose(gram_distance(scaled(teacher, factor), scaled(student, factor)), exact, rtol=1e-4)
+    assert torch.allclose(gram_distance(teacher, scaled(student, factor)), exact, rtol=1e-4)
+
+
+def test_styles_that_are_opposite_in_every_channel_are_as_far_apart_as_can_be():
+    same = Seen(*[torch.zeros(0)] * 4, [], [])._replace(entry=torch.ones(1, 8, 4, 4, 4))
+    teacher = same._replace(style=same.entry, content=same.entry)
+    # Signs so that one of the three products stays as it is.
+    student = same._replace(style=-same.entry, content=same.entry)
+    assert gram_distance(teacher, teacher).item() == 0
+    assert gram_distance(teacher, student).item() == pytest.approx(2 * 4)
+
+
 def test_a_study_that_lacks_a_sequence_teaches_nothing(learner):
     teacher, student = needing_gradients(seen(0)), seen(100)
     terms = learner.terms(teacher, student, TARGET, FIRST, 1.0)

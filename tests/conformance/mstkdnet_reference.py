@@ -20,12 +20,12 @@ from glimpseg.methods.mstkdnet.objective import (
     MSTKDNet,
     attention_distance,
     class_distance,
-    gram_distance,
     logit_divergence,
     mean_square,
     prediction_weight,
     scale_distance,
     squared_dice,
+    style_products,
 )
 from glimpseg.modality import Modality
 from glimpseg.region import Label
@@ -40,9 +40,17 @@ STEP_GRAM, STEP_ATTENTION = 1e11, 1e2
 """The authors' weights in the one step that is stored, so that no term drowns."""
 
 
-def gram_unit(side, channels=128):
-    """What the authors' Gram terms are multiples of: theirs is this times ours."""
-    return 1e-4 / (4 * channels**2 * (side[0] // 8 * (side[1] // 8)) ** 2)
+def authors_gram(teacher, student, side):
+    """Their Gram term of layers as they are, whatever the layers' scale; `side` is the crop's."""
+    channels = teacher[0].shape[1]
+    pairs = zip(style_products(teacher), style_products(student), strict=True)
+    distance = torch.stack([mean_square(*pair) for pair in pairs]).sum(0)
+    return distance * 1e-4 / (4 * channels**2 * (side[0] // 8 * (side[1] // 8)) ** 2)
+
+
+def styles(seen):
+    """What GSME compares."""
+    return seen.entry, seen.style, seen.content
 
 
 def built(crop):
@@ -121,21 +129,16 @@ def loss_terms(teacher, student, divided, whole, crop):
     found["evd"] = attention_distance(teacher, student) / tokens**4
     found["slkd_T7_official_order(full,missing)"] = logit_divergence(*logits, temperature=7)
     found["slkd_T7_swapped(missing,full)"] = logit_divergence(*logits[::-1], temperature=7)
-    found["gsm_x1e-4"] = gram_distance(teacher, student) * gram_unit(crop)
-    one, other = (seen._replace(entry=seen.style, content=seen.style) for seen in (teacher, student))
-    found["style_gram_x1e-4"] = gram_distance(one, other) / 3 * gram_unit(crop)
+    found["gsm_x1e-4"] = authors_gram(styles(teacher), styles(student), crop)
+    found["style_gram_x1e-4"] = authors_gram([teacher.style], [student.style], crop)
     return {name: float(torch.as_tensor(value).detach()) for name, value in found.items()}
 
 
-def with_weights(network, attention, gram, crop):
-    """The official objective with the authors' weights of two terms, given as they write them."""
+def total(network, teacher, student, target, attention, crop):
+    """The objective of teacher and student at the beginning of training, without style, with the authors' weight of
+    attention as they write it."""
     tokens = np.prod([side // 32 for side in crop])
-    network.config = replace(network.config, attention=float(attention / tokens**4), gram=float(gram * gram_unit(crop)))
-    return network
-
-
-def total(network, teacher, student, target):
-    """The objective of teacher and student at the beginning of training, without the adversary."""
+    network.config = replace(network.config, attention=float(attention / tokens**4))
     return sum(network.terms(teacher, student, target, torch.ones(1, dtype=torch.bool), 0.0).values())
 
 
@@ -167,7 +170,7 @@ def cube(stored):
             }
         divided, whole = targets(stored)
         found |= compared_losses(stored, "net64/loss", loss_terms(*seen, divided, whole, CUBE))
-        official = total(with_weights(network, 1e8, 0, CUBE), *seen, divided)
+        official = total(network, *seen, divided, 1e8, CUBE)
         found["loss net64/loss/TOTAL"] = _relative(official, stored["net64/loss/TOTAL_official_train.py_ep0"])
     return found
 
@@ -201,13 +204,12 @@ def seeded(stored):
     """Losses of the seeded tensors, and their gradients to teacher and student: nothing is detached."""
     teacher, student = fixed()
     found = {}
-    gram = gram_unit(FULL)
     values = {
         "unetr": scale_distance(teacher, student),
         "evd": attention_distance(teacher, student) / 120**4,
         "slkd_T7_official_order(full,missing)": logit_divergence(teacher.logits, student.logits, temperature=7),
         "slkd_T7_swapped(missing,full)": logit_divergence(student.logits, teacher.logits, temperature=7),
-        "gsm_x1e-4": gram_distance(teacher, student) * gram,
+        "gsm_x1e-4": authors_gram(styles(teacher), styles(student), FULL),
     }
     found |= compared_losses(stored, "fixed/loss", {name: float(value.detach()) for name, value in values.items()})
     for who, seen in (("teacher", teacher), ("student", student)):
@@ -270,7 +272,8 @@ def step(stored):
     for who, seen in (("T", teacher), ("S", student)):
         found[f"map net64/train/{who}_logit"] = largest(seen.logits, stored, f"net64/train/{who}_logit_s4")
     found |= compared_losses(stored, "net64/train/loss", loss_terms(teacher, student, divided, whole, CUBE))
-    value = total(with_weights(network, STEP_ATTENTION, STEP_GRAM, CUBE), teacher, student, divided)
+    value = total(network, teacher, student, divided, STEP_ATTENTION, CUBE)
+    value = value + STEP_GRAM * authors_gram(styles(teacher), styles(student), CUBE).sum()
     key = "net64/train/loss/STEP_objective_ep0(0.2*unetr+1e2*evd+slkd+1e11*gsm)"
     found["loss net64/train/total"] = _relative(value, stored[key])
     value.backward()

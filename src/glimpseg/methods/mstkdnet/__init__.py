@@ -9,7 +9,7 @@ Departures
 |---|---|---|
 | code | imports three files that were never published, so nothing starts | no such import |
 | code | the released run is the ablation without the style module | the full method; `OFFICIAL` as the run |
-| code | the Gram term is commented out and some 1e-15 | mean over voxels and entries, weight 1; 0 in `OFFICIAL` |
+| code | the Gram term is commented out and some 1e-15 | relative to the features' strength, weight 1; 0 in `OFFICIAL` |
 | code | the student's background Dice is the teacher's | its own; `OFFICIAL` as the code |
 | code | the background's distance of predictions is the teacher's Dice | a distance; `OFFICIAL` as the code |
 | code | teacher and student are swapped in the divergence | from the teacher; `OFFICIAL` as the code |
