@@ -15,6 +15,7 @@ CHECKED = [
         "volume", "study", "losses", "method", "picture", "predict",
         "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
         "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
+        "nets.token_fusion",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")

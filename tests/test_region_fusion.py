@@ -26,6 +26,10 @@ def network(name, **changes):
     return kind(replace(config, **changes), LABELS)
 
 
+def encoders(learner):
+    return (learner.network if isinstance(learner, mmformer.MMFormer) else learner).encoders
+
+
 def image(seed=0, count=2, side=16):
     return torch.randn(count, 4, side, side, side, generator=torch.Generator().manual_seed(seed))
 
@@ -93,9 +97,9 @@ def test_nothing_is_learned_about_a_sequence_that_no_study_has(name):
     available = as_mask(Modality.T1 | Modality.T2).expand(2, -1)
     sum(learner.losses(batch(available), Progress(0, 1)).values()).backward()
     for key in ("t1c", "flair"):
-        assert not any(p.grad.any() for p in learner.encoders[key].parameters())
+        assert not any(p.grad.any() for p in encoders(learner)[key].parameters())
     for key in ("t1", "t2"):
-        assert all(p.grad.any() for p in learner.encoders[key].parameters())
+        assert all(p.grad.any() for p in encoders(learner)[key].parameters())
 
 
 def test_a_sample_that_lacks_a_sequence_sends_no_gradient_through_it():
@@ -113,7 +117,7 @@ def test_a_sample_that_lacks_a_sequence_sends_no_gradient_through_it():
 @pytest.mark.parametrize("name", SMALL)
 def test_encoders_of_absent_sequences_are_not_run_outside_training(name):
     learner, ran = network(name).eval(), []
-    for key, encoder in learner.encoders.items():
+    for key, encoder in encoders(learner).items():
         encoder.register_forward_hook(lambda *_, key=key: ran.append(key))
     with torch.inference_mode():
         learner(image(), as_mask(Modality.T1 | Modality.FLAIR).expand(2, -1))
@@ -182,9 +186,9 @@ def test_the_released_warm_up_multiplies_by_nothing_but_keeps_the_gradient():
 
 def passing(learner):
     """Its transformer and its last convolution let everything through, so that the layout shows."""
-    learner.inter.forward = lambda tokens, position, keys: tokens
-    learner.untoken = torch.nn.Identity()
-    return learner
+    learner.network.inter.forward = lambda tokens, position, keys: tokens
+    learner.network.untoken = torch.nn.Identity()
+    return learner.network
 
 
 def numbered(n=64, width=16):
@@ -212,12 +216,12 @@ def test_tokens_that_are_left_out_change_nothing_and_those_kept_do():
         learner = network("mmformer", absent_tokens=absent_tokens).eval()
         with torch.inference_mode():
             before = learner(image(count=1), available)
-            learner.tokens["flair"].position.normal_()
+            learner.network.tokens["flair"].position.normal_()
             assert torch.equal(learner(image(count=1), available), before) is same
 
 
 def test_positions_are_their_own_on_their_grid_and_smooth_on_another():
-    part = network("mmformer").tokens["t1"]
+    part = network("mmformer").network.tokens["t1"]
     with torch.no_grad():
         ramp = torch.arange(4.0)[:, None, None].expand(4, 4, 4).reshape(1, 64, 1)
         part.position.copy_(ramp.expand(1, 64, 16))

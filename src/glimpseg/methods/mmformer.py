@@ -27,19 +27,11 @@ Departures
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain, pairwise
-from typing import Any, Literal, NamedTuple
 
-import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
-from monai.networks.blocks.mlp import MLPBlock
-from monai.networks.blocks.selfattention import SABlock
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as validated
-from torch import Tensor, nn
+from torch import Tensor
 
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
 from glimpseg.data.augment import Augment
@@ -49,202 +41,14 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
-from glimpseg.nets.positions import positions_on
-from glimpseg.nets.pyramid import (
-    CHANNELS,
-    ORDER,
-    Encoder,
-    SingleDecoder,
-    UpBlock,
-    drop_biases,
-    encoded,
-    initialise,
-    present,
-    upsampled,
-)
+from glimpseg.nets import token_fusion
+from glimpseg.nets.pyramid import CHANNELS, ORDER
+from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
 from glimpseg.recipe import Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
 
-
-@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Config:
-    """mmFormer (Zhang et al., MICCAI 2022). The defaults mend the released code; `OFFICIAL` is as released."""
-
-    width: int = 8
-    """Channels of the first level; doubled at each downsampling. Authors' code: 8."""
-    levels: int = 5
-    """Resolutions; the transformers work at the last. Authors' code: 5."""
-    token_width: int = 512
-    """Features of a token. Authors' code: 512."""
-    heads: int = 8
-    """Of the attention. Authors' code: 8."""
-    mlp_width: int = 4096
-    """Hidden units of a transformer's perceptron. Authors' code: 4096."""
-    layers: int = 1
-    """Of each transformer. Authors' code: 1."""
-    dropout: float = 0.1
-    """Everywhere in the transformers. Authors' code: 0.1."""
-    crop: tuple[int, int, int] = (128, 128, 128)
-    """Voxels for which each token has a position embedding of its own, best the recipe's patch; for other crops they
-    are interpolated. Authors' code: 128^3, and no other."""
-    layout: Literal["aligned", "released"] = "aligned"
-    """Which tokens a voxel of the deepest level gets: the modalities of its place, or (authors' code) four
-    neighbours of one modality."""
-    absent_tokens: Literal["left_out", "kept"] = "left_out"
-    """Whether tokens of absent modalities are attended to. Authors' code: kept, as their position embeddings."""
-    null_biases: bool = False
-    """Biases before an instance norm, which cancels them. Authors' code: true."""
-
-    def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise ValueError(f"levels should be at least 2, not {self.levels}.")
-        if any(side % self.stride or side < 2 * self.stride for side in self.crop):
-            raise ValueError(
-                f"crop should be multiples of {self.stride} and at least {2 * self.stride} for {self.levels} levels, "
-                f"not {self.crop}."
-            )
-        if self.token_width % self.heads:
-            raise ValueError(f"token_width ({self.token_width}) should be a multiple of heads ({self.heads}).")
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each level, finest first."""
-        return [self.width * 2**level for level in range(self.levels)]
-
-    @property
-    def stride(self) -> int:
-        """Voxels between two tokens."""
-        return 2 ** (self.levels - 1)
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tokens of `crop` along each axis."""
-        x, y, z = (side // self.stride for side in self.crop)
-        return x, y, z
-
-
-OFFICIAL = Config(layout="released", absent_tokens="kept", null_biases=True)
-"""The released network; the authors' weights fit it."""
-
-
-class PreNorm(nn.Sequential):
-    """Instance norm without parameters, leaky ReLU of slope 0.2, convolution."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int = 1,
-        padding_mode: Literal["reflect", "zeros"] = "reflect",
-    ) -> None:
-        super().__init__()
-        self.norm = nn.InstanceNorm3d(inputs)
-        self.activation = nn.LeakyReLU(0.2)
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, padding_mode=padding_mode)
-
-
-class Layer(nn.Module):
-    """Attention and perceptron, each behind a layer norm; the position is added to what both build on."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        width = config.token_width
-        self.attend_norm = nn.LayerNorm(width)
-        self.attend = SABlock(width, config.heads, config.dropout)
-        self.drop = nn.Dropout(config.dropout)  # a second one: the authors drop twice in a row
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = MLPBlock(width, config.mlp_width, config.dropout)
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "b n c"],
-        position: Float[Tensor, "1 n c"],
-        keys: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n c"]:
-        """Tokens that have looked at each other, or only at `keys`. Eq. (3)."""
-        tokens = tokens + position
-        tokens = tokens + self.drop(self.attend(self.attend_norm(tokens), keys))
-        return tokens + self.mlp(self.mlp_norm(tokens))
-
-
-class Transformer(nn.Module):
-    """Layers that each add the position anew."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "b n c"],
-        position: Float[Tensor, "1 n c"],
-        keys: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n c"]:
-        """No norm after the last."""
-        for layer in self.layers:
-            tokens = layer(tokens, position, keys)
-        return tokens
-
-
-class Tokens(nn.Module):
-    """The deepest features of one modality as tokens that have looked at each other."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.grid = config.grid
-        self.embed = nn.Conv3d(config.widths[-1], config.token_width, 1)
-        self.position = nn.Parameter(
-            torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], config.token_width)
-        )
-        self.intra = Transformer(config)
-
-    def forward(self, deepest: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b n c"]:
-        """In row-major order of the voxels. Eq. (2)."""
-        tokens = rearrange(self.embed(deepest), "b c u v w -> b (u v w) c")
-        return self.intra(tokens, self.position_on(deepest.shape[2:]))
-
-    def position_on(self, grid: Sequence[int]) -> Float[Tensor, "1 n c"]:
-        """The position embeddings, interpolated if the grid is not the one they were made for."""
-        return positions_on(grid, self.position, self.grid)
-
-
-class JointDecoder(nn.Module):
-    """Segments from the modalities there are: each level's fused stack, merged upwards."""
-
-    def __init__(self, widths: Sequence[int], classes: int) -> None:
-        super().__init__()
-        self.fuse = nn.ModuleList(
-            nn.Sequential(
-                PreNorm(len(ORDER) * width, width, 1),
-                PreNorm(width, width, 3, padding_mode="zeros"),
-                PreNorm(width, width, 1),
-            )
-            for width in widths
-        )
-        self.levels = nn.ModuleList(UpBlock(below, width, PreNorm) for width, below in pairwise(widths))
-        self.deep = nn.ModuleList(nn.Conv3d(below, classes, 1) for below in widths[1:])
-        self.segment = nn.Conv3d(widths[0], classes, 1)
-
-    def forward(self, stacks: Sequence[Float[Tensor, "b ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
-        """Fused probabilities, and those of the deeper levels at their own resolution, finest first. Eq. (5)."""
-        x = self.fuse[-1](stacks[-1])
-        deep: list[Tensor] = []
-        parts: list[Any] = list(zip(self.levels, self.fuse, self.deep, stacks, strict=False))
-        for level, fuse, head, stack in reversed(parts):
-            deep.insert(0, head(x).float().softmax(1))
-            x = level.joined(fuse(stack), level.raised(x))
-        return self.segment(x).float().softmax(1), deep
-
-
-class Features(NamedTuple):
-    """What does not depend on the subset; modalities in `ORDER`."""
-
-    levels: list[Float[Tensor, "b m ..."]]
-    """From the encoders, finest first."""
-    tokens: Float[Tensor, "b m n c"]
-    """From the transformers within each modality."""
+__all__ = ["METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 
 
 class MMFormer(Segmenter):
@@ -253,22 +57,7 @@ class MMFormer(Segmenter):
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
         self.config = config
-        widths, classes = config.widths, len(labels) + 1
-        self.encoders = nn.ModuleDict(
-            {
-                # Nothing precedes the first convolution: the image is normalised as it comes.
-                modality.key: Encoder(nn.Conv3d(1, widths[0], 3, padding=1, padding_mode="reflect"), widths, PreNorm)
-                for modality in ORDER
-            }
-        )
-        self.tokens = nn.ModuleDict({modality.key: Tokens(config) for modality in ORDER})
-        self.inter = Transformer(config)
-        self.untoken = nn.Conv3d(len(ORDER) * config.token_width, len(ORDER) * widths[-1], 1)
-        self.joint = JointDecoder(widths, classes)
-        self.single = SingleDecoder(widths, classes, PreNorm)
-        initialise(self)
-        if not config.null_biases:
-            drop_biases(self._before_norms())
+        self.network = TokenFusion(config, len(labels) + 1)
 
     @property
     def stride(self) -> int:
@@ -291,49 +80,18 @@ class MMFormer(Segmenter):
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
         """The encoders' features and each modality's tokens. Eq. (1)."""
-        image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
-        # In training all run, so that every rank has the same gradients to add.
-        needed = [True] * len(ORDER) if self.training else available.any(0).tolist()
-        levels = encoded(self.encoders.values(), image, needed)
-        found = [
-            tokens(deepest) if wanted else None
-            for tokens, deepest, wanted in zip(self.tokens.values(), levels[-1].unbind(1), needed, strict=True)
-        ]
-        blank = torch.zeros_like(next(tokens for tokens in found if tokens is not None))
-        return Features(levels, torch.stack([blank if tokens is None else tokens for tokens in found], 1))
+        return self.network.encode(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Fused probabilities from the available modalities' features."""
-        return self._joint(features, available[:, CHANNELS])[0]
-
-    def between(
-        self, tokens: Float[Tensor, "b m n c"], available: Bool[Tensor, "b m"], grid: Sequence[int]
-    ) -> Float[Tensor, "b mc u v w"]:
-        """Tokens of all available modalities, once they have looked at each other, as voxels. Eq. (4)."""
-        shown = torch.where(available[:, :, None, None], tokens, tokens.new_zeros(()))
-        parts: Iterable[Any] = self.tokens.values()
-        position = torch.cat([part.position_on(grid) for part in parts], 1)
-        n = tokens.shape[2]
-        left_out = self.config.absent_tokens == "left_out"
-        keys = available.repeat_interleave(n, 1) if left_out else None
-        mixed = self.inter(shown.flatten(1, 2), position, keys).unflatten(1, (len(ORDER), n))
-        if left_out:
-            mixed = torch.where(available[:, :, None, None], mixed, mixed.new_zeros(()))
-        if self.config.layout == "aligned":
-            voxels = rearrange(mixed, "b m n c -> b n (m c)")
-        else:  # the same memory read as (n, 4 c): four tokens in a row, nearly always of one modality
-            voxels = mixed.reshape(len(mixed), n, -1)
-        u, v, w = grid
-        return self.untoken(rearrange(voxels, "b (u v w) c -> b c u v w", u=u, v=v, w=w))
+        return self.network.fuse(features, available[:, CHANNELS]).logits.softmax(1)
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
     ) -> Maps:
         """All that is supervised: fused from what is `seen`, singles from what is `available`. Eq. (6), Eq. (7)."""
         features = self.encode(image, available)
-        fused, deep = self._joint(features, seen[:, CHANNELS])
-        raised = [upsampled(level, 2**number) for number, level in enumerate(deep, 1)]
-        return Maps(fused, self.single(features.levels), raised)
+        return self.network.supervised(features, self.network.fuse(features, seen[:, CHANNELS]))
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Cross-entropy and Dice of the fused, the single and the deep segmentations, weight 1 each. Eq. (10)."""
@@ -341,65 +99,9 @@ class MMFormer(Segmenter):
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
         return region_fusion_terms(maps, one_hot(batch.target, self.labels), batch.available[:, CHANNELS])
 
-    def _joint(self, features: Features, available: Bool[Tensor, "b m"]) -> tuple[Tensor, list[Tensor]]:
-        deepest = self.between(features.tokens, available, features.levels[-1].shape[3:])
-        return self.joint([*(present(level, available).flatten(1, 2) for level in features.levels[:-1]), deepest])
 
-    def _before_norms(self) -> Iterator[nn.Module]:
-        """Layers whose bias the next instance norm cancels, also through sums, concatenation and up-sampling."""
-        encoders: Iterable[Any] = self.encoders.values()
-        for encoder in encoders:
-            for stage in encoder.stages[:-1]:
-                yield stage.entry.conv if isinstance(stage.entry, PreNorm) else stage.entry
-                yield from (block.conv for block in stage.residual)
-            yield encoder.stages[-1].residual[0].conv
-        blocks: list[Any] = [*self.joint.fuse]
-        fusing = [*chain(*blocks[:-1]), *blocks[-1][:-1]]  # the last one's output also goes straight to a head
-        yield from (block.conv for block in fusing)
-        levels: Iterable[Any] = (*self.joint.levels, *self.single.levels)
-        for level in levels:
-            yield level.up.conv
-            yield level.merge.conv
-        coarse: Iterable[Any] = self.single.levels[1:]
-        yield from (level.refine.conv for level in coarse)
-        yield self.untoken
-        if self.config.layout == "aligned" or self.config.absent_tokens == "kept":  # else no constant over the voxels
-            last: Any = self.inter.layers[-1]
-            yield last.mlp.linear2
-
-
-NAMES = (
-    (r"encoders\.(?P<m>\w+)\.stages\.(?P<l>\d)\.entry", "{m}_encoder.e{l}_c1"),
-    (r"encoders\.(?P<m>\w+)\.stages\.(?P<l>\d)\.residual\.(?P<r>\d)", "{m}_encoder.e{l}_c{r}"),
-    (r"tokens\.(?P<m>\w+)\.embed", "{m}_encode_conv"),
-    (r"tokens\.(?P<m>\w+)\.position", "{m}_pos"),
-    *(
-        (rf"{ours}\.layers\.(?P<j>\d)\.{part}", f"{theirs}.{name}")
-        for ours, theirs in ((r"tokens\.(?P<m>\w+)\.intra", "{m}_transformer"), ("inter", "multimodal_transformer"))
-        for part, name in (
-            ("attend_norm", "cross_attention_list.{j}.fn.norm"),
-            (r"attend\.qkv", "cross_attention_list.{j}.fn.fn.qkv"),
-            (r"attend\.out_proj", "cross_attention_list.{j}.fn.fn.proj"),
-            ("mlp_norm", "cross_ffn_list.{j}.fn.norm"),
-            (r"mlp\.linear1", "cross_ffn_list.{j}.fn.fn.net.0"),
-            (r"mlp\.linear2", "cross_ffn_list.{j}.fn.fn.net.3"),
-        )
-    ),
-    (r"untoken", "multimodal_decode_conv"),
-    (r"joint\.fuse\.(?P<l>\d)", "decoder_fuse.RFM{l}.fusion_layer"),
-    (r"joint\.levels\.(?P<l>\d)\.up", "decoder_fuse.d{l}_c1"),
-    (r"joint\.levels\.(?P<l>\d)\.merge", "decoder_fuse.d{l}_c2"),
-    (r"joint\.levels\.(?P<l>\d)\.refine", "decoder_fuse.d{l}_out"),
-    (r"joint\.deep\.(?P<l>\d)", "decoder_fuse.seg_d{l}"),
-    (r"joint\.segment", "decoder_fuse.seg_layer"),
-    (r"single\.levels\.(?P<l>\d)\.up", "decoder_sep.d{l}_c1"),
-    (r"single\.levels\.(?P<l>\d)\.merge", "decoder_sep.d{l}_c2"),
-    (r"single\.levels\.(?P<l>\d)\.refine", "decoder_sep.d{l}_out"),
-    (r"single\.segment", "decoder_sep.seg_layer"),
-)
+NAMES = tuple((rf"network\.{ours}", theirs) for ours, theirs in token_fusion.NAMES)
 """Our names and the authors', for `method.take_weights`."""
-UNUSED = r"(flair|t1ce|t1|t2)_decode_conv\."
-"""Tensors of the authors' that no forward pass uses."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:
