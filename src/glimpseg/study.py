@@ -52,13 +52,18 @@ class Batch:
     """`Label` values, int64; None in pretraining."""
     study: list[str] = field(default_factory=list)
     """Where each crop came from, for messages."""
+    prior: Int[Tensor, "b m x y z"] | None = None
+    """What is supposed of the labels from each modality by itself, `Label` values; None unless the recipe has one."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        target = None if self.target is None else self.target.to(device, non_blocking=True)
+        target, prior = (
+            None if labels is None else labels.to(device, non_blocking=True) for labels in (self.target, self.prior)
+        )
         return Batch(
             self.image.to(device, non_blocking=True),
             self.available.to(device, non_blocking=True),
             target,
             self.study,
+            prior,
         )

@@ -116,27 +116,27 @@ def sample(settings: Augment, rng: np.random.Generator) -> Transform:
 def apply(
     transforms: Sequence[Transform],
     image: Float[Tensor, "b m x y z"],
-    target: Int[Tensor, "b x y z"] | None,
-) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b x y z"] | None]:
-    """Each sample of a batch under its own transform: target by nearest neighbour, image linearly unless the
+    labels: Int[Tensor, "b *n x y z"] | None,
+) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b *n x y z"] | None]:
+    """Each sample of a batch under its own transform: label maps by nearest neighbour, image linearly unless the
     transforms, all alike in this, say `nearest`."""
-    image, target = moved(transforms, image, target)
+    image, labels = moved(transforms, image, labels)
     background = image == 0
     for sample_index, transform in enumerate(transforms):
         image[sample_index] = _recoloured(image[sample_index], transform)
-    return torch.where(background, 0, image), target
+    return torch.where(background, 0, image), labels
 
 
 def moved(
     transforms: Sequence[Transform],
     image: Float[Tensor, "b m x y z"],
-    target: Int[Tensor, "b x y z"] | None,
-) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b x y z"] | None]:
+    labels: Int[Tensor, "b *n x y z"] | None,
+) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b *n x y z"] | None]:
     """The spatial part alone; what comes from outside the crop is background, -1 where `nearest` (alike for all)."""
     size = torch.tensor(image.shape[2:], dtype=torch.float64)
     matrices = torch.as_tensor(np.stack([transform.matrix for transform in transforms]))
     if torch.equal(matrices, torch.eye(3, dtype=torch.float64).expand_as(matrices)):
-        return image.clone(), target
+        return image.clone(), labels
     # affine_grid works on -1..1 along each axis and names the axes last to first.
     relative = (matrices * size / size[:, None]).flip(1, 2)
     theta = torch.cat([relative, torch.zeros(len(transforms), 3, 1)], 2).to(image)
@@ -146,10 +146,11 @@ def moved(
         turned = functional.grid_sample(image + 1, grid, "nearest", "zeros", align_corners=False) - 1
     else:
         turned = functional.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
-    if target is None:
+    if labels is None:
         return turned, None
-    labels = functional.grid_sample(target[:, None].to(image), grid, "nearest", "zeros", align_corners=False)
-    return turned, labels[:, 0].round().to(target.dtype)
+    maps = labels.reshape(len(labels), -1, *image.shape[2:]).to(image)
+    found = functional.grid_sample(maps, grid, "nearest", "zeros", align_corners=False)
+    return turned, found.round().to(labels.dtype).reshape(labels.shape)
 
 
 def _recoloured(image: Float[Tensor, "m x y z"], transform: Transform) -> Float[Tensor, "m x y z"]:

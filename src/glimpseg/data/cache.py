@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -31,8 +31,19 @@ MAXIMAL_SEEDS = 2000
 """Tumour voxels remembered for each label, as centres of crops; nnU-Net keeps 10,000."""
 
 
+class Crop(NamedTuple):
+    """A box cut out of a case; outside the study, air."""
+
+    image: Float[np.ndarray, "m x y z"]
+    target: Int[np.ndarray, "x y z"] | None
+    prior: Int[np.ndarray, "m x y z"] | None
+
+
 class Case:
     """A prepared study that gives crops: from memory, or from a cache file without reading the rest."""
+
+    prior: Any = None
+    """What is supposed of the labels from each present modality by itself (see `glimpseg.priors`), or None."""
 
     def __init__(self, study: str, available: Modality, arrays: Any, seeds: Int[np.ndarray, "n 4"]) -> None:
         self.id = study
@@ -53,23 +64,24 @@ class Case:
         """Whether a reference exists."""
         return _shape(self._target)[0] > 0
 
-    def crop(
-        self, start: Sequence[int], size: Sequence[int]
-    ) -> tuple[Float[np.ndarray, "m x y z"], Int[np.ndarray, "x y z"] | None]:
-        """Image and target of the box that begins at voxel `start` (may be negative); outside the study, air."""
+    def crop(self, start: Sequence[int], size: Sequence[int]) -> Crop:
+        """The box that begins at voxel `start` (may be negative)."""
         channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
         image = np.zeros((len(Modality), *size), np.float32)
         image[channels] = self._levels[:, None, None, None]
         target = np.zeros(tuple(size), np.int64) if self.has_target else None
+        prior = None if self.prior is None else np.zeros(image.shape, np.int64)
         ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
         if any(low >= high for low, high in ends):
-            return image, target
+            return Crop(image, target, prior)
         box: tuple[Any, ...] = tuple(slice(low, high) for low, high in ends)
         into: tuple[Any, ...] = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
         image[(channels, *into)] = self._image[(slice(None), *box)]
         if target is not None:
             target[into] = self._target[box]
-        return image, target
+        if prior is not None:
+            prior[(channels, *into)] = self.prior[(slice(None), *box)]
+        return Crop(image, target, prior)
 
 
 class CachedCase(Case):

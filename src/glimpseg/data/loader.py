@@ -72,6 +72,7 @@ class Sample:
     target: Int[np.ndarray, "x y z"] | None
     transform: Transform
     study: str
+    prior: Int[np.ndarray, "m x y z"] | None = None
 
 
 View = Callable[[Case, Sampling, np.random.Generator], Sample]
@@ -124,18 +125,20 @@ def view(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
         # The voxel lies anywhere in the crop's middle half, so that tumours are not always central.
         wanted = seeds[int(which[1] * len(seeds))] - np.floor(size * (0.25 + 0.5 * offset)).astype(int)
         start = np.clip(wanted, np.minimum(room, 0), np.maximum(room, 0))
-    image, target = case.crop(start.tolist(), sampling.patch)
-    return Sample(image, case.available, target, augment.sample(sampling.augment, rng), case.id)
+    image, target, prior = case.crop(start.tolist(), sampling.patch)
+    return Sample(image, case.available, target, augment.sample(sampling.augment, rng), case.id, prior)
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
     """A batch of crops as they were cut, and the transforms that await them on the device."""
     targets = [torch.from_numpy(sample.target) for sample in samples if sample.target is not None]
+    priors = [torch.from_numpy(sample.prior) for sample in samples if sample.prior is not None]
     batch = Batch(
         image=torch.from_numpy(np.stack([sample.image for sample in samples])),
         available=torch.stack([as_mask(sample.available) for sample in samples]),
         target=torch.stack(targets) if len(targets) == len(samples) else None,
         study=[sample.study for sample in samples],
+        prior=torch.stack(priors) if len(priors) == len(samples) else None,
     )
     return batch, [sample.transform for sample in samples]
 
@@ -177,7 +180,13 @@ def _sample(cases: Cases, view: View, sampling: Sampling, seed: int, n: int) -> 
 
 def _finished(batch: Batch, transforms: list[Transform], device: torch.device) -> Batch:
     batch = batch.to(device)
-    batch.image, batch.target = augment.apply(transforms, batch.image, batch.target)
+    if batch.target is None or batch.prior is None:
+        assert batch.prior is None, "a prior is for learning from a reference"
+        batch.image, batch.target = augment.apply(transforms, batch.image, batch.target)
+    else:
+        labels = torch.cat([batch.target[:, None], batch.prior], 1)
+        batch.image, labels = augment.apply(transforms, batch.image, labels)  # type: ignore[assignment]
+        batch.target, batch.prior = labels[:, 0], labels[:, 1:]
     return batch
 
 
