@@ -15,7 +15,7 @@ CHECKED = [
         "volume", "study", "losses", "method", "picture", "predict",
         "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
         "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
-        "nets.token_fusion",
+        "nets.token_fusion", "methods.smml", "priors", "data.prior_file",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")
@@ -44,6 +44,10 @@ NETWORKS = {
     "mstkdnet": {
         "width": 8, "groups": 4, "blocks": [1, 1, 1], "token_width": 16, "heads": 2, "mlp_width": 32, "layers": 4,
         "scale_width": 4, "style_width": 4, "crop": [16, 16, 16],
+    },
+    "smml": {
+        "network.width": 4, "network.levels": 3, "network.token_width": 16, "network.heads": 2,
+        "network.mlp_width": 32, "network.crop": [16, 16, 16],
     },
     "mmformer": {"width": 4, "levels": 3, "token_width": 16, "heads": 2, "mlp_width": 32, "crop": [16, 16, 16]},
 }  # fmt: skip

@@ -15,7 +15,7 @@ FLOORS = (
     ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic", "ranks", "precision"),
     ("study", "metrics", "picture", "statistics", "tables", "scores", "results", "summary"),
     ("data",),
-    ("method", "protocol", "scoring"),
+    ("method", "priors", "protocol", "scoring"),
     ("recipe",),
     ("methods", "report"),
     ("checkpoint",),

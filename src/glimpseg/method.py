@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,11 @@ class Learner(nn.Module):
         """For the optimiser. Default: all parameters in one group."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    @property
+    def needs_prior(self) -> bool:
+        """Whether batches have to come with a prior (`glimpseg.priors`). Default: no."""
+        return False
+
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step. Default: nothing."""
 
@@ -66,6 +71,9 @@ class Learner(nn.Module):
 
 class Segmenter(Learner):
     """A learner that also segments a study from any non-empty subset of modalities."""
+
+    choices: ClassVar[tuple[str, ...]] = ()
+    """Fields of its config that say how it segments and may be chosen anew whenever it is used."""
 
     def __init__(self, labels: tuple[Label, ...]) -> None:
         super().__init__()

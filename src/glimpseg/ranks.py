@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -51,6 +51,21 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
     totals = torch.tensor(list(values.values()), device=device)
     distributed.all_reduce(totals)
     return dict(zip(values, (totals / world).tolist(), strict=True))
+
+
+def gathered(values: Tensor) -> Tensor:
+    """All ranks' values one after the other along the first axis; each rank has to come with the same shape.
+
+    The gradient reaches this rank's own values, times the number of ranks: DDP divides by it, so that a loss that every
+    rank computes of all of them has the gradient that one process would have.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world)]
+    distributed.all_gather(parts, values.detach().contiguous())
+    parts[rank] = values.detach() + world * (values - values.detach())
+    return torch.cat(parts)
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:

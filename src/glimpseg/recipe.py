@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import Preprocess
+from glimpseg.priors.settings import Prior
 from glimpseg.region import Label
 
 _STRICT = ConfigDict(extra="forbid")
@@ -23,6 +24,8 @@ class Data:
     sampling: Sampling = Sampling()
     stream: Stream | None = None
     """Phantoms made on the way, used when no folder of studies is named."""
+    prior: Prior = Prior()
+    """What is supposed of the labels before training, for methods that learn from it."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

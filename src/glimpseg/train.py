@@ -37,6 +37,8 @@ from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights
 from glimpseg.modality import SUBSETS
 from glimpseg.precision import computing, resolved_precision
+from glimpseg.priors.making import of_phantom, priors
+from glimpseg.priors.settings import Prior
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
 from glimpseg.study import Batch, Study
@@ -64,6 +66,7 @@ def fit(
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
     _refuse_unfit_patch(learner, recipe)
+    _refuse_unfit_prior(learner, recipe)
     training = _Training.of(learner.to(device), optim, device)
     start = _restore(training, run, record)
     parts = _parts(recipe)
@@ -136,7 +139,7 @@ def train(
     with joined(device), _only_one(run):
         _open_run(run, recipe, resume)
         with first_rank_first():
-            cases, described = _cases(recipe, run, studies, split, cache)
+            cases, described = _cases(recipe, run, studies, split, cache, device)
         return fit(
             recipe,
             cases,
@@ -278,25 +281,35 @@ def _archive(
 
 
 def _cases(
-    recipe: Recipe, run: Path, studies: list[Study], split: str | None, cache: str | Path | None
+    recipe: Recipe, run: Path, studies: list[Study], split: str | None, cache: str | Path | None, device: torch.device
 ) -> tuple[Cases, dict[str, Any]]:
+    settings, prior = recipe.data.preprocess, recipe.data.prior
     if not studies:
         assert recipe.data.stream is not None
-        return Phantoms(recipe.data.stream, recipe.data.preprocess), {"data": {"stream": phantom.NAME}}
-    paths = prepare_studies(studies, recipe, Path(cache) if cache else run / "cache")
+        made = of_phantom(prior, settings.spacing_mm)
+        return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior)}}
+    folder = Path(cache) if cache else run / "cache"
+    paths = prepare_studies(studies, recipe, folder)
+    supposed = priors(paths, prior, recipe.label_values, settings.spacing_mm, folder, device, split)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
     digest = hashlib.sha256("\n".join(sorted(path.name for path in paths)).encode()).hexdigest()
     convention = studies[0].convention
-    return Archive(paths), {
+    return Archive(paths, supposed), {
         "data": {
             "studies": len(studies),
             "split": split,
             "available": {key: count for key, count in have.items() if count},
             "labels": convention.name if convention else None,
             "digest": digest,
+            **_named(prior),
         }
     }
+
+
+def _named(prior: Prior) -> dict[str, Any]:
+    """The prior as every output of the model names it, nothing for none."""
+    return {} if prior.kind == "none" else {"prior": {"kind": prior.kind, "uses_reference": prior.uses_reference}}
 
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
@@ -325,6 +338,17 @@ def _refuse_unfit_patch(learner: Learner, recipe: Recipe) -> None:
                 f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
                 f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
             )
+
+
+def _refuse_unfit_prior(learner: Learner, recipe: Recipe) -> None:
+    kind = recipe.data.prior.kind
+    if learner.needs_prior and kind == "none":
+        raise UsageError(
+            f"This {recipe.method} learns from a prior and the recipe has none. Set data.prior.kind (and "
+            "data.prior.weights for sam), or config.refinement and config.agreement to 0."
+        )
+    if kind != "none" and not learner.needs_prior:
+        raise UsageError(f"This {recipe.method} does not use the prior {kind}. Set data.prior.kind to none.")
 
 
 @contextmanager

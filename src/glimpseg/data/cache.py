@@ -64,6 +64,10 @@ class Case:
         """Whether a reference exists."""
         return _shape(self._target)[0] > 0
 
+    def level(self, modality: Modality) -> float:
+        """What air is in a present modality."""
+        return float(self._levels[list(self.available).index(modality)])
+
     def crop(self, start: Sequence[int], size: Sequence[int]) -> Crop:
         """The box that begins at voxel `start` (may be negative)."""
         channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
@@ -102,10 +106,10 @@ class CachedCase(Case):
             raise InputError(
                 f"The cache entry {path} is damaged: its checksum differs. Delete it; it will be made again."
             )
-        super().__init__(metadata["id"], parse(metadata["available"]), _Slices(path), seeds)
+        super().__init__(metadata["id"], parse(metadata["available"]), Slices(path), seeds)
 
 
-class _Slices:
+class Slices:
     """Arrays of a safetensors file that are read slice by slice; the file is mapped on first use."""
 
     def __init__(self, path: Path) -> None:

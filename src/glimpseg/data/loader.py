@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data import augment, phantom
 from glimpseg.data.augment import Augment, Transform
-from glimpseg.data.cache import CachedCase, Case, in_memory
+from glimpseg.data.cache import Case, in_memory
 from glimpseg.data.phantom_archive import as_study
-from glimpseg.data.preprocess import Preprocess, prepare
+from glimpseg.data.preprocess import Prepared, Preprocess, prepare
+from glimpseg.data.prior_file import with_prior
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, as_mask
 from glimpseg.study import Batch
@@ -76,6 +78,7 @@ class Sample:
 
 
 View = Callable[[Case, Sampling, np.random.Generator], Sample]
+MakePrior = Callable[[Prepared], UInt8[np.ndarray, "m x y z"]]
 
 
 @runtime_checkable
@@ -89,10 +92,10 @@ class Cases(Protocol):
 class Archive:
     """A fixed set of cached studies; every epoch visits each once, in an order of its own."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], priors: Sequence[Path] = ()) -> None:
         if not paths:
             raise InputError("There is no study to train on.")
-        self.cases = [CachedCase(path) for path in paths]
+        self.cases = [with_prior(*both) for both in zip_longest(paths, priors)]
 
     def case(self, n: int, seed: int) -> Case:
         """The study of sample n: epochs are permutations keyed by (seed, epoch)."""
@@ -101,11 +104,11 @@ class Archive:
 
 
 class Phantoms:
-    """An endless stream of phantoms, prepared like any study."""
+    """An endless stream of phantoms, prepared like any study; `prior` makes what is supposed of their labels."""
 
-    def __init__(self, stream: Stream, settings: Preprocess) -> None:
+    def __init__(self, stream: Stream, settings: Preprocess, prior: MakePrior | None = None) -> None:
         self.stream = stream
-        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings))
+        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings, prior))
 
     def case(self, n: int, seed: int) -> Case:
         """Phantom `n // crops`; the run's seed does not change the phantoms."""
@@ -190,6 +193,9 @@ def _finished(batch: Batch, transforms: list[Transform], device: torch.device) -
     return batch
 
 
-def _phantom_case(number: int, stream: Stream, settings: Preprocess) -> Case:
+def _phantom_case(number: int, stream: Stream, settings: Preprocess, prior: MakePrior | None) -> Case:
     made = phantom.Settings.at_spacing(settings.spacing_mm, post_operative=stream.post_operative)
-    return in_memory(prepare(as_study(phantom.generate(stream.first_seed + number, made)), settings))
+    prepared = prepare(as_study(phantom.generate(stream.first_seed + number, made)), settings)
+    case = in_memory(prepared)
+    case.prior = prior(prepared) if prior else None
+    return case

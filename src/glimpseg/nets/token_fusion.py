@@ -284,7 +284,8 @@ class TokenFusion(nn.Module):
         """What the available modalities' features show."""
         deepest = self.between(features.tokens, available, features.levels[-1].shape[3:])
         stacks = [*(present(level, available).flatten(1, 2) for level in features.levels[:-1]), deepest]
-        return Fused(*self.joint(stacks), deepest)
+        logits, deep = self.joint(stacks)
+        return Fused(logits, deep, deepest)
 
     def supervised(self, features: Features, fused: Fused) -> Maps:
         """All that is compared with a reference: fused, from each modality by itself, and from the deeper levels."""

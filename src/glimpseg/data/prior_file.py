@@ -1,0 +1,62 @@
+"""A prior on disk beside the prepared study it belongs to: one safetensors file, read crop by crop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from glimpseg.atomic import atomic_file
+from glimpseg.data.cache import CachedCase, Slices
+from glimpseg.errors import InputError
+
+SUFFIX = ".prior.safetensors"
+
+
+def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mapping[str, Any]) -> None:
+    """`Label` values from each present modality of a study, and how they were made."""
+    metadata = {"record": json.dumps(dict(record), sort_keys=True), "digest": _digest(labels)}
+    with atomic_file(path) as temporary:
+        save_file({"prior": np.ascontiguousarray(labels)}, temporary, metadata)
+
+
+def prior_record(path: Path) -> dict[str, Any]:
+    """How a prior was made. Raises: InputError for a damaged file."""
+    try:
+        with safe_open(path, "np") as file:
+            return json.loads(file.metadata()["record"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The prior {path} is damaged ({error}). Delete it; it will be made again.") from error
+
+
+def with_prior(case: Path, prior: Path | None) -> CachedCase:
+    """A cached study that also gives crops of its prior. Raises: InputError for a damaged file, or another study's."""
+    found = CachedCase(case)
+    if prior is None:
+        return found
+    try:
+        with safe_open(prior, "np") as file:
+            metadata, labels = file.metadata(), file.get_tensor("prior")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"The prior {prior} is damaged ({error}). Delete it; it will be made again.") from error
+    if _digest(labels) != metadata["digest"]:
+        raise InputError(f"The prior {prior} is damaged: its checksum differs. Delete it; it will be made again.")
+    shape = (len(found.available), *found.shape)
+    if labels.shape != shape:
+        raise InputError(
+            f"The prior {prior} has {labels.shape} voxels, the study {found.id} has {shape}. "
+            "It belongs to another. Delete it; it will be made again."
+        )
+    found.prior = Slices(prior)["prior"]
+    return found
+
+
+def _digest(labels: UInt8[np.ndarray, "..."]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()

@@ -1,0 +1,118 @@
+"""SMML: two masked students teach each other, voxel by voxel and relation by relation, with priors of other models.
+
+Liang et al., Semantic-guided Masked Mutual Learning for multi-modal brain tumour segmentation with arbitrary missing
+modalities, AAAI 2025, arXiv 2507.07592. Implemented is what the authors' released code computes (banbooliang/SMML at
+d401541), from its facts: branches, refiners, sampling, schedule and the composition of the losses. Both consistency
+losses and the priors were never released; theirs are reconstructions, ours.
+
+Departures
+| source | says or does | we do |
+|---|---|---|
+| code | both consistency losses are called and defined nowhere | reconstructed, by what is known of them |
+| code | the second backward walks through weights already changed | one of the sum; peers are constants |
+| code | the divergences begin with the 102nd of 1000 epochs | after a tenth of the training; 0.101 in `OFFICIAL` |
+| code | relations of scrambled deep features, 0 if not a number | of class prototypes; of samples in `OFFICIAL` |
+| code | no script or file of the priors of SAM, nor which SAM | a frozen encoder, cross-fitted decoders |
+| code | the prior is neither cropped, rotated nor mirrored with the image | as the reference |
+| code | refiners weigh priors by the reference's class shares | by the branch's; `OFFICIAL` by the reference |
+| code | an absent class divides by 1e-7 | by 1e-3 at least; `OFFICIAL` as the code |
+| code | refined logits go into losses of probabilities | their softmax |
+| code | batch norm over one sample for each GPU in the refiners | instance norm; `OFFICIAL` has batch norm |
+| code | mmFormer's scrambled tokens, absent tokens and null biases | mended as in mmFormer; `OFFICIAL` as the code |
+| code | needs all modalities of every training study | subsets of what there is; of one sequence both branches see it |
+| code | a validation list that is never used, the last epoch tested | the last; no model is chosen |
+| code | scores in the cropped frame, files without their place | on the study's own grid |
+| code | the evaluation after training lacks two arguments and crashes | `glimpseg evaluate` |
+| code | windows of equal weight, classes by the logits' mean | the logits' mean; windows as the protocol says |
+| code | five classes for BraTS 2015 | `ET` and `NCR` as in later releases (`docs/data.md`) |
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from glimpseg.data.augment import RFNET as RFNET_AUGMENT
+from glimpseg.data.augment import Augment
+from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
+from glimpseg.data.preprocess import Preprocess
+from glimpseg.methods.smml.authors import CHECKPOINTS, NAMES, ORDER, from_authors
+from glimpseg.methods.smml.config import OFFICIAL, Config
+from glimpseg.methods.smml.objective import SMML
+from glimpseg.nets import token_fusion
+from glimpseg.priors.settings import Prior
+from glimpseg.recipe import Data, Optim, Recipe
+
+__all__ = ["CHECKPOINTS", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
+
+
+def released(config: Config, epoch: int) -> Recipe:
+    """The authors' schedule: 1000 epochs, each of as many batches of 2 as the list of cases fills."""
+    return Recipe(
+        method="smml",
+        config=config,
+        data=Data(
+            preprocess=RFNET_INTENSITIES,
+            sampling=Sampling(patch=(128, 128, 128), batch=2, tumour_share=0, augment=RFNET_AUGMENT),
+            prior=Prior(kind="sam"),
+        ),
+        optim=Optim(
+            steps=1000 * epoch,
+            optimizer="amsgrad",
+            learning_rate=2e-4,
+            weight_decay=1e-4,
+            epoch=epoch,
+            max_norm=None,
+            ema=0,
+            precision="fp32",
+            save_every=1000,
+            log_every=50,
+        ),
+        seed=1024,
+    )
+
+
+METHOD = SMML
+
+RECIPES = {
+    # Minutes on two cores: 3 mm voxels, small branches, phantoms, no prior.
+    "phantom": Recipe(
+        method="smml",
+        config=Config(
+            network=token_fusion.Config(levels=4, token_width=128, heads=4, mlp_width=256, crop=(32, 32, 32)),
+            refinement=0,
+            agreement=0,
+            refine_width=8,
+        ),
+        data=Data(
+            preprocess=Preprocess(spacing_mm=3.0),
+            sampling=Sampling(
+                patch=(32, 32, 32),
+                batch=2,
+                tumour_share=0.5,
+                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+            ),
+            stream=Stream(),
+        ),
+        optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+    ),
+    "brats2015": released(Config(start=0.101), 121),
+    "brats2018": released(Config(start=0.101), 100),
+    "brats2020": released(Config(start=0.101), 110),
+    # What was released, on BraTS 2020.
+    "official": released(OFFICIAL, 110),
+    # The mended network under the budget of `unet/brats`.
+    "brats": Recipe(
+        method="smml",
+        config=Config(),
+        data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2), prior=Prior(kind="sam")),
+        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+    ),
+}
+
+
+def authors_recipe(network: SMML) -> Recipe:
+    """How imported weights are used: with the crops and intensities that they were trained on."""
+    recipe = RECIPES["official"]
+    sampling = replace(recipe.data.sampling, patch=network.config.network.crop)
+    return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))

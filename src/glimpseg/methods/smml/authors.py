@@ -1,0 +1,70 @@
+"""The authors' weights of SMML: two checkpoints, one of each branch with its refiner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from glimpseg.errors import ModelError
+from glimpseg.method import take_weights
+from glimpseg.methods.smml.config import OFFICIAL
+from glimpseg.methods.smml.objective import SMML
+from glimpseg.nets import token_fusion
+from glimpseg.nets.pyramid import ORDER
+from glimpseg.region import Label
+
+__all__ = ["CHECKPOINTS", "NAMES", "ORDER", "UNUSED", "from_authors"]
+
+CHECKPOINTS = 2
+"""Files that make one model; the tensors of the first are named `1.<name>`, of the second `2.<name>`."""
+REFINER = (
+    (r"gates\.(?P<k>\d+)\.(?P<j>\d)", "sam_weight_fuse.weight_fusion.{k}.weight_layer.{j}"),
+    (r"down\.(?P<l>\d)\.conv", "unet3d.encoder{l}.0"),
+    (r"down\.(?P<l>\d)\.norm", "unet3d.encoder{l}.1"),
+    (r"up\.(?P<l>\d)", "unet3d.upconv{l}"),
+    (r"merge\.(?P<l>\d)\.conv", "unet3d.decoder{l}.0"),
+    (r"merge\.(?P<l>\d)\.norm", "unet3d.decoder{l}.1"),
+    (r"segment", "unet3d.conv_final"),
+)
+"""Names of `Refiner` and the authors'."""
+NAMES = tuple(
+    (rf"{place}\.{number}\.{ours}", f"{number + 1}.{theirs}")
+    for number in range(CHECKPOINTS)
+    for place, names in (("branches", token_fusion.NAMES), ("refiners", REFINER))
+    for ours, theirs in names
+)
+"""Our names and the authors', for `method.take_weights`."""
+UNUSED = rf"[12]\.({token_fusion.UNUSED})"
+"""Tensors of the authors' that no forward pass uses."""
+
+
+def from_authors(weights: Mapping[str, Tensor]) -> SMML:
+    """The official network with the weights of the two checkpoints of one training, for its size of crop and its
+    classes. Of branches without refiners (mmFormer's, or cut down), the branches alone: they segment.
+
+    Raises: ModelError for weights that are not SMML's.
+    """
+    given = {name.replace(".module.", "."): value for name, value in weights.items()}
+    positions, last = given.get("1.flair_pos"), given.get("1.decoder_fuse.seg_layer.weight")
+    if positions is None or positions.dim() != 3 or last is None:
+        raise ModelError(
+            "These are not the weights of the authors' SMML: flair_pos or decoder_fuse.seg_layer is missing. Give the "
+            "checkpoints of both branches."
+        )
+    if last.shape[0] != 1 + len(LABELS):
+        raise ModelError(
+            f"These weights tell {last.shape[0]} classes apart; only those of BraTS 2018 and 2020, with 4, have a "
+            "meaning here. BraTS 2015 splits the tumour's core otherwise."
+        )
+    side = round(positions.shape[1] ** (1 / 3)) * OFFICIAL.network.stride
+    config = replace(OFFICIAL, network=replace(OFFICIAL.network, crop=(side, side, side)))
+    network = SMML(config, LABELS)
+    if not any(name.startswith(("1.unet3d.", "2.unet3d.")) for name in given):
+        network.drop_training_parts()
+    take_weights(network, given, NAMES, UNUSED)
+    return network
+
+
+LABELS = (Label.NCR, Label.ED, Label.ET)

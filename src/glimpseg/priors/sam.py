@@ -1,0 +1,216 @@
+"""The image encoder of the Segment Anything Model, frozen, over the axial slices of one sequence.
+
+Weights come from a local folder or file and are never downloaded. The encoder is transformers' (`pip install
+'glimpseg[sam]'`); original weights are renamed for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from glimpseg.errors import InputError, ModelError, UsageError
+from glimpseg.priors.settings import Prior
+
+PERCENTILES = (0.5, 99.5)
+"""Of the brain's intensities, which become 0 and 1."""
+LEAST_MM2 = 200.0
+"""Slices with less brain are not looked at."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and deviation of SAM's training images, each as a share of 255."""
+SLICES_AT_ONCE = 4
+RENAMED = (
+    (r"^blocks\.", "layers."),
+    (r"^patch_embed\.proj\.", "patch_embed.projection."),
+    (r"\.norm(\d)\.", r".layer_norm\1."),
+    (r"^neck\.0\.", "neck.conv1."),
+    (r"^neck\.1\.", "neck.layer_norm1."),
+    (r"^neck\.2\.", "neck.conv2."),
+    (r"^neck\.3\.", "neck.layer_norm2."),
+)
+"""The original's names within `image_encoder` and transformers' within `vision_encoder`."""
+
+
+class Encoder:
+    """A frozen image encoder for slices of `side` x `side` pixels."""
+
+    def __init__(self, settings: Prior, device: torch.device) -> None:
+        if settings.weights is None:
+            raise UsageError(
+                "The prior sam needs weights: name a folder with --set data.prior.weights=FOLDER (sam-vit-base or "
+                "medsam-vit-base of Hugging Face, or an original .pth), or take --prior none with config.refinement=0 "
+                "and config.agreement=0."
+            )
+        source = Path(settings.weights)
+        if not source.exists():
+            raise UsageError(f"The weights {source} of the prior sam are not there. Nothing is downloaded.")
+        self.digest = weights_digest(source)
+        self.side, self.scaling, self.device = settings.side, settings.scaling, device
+        self._network = resized(read_encoder(source), settings.side).to(device).eval().requires_grad_(False)
+
+    @property
+    def channels(self) -> int:
+        """Of its features."""
+        return int(self._network.config.output_channels)
+
+    @torch.inference_mode()
+    def features(self, pictures: Float[np.ndarray, "n s s"]) -> Float[np.ndarray, "n c h w"]:
+        """Of square slices with values from 0 to 1; float16."""
+        images = torch.from_numpy(pictures)[:, None].to(self.device)
+        images = functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        images = images.expand(-1, 3, -1, -1)
+        if self.scaling == "imagenet":
+            mean, deviation = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
+            images = (images - mean) / deviation
+        found = [self._network(pixel_values=part).last_hidden_state for part in images.split(SLICES_AT_ONCE)]
+        return torch.cat(found).half().cpu().numpy()
+
+
+def slices_of(
+    image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], spacing_mm: float
+) -> tuple[Float[np.ndarray, "n s s"], list[int]]:
+    """The axial slices that show enough brain, from 0 to 1, padded to squares at their ends; and where they lie."""
+    places = np.flatnonzero(brain.sum((0, 1)) * spacing_mm**2 >= LEAST_MM2).tolist()
+    low, high = np.percentile(image[brain], PERCENTILES) if brain.any() else (0.0, 1.0)
+    scaled = np.where(brain, np.clip((image - low) / max(high - low, 1e-8), 0, 1), 0).astype(np.float32)
+    side = max(image.shape[:2])
+    padded = np.pad(scaled, ((0, side - image.shape[0]), (0, side - image.shape[1]), (0, 0)))
+    return np.ascontiguousarray(padded[:, :, places].transpose(2, 0, 1)), places
+
+
+def read_encoder(source: Path) -> Any:
+    """transformers' encoder with the weights of a folder or of an original file.
+
+    Raises: UsageError without transformers; ModelError for something else than SAM.
+    """
+    transformers = _transformers()
+    if source.is_dir():
+        try:
+            config = transformers.SamConfig.from_pretrained(source, local_files_only=True).vision_config
+            network, report = transformers.SamVisionModel.from_pretrained(
+                source, config=config, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"{source} is not a folder of SAM in Hugging Face's layout: {_first(error)}") from error
+        if report["missing_keys"]:
+            raise ModelError(f"{source} lacks weights of SAM's image encoder, such as {min(report['missing_keys'])}.")
+        return network
+    try:
+        weights = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{source} cannot be read as weights: {_first(error)}") from error
+    renamed = from_original(weights) if isinstance(weights, Mapping) else {}
+    if "pos_embed" not in renamed:
+        raise ModelError(f"{source} holds no image encoder of SAM: image_encoder.pos_embed is missing.")
+    network = transformers.SamVisionModel(_config_of(renamed, transformers))
+    try:
+        network.load_state_dict({f"vision_encoder.{name}": value for name, value in renamed.items()})
+    except RuntimeError as error:
+        raise ModelError(f"The weights of {source} do not fit SAM's image encoder: {_first(error)}") from error
+    return network
+
+
+def from_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder's weights by transformers' names."""
+    found = {}
+    for name, value in weights.items():
+        if name.startswith("image_encoder."):
+            own = name.removeprefix("image_encoder.")
+            for pattern, replacement in RENAMED:
+                own = re.sub(pattern, replacement, own)
+            found[own] = value
+    return found
+
+
+def resized(network: Any, side: int) -> Any:
+    """The encoder for other sides: positions are interpolated, absolute ones and the relative ones of the layers that
+    look at everything."""
+    config = network.config
+    if config.image_size == side:
+        return network
+    state = dict(network.state_dict())
+    other = type(network)(type(config)(**{**config.to_dict(), "image_size": side}))
+    for name, value in other.state_dict().items():
+        old = state[name]
+        if old.shape == value.shape:
+            continue
+        if name.endswith("pos_embed"):
+            moved = functional.interpolate(old.permute(0, 3, 1, 2), value.shape[1:3], mode="bilinear")
+            state[name] = moved.permute(0, 2, 3, 1)
+        else:
+            state[name] = functional.interpolate(old.T[None], len(value), mode="linear")[0].T
+    other.load_state_dict(state)
+    return other
+
+
+def weights_digest(source: Path) -> str:
+    """SHA-256 of an original file, or over the files of a folder that hold weights or configuration.
+
+    Raises: InputError for a folder without any.
+    """
+    files = [source]
+    if source.is_dir():
+        files = sorted(path for path in source.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    if not files:
+        raise InputError(f"{source} holds no weights. Give a folder in Hugging Face's layout.")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _config_of(weights: Mapping[str, Tensor], transformers: Any) -> Any:
+    """The sizes that the weights have."""
+    hidden, patch = (
+        weights["patch_embed.projection.weight"].shape[0],
+        weights["patch_embed.projection.weight"].shape[-1],
+    )
+    grid = weights["pos_embed"].shape[1]
+    relative = [value for name, value in weights.items() if name.endswith("attn.rel_pos_h")]
+    windows = [(len(value) + 1) // 2 for value in relative]
+    return transformers.SamVisionConfig(
+        hidden_size=hidden,
+        output_channels=weights["neck.conv1.weight"].shape[0],
+        num_hidden_layers=len(relative),
+        num_attention_heads=hidden // relative[0].shape[1],
+        image_size=grid * patch,
+        patch_size=patch,
+        window_size=min(windows),
+        global_attn_indexes=[number for number, window in enumerate(windows) if window == grid],
+        mlp_dim=weights["layers.0.mlp.lin1.weight"].shape[0],
+        num_pos_feats=weights["neck.conv1.weight"].shape[0] // 2,
+    )
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+        from transformers import SamVisionModel  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        wrong = "torchvision" in str(error)
+        raise UsageError(
+            "SAM needs the package transformers"
+            + (
+                ", which fails on a torchvision that is not made for this torch: uninstall torchvision"
+                if wrong
+                else ": pip install 'glimpseg[sam]'"
+            )
+            + f" ({_first(error)})."
+        ) from error
+    transformers.logging.set_verbosity_error()  # else each load lists the decoder's tensors as left over
+    return transformers
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
