@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from conformance import mstkdnet_reference, reference
+from conformance import mstkdnet_reference, reference, smml_reference
 
 STRIDE = 4
 """Of the maps in a cut; the inputs stay whole."""
@@ -29,9 +29,9 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.set_num_threads(2)
     stored = dict(np.load(wanted.reference))
-    alone = {"mstkdnet": mstkdnet_reference}.get(wanted.method)
+    alone = {"mstkdnet": mstkdnet_reference, "smml": smml_reference}.get(wanted.method)
     if wanted.cut:
-        np.savez_compressed(wanted.cut, **(alone.cut(stored) if alone else cut(stored)))
+        np.savez_compressed(wanted.cut, **(alone.cut(stored) if alone is mstkdnet_reference else cut(stored)))
         print(f"{wanted.cut}: {wanted.cut.stat().st_size / 1e6:.2f} MB")
         return
     found = alone.differences(stored) if alone else reference.differences(wanted.method, stored)
@@ -53,7 +53,7 @@ def cut(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same with its maps at a stride."""
     small = {}
     for name, value in stored.items():
-        is_map = name.startswith(("eval_", "train_fuse", "train_sep", "train_prm"))
+        is_map = name.startswith(("eval_", "train_fuse", "train_sep", "train_prm", "train_refined"))
         step = STRIDE * value.shape[-1] // stored["x"].shape[-1] if is_map else 1
         small[name] = value[..., ::step, ::step, ::step] if is_map else value
     return small

@@ -172,10 +172,7 @@ def weights_digest(source: Path) -> str:
 
 def _config_of(weights: Mapping[str, Tensor], transformers: Any) -> Any:
     """The sizes that the weights have."""
-    hidden, patch = (
-        weights["patch_embed.projection.weight"].shape[0],
-        weights["patch_embed.projection.weight"].shape[-1],
-    )
+    hidden, _, _, patch = weights["patch_embed.projection.weight"].shape
     grid = weights["pos_embed"].shape[1]
     relative = [value for name, value in weights.items() if name.endswith("attn.rel_pos_h")]
     windows = [(len(value) + 1) // 2 for value in relative]

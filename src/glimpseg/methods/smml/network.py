@@ -69,7 +69,7 @@ class Refiner(nn.Module):
         voxels. Eq. (9)."""
         shown = torch.where(seen[:, None, :, None, None, None], prior, prior.new_zeros(()))
         relative = shown.mean((3, 4, 5)) / (expected + floor)[:, :, None]  # b k m
-        known = torch.cat([expected[:, :, None], relative], 2)
+        known = torch.cat([relative, expected[:, :, None]], 2)
         weights = torch.stack([gate(known[:, k]) for k, gate in enumerate(self.gates)], 1)
         return shown * weights[:, :, :, None, None, None]
 

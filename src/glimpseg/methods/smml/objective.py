@@ -202,7 +202,7 @@ class SMML(Segmenter):
         assert batch.target is not None, "supervised training needs a reference for every crop"
         target = one_hot(batch.target, self.labels)
         outputs = [
-            self._output(branch, batch, seen, target)
+            self.output(branch, batch, seen, target)
             for branch, seen in zip(self._both, two_subsets(batch.available), strict=True)
         ]
         late = progress.fraction >= self.config.start
@@ -211,6 +211,21 @@ class SMML(Segmenter):
             for number, (own, peer) in enumerate((outputs, outputs[::-1]))
         ]
         return {name: each[0][name] + each[1][name] for name in each[0]}
+
+    def output(
+        self, branch: TokenFusion, batch: Batch, seen: Bool[Tensor, "b m"], target: Float[Tensor, "b k x y z"]
+    ) -> Output:
+        """What a branch makes of the batch, had each sample only what is `seen` of it."""
+        image = blanked(batch.image, batch.available)[:, CHANNELS]
+        features = branch.encode(image, batch.available[:, CHANNELS])
+        fused = branch.fuse(features, seen[:, CHANNELS])
+        maps = branch.supervised(features, fused)
+        nodes = (
+            prototypes(fused.deepest, target, maps.fused)
+            if self.config.nodes == "prototypes"
+            else whole_samples(fused.deepest, maps.fused)
+        )
+        return Output(seen, fused.logits, maps.fused, maps, nodes)
 
     def terms(
         self, number: int, own: Output, peer: Output, batch: Batch, target: Float[Tensor, "b k x y z"], late: bool
@@ -267,20 +282,6 @@ class SMML(Segmenter):
     @property
     def _asked(self) -> list[TokenFusion]:
         return self._both if self.config.branch == "both" else [self._both[self.config.branch - 1]]
-
-    def _output(
-        self, branch: TokenFusion, batch: Batch, seen: Bool[Tensor, "b m"], target: Float[Tensor, "b k x y z"]
-    ) -> Output:
-        image = blanked(batch.image, batch.available)[:, CHANNELS]
-        features = branch.encode(image, batch.available[:, CHANNELS])
-        fused = branch.fuse(features, seen[:, CHANNELS])
-        maps = branch.supervised(features, fused)
-        nodes = (
-            prototypes(fused.deepest, target, maps.fused)
-            if self.config.nodes == "prototypes"
-            else whole_samples(fused.deepest, maps.fused)
-        )
-        return Output(seen, fused.logits, maps.fused, maps, nodes)
 
 
 def prior_maps(prior: Int[Tensor, "b m x y z"], labels: Sequence[int]) -> Float[Tensor, "b k m x y z"]:
