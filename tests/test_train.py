@@ -155,7 +155,8 @@ def test_sigterm_saves_and_exits_with_75(archive, undisturbed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", NETWORKS)
 def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
-    """Also where each sees another sequence, and in most steps none all of them."""
+    """Also where each sees another sequence, and in most steps none all of them. Apart from what ranks gather: SMML's
+    relations are among all samples, however they are divided."""
     archive = tmp_path / "archive"
     write_head(archive, "S0", 0, (Modality.T1C,))
     write_head(archive, "S1", 1, (Modality.T2, Modality.FLAIR))
@@ -164,15 +165,50 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
     script = tmp_path / "go.py"
     script.write_text(code)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
+    apart = ["--set=config.feature=0"] if method == "smml" else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, str(script), *command(archive, alone, "--set=optim.accumulate=2", method=method)]
+    one = [sys.executable, str(script), *command(archive, alone, "--set=optim.accumulate=2", *apart, method=method)]
     subprocess.run(one, check=True, capture_output=True, env=environment)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run(
-        [*torchrun, *command(archive, shared, method=method)], check=True, capture_output=True, env=environment
+        [*torchrun, *command(archive, shared, *apart, method=method)], check=True, capture_output=True, env=environment
     )
     first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (alone, shared))
     assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in first)
+
+
+GATHERING = """
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from glimpseg.ranks import gathered, joined, rank_and_world
+
+torch.manual_seed(0)
+layer, seen = nn.Linear(3, 2), torch.randn(4, 3)
+def related(features):
+    return (features @ features.T).pow(3).mean()
+related(layer(seen)).backward()
+wanted = [p.grad.clone() for p in layer.parameters()]
+layer.zero_grad()
+with joined(torch.device("cpu")):
+    rank, world = rank_and_world()
+    spread = DistributedDataParallel(layer)
+    value = related(gathered(spread(seen[2 * rank : 2 * rank + 2])))
+    value.backward()
+    assert world == 2
+    assert torch.allclose(value, related(layer(seen)), rtol=1e-5)
+    for p, exact in zip(layer.parameters(), wanted):
+        assert torch.allclose(p.grad, exact, rtol=1e-4, atol=1e-6), (p.grad, exact)
+"""
+
+
+@pytest.mark.slow
+def test_what_ranks_gather_has_the_gradient_of_one_process(tmp_path):
+    script = tmp_path / "go.py"
+    script.write_text(GATHERING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(torchrun, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_is_not_overwritten(archive, undisturbed):

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ class Model:
     def name(self) -> str:
         """Method and the first characters of the weights' digest."""
         return f"{self.recipe.method}-{self.provenance['sha256'][WEIGHTS][:8]}"
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """How it segments, as far as that is open until it is used."""
+        return {name: getattr(self.recipe.config, name) for name in self.network.choices}
 
     @cached_property
     def device(self) -> torch.device:
@@ -100,14 +106,19 @@ def save(
         (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
+def load(
+    path: str | Path, device: torch.device | str = "cpu", choices: Mapping[str, Any] = MappingProxyType({})
+) -> Model:
     """A model from its folder, from a checkpoint, or from a run (its finished model, else its newest checkpoint).
 
-    Raises: ModelError if there is none, if a file is missing or damaged, or if it is of another format or method.
+    `choices` are values of recipe fields that its method leaves open until it is used (`Segmenter.choices`).
+
+    Raises: ModelError if there is none, if a file is missing or damaged, or if it is of another format or method;
+        UsageError for a field that is no choice.
     """
     folder = _model_folder(Path(path))
     record = verified(folder)
-    recipe = _recipe(folder)
+    recipe = methods.chosen(_recipe(folder), choices)
     network = methods.build(recipe)
     if not isinstance(network, Segmenter):
         raise ModelError(

@@ -42,6 +42,13 @@ log = logging.getLogger("glimpseg")
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to make. It must not hold files yet.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if glimpseg made it.")]
+Change = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field: --set optim.steps=1000. Repeat at will.")
+]
+Choice = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Choose what the model's method leaves open: --set config.branch=1 (smml)."),
+]
 ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Labels = Annotated[
@@ -76,6 +83,19 @@ def _options(
     log.handlers = handlers
 
 
+def _changes(texts: list[str] | None) -> dict[str, Any]:
+    """Fields and their new values. Raises: UsageError for a text without `=`."""
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for text in texts or []:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes field=value, not '{text}'.")
+        changes[path] = yaml.safe_load(value)
+    return changes
+
+
 @app.command()
 def segment(
     output: Output,
@@ -87,6 +107,7 @@ def segment(
     brain_mask: Annotated[Path | None, typer.Option(help="Brain mask, if the background is not constant.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each region's probabilities.")] = False,
     labels: Annotated[str, typer.Option(help="Label numbers to write: brats2021, brats2023, brats2024.")] = "brats2024",
+    change: Choice = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -102,10 +123,9 @@ def segment(
         t1c=t1c,
         t2=t2,
         flair=flair,
-        model=model,
+        model=predict.load(model, device, _changes(change)),
         brain_mask=brain_mask,
         probabilities=probabilities,
-        device=device,
     )
     found.save(output, labels=labels, overwrite=overwrite)
     volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
@@ -150,21 +170,36 @@ def prepare(
     data: Annotated[Path, typer.Argument(help="Folder of studies in a BraTS layout.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache folder; what it holds already is kept.")],
     recipe: Annotated[str, typer.Option(help="Recipe whose preprocessing is wanted.")] = "unet/brats",
+    prior: Annotated[
+        str | None, typer.Option(help="none, sam or synthetic, in place of the recipe's (see docs/priors.md).")
+    ] = None,
+    change: Change = None,
     labels: Labels = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only the studies of a published list: brats2020/train (see docs/evaluation.md).")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Read, check, crop and normalise every study once, ahead of training."""
+    """Read, check, crop and normalise every study once, and make its prior, ahead of training."""
     from glimpseg import methods, train
     from glimpseg.data.layouts import find_studies
+    from glimpseg.data.splits import chosen
     from glimpseg.modality import SUBSETS
+    from glimpseg.predict import resolved_device
 
+    changes = _changes(change) | ({"data.prior.kind": prior} if prior else {})
+    wanted = methods.find_recipe(recipe, changes)
     studies = find_studies(data, labels=labels)
-    paths = train.prepare_studies(studies, methods.find_recipe(recipe), output)
+    studies = chosen(studies, split) if split else studies
+    paths, priors = train.prepare(studies, wanted, output, device=resolved_device(device), split=split)
     for subset in SUBSETS:
         count = sum(study.available == subset for study in studies)
         if count:
             log.info("%5d  %s", count, subset.title)
     convention = next((study.convention.name for study in studies if study.convention), "no references")
     log.info("%5d  in all; labels: %s", len(paths), convention)
+    if priors:
+        log.info("%5d  priors: %s", len(priors), wanted.data.prior.kind)
     typer.echo(output)
 
 
@@ -173,9 +208,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="method/recipe (see `glimpseg methods`) or a YAML file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Folder of studies. Default: the recipe's phantom stream.")] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field: --set optim.steps=1000. Repeat at will.")
-    ] = None,
+    change: Change = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     labels: Labels = None,
     split: Annotated[
@@ -187,20 +220,12 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a method. Under `torchrun` the same command uses every rank."""
-    import yaml
-
     from glimpseg import methods
     from glimpseg import train as training
     from glimpseg.predict import resolved_device
 
-    changes: dict[str, Any] = {}
-    for text in change or []:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes field=value, not '{text}'.")
-        changes[path] = yaml.safe_load(value)
     model = training.train(
-        methods.find_recipe(recipe, changes),
+        methods.find_recipe(recipe, _changes(change)),
         output,
         data=data,
         labels=labels,
@@ -230,6 +255,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
     ] = None,
+    change: Choice = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     labels: Labels = None,
     device: Device = "auto",
@@ -253,7 +279,7 @@ def evaluate(
     if split is not None:
         studies = chosen(studies, split)
     done = evaluation.evaluate(
-        predict.load(model, device),
+        predict.load(model, device, _changes(change)),
         studies,
         output,
         protocol=protocol,
@@ -324,7 +350,9 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
 
 @models.command("import")
 def import_model(
-    source: Annotated[Path, typer.Argument(help="The authors' checkpoint (.pth, .pt or .safetensors).")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="The authors' checkpoint (.pth, .pt or .safetensors); of smml both branches'.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model folder.")],
     method: Annotated[str, typer.Option(help="Whose weights they are (see `glimpseg methods`).")],
     overwrite: Overwrite = False,
@@ -332,7 +360,7 @@ def import_model(
     """Make a model of weights that a paper's own code wrote; nothing in the file is run."""
     from glimpseg import models as importing
 
-    typer.echo(importing.import_model(method, source, output, overwrite=overwrite))
+    typer.echo(importing.import_model(method, sources, output, overwrite=overwrite))
 
 
 @app.command()

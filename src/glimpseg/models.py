@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,43 @@ SPARE_BYTES = 2 << 30
 """What the reader may take beyond three times the file, once torch is imported."""
 
 
-def import_model(method: str, source: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes a model folder from an authors' checkpoint: a state dict, or a dictionary that has one.
+def import_model(
+    method: str, sources: str | Path | Sequence[str | Path], output: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Writes a model folder from an authors' checkpoint: a state dict, or a dictionary that has one. A model of some
+    methods is several of them.
 
     A pickle is read weights-only, in a process of its own with limited memory and time; a safetensors file as it is.
 
     Raises: UsageError for a method whose authors' weights cannot be read, or a used folder; ModelError for a file that
         holds something else.
     """
-    source, output = Path(source), Path(output)
+    paths = [Path(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    output = Path(output)
     module = methods.module(method)
     if not hasattr(module, "from_authors"):
         able = [name for name in methods.names() if hasattr(methods.module(name), "from_authors")]
         raise UsageError(f"No weights of others fit the method '{method}'. Those of {', '.join(able)} can be imported.")
-    if not source.is_file():
-        raise ModelError(f"{source} is not a file. Give the checkpoint that the authors' training wrote.")
+    wanted = getattr(module, "CHECKPOINTS", 1)
+    if len(paths) != wanted:
+        raise UsageError(f"A model of {method} is made of {wanted} checkpoints of one training, not of {len(paths)}.")
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
     refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    network = module.from_authors(read_weights(source))
-    record = {"imported": {"file": source.name, "sha256": digest}}
+    digests = [_sha256(path) for path in paths]
+    weights = read_weights(paths[0])
+    if wanted > 1:  # numbered, so that names do not clash
+        weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
+    network = module.from_authors(weights)
+    record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
     checkpoint.save(output, inference_weights(network), module.authors_recipe(network), record)
     return output
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:

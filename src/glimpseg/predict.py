@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -129,6 +130,7 @@ class Segmentation:
 
     def _record(self, labels: str) -> dict[str, Any]:
         grid = self.labels.grid
+        prior = self.model.provenance.get("data", {}).get("prior")
         return {
             "glimpseg": __version__,
             "notice": NOT_A_DEVICE,
@@ -138,6 +140,8 @@ class Segmentation:
                 "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
                 "steps": self.model.provenance.get("steps"),
                 "written_by": self.model.provenance.get("glimpseg"),
+                **({"choices": self.model.choices} if self.model.choices else {}),
+                **({"prior": prior} if prior else {}),
             },
             "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},
             "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
@@ -151,12 +155,14 @@ class Segmentation:
         }
 
 
-def load(path: str | Path, device: str = "auto") -> Model:
+def load(path: str | Path, device: str = "auto", choices: Mapping[str, Any] = MappingProxyType({})) -> Model:
     """A model from the folder that training wrote, on `cpu`, `cuda`, `cuda:1`, `mps`, or the best there is.
 
-    Raises: ModelError if the folder holds none that this version can read.
+    Some methods leave open how they segment: `load("smml", choices={"config.branch": 1})`.
+
+    Raises: ModelError if the folder holds none that this version can read; UsageError for a choice it does not have.
     """
-    return checkpoint.load(path, resolved_device(device))
+    return checkpoint.load(path, resolved_device(device), choices)
 
 
 def segment(

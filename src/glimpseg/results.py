@@ -43,7 +43,11 @@ class Evaluation:
         model = self.record["model"]
         if "imported" in model:
             return f"weights imported from {model['imported']['file']}"
-        return f"seed {self.record['recipe']['seed']}, {model.get('steps', 'unknown')} steps"
+        prior = model.get("data", {}).get("prior", {})
+        supposed = f", prior {prior['kind']}" if prior else ""
+        if prior.get("uses_reference"):
+            supposed += " (made of the references themselves: an upper bound, no result)"
+        return f"seed {self.record['recipe']['seed']}, {model.get('steps', 'unknown')} steps{supposed}"
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:

@@ -37,7 +37,7 @@ from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights
 from glimpseg.modality import SUBSETS
 from glimpseg.precision import computing, resolved_precision
-from glimpseg.priors.making import of_phantom, priors
+from glimpseg.priors.making import of_phantom, priors, refuse_held_out
 from glimpseg.priors.settings import Prior
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
@@ -248,6 +248,21 @@ class _Training:
         self.optimizer.load_state_dict({"state": dict(slots), "param_groups": state.scalars["groups"]})
 
 
+def prepare(
+    studies: Sequence[Study], recipe: Recipe, folder: Path, *, device: torch.device, split: str | None = None
+) -> tuple[list[Path], list[Path]]:
+    """The cache files of all studies, and of their priors if the recipe has any; made where they are missing. `split`
+    is the name of the list that the studies were chosen by.
+
+    Raises: InputError as `prepare_studies`; UsageError for priors that cannot be made, or of a list that is not for
+        training.
+    """
+    prior, settings = recipe.data.prior, recipe.data.preprocess
+    refuse_held_out(prior, split)
+    paths = prepare_studies(studies, recipe, folder)
+    return paths, priors(paths, prior, recipe.label_values, settings.spacing_mm, folder, device)
+
+
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
     """The cache files of all studies, made where they are missing.
 
@@ -271,10 +286,15 @@ def _archive(
     recipe: Recipe, data: str | Path | None, labels: str | None, split: str | None
 ) -> tuple[list[Study], str | None]:
     """The studies to learn from, none for the recipe's phantoms, and what the method says of them."""
+    prior = recipe.data.prior
+    if prior.uses_reference:
+        log.warning("The prior %s is made of the references themselves: what comes of it is no result.", prior.kind)
     if data is None:
         if recipe.data.stream is None:
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
+        of_phantom(prior, recipe.data.preprocess.spacing_mm)
         return [], None
+    refuse_held_out(prior, split)
     studies = find_studies(data, labels=labels, reference_required=True)
     studies = chosen(studies, split) if split else studies
     return studies, methods.module(recipe.method).METHOD.archive_note(Counter(study.available for study in studies))
@@ -289,8 +309,7 @@ def _cases(
         made = of_phantom(prior, settings.spacing_mm)
         return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior)}}
     folder = Path(cache) if cache else run / "cache"
-    paths = prepare_studies(studies, recipe, folder)
-    supposed = priors(paths, prior, recipe.label_values, settings.spacing_mm, folder, device, split)
+    paths, supposed = prepare(studies, recipe, folder, device=device, split=split)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
     digest = hashlib.sha256("\n".join(sorted(path.name for path in paths)).encode()).hexdigest()

@@ -62,9 +62,20 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Any:
             known = [f"{m}/{r}" for m in names() for r in summary(m)[1]]
             raise UsageError(f"'{name}' is not a recipe.{_nearest(name, known)} Known: {', '.join(known)}.")
         tree = as_tree(module(method).RECIPES[key])
-    for path, value in (changes or {}).items():
-        _change(tree, path, value)
-    return from_tree(tree)
+    return from_tree(_changed(tree, changes or {}))
+
+
+def chosen(recipe: Any, choices: Mapping[str, Any]) -> Any:
+    """A trained model's recipe with another way of segmenting: fields that its method names in `choices`.
+
+    Raises: UsageError for another field, or a value that it cannot have.
+    """
+    able = [f"config.{name}" for name in module(recipe.method).METHOD.choices]
+    for path in choices:
+        if path not in able:
+            can = f"Of this {recipe.method} one may choose {', '.join(able)}" if able else "It has no choices"
+            raise UsageError(f"'{path}' was settled when this {recipe.method} was trained. {can}.")
+    return from_tree(_changed(as_tree(recipe), choices)) if choices else recipe
 
 
 def as_tree(recipe: Any) -> dict[str, Any]:
@@ -89,6 +100,12 @@ def from_tree(tree: Any) -> Any:
         first = error.errors()[0]
         raise UsageError(f"Recipe field '{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
     return replace(recipe, config=config)
+
+
+def _changed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for path, value in changes.items():
+        _change(tree, path, value)
+    return tree
 
 
 def _change(tree: dict[str, Any], path: str, value: Any) -> None:

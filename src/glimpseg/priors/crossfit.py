@@ -28,7 +28,7 @@ from glimpseg.data.prior_file import SUFFIX, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded, trained
-from glimpseg.priors.sam import Encoder, slices_of
+from glimpseg.priors.sam import Encoder, slices_of, weights_digest, weights_of
 from glimpseg.priors.settings import Prior
 
 log = logging.getLogger(__name__)
@@ -50,20 +50,13 @@ def cross_fitted(
     Raises: UsageError for fewer than two patients or weights that are not there; ModelError for other weights than
         SAM's.
     """
+    wanted, about = kept_at(cases, settings, labels, folder)
+    if all(path.exists() for path in wanted):
+        return wanted
     encoder = Encoder(settings, device)
-    about = {
-        "kind": "sam",
-        "version": VERSION,
-        "weights": encoder.digest,
-        **{name: getattr(settings, name) for name in ("side", "scaling", "folds", "steps", "seed")},
-        "labels": [int(label) for label in labels],
-    }
     studies = [_Study(path, encoder, about, spacing_mm, folder) for path in cases]
     parts = folds([study.id for study in studies], settings.folds)
     everything = _key(about, sorted(path.name for path in cases))
-    wanted = [folder / f"{path.stem}-{everything}{SUFFIX}" for path in cases]
-    if all(path.exists() for path in wanted):
-        return wanted
     for number, study in enumerate(studies, 1):
         study.look()
         log.info("%d/%d %s seen by SAM's encoder", number, len(studies), study.id)
@@ -93,6 +86,24 @@ def cross_fitted(
     for study in studies:
         study.forget()
     return wanted
+
+
+def kept_at(
+    cases: Sequence[Path], settings: Prior, labels: Sequence[int], folder: Path
+) -> tuple[list[Path], dict[str, Any]]:
+    """Where the prior of each cached study lies or will lie, and what decides its content besides the list.
+
+    Raises: UsageError for weights that are not named or not there.
+    """
+    about = {
+        "kind": "sam",
+        "version": VERSION,
+        "weights": weights_digest(weights_of(settings)),
+        **{name: getattr(settings, name) for name in ("side", "scaling", "folds", "steps", "seed")},
+        "labels": [int(label) for label in labels],
+    }
+    everything = _key(about, sorted(path.name for path in cases))
+    return [folder / f"{path.stem}-{everything}{SUFFIX}" for path in cases], about
 
 
 def folds(studies: Sequence[str], count: int) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ SLABS = 2
 RATE = 2e-3
 
 
-class Features(Protocol):
+class Features(ABC):
     """What the encoder made of one sequence of one study."""
 
     places: Sequence[int]
@@ -33,9 +33,11 @@ class Features(Protocol):
     """Voxels of the study."""
 
     @property
+    @abstractmethod
     def reference(self) -> UInt8[np.ndarray, "x y z"]:
         """Of the study."""
 
+    @abstractmethod
     def of(self, places: range) -> Float[np.ndarray, "n c h w"]:
         """Of some of `places`, by number."""
 

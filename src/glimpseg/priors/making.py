@@ -31,15 +31,13 @@ def priors(
     spacing_mm: float,
     folder: Path,
     device: torch.device,
-    split: str | None = None,
 ) -> list[Path]:
     """The prior file of each cached study, made now where it is missing; none for the kind `none`.
 
-    Raises: UsageError for a list that is for validation or test (see `refuse_held_out`), and as `cross_fitted`.
+    Raises: InputError for a study without a reference; and as `cross_fitted`.
     """
     if settings.kind == "none":
         return []
-    refuse_held_out(settings, split)
     if settings.kind == "sam":
         return cross_fitted(cases, settings, labels, spacing_mm, folder, device)
     return [_synthetic(path, settings, spacing_mm, folder) for path in cases]

@@ -44,16 +44,7 @@ class Encoder:
     """A frozen image encoder for slices of `side` x `side` pixels."""
 
     def __init__(self, settings: Prior, device: torch.device) -> None:
-        if settings.weights is None:
-            raise UsageError(
-                "The prior sam needs weights: name a folder with --set data.prior.weights=FOLDER (sam-vit-base or "
-                "medsam-vit-base of Hugging Face, or an original .pth), or take --prior none with config.refinement=0 "
-                "and config.agreement=0."
-            )
-        source = Path(settings.weights)
-        if not source.exists():
-            raise UsageError(f"The weights {source} of the prior sam are not there. Nothing is downloaded.")
-        self.digest = weights_digest(source)
+        source = weights_of(settings)
         self.side, self.scaling, self.device = settings.side, settings.scaling, device
         self._network = resized(read_encoder(source), settings.side).to(device).eval().requires_grad_(False)
 
@@ -73,6 +64,20 @@ class Encoder:
             images = (images - mean) / deviation
         found = [self._network(pixel_values=part).last_hidden_state for part in images.split(SLICES_AT_ONCE)]
         return torch.cat(found).half().cpu().numpy()
+
+
+def weights_of(settings: Prior) -> Path:
+    """Where they lie. Raises: UsageError if they are not named, or not there."""
+    if settings.weights is None:
+        raise UsageError(
+            "The prior sam needs weights: name a folder with --set data.prior.weights=FOLDER (sam-vit-base or "
+            "medsam-vit-base of Hugging Face, or an original .pth), or take --prior none with config.refinement=0 "
+            "and config.agreement=0."
+        )
+    source = Path(settings.weights)
+    if not source.exists():
+        raise UsageError(f"The weights {source} of the prior sam are not there. Nothing is downloaded.")
+    return source
 
 
 def slices_of(
