@@ -65,8 +65,14 @@ def report(wanted: argparse.Namespace) -> None:
 def plain(network: Segmenter, shape: Sequence[int]) -> tuple[float, float]:
     """GFLOP of one window: inference, and the losses of training without their way back."""
     image, everything = torch.empty(1, 4, *shape), torch.ones(1, 4, dtype=torch.bool)
-    batch = Batch(image, everything, torch.zeros(1, *shape, dtype=torch.int64), ["none"])
-    return gflop(lambda: network(image, everything)), gflop(lambda: network.losses(batch, Progress(0, 1)))
+    return gflop(lambda: network(image, everything)), gflop(lambda: every_loss(network, shape))
+
+
+def every_loss(network: Segmenter, shape: Sequence[int]) -> object:
+    """All terms of one crop."""
+    labels = torch.zeros(1, 5, *shape, dtype=torch.int64)
+    batch = Batch(torch.empty(1, 4, *shape), torch.ones(1, 4, dtype=torch.bool), labels[:, 0], ["none"], labels[:, 1:])
+    return network.losses(batch, Progress(1, 1))
 
 
 def counted(network: Any, shape: Sequence[int]) -> list[float]:
@@ -77,7 +83,10 @@ def counted(network: Any, shape: Sequence[int]) -> list[float]:
     encoding = gflop(lambda: network.encode(image, everything))
     features = network.encode(image, everything)
     fusing = gflop(lambda: network.fuse(features, everything))
-    training = gflop(lambda: network.maps(image, everything, everything))
+    if hasattr(network, "maps"):
+        training = gflop(lambda: network.maps(image, everything, everything))
+    else:
+        training = gflop(lambda: every_loss(network, shape))
     n, passes = len(SUBSETS), sum(map(len, SUBSETS)) / 4  # each modality costs a quarter of the encoding
     return [encoding + fusing, training, passes * encoding + n * fusing, n * (encoding + fusing), encoding + n * fusing]
 
