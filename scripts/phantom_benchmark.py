@@ -2,10 +2,12 @@
 
     python scripts/phantom_benchmark.py -o benchmark [--methods unet rfnet mmformer] [--seeds 0 1] [--steps 450]
     python scripts/phantom_benchmark.py -o benchmark --methods mstkdnet --variant no-gram mstkdnet config.gram=0
+    python scripts/phantom_benchmark.py -o benchmark --methods smml --training-cases 64 --average control
 
-Every run sees the same stream of phantoms (crops differ by seed) for the same number of steps of the method's recipe
-`phantom`; all are scored under the protocol `clinical` on the same held-out phantoms. What is finished is kept: the
-same command goes on after a stop. docs/methods/comparison.md says what the numbers can and cannot tell.
+Every run sees the same stream of phantoms, or the same `--training-cases` (crops differ by seed), for the same number
+of steps of the method's recipe `phantom`; all are scored under the protocol `clinical` on the same held-out phantoms.
+What is finished is kept: the same command goes on after a stop. docs/methods/comparison.md says what the numbers can and
+cannot tell.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from typing import NamedTuple
 
 FIRST_TEST_SEED = 900_000
 """Far from the stream's, which begins at a million."""
+FIRST_TRAINING_SEED = 500_000
+SECOND_SEED = 100
+"""What is added to a run's seed for the second of two mmFormers that are averaged."""
 SPACING_MM = 2.0
 """Of the held-out phantoms; the networks work on 3 mm, results return to these voxels."""
 
@@ -37,6 +42,15 @@ def main() -> None:
         metavar=("NAME METHOD", "FIELD=VALUE"),
         help="one more run: its name, its method, and what it changes in the recipe",
     )
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "FIELD=VALUE"),
+        help="one more: two mmFormers of other seeds, trained apart and averaged (scripts/average_mmformers.py)",
+    )
+    parser.add_argument("--training-cases", type=int, default=0, help="a fixed list in place of the stream")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--cases", type=int, default=16, help="held-out phantoms")
@@ -46,12 +60,14 @@ def main() -> None:
     if not cases.exists():
         count, seed, spacing = str(wanted.cases), str(FIRST_TEST_SEED), str(SPACING_MM)
         glimpseg("phantom", "-o", cases, "--count", count, "--seed", seed, "--spacing", spacing)
+    archive = training_phantoms(place, wanted.training_cases) if wanted.training_cases else None
     plans = [Plan(method, method, ()) for method in wanted.methods]
     plans += [Plan(name, method, tuple(changes)) for name, method, *changes in wanted.variant]
+    plans += [Plan(name, "mmformer", tuple(changes), averaged=True) for name, *changes in wanted.average]
     runs = [(plan, seed) for plan in plans for seed in wanted.seeds]
     threads = str(max((os.cpu_count() or 1) // wanted.at_once, 1))
     with ThreadPoolExecutor(wanted.at_once) as pool:
-        list(pool.map(lambda run: train_and_score(place, *run, wanted.steps, threads), runs))
+        list(pool.map(lambda run: train_and_score(place, archive, *run, wanted.steps, threads), runs))
     evaluations = [place / f"{plan.name}-{seed}-evaluation" for plan, seed in runs]
     glimpseg("compare", *evaluations, "-o", place / "comparison", "--overwrite")
 
@@ -63,18 +79,41 @@ class Plan(NamedTuple):
     method: str
     changes: tuple[str, ...]
     """`field=value` of the recipe `phantom`."""
+    averaged: bool = False
+    """Two of them, trained apart."""
 
 
-def train_and_score(place: Path, plan: Plan, seed: int, steps: int, threads: str) -> None:
+def training_phantoms(place: Path, count: int) -> Path:
+    """A folder of phantoms to train on, at the recipes' spacing."""
+    archive = place / "training"
+    if not archive.exists():
+        glimpseg("phantom", "-o", archive, "--count", str(count), "--seed", str(FIRST_TRAINING_SEED), "--spacing", "3")
+    return archive
+
+
+def train_and_score(place: Path, archive: Path | None, plan: Plan, seed: int, steps: int, threads: str) -> None:
     """One run, from where it stopped."""
     run, evaluation = place / f"{plan.name}-{seed}", place / f"{plan.name}-{seed}-evaluation"
-    if not (run / "model").exists():
-        changes = [f"--set={change}" for change in (f"optim.steps={steps}", f"seed={seed}", *plan.changes)]
-        go_on = ["--resume"] if run.exists() else []
-        glimpseg("train", f"{plan.method}/phantom", "-o", run, *changes, *go_on, threads=threads)
+    if plan.averaged and not run.exists():
+        both = [place / f"{plan.name}-{one}-alone" for one in (seed, seed + SECOND_SEED)]
+        for part, one in zip(both, (seed, seed + SECOND_SEED), strict=True):
+            train(part, archive, plan, one, steps, threads)
+        average = Path(__file__).with_name("average_mmformers.py")
+        subprocess.run([sys.executable, average, *both, "-o", run], check=True)
+    elif not plan.averaged:
+        train(run, archive, plan, seed, steps, threads)
     if not (evaluation / "report.html").exists():
         go_on = ["--resume"] if evaluation.exists() else []
         glimpseg("evaluate", run, "--data", place / "phantoms", "-o", evaluation, *go_on, threads=threads)
+
+
+def train(run: Path, archive: Path | None, plan: Plan, seed: int, steps: int, threads: str) -> None:
+    """From where it stopped."""
+    if not (run / "model").exists():
+        changes = [f"--set={change}" for change in (f"optim.steps={steps}", f"seed={seed}", *plan.changes)]
+        data = ["--data", archive, "--cache", archive.with_name("cache")] if archive else []
+        go_on = ["--resume"] if run.exists() else []
+        glimpseg("train", f"{plan.method}/phantom", "-o", run, *changes, *data, *go_on, threads=threads)
 
 
 def glimpseg(*arguments: str | Path, threads: str | None = None) -> None:
