@@ -6,7 +6,7 @@
 
 Every run sees the same stream of phantoms, or the same `--training-cases` (crops differ by seed), for the same number
 of steps of the method's recipe `phantom`; all are scored under the protocol `clinical` on the same held-out phantoms.
-What is finished is kept: the same command goes on after a stop. docs/methods/comparison.md says what the numbers can and
+What is finished is kept: the same command goes on after a stop. docs/methods/comparison.md says what numbers can and
 cannot tell.
 """
 
