@@ -55,7 +55,7 @@ def save_random(folder: str) -> None:
     from transformers import SamConfig, SamModel
 
     torch.manual_seed(0)
-    SamModel(SamConfig()).save_pretrained(folder)
+    SamModel(SamConfig(initializer_range=0.02)).save_pretrained(folder)
 
 
 if __name__ == "__main__":

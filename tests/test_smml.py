@@ -13,7 +13,7 @@ from conformance import reference, smml_reference
 from conftest import small_recipe
 from glimpseg import checkpoint, methods, models
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.losses import one_hot
+from glimpseg.losses import one_hot, region_fusion_terms
 from glimpseg.method import Progress, inference_weights
 from glimpseg.methods import mmformer, smml
 from glimpseg.methods.smml.network import Refiner
@@ -29,6 +29,8 @@ from glimpseg.methods.smml.objective import (
 )
 from glimpseg.modality import ALL, SUBSETS, Modality, as_mask
 from glimpseg.nets import token_fusion
+from glimpseg.nets.pyramid import CHANNELS
+from glimpseg.precision import computing
 from glimpseg.region import Label
 from glimpseg.study import Batch
 
@@ -247,6 +249,17 @@ def test_a_prototype_is_the_mean_feature_of_its_class():
     assert torch.allclose(found.entropy[0, [0, 3]], torch.tensor(4.0).log().expand(2))
 
 
+def test_prototypes_are_fp32_under_autocast():
+    target, probabilities = one_hot(labels_of(0, 2, 8, 8, 8), LABELS), torch.full((2, 4, 8, 8, 8), 0.25)
+    deepest = randn(1, 2, 5, 2, 2, 2).bfloat16()
+    exact = prototypes(deepest, target, probabilities)
+    with computing("bf16", torch.device("cpu")):
+        found = prototypes(deepest, target, probabilities)
+        distance = relation_distance(found, found._replace(features=found.features.flip(1)))
+    assert found.features.dtype == distance.dtype == torch.float32
+    assert torch.equal(found.features, exact.features)
+
+
 def test_prototypes_are_refused_where_voxels_have_no_place():
     with pytest.raises(ValueError, match="nodes should be samples"):
         smml.Config(network=token_fusion.OFFICIAL)
@@ -263,15 +276,20 @@ def both_outputs(learner, given, target, same=False):
     ]
 
 
-def test_identical_branches_have_nothing_to_teach_each_other(learner):
+@pytest.mark.parametrize("rule", ["better", "correct"])
+def test_identical_branches_have_nothing_to_teach_each_other(rule):
+    torch.manual_seed(0)
+    learner = methods.build(refining(config__reliable=rule)).eval()  # no dropout
     given = batch()
     target = one_hot(given.target, LABELS)
-    learner.eval()  # no dropout
-    own, _ = both_outputs(learner, given, target)
+    own, other = both_outputs(learner, given, target)
     terms = learner.terms(0, own, own.detached(), given, target, True)
-    learner.train()
+    assert reliable_voxels(own.probabilities, own.probabilities, target, rule).any() == (rule == "correct")
     assert terms["pixel"] == 0
     assert terms["feature"] == 0
+    terms = learner.terms(0, own, other.detached(), given, target, True)
+    assert terms["pixel"] > 0
+    assert terms["feature"] > 0
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -339,7 +357,7 @@ def test_a_crop_without_tumour_is_finite(learner):
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 
-def test_one_step_of_both_branches_and_refiners_goes_through(learner):
+def test_one_step_of_both_branches_and_refiners_goes_through():
     """The authors' two backward passes do not, on one device."""
     network = methods.build(refining())
     optimizer = torch.optim.Adam(network.parameter_groups(), 1e-3)
@@ -382,7 +400,7 @@ def test_a_model_holds_no_refiner_and_may_be_used_by_one_branch(tmp_path):
         checkpoint.load(tmp_path / "m", choices=choices) for choices in ({}, {"config.branch": 1}, {"config.branch": 2})
     )
     assert both.network.refiners is None
-    assert first.choices == {"branch": 1}
+    assert first.chosen == {"branch": 1}
     image, available = randn(0, 1, 4, 16, 16, 16), as_mask(Modality.T1 | Modality.FLAIR)[None]
     with torch.inference_mode():
         assert torch.equal(both.network(image, available), network(image, available))
@@ -391,7 +409,7 @@ def test_a_model_holds_no_refiner_and_may_be_used_by_one_branch(tmp_path):
         assert torch.allclose(both.network(image, available), mean.softmax(1), atol=1e-5)
 
 
-def test_one_branch_costs_half(tmp_path, monkeypatch):
+def test_one_branch_costs_half(monkeypatch):
     ran = []
     honest = token_fusion.TokenFusion.encode
     monkeypatch.setattr(
@@ -422,6 +440,8 @@ def test_what_was_settled_in_training_is_no_choice(tmp_path, method, choices, me
 
 def test_two_branches_are_two_checkpoints(stored, tmp_path):
     weights = smml_reference.authors_weights(stored)
+    for name in [name for name in weights if name.startswith("2.")]:
+        weights[name] = weights[name] * 2
     files = []
     for number in "12":
         files.append(tmp_path / f"branch{number}.pth")
@@ -430,9 +450,9 @@ def test_two_branches_are_two_checkpoints(stored, tmp_path):
     assert model.network.refiners is None
     assert model.recipe.data.sampling.patch == (32, 32, 32)
     assert "branch1.pth, branch2.pth" in json.dumps(model.provenance["imported"])
-    image, available = reference.ours(stored["x"], smml), as_mask(ALL)[None]
-    with torch.inference_mode():
-        assert torch.equal(model.network(image, available), smml_reference.built(stored)(image, available))
+    for number, branch in enumerate(model.network.branches, 1):
+        theirs = weights[f"{number}.decoder_fuse.seg_layer.bias"]
+        assert torch.equal(branch.joint.segment.bias, theirs)
     with pytest.raises(UsageError, match="made of 2 checkpoints"):
         models.import_model("smml", files[0], tmp_path / "one")
 
@@ -457,6 +477,7 @@ def test_without_relations_and_peers_smml_is_two_mmformers():
         seen = as_mask(Modality.T1C).expand(2, -1)
         own = two.output(branch, given, seen, target)
         maps = single.maps(given.image, given.available, seen)
-        assert torch.equal(own.maps.fused, maps.fused)
         terms = two.terms(number, own, own.detached(), given, target, True)
-        assert sum(value for name, value in terms.items() if name in ("pixel", "feature")) == 0
+        expected = region_fusion_terms(maps, target, given.available[:, CHANNELS])
+        assert all(torch.equal(value, expected[name]) for name, value in terms.items() if value)
+        assert sum(terms.values()) == sum(expected.values())

@@ -58,7 +58,7 @@ class Model:
         return f"{self.recipe.method}-{self.provenance['sha256'][WEIGHTS][:8]}"
 
     @property
-    def choices(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         """How it segments, as far as that is open until it is used."""
         return {name: getattr(self.recipe.config, name) for name in self.network.choices}
 

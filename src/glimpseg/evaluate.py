@@ -287,6 +287,7 @@ def _plan(
             "name": model.name,
             "weights": model.provenance["sha256"][WEIGHTS],
             **{k: v for k, v in model.provenance.items() if k != "sha256"},
+            **({"choices": model.chosen} if model.chosen else {}),
         },
         "recipe": methods.as_tree(model.recipe),
         "protocol": protocol,

@@ -201,11 +201,13 @@ def take_weights(
                 f"The authors' tensor {theirs} should be {tuple(shape)}, not {tuple(value.shape)}. "
                 f"Was this {kind} trained with other classes or another size?"
             )
-        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        counts = not state[own].is_floating_point()  # of batches that a norm has seen
+        if value.dtype not in kinds and not (counts and value.dtype == torch.int64):
             raise ModelError(f"The authors' tensor {theirs} should hold floating-point numbers, not {value.dtype}.")
         if not torch.isfinite(value).all():
             raise ModelError(f"The authors' tensor {theirs} holds values that are not finite. Copy the file again.")
-        state[own] = value.reshape(shape).float()
+        state[own] = value.reshape(shape).to(state[own].dtype)
     network.load_state_dict(state)
 
 

@@ -140,7 +140,7 @@ class Segmentation:
                 "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
                 "steps": self.model.provenance.get("steps"),
                 "written_by": self.model.provenance.get("glimpseg"),
-                **({"choices": self.model.choices} if self.model.choices else {}),
+                **({"choices": self.model.chosen} if self.model.chosen else {}),
                 **({"prior": prior} if prior else {}),
             },
             "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},

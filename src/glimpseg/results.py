@@ -39,17 +39,25 @@ class Evaluation:
 
     @property
     def trained(self) -> str:
-        """How the model came to be, in words."""
+        """How the model came to be, and how it segmented where its method leaves that open, in words."""
         model = self.record["model"]
-        if "imported" in model:
-            return f"weights imported from {model['imported']['file']}"
-        if "averaged" in model:
-            return f"{' and '.join(model['averaged'])}, trained apart and averaged"
-        prior = model.get("data", {}).get("prior", {})
-        supposed = f", prior {prior['kind']}" if prior else ""
-        if prior.get("uses_reference"):
-            supposed += " (made of the references themselves: an upper bound, no result)"
-        return f"seed {self.record['recipe']['seed']}, {model.get('steps', 'unknown')} steps{supposed}"
+        return ", ".join([_origin(model, self.record["recipe"]["seed"]), *_chosen(model)])
+
+
+def _origin(model: Mapping[str, Any], seed: int) -> str:
+    if "imported" in model:
+        return f"weights imported from {model['imported']['file']}"
+    if "averaged" in model:
+        return f"{' and '.join(model['averaged'])}, trained apart and averaged"
+    prior = model.get("data", {}).get("prior", {})
+    supposed = f", prior {prior['kind']}" if prior else ""
+    if prior.get("uses_reference"):
+        supposed += " (made of the references themselves: an upper bound, no result)"
+    return f"seed {seed}, {model.get('steps', 'unknown')} steps{supposed}"
+
+
+def _chosen(model: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in model.get("choices", {}).items()]
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:

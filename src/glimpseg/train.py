@@ -3,7 +3,7 @@
 A step is a pure function of the weights, the optimiser's state and (seed, step): crops are keyed by sample
 number, torch's generator is seeded anew for each backward pass. So a killed run resumes bit for bit from the
 tensors of its last checkpoint (on one device, with one number of threads), and N ranks compute what one rank
-does that accumulates N times. Under `torchrun` the same command trains on several devices.
+does that accumulates N times (but for what a method gathers from all ranks, as SMML does). Under `torchrun` the same command trains on several devices.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights
 from glimpseg.modality import SUBSETS
 from glimpseg.precision import computing, resolved_precision
-from glimpseg.priors.making import of_phantom, priors, refuse_held_out
+from glimpseg.priors.making import of_phantom, priors, refuse_held_out, refuse_unready
+from glimpseg.priors.sam import weights_digest, weights_of
 from glimpseg.priors.settings import Prior
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
@@ -59,15 +60,13 @@ def fit(
 ) -> Path:
     """Trains from the run's newest checkpoint, or from the beginning; returns the folder of the model.
 
-    Raises: UsageError if the network cannot take crops of the recipe's size; TrainingError when a term is not finite;
-        Preempted after SIGTERM, the state saved.
+    Raises: UsageError if the network cannot take crops of the recipe's size, or its prior; TrainingError when a term
+        is not finite; Preempted after SIGTERM, the state saved.
     """
+    _refuse_unfit(recipe)
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
-    learner = methods.build(recipe)
-    _refuse_unfit_patch(learner, recipe)
-    _refuse_unfit_prior(learner, recipe)
-    training = _Training.of(learner.to(device), optim, device)
+    training = _Training.of(methods.build(recipe).to(device), optim, device)
     start = _restore(training, run, record)
     parts = _parts(recipe)
     feed = batches(
@@ -133,6 +132,7 @@ def train(
         such an archive; InputError for data that cannot be used; and as `fit`.
     """
     run = Path(run)
+    _refuse_unfit(recipe)
     studies, note = _archive(recipe, data, labels, split)  # refused before anything is written
     if note:
         log.info("%s.", note)
@@ -259,6 +259,7 @@ def prepare(
     """
     prior, settings = recipe.data.prior, recipe.data.preprocess
     refuse_held_out(prior, split)
+    _refuse_unfit(recipe)
     paths = prepare_studies(studies, recipe, folder)
     return paths, priors(paths, prior, recipe.label_values, settings.spacing_mm, folder, device)
 
@@ -307,7 +308,7 @@ def _cases(
     if not studies:
         assert recipe.data.stream is not None
         made = of_phantom(prior, settings.spacing_mm)
-        return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior)}}
+        return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior, [])}}
     folder = Path(cache) if cache else run / "cache"
     paths, supposed = prepare(studies, recipe, folder, device=device, split=split)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
@@ -321,14 +322,21 @@ def _cases(
             "available": {key: count for key, count in have.items() if count},
             "labels": convention.name if convention else None,
             "digest": digest,
-            **_named(prior),
+            **_named(prior, supposed),
         }
     }
 
 
-def _named(prior: Prior) -> dict[str, Any]:
-    """The prior as every output of the model names it, nothing for none."""
-    return {} if prior.kind == "none" else {"prior": {"kind": prior.kind, "uses_reference": prior.uses_reference}}
+def _named(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
+    """The prior as every output of the model names it, nothing for none. Names of files say what is in them."""
+    if prior.kind == "none":
+        return {}
+    named: dict[str, Any] = {"kind": prior.kind, "uses_reference": prior.uses_reference}
+    if prior.kind == "sam":
+        named["weights"] = weights_digest(weights_of(prior))
+    if files:
+        named["digest"] = hashlib.sha256("\n".join(sorted(path.name for path in files)).encode()).hexdigest()
+    return {"prior": named}
 
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
@@ -348,8 +356,12 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
         write_text(path, yaml.safe_dump(tree, sort_keys=False))
 
 
-def _refuse_unfit_patch(learner: Learner, recipe: Recipe) -> None:
-    patch = recipe.data.sampling.patch
+def _refuse_unfit(recipe: Recipe) -> None:
+    """Before anything is made. Raises: UsageError for crops or a prior that the method cannot use, or a prior that
+    cannot be made here."""
+    with torch.device("meta"):
+        learner: Learner = methods.build(recipe)
+    patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
     if isinstance(learner, Segmenter):
         stride, smallest = learner.stride, learner.smallest
         if any(side % stride or side < smallest for side in patch):
@@ -357,10 +369,6 @@ def _refuse_unfit_patch(learner: Learner, recipe: Recipe) -> None:
                 f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
                 f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
             )
-
-
-def _refuse_unfit_prior(learner: Learner, recipe: Recipe) -> None:
-    kind = recipe.data.prior.kind
     if learner.needs_prior and kind == "none":
         raise UsageError(
             f"This {recipe.method} learns from a prior and the recipe has none. Set data.prior.kind (and "
@@ -368,6 +376,7 @@ def _refuse_unfit_prior(learner: Learner, recipe: Recipe) -> None:
         )
     if kind != "none" and not learner.needs_prior:
         raise UsageError(f"This {recipe.method} does not use the prior {kind}. Set data.prior.kind to none.")
+    refuse_unready(recipe.data.prior)
 
 
 @contextmanager
@@ -421,8 +430,8 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
         return
     path = run / "failed" / f"step-{step:08d}.safetensors"
     tensors = {"image": batch.image, "available": batch.available}
-    if batch.target is not None:
-        tensors["target"] = batch.target
+    tensors |= {"target": batch.target} if batch.target is not None else {}
+    tensors |= {"prior": batch.prior} if batch.prior is not None else {}
     with atomic_file(path) as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     raise TrainingError(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -95,7 +94,8 @@ class Archive:
     def __init__(self, paths: Sequence[Path], priors: Sequence[Path] = ()) -> None:
         if not paths:
             raise InputError("There is no study to train on.")
-        self.cases = [with_prior(*both) for both in zip_longest(paths, priors)]
+        beside: Sequence[Path | None] = priors or [None] * len(paths)
+        self.cases = [with_prior(*both) for both in zip(paths, beside, strict=True)]
 
     def case(self, n: int, seed: int) -> Case:
         """The study of sample n: epochs are permutations keyed by (seed, epoch)."""

@@ -21,19 +21,10 @@ SUFFIX = ".prior.safetensors"
 
 
 def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mapping[str, Any]) -> None:
-    """`Label` values from each present modality of a study, and how they were made."""
+    """`Label` values from each present modality of a study, and how they were made; `record` names the `study`."""
     metadata = {"record": json.dumps(dict(record), sort_keys=True), "digest": _digest(labels)}
     with atomic_file(path) as temporary:
         save_file({"prior": np.ascontiguousarray(labels)}, temporary, metadata)
-
-
-def prior_record(path: Path) -> dict[str, Any]:
-    """How a prior was made. Raises: InputError for a damaged file."""
-    try:
-        with safe_open(path, "np") as file:
-            return json.loads(file.metadata()["record"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"The prior {path} is damaged ({error}). Delete it; it will be made again.") from error
 
 
 def with_prior(case: Path, prior: Path | None) -> CachedCase:
@@ -43,15 +34,16 @@ def with_prior(case: Path, prior: Path | None) -> CachedCase:
         return found
     try:
         with safe_open(prior, "np") as file:
-            metadata, labels = file.metadata(), file.get_tensor("prior")
-    except (SafetensorError, OSError) as error:
+            labels, digest = file.get_tensor("prior"), file.metadata()["digest"]
+            study = json.loads(file.metadata()["record"])["study"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The prior {prior} is damaged ({error}). Delete it; it will be made again.") from error
-    if _digest(labels) != metadata["digest"]:
+    if _digest(labels) != digest:
         raise InputError(f"The prior {prior} is damaged: its checksum differs. Delete it; it will be made again.")
     shape = (len(found.available), *found.shape)
-    if labels.shape != shape:
+    if labels.shape != shape or study != found.id:
         raise InputError(
-            f"The prior {prior} has {labels.shape} voxels, the study {found.id} has {shape}. "
+            f"The prior {prior} is of {study} and has {labels.shape} voxels, the study {found.id} has {shape}. "
             "It belongs to another. Delete it; it will be made again."
         )
     found.prior = Slices(prior)["prior"]

@@ -17,11 +17,14 @@ from glimpseg.data.preprocess import Prepared
 from glimpseg.data.prior_file import SUFFIX, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.priors.crossfit import cross_fitted
+from glimpseg.priors.sam import import_transformers, weights_of
 from glimpseg.priors.settings import Prior
 from glimpseg.priors.synthetic import spoiled
 
 VERSION = 1
 """Of the synthetic prior; part of every name."""
+SYNTHETIC = ("kind", "boundary_mm", "dropped", "seed")
+"""The settings that shape it."""
 
 
 def priors(
@@ -56,6 +59,13 @@ def refuse_held_out(settings: Prior, split: str | None) -> None:
         )
 
 
+def refuse_unready(settings: Prior) -> None:
+    """Before hours of work. Raises: UsageError if what makes the prior is not there."""
+    if settings.kind == "sam":
+        weights_of(settings)
+        import_transformers()
+
+
 def of_phantom(settings: Prior, spacing_mm: float) -> Callable[[Prepared], UInt8[np.ndarray, "m x y z"]] | None:
     """How the phantoms of a stream get their prior; None for none.
 
@@ -88,10 +98,6 @@ def _synthetic(case: Path, settings: Prior, spacing_mm: float, folder: Path) -> 
         maps = _each(target.astype(np.uint8), len(found.available), settings, spacing_mm, found.id)
         write_prior(path, maps, {**about, "study": found.id, "uses_reference": True})
     return path
-
-
-SYNTHETIC = ("kind", "boundary_mm", "dropped", "seed")
-"""The settings that shape it."""
 
 
 def _each(

@@ -10,11 +10,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,7 +48,8 @@ class Encoder:
     def __init__(self, settings: Prior, device: torch.device) -> None:
         source = weights_of(settings)
         self.side, self.scaling, self.device = settings.side, settings.scaling, device
-        self._network = resized(read_encoder(source), settings.side).to(device).eval().requires_grad_(False)
+        network = resized(read_encoder(source), settings.side)
+        self._network = network.float().to(device).eval().requires_grad_(False)
 
     @property
     def channels(self) -> int:
@@ -56,14 +59,18 @@ class Encoder:
     @torch.inference_mode()
     def features(self, pictures: Float[np.ndarray, "n s s"]) -> Float[np.ndarray, "n c h w"]:
         """Of square slices with values from 0 to 1; float16."""
-        images = torch.from_numpy(pictures)[:, None].to(self.device)
-        images = functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
-        images = images.expand(-1, 3, -1, -1)
-        if self.scaling == "imagenet":
-            mean, deviation = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
-            images = (images - mean) / deviation
-        found = [self._network(pixel_values=part).last_hidden_state for part in images.split(SLICES_AT_ONCE)]
-        return torch.cat(found).half().cpu().numpy()
+        mean, deviation = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
+        side = self.side // self._network.config.patch_size
+        found = np.zeros((len(pictures), self.channels, side, side), np.float16)
+        for start in range(0, len(pictures), SLICES_AT_ONCE):
+            part = slice(start, start + SLICES_AT_ONCE)
+            images = torch.from_numpy(pictures[part])[:, None].to(self.device)
+            images = functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+            images = images.expand(-1, 3, -1, -1)
+            if self.scaling == "imagenet":
+                images = (images - mean) / deviation
+            found[part] = self._network(pixel_values=images).last_hidden_state.half().cpu().numpy()
+        return found
 
 
 def weights_of(settings: Prior) -> Path:
@@ -71,10 +78,10 @@ def weights_of(settings: Prior) -> Path:
     if settings.weights is None:
         raise UsageError(
             "The prior sam needs weights: name a folder with --set data.prior.weights=FOLDER (sam-vit-base or "
-            "medsam-vit-base of Hugging Face, or an original .pth), or take --prior none with config.refinement=0 "
-            "and config.agreement=0."
+            "medsam-vit-base of Hugging Face, or an original .pth), or do without: --set data.prior.kind=none --set "
+            "config.refinement=0 --set config.agreement=0."
         )
-    source = Path(settings.weights)
+    source = Path(settings.weights).expanduser()
     if not source.exists():
         raise UsageError(f"The weights {source} of the prior sam are not there. Nothing is downloaded.")
     return source
@@ -97,14 +104,14 @@ def read_encoder(source: Path) -> Any:
 
     Raises: UsageError without transformers; ModelError for something else than SAM.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     if source.is_dir():
         try:
             config = transformers.SamConfig.from_pretrained(source, local_files_only=True).vision_config
             network, report = transformers.SamVisionModel.from_pretrained(
                 source, config=config, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
             raise ModelError(f"{source} is not a folder of SAM in Hugging Face's layout: {_first(error)}") from error
         if report["missing_keys"]:
             raise ModelError(f"{source} lacks weights of SAM's image encoder, such as {min(report['missing_keys'])}.")
@@ -195,7 +202,8 @@ def _config_of(weights: Mapping[str, Tensor], transformers: Any) -> Any:
     )
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """The package, without its reports. Raises: UsageError if it is not there or does not work."""
     try:
         import transformers
         from transformers import SamVisionModel  # noqa: F401
@@ -206,7 +214,7 @@ def _transformers() -> Any:
             + (
                 ", which fails on a torchvision that is not made for this torch: uninstall torchvision"
                 if wrong
-                else ": pip install 'glimpseg[sam]'"
+                else "; install it with `pip install 'transformers>=4.57'`, or the extra glimpseg[sam]"
             )
             + f" ({_first(error)})."
         ) from error

@@ -23,7 +23,7 @@ Departures
 | code | a validation list that is never used, the last epoch tested | the last; no model is chosen |
 | code | scores in the cropped frame, files without their place | on the study's own grid |
 | code | the evaluation after training lacks two arguments and crashes | `glimpseg evaluate` |
-| code | windows of equal weight, classes by the logits' mean | the logits' mean; windows as the protocol says |
+| code | logits are averaged over branches and windows | over branches; of windows, probabilities |
 | code | five classes for BraTS 2015 | `ET` and `NCR` as in later releases (`docs/data.md`) |
 """
 

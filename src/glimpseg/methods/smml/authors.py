@@ -36,6 +36,8 @@ NAMES = tuple(
     for ours, theirs in names
 )
 """Our names and the authors', for `method.take_weights`."""
+LABELS = (Label.NCR, Label.ED, Label.ET)
+"""What the authors' networks tell apart, besides the background."""
 UNUSED = rf"[12]\.({token_fusion.UNUSED})"
 """Tensors of the authors' that no forward pass uses."""
 
@@ -65,6 +67,3 @@ def from_authors(weights: Mapping[str, Tensor]) -> SMML:
         network.drop_training_parts()
     take_weights(network, given, NAMES, UNUSED)
     return network
-
-
-LABELS = (Label.NCR, Label.ED, Label.ET)

@@ -69,7 +69,6 @@ class Config:
             )
 
 
-OFFICIAL = Config(
-    network=token_fusion.OFFICIAL, nodes="samples", refine_norm="batch", gate="reference", start=0.101, balanced=False
-)
-"""The released branches and refiners, and of what was not released the plainest form."""
+OFFICIAL = Config(network=token_fusion.OFFICIAL, nodes="samples", refine_norm="batch", gate="reference", start=0.101)
+"""The released branches, refiners and schedule; for what was not released, the default where the released layout of
+tokens allows it."""

@@ -96,7 +96,9 @@ def prototypes(
     """The mean deep feature of each class in each sample. Eq. (7)."""
     share = coarsened(target, deepest.shape[2:]).flatten(2)  # b k n
     total = share.sum(2)
-    features = torch.einsum("bkn,bcn->bkc", share, deepest.float().flatten(2)) / total.clamp_min(LEAST)[:, :, None]
+    with torch.autocast(deepest.device.type, enabled=False):  # their differences are small
+        sums = share @ deepest.float().flatten(2).mT  # b k c
+    features = sums / total.clamp_min(LEAST)[:, :, None]
     unsure = (_entropy(probabilities)[:, None] * target).sum((2, 3, 4)) / target.sum((2, 3, 4)).clamp_min(1)
     return Nodes(features, total > LEAST, unsure)
 
@@ -164,8 +166,8 @@ class SMML(Segmenter):
 
     @property
     def smallest(self) -> int:
-        """Two voxels at the deepest level: fewer cannot be reflected at the border."""
-        return max(2 * self.config.network.stride, self.stride)
+        """Two voxels at the deepest level, of refiners too: fewer cannot be reflected at the border, or normalised."""
+        return 2 * max(self.config.network.stride, self.stride)
 
     @property
     def fixed_windows(self) -> bool:
@@ -206,11 +208,11 @@ class SMML(Segmenter):
             for branch, seen in zip(self._both, two_subsets(batch.available), strict=True)
         ]
         late = progress.fraction >= self.config.start
-        each = [
+        first, second = (
             self.terms(number, own, peer.detached(), batch, target, late)
             for number, (own, peer) in enumerate((outputs, outputs[::-1]))
-        ]
-        return {name: each[0][name] + each[1][name] for name in each[0]}
+        )
+        return {name: first[name] + second[name] for name in first}
 
     def output(
         self, branch: TokenFusion, batch: Batch, seen: Bool[Tensor, "b m"], target: Float[Tensor, "b k x y z"]
