@@ -182,19 +182,21 @@ GATHERING = """
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from glimpseg.methods.smml.objective import Nodes, relation_distance
-from glimpseg.ranks import joined, rank_and_world
+from glimpseg.methods.smml import objective
+from glimpseg.ranks import gathered, joined, rank_and_world
 
 torch.manual_seed(0)
 layer, seen, peer = nn.Linear(3, 2), torch.randn(4, 5, 3), torch.randn(4, 5, 2)
 present, entropy = torch.rand(4, 5) > 0.3, torch.rand(4, 5)
 def related(network, part):
-    own = Nodes(network(seen[part]), present[part], entropy[part])
-    return relation_distance(own, Nodes(peer[part], present[part], entropy[part]))
+    own = objective.Nodes(network(seen[part]), present[part], entropy[part])
+    return objective.relation_distance(own, objective.Nodes(peer[part], present[part], entropy[part]))
+objective.gathered = lambda values: values
 alone = related(layer, slice(0, 4))
 alone.backward()
 wanted = [p.grad.clone() for p in layer.parameters()]
 layer.zero_grad()
+objective.gathered = gathered
 with joined(torch.device("cpu")):
     rank, world = rank_and_world()
     value = related(DistributedDataParallel(layer), slice(2 * rank, 2 * rank + 2))

@@ -3,7 +3,8 @@
 A step is a pure function of the weights, the optimiser's state and (seed, step): crops are keyed by sample
 number, torch's generator is seeded anew for each backward pass. So a killed run resumes bit for bit from the
 tensors of its last checkpoint (on one device, with one number of threads), and N ranks compute what one rank
-does that accumulates N times (but for what a method gathers from all ranks, as SMML does). Under `torchrun` the same command trains on several devices.
+does that accumulates N times, but for what a method gathers from all ranks (SMML). Under `torchrun` the same
+command trains on several devices.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Features(ABC):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Over the channels of each voxel, as in SAM's own neck: a slab without tumour is not stretched until it has one."""
+    """Over the channels of each voxel, as in SAM's own neck: a slab without tumour is not stretched till it has one."""
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
         """Channels are put last and back."""
