@@ -199,7 +199,8 @@ layer.zero_grad()
 objective.gathered = gathered
 with joined(torch.device("cpu")):
     rank, world = rank_and_world()
-    value = related(DistributedDataParallel(layer), slice(2 * rank, 2 * rank + 2))
+    spread = DistributedDataParallel(layer)
+    value = related(spread, slice(2 * rank, 2 * rank + 2))
     value.backward()
     assert world == 2
     assert torch.allclose(value, alone, rtol=1e-5)
