@@ -1,5 +1,5 @@
 # make demo   phantoms, training, 15 subsets, a report: about six minutes on two cores
-# make test   the whole suite
+# make test   the whole suite, in two processes
 # Each sets up everything it needs in .venv on a machine that has Python 3.11 or later.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ demo: $(VENV)/.package
 	$(BIN)/glimpseg demo -o $(DEMO) --overwrite
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

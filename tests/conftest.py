@@ -8,6 +8,9 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
+# Processes side by side have a core each, and so have the processes that they start.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 CHECKED = [
     f"glimpseg.{name}"
@@ -33,7 +36,7 @@ import torch  # noqa: E402
 from glimpseg import checkpoint, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 # A busy machine is no failure, and the same commit gives the same verdict twice.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")

@@ -44,7 +44,7 @@ def command(archive, run, *more, method="unet"):
 
 
 def glimpseg(*arguments, **options):
-    code = "import torch; torch.set_num_threads(2); from glimpseg.cli import main; main()"
+    code = f"import torch; torch.set_num_threads({torch.get_num_threads()}); from glimpseg.cli import main; main()"
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, **options)
 
 
