@@ -101,7 +101,7 @@ def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
 
     def products(seen: Seen) -> list[Tensor]:
         layers = (seen.entry, seen.style, seen.content)
-        return style_products([functional.rms_norm(layer.float(), layer.shape[1:]) for layer in layers])
+        return style_products([functional.rms_norm(layer.float(), layer.shape[1:], eps=1e-12) for layer in layers])
 
     pairs = zip(products(teacher), products(student), strict=True)
     return torch.stack([mean_square(one, other) for one, other in pairs]).sum(0)
