@@ -101,7 +101,7 @@ def save(
         if state is not None:
             save_file(_plain(state.tensors), place / STATE)
             (place / STATE_SCALARS).write_text(json.dumps({"step": state.step, **state.scalars}), "utf-8")
-        digests = {path.name: _sha256(path) for path in sorted(place.iterdir())}
+        digests = {path.name: sha256_of(path) for path in sorted(place.iterdir())}
         record = {"format": FORMAT, "method": recipe.method, **provenance, **_environment(), "sha256": digests}
         (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
 
@@ -164,7 +164,7 @@ def verified(folder: Path) -> dict[str, Any]:
     for name, digest in digests.items():
         if not re.fullmatch(r"[\w.-]+", name) or not (folder / name).is_file():
             raise ModelError(f"{folder} lacks {name}. Copy the model again, whole.")
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             raise ModelError(
                 f"{folder / name} is damaged: its checksum differs from {PROVENANCE}. Copy the model again."
             )
@@ -264,6 +264,7 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+changes" if dirty.stdout else "") if head.returncode == 0 else None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -49,6 +49,9 @@ Choice = Annotated[
     list[str] | None,
     typer.Option("--set", help="Choose what the model's method leaves open: --set config.branch=1 (smml)."),
 ]
+Split = Annotated[
+    str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
+]
 ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Labels = Annotated[
@@ -123,9 +126,11 @@ def segment(
         t1c=t1c,
         t2=t2,
         flair=flair,
-        model=predict.load(model, device, _changes(change)),
+        model=model,
         brain_mask=brain_mask,
         probabilities=probabilities,
+        device=device,
+        choices=_changes(change),
     )
     found.save(output, labels=labels, overwrite=overwrite)
     volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
@@ -175,9 +180,7 @@ def prepare(
     ] = None,
     change: Change = None,
     labels: Labels = None,
-    split: Annotated[
-        str | None, typer.Option(help="Only the studies of a published list: brats2020/train (see docs/evaluation.md).")
-    ] = None,
+    split: Split = None,
     device: Device = "auto",
 ) -> None:
     """Read, check, crop and normalise every study once, and make its prior, ahead of training."""
@@ -211,9 +214,7 @@ def train(
     change: Change = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     labels: Labels = None,
-    split: Annotated[
-        str | None, typer.Option(help="Only the studies of a published list: brats2020/train (see docs/evaluation.md).")
-    ] = None,
+    split: Split = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that cut crops.")] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")] = False,
@@ -252,9 +253,7 @@ def evaluate(
     metrics: Annotated[
         str, typer.Option(help="all, or some: dice,hd95,hd95_pooled,surface_dice_1mm,lesion_dice,ece ...")
     ] = "all",
-    split: Annotated[
-        str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
-    ] = None,
+    split: Split = None,
     change: Choice = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     labels: Labels = None,

@@ -149,9 +149,14 @@ class Segmenter(Learner):
 def draw_subsets(available: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
     """For each sample one of the non-empty subsets of what it has, all equally likely (RFNet's sampling,
     carried over to studies that lack a modality). Never empty, never more than there is."""
-    rows = torch.stack([as_mask(subset) for subset in SUBSETS]).to(available.device)  # n m
-    possible = (~rows[None] | available[:, None]).all(-1)  # b n
+    rows, possible = subsets_within(available)
     return rows[torch.multinomial(possible.float(), 1)[:, 0]]
+
+
+def subsets_within(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "b n"]]:
+    """The non-empty subsets as masks, and which of them each sample has all modalities of."""
+    rows = torch.stack([as_mask(subset) for subset in SUBSETS]).to(available.device)
+    return rows, (~rows[None] | available[:, None]).all(-1)
 
 
 def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m x y z"]:

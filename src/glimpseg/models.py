@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import pickle
 import re
@@ -57,7 +56,7 @@ def import_model(
         if not path.is_file():
             raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
     refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
-    digests = [_sha256(path) for path in paths]
+    digests = [checkpoint.sha256_of(path) for path in paths]
     weights = read_weights(paths[0])
     if wanted > 1:  # numbered, so that names do not clash
         weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
@@ -65,11 +64,6 @@ def import_model(
     record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
     checkpoint.save(output, inference_weights(network), module.authors_recipe(network), record)
     return output
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:

@@ -175,10 +175,12 @@ def segment(
     brain_mask: ImageLike | None = None,
     probabilities: bool = False,
     device: str = "auto",
+    choices: Mapping[str, Any] = MappingProxyType({}),
 ) -> Segmentation:
     """Segments one visit from the sequences that exist; those not named are absent, and order never matters.
 
-    Each image is a path, a nibabel image or a `Volume`; skull-stripped, and registered to each other.
+    Each image is a path, a nibabel image or a `Volume`; skull-stripped, and registered to each other. `choices` as in
+    `load`, where the model is a folder.
 
     Raises: InputError for images that cannot be used, ModelError without a usable model.
     """
@@ -188,7 +190,7 @@ def segment(
         raise InputError("No MRI sequence was given. Give at least one of t1, t1c, t2, flair.")
     if model is None:
         raise ModelError("No model was given. Name a folder that `glimpseg train` wrote (`make demo` makes demo/run).")
-    loaded = model if isinstance(model, Model) else load(model, device)
+    loaded = model if isinstance(model, Model) else load(model, device, choices)
     study = Study("study", images, brain=None if brain_mask is None else _given(brain_mask))
     return segment_study(study, loaded, probabilities=probabilities)
 

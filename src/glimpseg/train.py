@@ -258,11 +258,17 @@ def prepare(
     Raises: InputError as `prepare_studies`; UsageError for priors that cannot be made, or of a list that is not for
         training.
     """
-    prior, settings = recipe.data.prior, recipe.data.preprocess
-    refuse_held_out(prior, split)
+    refuse_held_out(recipe.data.prior, split)
     _refuse_unfit(recipe)
+    return _prepared(studies, recipe, folder, device)
+
+
+def _prepared(
+    studies: Sequence[Study], recipe: Recipe, folder: Path, device: torch.device
+) -> tuple[list[Path], list[Path]]:
     paths = prepare_studies(studies, recipe, folder)
-    return paths, priors(paths, prior, recipe.label_values, settings.spacing_mm, folder, device)
+    spacing_mm = recipe.data.preprocess.spacing_mm
+    return paths, priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder, device)
 
 
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
@@ -311,10 +317,9 @@ def _cases(
         made = of_phantom(prior, settings.spacing_mm)
         return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior, [])}}
     folder = Path(cache) if cache else run / "cache"
-    paths, supposed = prepare(studies, recipe, folder, device=device, split=split)
+    paths, supposed = _prepared(studies, recipe, folder, device)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
-    digest = hashlib.sha256("\n".join(sorted(path.name for path in paths)).encode()).hexdigest()
     convention = studies[0].convention
     return Archive(paths, supposed), {
         "data": {
@@ -322,7 +327,7 @@ def _cases(
             "split": split,
             "available": {key: count for key, count in have.items() if count},
             "labels": convention.name if convention else None,
-            "digest": digest,
+            "digest": _names_digest(paths),
             **_named(prior, supposed),
         }
     }
@@ -336,8 +341,13 @@ def _named(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
     if prior.kind == "sam":
         named["weights"] = weights_digest(weights_of(prior))
     if files:
-        named["digest"] = hashlib.sha256("\n".join(sorted(path.name for path in files)).encode()).hexdigest()
+        named["digest"] = _names_digest(files)
     return {"prior": named}
+
+
+def _names_digest(files: Sequence[Path]) -> str:
+    """Of files that are named by their content."""
+    return hashlib.sha256("\n".join(sorted(path.name for path in files)).encode()).hexdigest()
 
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:

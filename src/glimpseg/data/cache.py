@@ -171,12 +171,13 @@ def _feed(digest: Any, study: Study) -> None:
     for name, part in [*parts, ("reference", study.reference), ("brain", study.brain)]:
         digest.update(name.encode())
         if isinstance(part, Path):
-            digest.update(_file_digest(part))
+            digest.update(file_digest(part))
         elif part is not None:
             digest.update(np.ascontiguousarray(part.voxels).tobytes() + part.affine.tobytes())
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file. Raises: InputError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ from glimpseg.data.cache import CachedCase, Slices
 from glimpseg.errors import InputError
 
 SUFFIX = ".prior.safetensors"
+
+
+def content_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
+    """For a file's name: what is made, how, and of which entries, named by their content."""
+    return hashlib.sha256(json.dumps([dict(about), list(names)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mapping[str, Any]) -> None:

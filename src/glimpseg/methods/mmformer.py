@@ -42,6 +42,7 @@ from glimpseg.errors import ModelError
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.nets import token_fusion
+from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
 from glimpseg.recipe import Data, Optim, Recipe
@@ -112,8 +113,8 @@ def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:
     positions = [value for name, value in weights.items() if name.endswith("flair_pos")]
     if not positions or positions[0].dim() != 3:
         raise ModelError("These are not the weights of the authors' mmFormer: flair_pos is missing.")
-    side = round(positions[0].shape[1] ** (1 / 3)) * OFFICIAL.stride
-    network = MMFormer(replace(OFFICIAL, crop=(side, side, side)), (Label.NCR, Label.ED, Label.ET))
+    crop = cube_of(positions[0].shape[1], OFFICIAL.stride)
+    network = MMFormer(replace(OFFICIAL, crop=crop), (Label.NCR, Label.ED, Label.ET))
     take_weights(network, weights, NAMES, UNUSED)
     return network
 

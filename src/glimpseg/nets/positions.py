@@ -18,3 +18,9 @@ def positions_on(grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: S
     volume = rearrange(table, "1 (u v w) c -> 1 c u v w", u=u, v=v, w=w)
     resized = functional.interpolate(volume, tuple(grid), mode="trilinear", align_corners=False)
     return rearrange(resized, "1 c u v w -> 1 (u v w) c")
+
+
+def cube_of(tokens: int, stride: int) -> tuple[int, int, int]:
+    """The cubic crop, in voxels, that so many tokens `stride` voxels apart were made for."""
+    side = round(tokens ** (1 / 3)) * stride
+    return side, side, side

@@ -6,8 +6,6 @@ each part of the list, priors. A run that was killed goes on. One process at a t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from glimpseg.atomic import atomic_file
 from glimpseg.data.cache import CachedCase
-from glimpseg.data.prior_file import SUFFIX, write_prior
+from glimpseg.data.prior_file import SUFFIX, content_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded, trained
@@ -87,8 +85,7 @@ def kept_at(
         **{name: getattr(settings, name) for name in ("side", "scaling", "folds", "steps", "seed")},
         "labels": [int(label) for label in labels],
     }
-    list_key = _key(about, sorted(path.name for path in cases))
-    return [folder / f"{path.stem}-{list_key}{SUFFIX}" for path in cases], about
+    return [folder / f"{path.stem}-{_list_key(about, cases)}{SUFFIX}" for path in cases], about
 
 
 def folds(studies: Sequence[str], count: int) -> list[int]:
@@ -124,7 +121,7 @@ def _make(
     """The priors that are missing, part by part."""
     parts = folds([study.id for study in studies], settings.folds)
     unmade = [not path.exists() for path in wanted]
-    list_key = wanted[0].name.removesuffix(SUFFIX).rsplit("-", 1)[-1]
+    list_key = _list_key(about, [study.case.path for study in studies])
     kept = {
         (part, modality): folder / f"sam-{list_key}-{part}-{modality.key}.safetensors"
         for part in sorted({part for part, is_unmade in zip(parts, unmade, strict=True) if is_unmade})
@@ -139,7 +136,7 @@ def _make(
         study.look(encoder)
         log.info("%d/%d %s seen by SAM's encoder", number, len(looked_at), study.id)
     for (part, modality), path in kept.items():
-        if part in untrained and not _is_whole(path):
+        if not _is_whole(path):
             others = [study for study, own in zip(studies, parts, strict=True) if own != part]
             learned_from = [study.sequence(modality) for study in others if modality in study.available]
             learned_from = [sequence for sequence in learned_from if sequence.places]
@@ -168,7 +165,7 @@ class _Study:
         if not self.case.has_target:
             raise InputError(f"The study {self.id} has no reference: decoders of the prior sam learn from them.")
         self._spacing_mm = spacing_mm
-        name = _key({key: about[key] for key in ("version", "weights", "side", "scaling")}, [path.name])
+        name = content_key({key: about[key] for key in ("version", "weights", "side", "scaling")}, [path.name])
         self._files = {m: folder / f"{path.stem}-{name}-{m.key}.features.safetensors" for m in self.available}
 
     @property
@@ -255,5 +252,6 @@ def _in_words(settings: Prior) -> str:
     return ", ".join(f"{name} {getattr(settings, name)}" for name in shown)
 
 
-def _key(about: Mapping[str, Any], names: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps([about, list(names)], sort_keys=True, default=dict).encode()).hexdigest()[:16]
+def _list_key(about: Mapping[str, Any], cases: Sequence[Path]) -> str:
+    """A decoder, and so a prior, depends on the whole list."""
+    return content_key(about, sorted(path.name for path in cases))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from jaxtyping import UInt8
 
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.preprocess import Prepared
-from glimpseg.data.prior_file import SUFFIX, write_prior
+from glimpseg.data.prior_file import SUFFIX, content_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.priors.crossfit import cross_fitted
 from glimpseg.priors.sam import import_transformers, weights_of
@@ -88,8 +87,7 @@ def of_phantom(settings: Prior, spacing_mm: float) -> Callable[[Prepared], UInt8
 
 def _synthetic(case: Path, settings: Prior, spacing_mm: float, folder: Path) -> Path:
     about = {"version": VERSION, **{n: v for n, v in asdict(settings).items() if n in SYNTHETIC}}
-    key = hashlib.sha256(json.dumps([about, case.name], sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{case.stem}-{key}{SUFFIX}"
+    path = folder / f"{case.stem}-{content_key(about, [case.name])}{SUFFIX}"
     if not path.exists():
         found = CachedCase(case)
         target = found.crop((0, 0, 0), found.shape).target

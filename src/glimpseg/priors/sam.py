@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
+from glimpseg.data.cache import file_digest
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.priors.settings import Prior
 
@@ -177,8 +178,7 @@ def weights_digest(source: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(file_digest(path))
     return digest.hexdigest()
 
 

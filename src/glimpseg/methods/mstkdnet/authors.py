@@ -13,6 +13,7 @@ from glimpseg.method import take_weights
 from glimpseg.methods.mstkdnet.config import OFFICIAL
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
 from glimpseg.modality import Modality
+from glimpseg.nets.positions import cube_of
 from glimpseg.region import Label
 
 _TRUNK = (
@@ -131,5 +132,4 @@ def _crop_of(tokens: int) -> tuple[int, int, int]:
     """The released crop, or a cube."""
     if tokens == 120:
         return OFFICIAL.crop
-    side = round(tokens ** (1 / 3)) * OFFICIAL.stride
-    return side, side, side
+    return cube_of(tokens, OFFICIAL.stride)

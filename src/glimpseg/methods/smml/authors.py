@@ -12,6 +12,7 @@ from glimpseg.method import take_weights
 from glimpseg.methods.smml.config import OFFICIAL
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
+from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import ORDER
 from glimpseg.region import Label
 
@@ -60,8 +61,8 @@ def from_authors(weights: Mapping[str, Tensor]) -> SMML:
             f"These weights tell {last.shape[0]} classes apart; only those of BraTS 2018 and 2020, with 4, have a "
             "meaning here. BraTS 2015 splits the tumour's core otherwise."
         )
-    side = round(positions.shape[1] ** (1 / 3)) * OFFICIAL.network.stride
-    config = replace(OFFICIAL, network=replace(OFFICIAL.network, crop=(side, side, side)))
+    crop = cube_of(positions.shape[1], OFFICIAL.network.stride)
+    config = replace(OFFICIAL, network=replace(OFFICIAL.network, crop=crop))
     network = SMML(config, LABELS)
     if not any(name.startswith(("1.unet3d.", "2.unet3d.")) for name in given):
         network.drop_training_parts()

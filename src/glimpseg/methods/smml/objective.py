@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glimpseg.losses import Maps, coarsened, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
-from glimpseg.method import Progress, Segmenter, blanked
+from glimpseg.method import Progress, Segmenter, blanked, subsets_within
 from glimpseg.methods.smml.config import Config
 from glimpseg.methods.smml.network import HALVED, Refiner
-from glimpseg.modality import SUBSETS, as_mask
 from glimpseg.nets.pyramid import CHANNELS
 from glimpseg.nets.token_fusion import Features, TokenFusion
 from glimpseg.ranks import gathered
@@ -33,8 +32,7 @@ class that is not there makes a ratio of a million."""
 def two_subsets(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "b m"], Bool[Tensor, "b m"]]:
     """For each sample two different non-empty subsets of what it has, all pairs equally likely; of a sample with one
     modality twice that one. Eq. (2)."""
-    rows = torch.stack([as_mask(subset) for subset in SUBSETS]).to(available.device)  # n m
-    possible = (~rows[None] | available[:, None]).all(-1)  # b n
+    rows, possible = subsets_within(available)
     order = torch.rand(possible.shape, device=available.device).masked_fill(~possible, -1).topk(2, 1)
     second = torch.where(order.values[:, 1] >= 0, order.indices[:, 1], order.indices[:, 0])
     return rows[order.indices[:, 0]], rows[second]
