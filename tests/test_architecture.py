@@ -12,7 +12,7 @@ import glimpseg
 ROOT = Path(glimpseg.__file__).parent
 
 FLOORS = (
-    ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic", "ranks", "precision"),
+    ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic", "ranks", "precision", "schedule"),
     ("study", "metrics", "picture", "statistics", "tables", "scores", "results", "summary"),
     ("data",),
     ("method", "priors", "protocol", "scoring"),

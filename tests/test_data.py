@@ -365,7 +365,7 @@ def all_batches(archive_paths, threads=1, steps=range(6), parts=(range(2),)):
     sampling = Sampling(patch=(16, 16, 16), batch=2)
     return list(
         loader.batches(
-            source, loader.view, sampling, seed=7, steps=steps, parts=parts, device=torch.device("cpu"), threads=threads
+            source, loader, sampling, seed=7, steps=steps, parts=parts, device=torch.device("cpu"), threads=threads
         )
     )
 

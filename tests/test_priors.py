@@ -81,7 +81,7 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
     feed = loader.batches(
         Archive(cases[0], files),
-        loader.view,
+        loader,
         Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment),
         seed=0,
         steps=range(8),

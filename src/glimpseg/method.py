@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from glimpseg.data import loader
+from glimpseg.data.augment import Transform
 from glimpseg.data.cache import Case
-from glimpseg.data.loader import Sample, Sampling
+from glimpseg.data.loader import Sampling
 from glimpseg.errors import ModelError
 from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label, Region
@@ -39,9 +40,13 @@ class Progress:
 class Learner(nn.Module):
     """Something that can be trained: what it sees and what it minimises."""
 
-    def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
+    def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
         """What is cut from a study for one sample. Default: a random crop and an augmentation to come."""
         return loader.view(case, sampling, rng)
+
+    def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
+        """What `view` gave as one batch, and the augmentations to come. Default: of the default view's crops."""
+        return loader.collate(samples)
 
     @abstractmethod
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:

@@ -12,6 +12,7 @@ from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.priors.settings import Prior
 from glimpseg.region import Label
+from glimpseg.schedule import cosine
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -35,8 +36,12 @@ class Optim:
     steps: int = 250_000
     """Optimiser steps. nnU-Net: 1000 epochs of 250."""
     optimizer: Literal["adamw", "sgd", "adam", "amsgrad"] = "adamw"
-    """sgd: Nesterov momentum 0.99, as nnU-Net. adam: `weight_decay` added to the gradient, as MST-KDNet. amsgrad: the
+    """sgd: with `momentum`. adam: `weight_decay` added to the gradient, as MST-KDNet. amsgrad: the
     same with a second moment that never falls, as RFNet."""
+    momentum: float = 0.99
+    """Of sgd. nnU-Net: 0.99; Vox-MMSD: 0.9."""
+    nesterov: bool = True
+    """Of sgd. nnU-Net: yes; Vox-MMSD: no."""
     learning_rate: float = 3e-4
     weight_decay: float = 3e-5
     """nnU-Net: 3e-5."""
@@ -44,8 +49,13 @@ class Optim:
     """Steps over which the learning rate rises linearly."""
     power: float = 0.9
     """Exponent of the polynomial decay to 0. RFNet, nnU-Net: 0.9."""
+    cosine_to: float | None = None
+    """Learning rate at the end of half a cosine, which takes the polynomial's place; null for the polynomial.
+    Vox-MMSD: 1e-4."""
+    weight_decay_to: float | None = None
+    """Weight decay at the end of half a cosine; null for a constant one. Vox-MMSD: 1e-4."""
     epoch: int = 1
-    """Steps between changes of the learning rate. RFNet: 150."""
+    """Steps between changes of the learning rate and the weight decay. RFNet: 150."""
     max_norm: float | None = 12.0
     """Largest norm of the gradient, null for none. nnU-Net: 12; RFNet: none."""
     accumulate: int = 1
@@ -63,8 +73,24 @@ class Optim:
         for name in ("steps", "accumulate", "epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, not {getattr(self, name)}.")
+        if self.warmup >= self.steps and self.cosine_to is not None:
+            raise ValueError(f"warmup should be shorter than steps before a cosine, not {self.warmup}.")
         if self.max_norm is not None and self.max_norm <= 0:
             raise ValueError(f"max_norm should be above 0, or null for no clipping, not {self.max_norm}.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        rate = self.learning_rate
+        if self.cosine_to is not None:
+            return cosine(step - step % self.epoch, self.steps, rate, self.cosine_to, self.warmup)
+        begun = step - step % self.epoch
+        return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - begun / self.steps) ** self.power
+
+    def decay(self, step: int) -> float:
+        """The weight decay of a step."""
+        if self.weight_decay_to is None:
+            return self.weight_decay
+        return cosine(step - step % self.epoch, self.steps, self.weight_decay, self.weight_decay_to)
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,13 +58,6 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        target, prior = (
-            None if labels is None else labels.to(device, non_blocking=True) for labels in (self.target, self.prior)
-        )
-        return Batch(
-            self.image.to(device, non_blocking=True),
-            self.available.to(device, non_blocking=True),
-            target,
-            self.study,
-            prior,
-        )
+        held = {part.name: getattr(self, part.name) for part in fields(self)}
+        tensors: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})

@@ -72,7 +72,7 @@ def fit(
     parts = _parts(recipe)
     feed = batches(
         cases,
-        training.learner.view,
+        training.learner,
         recipe.data.sampling,
         seed=recipe.seed,
         steps=range(start, optim.steps),
@@ -182,7 +182,11 @@ class _Training:
         optimizer: torch.optim.Optimizer
         if optim.optimizer == "sgd":
             optimizer = torch.optim.SGD(
-                groups, lr=optim.learning_rate, momentum=0.99, nesterov=True, weight_decay=optim.weight_decay
+                groups,
+                lr=optim.learning_rate,
+                momentum=optim.momentum,
+                nesterov=optim.nesterov,
+                weight_decay=optim.weight_decay,
             )
         elif optim.optimizer in ("adam", "amsgrad"):
             never_falls = optim.optimizer == "amsgrad"
@@ -201,11 +205,10 @@ class _Training:
 
     def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
         """Clips, steps, averages; returns the gradient's norm and the learning rate."""
-        rise = min(1.0, (progress.step + 1) / (optim.warmup + 1))
-        begun = progress.step - progress.step % optim.epoch
-        rate = optim.learning_rate * rise * (1 - begun / progress.steps) ** optim.power
+        rate, decay = optim.rate(progress.step), optim.decay(progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
+            group["weight_decay"] = decay if group["weight_decay"] else 0.0
         most = math.inf if optim.max_norm is None else optim.max_norm
         # Group by group, so that a discriminator's gradient does not shrink the step of what it judges.
         norms = [float(nn.utils.clip_grad_norm_(group["params"], most)) for group in self.optimizer.param_groups]

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -76,8 +76,18 @@ class Sample:
     prior: Int[np.ndarray, "m x y z"] | None = None
 
 
-View = Callable[[Case, Sampling, np.random.Generator], Sample]
 MakePrior = Callable[[Prepared], UInt8[np.ndarray, "m x y z"]]
+
+
+@runtime_checkable
+class Views(Protocol):
+    """How a learner sees studies; both are called by threads, ahead of time."""
+
+    def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
+        """What is cut from a study for one sample."""
+
+    def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
+        """Samples as one batch, and the transforms, one for each or none at all, that await them on the device."""
 
 
 @runtime_checkable
@@ -148,7 +158,7 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
 
 def batches(
     cases: Cases,
-    view: View,
+    views: Views,
     sampling: Sampling,
     *,
     seed: int,
@@ -162,11 +172,11 @@ def batches(
     Crops are cut ahead by threads; moving to `device` and augmenting happen in the caller's thread.
     """
 
-    def cut(step: int) -> list[tuple[Batch, list[Transform]]]:
+    def cut(step: int) -> list[tuple[Batch, Sequence[Transform]]]:
         numbers = [[step * sampling.batch + place for place in part] for part in parts]
-        return [collate([_sample(cases, view, sampling, seed, n) for n in part]) for part in numbers]
+        return [views.collate([_sample(cases, views, sampling, seed, n) for n in part]) for part in numbers]
 
-    ahead: deque[Future[list[tuple[Batch, list[Transform]]]]] = deque()
+    ahead: deque[Future[list[tuple[Batch, Sequence[Transform]]]]] = deque()
     pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader")
     try:
         for step in steps:
@@ -177,12 +187,14 @@ def batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _sample(cases: Cases, view: View, sampling: Sampling, seed: int, n: int) -> Sample:
-    return view(cases.case(n, seed), sampling, np.random.default_rng([seed, 1, n]))
+def _sample(cases: Cases, views: Views, sampling: Sampling, seed: int, n: int) -> Any:
+    return views.view(cases.case(n, seed), sampling, np.random.default_rng([seed, 1, n]))
 
 
-def _finished(batch: Batch, transforms: list[Transform], device: torch.device) -> Batch:
+def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.device) -> Batch:
     batch = batch.to(device)
+    if not transforms:
+        return batch
     if batch.target is None or batch.prior is None:
         assert batch.prior is None, "a prior is for learning from a reference"
         batch.image, batch.target = augment.apply(transforms, batch.image, batch.target)
