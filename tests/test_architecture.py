@@ -19,7 +19,7 @@ FLOORS = (
     ("recipe",),
     ("methods", "report"),
     ("checkpoint",),
-    ("journal", "train", "predict", "models"),
+    ("journal", "transfer", "train", "predict", "models"),
     ("evaluate", "compare"),
     ("demo",),
     ("cli",),

@@ -15,7 +15,7 @@ from glimpseg import checkpoint, methods, models, train
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.evaluate import evaluate
-from glimpseg.method import Progress, authors_name, inference_weights
+from glimpseg.method import Progress, authors_name
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.network import Seen
 from glimpseg.methods.mstkdnet.objective import (
@@ -429,7 +429,7 @@ def test_a_model_folder_holds_the_student_alone_and_segments_like_the_whole(tmp_
     recipe = small_recipe("mstkdnet")
     torch.manual_seed(0)
     whole = methods.build(recipe).eval()
-    checkpoint.save(tmp_path / "m", inference_weights(whole), recipe, {})
+    checkpoint.save(tmp_path / "m", whole.kept, recipe, {})
     alone = checkpoint.load(tmp_path / "m").network
     assert alone.teacher is None
     assert alone.discriminator is None

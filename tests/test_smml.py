@@ -14,7 +14,7 @@ from conftest import small_recipe
 from glimpseg import checkpoint, methods, models
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.losses import one_hot, region_fusion_terms
-from glimpseg.method import Progress, inference_weights
+from glimpseg.method import Progress
 from glimpseg.methods import mmformer, smml
 from glimpseg.methods.smml.network import Refiner
 from glimpseg.methods.smml.objective import (
@@ -395,7 +395,7 @@ def test_a_model_holds_no_refiner_and_may_be_used_by_one_branch(tmp_path):
     recipe = refining(data__prior__kind="synthetic")
     torch.manual_seed(0)
     network = methods.build(recipe).eval()
-    checkpoint.save(tmp_path / "m", inference_weights(network), recipe, {})
+    checkpoint.save(tmp_path / "m", network.kept, recipe, {})
     both, first, second = (
         checkpoint.load(tmp_path / "m", choices=choices) for choices in ({}, {"config.branch": 1}, {"config.branch": 2})
     )

@@ -78,6 +78,16 @@ class Model:
         return computing(self.precision, self.device)
 
 
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The content of a model folder."""
+
+    weights: Mapping[str, Tensor]
+    recipe: Recipe
+    provenance: Mapping[str, Any]
+    path: Path
+
+
 @dataclass(frozen=True)
 class State:
     """Everything besides the recipe that the next step depends on."""
@@ -116,25 +126,42 @@ def load(
     Raises: ModelError if there is none, if a file is missing or damaged, or if it is of another format or method;
         UsageError for a field that is no choice.
     """
+    found = stored(path)
+    if found.recipe.backbone is not None:
+        raise ModelError(
+            f"{found.path} holds a {found.recipe.method}, which is pretraining and segments nothing. Train from it: "
+            f"glimpseg train METHOD/RECIPE --init {found.path}"
+        )
+    recipe = methods.chosen(found.recipe, choices)
+    network: Segmenter = methods.build(recipe)
+    if not any(name.startswith(network.training_only) for name in found.weights):
+        network.drop_training_parts()
+    try:
+        network.load_state_dict(found.weights)
+    except RuntimeError as error:
+        raise ModelError(f"{_unfit(found)}: {str(error).splitlines()[0]}") from error
+    return Model(network.to(device).eval(), recipe, found.provenance, found.path)
+
+
+def stored(path: str | Path) -> Stored:
+    """What a model folder, checkpoint or run holds (its finished model, else its newest checkpoint), nothing built.
+
+    Raises: ModelError as `load`.
+    """
     folder = _model_folder(Path(path))
     record = verified(folder)
-    recipe = methods.chosen(_recipe(folder), choices)
-    network = methods.build(recipe)
-    if not isinstance(network, Segmenter):
-        raise ModelError(
-            f"{folder} holds a {recipe.method}, which is pretraining and segments nothing. Train on from it."
-        )
+    recipe = _recipe(folder)
     try:
-        weights = load_file(folder / WEIGHTS)
-        if not any(name.startswith(network.training_only) for name in weights):
-            network.drop_training_parts()
-        network.load_state_dict(weights)
-    except (RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"The weights of {folder} do not fit the method {recipe.method} of glimpseg {__version__} (they were "
-            f"written by {record.get('glimpseg', 'an unknown version')}): {str(error).splitlines()[0]}"
-        ) from error
-    return Model(network.to(device).eval(), recipe, record, folder)
+        return Stored(load_file(folder / WEIGHTS), recipe, record, folder)
+    except SafetensorError as error:
+        raise ModelError(f"{_unfit(Stored({}, recipe, record, folder))}: {error}") from error
+
+
+def _unfit(found: Stored) -> str:
+    return (
+        f"The weights of {found.path} do not fit the method {found.recipe.method} of glimpseg {__version__} (they were "
+        f"written by {found.provenance.get('glimpseg', 'an unknown version')})"
+    )
 
 
 def load_state(folder: Path) -> tuple[State, dict[str, Any]]:

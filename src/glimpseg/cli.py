@@ -53,6 +53,9 @@ Split = Annotated[
     str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
 ]
 ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads that cut crops.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Labels = Annotated[
     str | None,
@@ -215,9 +218,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     labels: Labels = None,
     split: Split = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that cut crops.")] = 1,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")] = False,
+    cache: Cache = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of a pretraining, or of another model.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="What of --init is taken over: encoder, or encoder+decoder. Default: encoder.")
+    ] = None,
+    labelled: Annotated[
+        float | None, typer.Option(help="Learn from this share of the studies, chosen by the recipe's seed.")
+    ] = None,
+    threads: Threads = 1,
+    tensorboard: Tensorboard = False,
     device: Device = "auto",
 ) -> None:
     """Train a method. Under `torchrun` the same command uses every rank."""
@@ -225,11 +237,58 @@ def train(
     from glimpseg import train as training
     from glimpseg.predict import resolved_device
 
+    flags = {"init.weights": init and str(init), "init.part": part, "data.labelled": labelled}
+    changes = _changes(change) | {path: value for path, value in flags.items() if value is not None}
+    wanted = methods.find_recipe(recipe, changes)
+    if wanted.backbone is not None:
+        raise UsageError(f"{recipe} is pretraining: run `glimpseg pretrain`, then `glimpseg train ... --init`.")
     model = training.train(
-        methods.find_recipe(recipe, _changes(change)),
+        wanted,
         output,
         data=data,
         labels=labels,
+        split=split,
+        cache=cache,
+        resume=resume,
+        device=resolved_device(device),
+        threads=threads,
+        tensorboard=tensorboard,
+        quiet=log.level > logging.INFO,
+    )
+    typer.echo(model)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="method/recipe: voxmmsd/brats2023, or a YAML file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Run folder.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of studies, with or without labels, complete or not. Default: phantoms."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Pretrain the network of this recipe: unet/brats, rfnet/brats2020 ...")
+    ] = None,
+    change: Change = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    split: Split = None,
+    cache: Cache = None,
+    threads: Threads = 1,
+    tensorboard: Tensorboard = False,
+    device: Device = "auto",
+) -> None:
+    """Pretrain a network without labels; `train --init` goes on from it."""
+    from glimpseg import methods
+    from glimpseg import train as training
+    from glimpseg.predict import resolved_device
+
+    wanted = methods.find_recipe(recipe, _changes(change), backbone)
+    if wanted.backbone is None:
+        raise UsageError(f"{recipe} is no pretraining: run `glimpseg train`.")
+    model = training.train(
+        wanted,
+        output,
+        data=data,
         split=split,
         cache=cache,
         resume=resume,

@@ -18,7 +18,7 @@ from glimpseg.data import loader
 from glimpseg.data.augment import Transform
 from glimpseg.data.cache import Case
 from glimpseg.data.loader import Sampling
-from glimpseg.errors import ModelError
+from glimpseg.errors import ModelError, UsageError
 from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
@@ -62,6 +62,21 @@ class Learner(nn.Module):
         """Whether batches have to come with a prior (`glimpseg.priors`). Default: no."""
         return False
 
+    @property
+    def stride(self) -> int:
+        """Crops have to be multiples of this many voxels along each axis. Default: any will do."""
+        return 1
+
+    @property
+    def smallest(self) -> int:
+        """Crops have to have at least this many voxels along each axis. Default: one stride."""
+        return self.stride
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that a model folder holds. Default: all."""
+        return self.state_dict()
+
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step. Default: nothing."""
 
@@ -79,6 +94,9 @@ class Segmenter(Learner):
 
     choices: ClassVar[tuple[str, ...]] = ()
     """Fields of its config that say how it segments and may be chosen anew whenever it is used."""
+    parts: ClassVar[Mapping[str, str]] = {}
+    """What of it may be pretrained: for its encoder, and perhaps its decoder, a pattern of its weights' names; group 1
+    is what a weight is called wherever it has this role. Of copies that share a name, `pyramid` runs the first."""
 
     def __init__(self, labels: tuple[Label, ...]) -> None:
         super().__init__()
@@ -91,9 +109,10 @@ class Segmenter(Learner):
         return tuple(region for region in Region if set(region.value) <= set(self.labels))
 
     @property
-    def stride(self) -> int:
-        """Crops have to be multiples of this many voxels along each axis. Default: any will do."""
-        return 1
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that segmenting needs."""
+        dropped = tuple(f"{name}." for name in self.training_only)
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(dropped)}
 
     @property
     def training_only(self) -> tuple[str, ...]:
@@ -109,10 +128,15 @@ class Segmenter(Learner):
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probabilities of its own channels, fp32. What absent channels of `image` hold must not matter."""
 
-    @property
-    def smallest(self) -> int:
-        """Crops have to have at least this many voxels along each axis. Default: one stride."""
-        return self.stride
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """What its `parts` make of an image, finest level first, which has the image's resolution: what pretraining
+        trains. The decoder's maps if there is one among the parts, else the encoder's.
+
+        Raises: UsageError if it has no parts.
+        """
+        raise UsageError(f"{type(self).__name__} cannot be pretrained: it names no parts.")
 
     @property
     def fixed_windows(self) -> bool:
@@ -171,10 +195,15 @@ def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -
     )
 
 
-def inference_weights(network: Segmenter) -> dict[str, Tensor]:
-    """The weights that segmenting needs."""
-    dropped = tuple(f"{name}." for name in network.training_only)
-    return {name: value for name, value in network.state_dict().items() if not name.startswith(dropped)}
+def by_role(network: Segmenter) -> dict[str, list[str]]:
+    """Names of weights by what they are: `encoder.t1c.stages.0.entry.conv.weight` and its copies."""
+    found: dict[str, list[str]] = {}
+    for name in network.state_dict():
+        for part, pattern in network.parts.items():
+            match = re.fullmatch(pattern, name)
+            if match:
+                found.setdefault(f"{part}.{match[1]}", []).append(name)
+    return found
 
 
 def take_weights(

@@ -22,7 +22,6 @@ from torch import Tensor
 from glimpseg import checkpoint, methods
 from glimpseg.atomic import refuse_if_used
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.method import inference_weights
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def import_model(
         weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
     network = module.from_authors(weights)
     record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
-    checkpoint.save(output, inference_weights(network), module.authors_recipe(network), record)
+    checkpoint.save(output, network.kept, module.authors_recipe(network), record)
     return output
 
 

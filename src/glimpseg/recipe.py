@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data.loader import Sampling, Stream
@@ -27,6 +27,9 @@ class Data:
     """Phantoms made on the way, used when no folder of studies is named."""
     prior: Prior = Prior()
     """What is supposed of the labels before training, for methods that learn from it."""
+    labelled: float = Field(default=1.0, gt=0, le=1)
+    """Share of the studies that is learned from. Which ones follows from the recipe's seed; a smaller share is part of
+    every larger one."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
@@ -94,6 +97,31 @@ class Optim:
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
+class Backbone:
+    """The network that pretraining trains."""
+
+    method: str
+    """A method that segments; `Segmenter.parts` says what of it is trained."""
+    config: Any = Field(default_factory=dict)
+    """That method's `Config`."""
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class Init:
+    """Weights to begin with."""
+
+    weights: str | None = None
+    """Model or run folder; null begins with random ones."""
+    part: Literal["encoder", "encoder+decoder"] = "encoder"
+    """What is taken over. Vox-MMSD's code: the encoder."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """By name."""
+        return tuple(self.part.split("+"))
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
 class Recipe:
     """A whole run."""
 
@@ -105,6 +133,9 @@ class Recipe:
     """What is told apart; RC only for data after surgery."""
     data: Data = Data()
     optim: Optim = Optim()
+    backbone: Backbone | None = None
+    """What a pretraining trains; null for everything else."""
+    init: Init = Init()
     seed: int = 0
 
     def __post_init__(self) -> None:

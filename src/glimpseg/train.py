@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -35,7 +36,7 @@ from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
-from glimpseg.method import Learner, Progress, Segmenter, ema, inference_weights
+from glimpseg.method import Learner, Progress, ema
 from glimpseg.modality import SUBSETS
 from glimpseg.precision import computing, resolved_precision
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out, refuse_unready
@@ -44,6 +45,7 @@ from glimpseg.priors.settings import Prior
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.recipe import Optim, Recipe
 from glimpseg.study import Batch, Study
+from glimpseg.transfer import begin_with, fitting
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,10 @@ def fit(
     _refuse_unfit(recipe)
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
-    training = _Training.of(methods.build(recipe).to(device), optim, device)
+    learner = methods.build(recipe)
+    if recipe.init.weights is not None and checkpoint.newest_valid(run) is None:
+        record["init"] = begin_with(learner, recipe.init)
+    training = _Training.of(learner.to(device), optim, device)
     start = _restore(training, run, record)
     parts = _parts(recipe)
     feed = batches(
@@ -227,7 +232,7 @@ class _Training:
 
     def model_weights(self) -> dict[str, Tensor]:
         kept: Any = self.learner if self.averaged is None else self.averaged.module
-        return inference_weights(kept) if isinstance(kept, Segmenter) else kept.state_dict()
+        return kept.kept
 
     def state(self, step: int) -> checkpoint.State:
         tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
@@ -303,12 +308,23 @@ def _archive(
     if data is None:
         if recipe.data.stream is None:
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
+        if recipe.data.labelled < 1:
+            raise UsageError("A share of an endless stream is endless: name a folder of studies with --data.")
         of_phantom(prior, recipe.data.preprocess.spacing_mm)
         return [], None
     refuse_held_out(prior, split)
-    studies = find_studies(data, labels=labels, reference_required=True)
+    # Pretraining can learn nothing of a reference, and one that is broken is not in its way.
+    studies = find_studies(data, labels=labels, references="required" if recipe.backbone is None else "ignored")
     studies = chosen(studies, split) if split else studies
+    studies = some_of(studies, recipe.data.labelled, recipe.seed)
     return studies, methods.module(recipe.method).METHOD.archive_note(Counter(study.available for study in studies))
+
+
+def some_of(studies: Sequence[Study], share: float, seed: int) -> list[Study]:
+    """A share of the studies, at least one, in their order; of one seed, a smaller share is part of a larger one."""
+    count = max(round(share * len(studies)), 1)
+    first = np.random.default_rng([seed, len(studies)]).permutation(len(studies))[:count]
+    return [studies[number] for number in sorted(first.tolist())]
 
 
 def _cases(
@@ -376,13 +392,12 @@ def _refuse_unfit(recipe: Recipe) -> None:
     with torch.device("meta"):
         learner: Learner = methods.build(recipe)
     patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
-    if isinstance(learner, Segmenter):
-        stride, smallest = learner.stride, learner.smallest
-        if any(side % stride or side < smallest for side in patch):
-            raise UsageError(
-                f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
-                f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
-            )
+    stride, smallest = learner.stride, learner.smallest
+    if any(side % stride or side < smallest for side in patch):
+        raise UsageError(
+            f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
+            f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
+        )
     if learner.needs_prior and kind == "none":
         raise UsageError(
             f"This {recipe.method} learns from a prior and the recipe has none. Set data.prior.kind (and "
@@ -391,6 +406,10 @@ def _refuse_unfit(recipe: Recipe) -> None:
     if kind != "none" and not learner.needs_prior:
         raise UsageError(f"This {recipe.method} does not use the prior {kind}. Set data.prior.kind to none.")
     refuse_unready(recipe.data.prior)
+    if recipe.init.weights is not None:
+        if not isinstance(learner, Segmenter):
+            raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
+        fitting(learner, recipe.init)
 
 
 @contextmanager

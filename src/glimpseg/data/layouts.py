@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -72,8 +73,14 @@ RELEASES = {
 """What can be written, by the name of a release: its file names and its label numbers."""
 
 
-def find_studies(folder: str | Path, *, labels: str | None = None, reference_required: bool = False) -> list[Study]:
-    """All studies below `folder`, sorted by id, each with the files it has.
+def find_studies(
+    folder: str | Path,
+    *,
+    labels: str | None = None,
+    references: Literal["optional", "required", "ignored"] = "optional",
+) -> list[Study]:
+    """All studies below `folder`, sorted by id, each with the files it has; without their references if those are
+    ignored, which then may be of several conventions, or broken.
 
     The label convention is read from the layout and the numbers of *all* references together; `labels` names
     one of `region.CONVENTIONS` instead.
@@ -85,12 +92,14 @@ def find_studies(folder: str | Path, *, labels: str | None = None, reference_req
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give the folder that holds the studies.")
     found = [(study, layout) for place in _folders(folder) for study, layout in _read_folder(place)]
-    if reference_required:
+    if references == "required":
         found = [(study, layout) for study, layout in found if study.reference is not None]
+    if references == "ignored":
+        found = [(replace(study, reference=None), layout) for study, layout in found]
     if not found:
         raise InputError(
-            f"No study{' with a reference' if reference_required else ''} was found below {folder}. Expected folders "
-            "with files such as ID-t1c.nii.gz (BraTS 2023 and later) or ID_t1ce.nii.gz (before)."
+            f"No study{' with a reference' if references == 'required' else ''} was found below {folder}. Expected "
+            "folders with files such as ID-t1c.nii.gz (BraTS 2023 and later) or ID_t1ce.nii.gz (before)."
         )
     _refuse_twins([study for study, _ in found])
     convention = _convention(found, labels, folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
@@ -52,9 +52,9 @@ class Preprocess:
 
     spacing_mm: float = 1.0
     """Side of the cubic working voxel. BraTS: 1."""
-    scale: Literal["zscore", "minmax"] = "zscore"
-    """Intensities have mean 0 and deviation 1 in the brain, or run from 0 to 1 over the whole volume, background
-    included (MST-KDNet)."""
+    scale: Literal["zscore", "minmax", "bytes"] = "zscore"
+    """Intensities have mean 0 and deviation 1 in the brain; or run from 0 to 1 over the whole volume, background
+    included (MST-KDNet); or are whole numbers up to 255, the 99.9th percentile of the brain's box (Vox-MMSD)."""
     margin_mm: float = 4.0
     """Space left around the brain's bounding box, so that convolutions see its border. Ours."""
     clip: float | None = 5.0
@@ -176,6 +176,12 @@ def normalised(
         raise InputError(
             "No voxel of the brain was found in one sequence. Is it empty, or is the brain mask another's?"
         )
+    if settings.scale == "bytes":
+        box = bounding_box(brain)
+        assert box is not None
+        score = np.zeros(image.shape, np.float32)
+        score[box] = bytes_of(image[box])
+        return np.where(brain, score, 0)
     if settings.scale == "zscore":
         level, unit = inside.mean(), inside.std()
     else:
@@ -184,6 +190,12 @@ def normalised(
     if settings.clip is not None:
         score = np.clip(score, -settings.clip, settings.clip)
     return (score if settings.background == "shifted" else np.where(brain, score, 0)).astype(np.float32)
+
+
+def bytes_of(box: Float[np.ndarray, "x y z"] | Int[np.ndarray, "x y z"]) -> UInt8[np.ndarray, "x y z"]:
+    """Intensities cut at the 99.9th percentile, zeros counted, as whole numbers from 0 to 255, rounded down."""
+    highest = max(float(np.percentile(box, 99.9)), 1e-8)
+    return np.clip(box * (255 / highest), 0, 255).astype(np.uint8)
 
 
 def _refuse_same_files(study: Study) -> None:

@@ -43,11 +43,33 @@ def module(name: str) -> ModuleType:
 
 def build(recipe: Any) -> Any:
     """The learner that a recipe describes, freshly initialised from the global generator."""
-    return module(recipe.method).METHOD(recipe.config, recipe.label_values)
+    made = module(recipe.method).METHOD
+    if recipe.backbone is None:
+        return made(recipe.config, recipe.label_values)
+    return made(recipe.config, module(recipe.backbone.method).METHOD(recipe.backbone.config, recipe.label_values))
 
 
-def find_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """A recipe by `method/recipe` or from a YAML file, with fields changed by dotted path.
+def with_backbone(recipe: Any, name: str) -> Any:
+    """A pretraining of another network: that of the recipe `name`, with its preparation of the data, which the
+    fine-tuning will have, too.
+
+    Raises: UsageError as `find_recipe`, or if either recipe is of the other kind.
+    """
+    other = find_recipe(name)
+    if recipe.backbone is None or other.backbone is not None:
+        wrong = recipe if recipe.backbone is None else other
+        raise UsageError(
+            f"A backbone is for a pretraining and segments by itself; {wrong.method} does not fit. Pretrain "
+            "voxmmsd/phantom with the backbone unet/phantom, for example."
+        )
+    backbone = replace(recipe.backbone, method=other.method, config=other.config)
+    data = replace(recipe.data, preprocess=other.data.preprocess)
+    return replace(recipe, backbone=backbone, labels=other.labels, data=data)
+
+
+def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: str | None = None) -> Any:
+    """A recipe by `method/recipe` or from a YAML file, with fields changed by dotted path. A pretraining may be given
+    the network of another recipe, `backbone`, whose preparation of the data it then shares.
 
     Raises: UsageError for an unknown name, field or value, with the nearest that exists.
     """
@@ -62,6 +84,8 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Any:
             known = [f"{m}/{r}" for m in names() for r in summary(m)[1]]
             raise UsageError(f"'{name}' is not a recipe.{_nearest(name, known)} Known: {', '.join(known)}.")
         tree = as_tree(module(method).RECIPES[key])
+    if backbone is not None:
+        tree = as_tree(with_backbone(from_tree(tree), backbone))
     return from_tree(_changed(tree, changes or {}))
 
 
@@ -70,12 +94,14 @@ def chosen(recipe: Any, choices: Mapping[str, Any]) -> Any:
 
     Raises: UsageError for another field, or a value that it cannot have.
     """
-    able = [f"config.{name}" for name in module(recipe.method).METHOD.choices]
+    if not choices:
+        return recipe
+    able = [f"config.{name}" for name in getattr(module(recipe.method).METHOD, "choices", ())]
     for path in choices:
         if path not in able:
             can = f"Of this {recipe.method} one may choose {', '.join(able)}" if able else "It has no choices"
             raise UsageError(f"'{path}' was settled when this {recipe.method} was trained. {can}.")
-    return from_tree(_changed(as_tree(recipe), choices)) if choices else recipe
+    return from_tree(_changed(as_tree(recipe), choices))
 
 
 def as_tree(recipe: Any) -> dict[str, Any]:
@@ -96,10 +122,14 @@ def from_tree(tree: Any) -> Any:
     try:
         recipe = TypeAdapter(Recipe).validate_python({"config": {}, **tree})
         config = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
+        backbone = recipe.backbone
+        if backbone is not None:
+            own = TypeAdapter(module(backbone.method).Config).validate_python(backbone.config)
+            backbone = replace(backbone, config=own)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"Recipe field '{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
-    return replace(recipe, config=config)
+    return replace(recipe, config=config, backbone=backbone)
 
 
 def _changed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

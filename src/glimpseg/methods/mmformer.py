@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -54,6 +55,8 @@ __all__ = ["METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors
 
 class MMFormer(Segmenter):
     """Tokens of all modalities look at each other; a convolutional decoder does the rest."""
+
+    parts: ClassVar[Mapping[str, str]] = {"encoder": r"network\.encoders\.(.+)"}
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
@@ -82,6 +85,12 @@ class MMFormer(Segmenter):
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
         """The encoders' features and each modality's tokens. Eq. (1)."""
         return self.network.encode(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
+
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """The encoders' maps, modalities side by side."""
+        return self.network.pyramid(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Fused probabilities from the available modalities' features."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import einsum
@@ -207,6 +207,8 @@ class JointDecoder(nn.Module):
 class RFNet(Segmenter):
     """Region-aware fusion over the features that there are."""
 
+    parts: ClassVar[Mapping[str, str]] = {"encoder": r"encoders\.(.+)"}
+
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
         self.config = config
@@ -242,6 +244,13 @@ class RFNet(Segmenter):
         # In training all run, so that every rank has the same gradients to add.
         needed = [True] * len(ORDER) if self.training else available.any(0).tolist()
         return encoded(self.encoders.values(), image, needed)
+
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """The encoders' maps, modalities side by side."""
+        levels = self.encode(image, available)
+        return [present(level, available[:, CHANNELS]).flatten(1, 2) for level in levels]
 
     def fuse(
         self, features: list[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]

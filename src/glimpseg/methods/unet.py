@@ -20,6 +20,9 @@ Departures
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Bool, Float, Int
 from monai.networks.nets import SegResNetDS
@@ -69,6 +72,11 @@ class Config:
 class UNet(Segmenter):
     """Early fusion, presence channels, one sigmoid for each region."""
 
+    parts: ClassVar[Mapping[str, str]] = {
+        "encoder": r"network\.encoder\.(.+)",
+        "decoder": r"network\.up_layers\.(\d+\.(?:upsample|blocks)\..+)",
+    }
+
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
         self.config = config
@@ -93,9 +101,24 @@ class UNet(Segmenter):
 
     def logits(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Tensor]:
         """One map for each supervised resolution, finest first; only the finest outside training. Eq. (3)."""
-        presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)
-        output = self.network(torch.cat([blanked(image, available), presence], 1))
+        output = self.network(self._shown(image, available))
         return output if isinstance(output, list) else [output]
+
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """The decoder's maps."""
+        *skips, x = self.network.encoder(self._shown(image, available))
+        maps: list[Tensor] = []
+        levels: Iterable[Any] = self.network.up_layers
+        for level, skip in zip(levels, reversed(skips), strict=True):
+            x = level["blocks"](level["upsample"](x) + skip)
+            maps.insert(0, x)
+        return maps
+
+    def _shown(self, image: Tensor, available: Tensor) -> Tensor:
+        presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)
+        return torch.cat([blanked(image, available), presence], 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... that sum to 1.

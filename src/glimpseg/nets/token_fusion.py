@@ -260,6 +260,13 @@ class TokenFusion(nn.Module):
         blank = torch.zeros_like(next(tokens for tokens in found if tokens is not None))
         return Features(levels, torch.stack([blank if tokens is None else tokens for tokens in found], 1))
 
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """The encoders' maps alone, finest first, modalities side by side."""
+        levels = encoded(self.encoders.values(), image, [True] * len(ORDER))
+        return [present(level, available).flatten(1, 2) for level in levels]
+
     def between(
         self, tokens: Float[Tensor, "b m n c"], available: Bool[Tensor, "b m"], grid: Sequence[int]
     ) -> Float[Tensor, "b mc u v w"]:

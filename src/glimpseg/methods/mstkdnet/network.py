@@ -178,6 +178,13 @@ class Network(nn.Module):
 
     def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> Seen:
         """From an image whose absent channels are 0. Eq. (1)."""
+        maps, rest = self.features(image, keep_attention)
+        return Seen(self.segment(maps[0]).float(), *rest)
+
+    def features(
+        self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False
+    ) -> tuple[list[Float[Tensor, "b ..."]], tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]]:
+        """The decoder's maps, finest first, and what of `Seen` follows its logits."""
         entries: list[Tensor] = []
         levels: list[Tensor] = []
         for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):
@@ -189,9 +196,11 @@ class Network(nn.Module):
         content = self.stages[-1](refined)
         style = self.style(torch.cat([functional.max_pool3d(entries[-1], 2), entry, refined], 1))
         x = self.drop(self.fuse(torch.cat([style, content], 1)))
+        maps: list[Tensor] = []
         for narrow, merge, level in zip(reversed(self.narrow), reversed(self.merge), reversed(levels), strict=True):
             x = merge(functional.interpolate(narrow(x), scale_factor=2.0) + level)
-        return Seen(self.segment(x).float(), entry, style, content, scales, attentions)
+            maps.insert(0, x)
+        return maps, (entry, style, content, scales, attentions)
 
 
 class Discriminator(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -110,6 +110,11 @@ def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
 class MSTKDNet(Segmenter):
     """Teacher and student are trained together; the student alone segments."""
 
+    parts: ClassVar[Mapping[str, str]] = {
+        "encoder": r"(?:student|teacher)\.((?:enter|stages|bottleneck|style|fuse)\..+)",
+        "decoder": r"(?:student|teacher)\.((?:narrow|merge)\..+)",
+    }
+
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
         self.config = config
@@ -136,6 +141,12 @@ class MSTKDNet(Segmenter):
         """The student's probability of each label, and of none of them; they are independent and do not sum to 1."""
         seen: Seen = self.student(blanked(image, available))
         return seen.logits.sigmoid()
+
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """The student's decoder's maps."""
+        return self.student.features(blanked(image, available))[0]
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """The teacher sees what there is, the student a subset of it."""

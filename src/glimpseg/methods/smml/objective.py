@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -145,6 +145,7 @@ class SMML(Segmenter):
     """Two mmFormers that never see the same subset."""
 
     choices = ("branch",)
+    parts: ClassVar[Mapping[str, str]] = {"encoder": r"branches\.\d\.encoders\.(.+)"}
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
@@ -196,6 +197,13 @@ class SMML(Segmenter):
         both = zip(self._asked, features, strict=True)
         logits = [branch.fuse(seen, available[:, CHANNELS]).logits for branch, seen in both]
         return torch.stack(logits).mean(0).softmax(1)
+
+    def pyramid(
+        self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
+    ) -> list[Float[Tensor, "b ..."]]:
+        """The encoders' maps of the first branch, modalities side by side."""
+        first: Any = self.branches[0]
+        return first.pyramid(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Both branches' terms, added up. Eq. (1)."""

@@ -1,0 +1,72 @@
+"""Changes of a view's intensities: parameters are drawn first, then applied, so that a view can be made again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
+
+from glimpseg.methods.voxmmsd.config import Intensities
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one view; one number for each modality, in this order."""
+
+    noise: Float[np.ndarray, "m x y z"]
+    blur_voxels: Float[np.ndarray, "m"]
+    """0: not blurred."""
+    gain: Float[np.ndarray, "m"]
+    shift: Float[np.ndarray, "m"]
+    contrast: Float[np.ndarray, "m"]
+    """1: as it is."""
+    exponent: Float[np.ndarray, "m"]
+    """1: as it is."""
+
+
+def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generator) -> Change:
+    """Draws the changes of one view of `shape` (m x y z); `rng` moves on by the same number of draws whatever they
+    come to."""
+    m = shape[0]
+
+    def some(whole: float, each: float, values: np.ndarray, otherwise: float) -> np.ndarray:
+        happens = (rng.random() < whole) & (rng.random(m) < each)
+        return np.where(happens, values, otherwise)
+
+    below, above = rng.uniform(settings.contrasts[0], 1, m), rng.uniform(1, settings.contrasts[1], m)
+    return Change(
+        noise=settings.noise_sd * rng.standard_normal(shape, np.float32),
+        blur_voxels=some(settings.blur, 0.5, rng.uniform(*settings.blur_voxels, m), 0.0),
+        gain=some(settings.gain, 0.5, rng.uniform(*settings.gains, 1), 1.0),
+        shift=some(settings.shift, settings.shifted_share, rng.uniform(0, settings.largest_shift, m), 0.0),
+        contrast=some(settings.contrast, 1.0, np.where(rng.random(m) < 0.5, below, above), 1.0),
+        exponent=some(1.0, settings.gamma, rng.uniform(*settings.exponents, m), 1.0),
+    )
+
+
+def applied(
+    change: Change, view: Float[np.ndarray, "m x y z"], unit: Float[np.ndarray, "m"]
+) -> Float[np.ndarray, "m x y z"]:
+    """The changed view; `unit` is the range of intensities that noise and shift are shares of."""
+    wide = unit[:, None, None, None].astype(np.float32)
+    return np.stack(
+        [_of_channel(change, channel, values, unit) for channel, values in enumerate(view + change.noise * wide)]
+    )
+
+
+def _of_channel(
+    change: Change, channel: int, values: Float[np.ndarray, "x y z"], unit: Float[np.ndarray, "m"]
+) -> Float[np.ndarray, "x y z"]:
+    if change.blur_voxels[channel]:
+        values = gaussian_filter(values, change.blur_voxels[channel])
+    values *= change.gain[channel]
+    values += change.shift[channel] * unit[channel]
+    if change.contrast[channel] != 1:
+        lowest, highest, mean = values.min(), values.max(), values.mean()
+        values = np.clip((values - mean) * change.contrast[channel] + mean, lowest, highest)
+    lowest, span = values.min(), np.ptp(values)
+    if change.exponent[channel] != 1 and span:
+        values = ((values - lowest) / span) ** change.exponent[channel] * span + lowest
+    return values
