@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from conformance import mstkdnet_reference, reference, smml_reference
+from conformance import mstkdnet_reference, reference, smml_reference, voxmmsd_reference
 
 STRIDE = 4
 """Of the maps in a cut; the inputs stay whole."""
@@ -29,10 +29,13 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.set_num_threads(2)
     stored = dict(np.load(wanted.reference))
-    alone = {"mstkdnet": mstkdnet_reference, "smml": smml_reference}.get(wanted.method)
+    alone = {"mstkdnet": mstkdnet_reference, "smml": smml_reference, "voxmmsd": voxmmsd_reference}.get(wanted.method)
     if wanted.cut:
-        np.savez_compressed(wanted.cut, **(alone.cut(stored) if alone is mstkdnet_reference else cut(stored)))
+        np.savez_compressed(wanted.cut, **(getattr(alone, "cut", cut))(stored))
         print(f"{wanted.cut}: {wanted.cut.stat().st_size / 1e6:.2f} MB")
+        return
+    if alone is voxmmsd_reference:
+        by_family(alone.compared(stored))
         return
     found = alone.differences(stored) if alone else reference.differences(wanted.method, stored)
     many = {
@@ -47,6 +50,16 @@ def main() -> None:
         if of_kind:
             worst = max(of_kind, key=lambda name: of_kind[name])
             print(f"{len(of_kind)} {words.format(of_kind[worst])} ({worst})")
+
+
+def by_family(found: dict[str, float]) -> None:
+    """Of each family how many checks are within its tolerance, and the largest difference."""
+    for family, tolerance in voxmmsd_reference.TOLERANCES.items():
+        of_family = {name: value for name, value in found.items() if name.startswith(f"{family}/")}
+        passed = sum(value <= tolerance for value in of_family.values())
+        worst = max(of_family, key=lambda name: of_family[name])
+        most = f"at most {of_family[worst]:.1e} ({worst})"
+        print(f"{family:6} {passed:3} of {len(of_family):3} within {tolerance:.0e}, {most}")
 
 
 def cut(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,8 @@ CHECKED = [
         "volume", "study", "losses", "method", "picture", "predict",
         "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
         "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
-        "nets.token_fusion", "methods.smml", "priors", "data.prior_file",
+        "nets.token_fusion", "methods.smml", "priors", "data.prior_file", "methods.voxunet", "methods.voxmmsd",
+        "transfer",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")
@@ -52,6 +53,7 @@ NETWORKS = {
         "network.width": 4, "network.levels": 3, "network.token_width": 16, "network.heads": 2,
         "network.mlp_width": 32, "network.crop": [16, 16, 16],
     },
+    "voxunet": {"width": 4, "dropout": [0, 0, 0.2], "heads": 2},
     "mmformer": {"width": 4, "levels": 3, "token_width": 16, "heads": 2, "mlp_width": 32, "crop": [16, 16, 16]},
 }  # fmt: skip
 """Configs of a second's work."""

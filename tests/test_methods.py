@@ -12,7 +12,6 @@ import torch
 
 import glimpseg
 from glimpseg import checkpoint, methods
-from glimpseg.data import loader
 from glimpseg.data.cache import in_memory
 from glimpseg.data.phantom import Settings, generate
 from glimpseg.data.phantom_archive import as_study
@@ -21,6 +20,9 @@ from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
 from glimpseg.modality import SUBSETS, as_mask
 
 NAMES = methods.names()
+SEGMENTERS = [name for name in NAMES if issubclass(methods.module(name).METHOD, Segmenter)]
+segmenters = pytest.mark.parametrize("recipe", SEGMENTERS, indirect=True, scope="module")
+"""For what pretraining does not do."""
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
 SIDE = 32
 
@@ -37,19 +39,19 @@ def learner(recipe):
 
 
 @pytest.fixture(scope="module")
-def batch(recipe):
+def batch(recipe, learner):
     """Two crops of one phantom, one of them around its tumour."""
     spacing = recipe.data.preprocess.spacing_mm
     made = prepare(as_study(generate(5, Settings.at_spacing(spacing))), recipe.data.preprocess)
     case, rng = in_memory(made), np.random.default_rng(0)
-    samples = [loader.view(case, recipe.data.sampling, rng) for _ in range(2)]
-    return loader.collate(samples)[0]
+    return learner.collate([learner.view(case, recipe.data.sampling, rng) for _ in range(2)])[0]
 
 
 def test_there_is_at_least_the_baseline():
     assert "unet" in NAMES
 
 
+@segmenters
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
 def test_every_subset_gives_finite_probabilities(learner, batch, subset):
     with torch.inference_mode():
@@ -59,6 +61,7 @@ def test_every_subset_gives_finite_probabilities(learner, batch, subset):
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
 
+@segmenters
 @pytest.mark.parametrize("subset", SUBSETS[:-1], ids=lambda subset: subset.key)
 def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
     available = as_mask(subset).expand(2, -1)
@@ -71,7 +74,7 @@ def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
 def test_what_a_study_lacks_never_reaches_the_loss(recipe, batch, subset):
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    available = torch.stack([as_mask(subset), as_mask(SUBSETS[-1])])
+    available = torch.stack([as_mask(subset), as_mask(SUBSETS[-1])] * (len(batch.image) // 2))
     absent = ~available[:, :, None, None, None]
     told = []
     for filling in (0.0, 7.0, torch.nan):
@@ -88,6 +91,7 @@ def test_what_a_study_lacks_never_reaches_the_loss(recipe, batch, subset):
     assert all(p.grad.isfinite().all() for p in learner.parameters() if p.grad is not None)
 
 
+@segmenters
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
 def test_work_that_is_shared_between_subsets_changes_no_bit(learner, batch, subset):
     available = as_mask(subset).expand(2, -1)
@@ -97,6 +101,7 @@ def test_work_that_is_shared_between_subsets_changes_no_bit(learner, batch, subs
         )
 
 
+@segmenters
 def test_a_modality_that_is_there_changes_the_output(learner, batch):
     with torch.inference_mode():
         present = learner(batch.image, as_mask(SUBSETS[-1]).expand(2, -1))
@@ -104,6 +109,7 @@ def test_a_modality_that_is_there_changes_the_output(learner, batch):
     assert (present - absent).abs().max() > 1e-4
 
 
+@segmenters
 def test_crops_may_have_any_sides_that_the_network_says_it_takes(learner):
     sides = (learner.smallest, learner.smallest + learner.stride, learner.smallest)
     with torch.inference_mode():
@@ -112,9 +118,8 @@ def test_crops_may_have_any_sides_that_the_network_says_it_takes(learner):
     assert torch.isfinite(output).all()
 
 
+@segmenters
 def test_labels_and_regions_have_their_places(learner, batch):
-    if not isinstance(learner, Segmenter):
-        pytest.skip("pretraining")
     with torch.inference_mode():
         probabilities = learner(batch.image, batch.available)
     assert set(learner.decode(probabilities).unique().tolist()) <= {0, *learner.labels}
@@ -150,6 +155,7 @@ def test_the_loss_falls_on_one_batch(recipe, batch):
     assert np.mean(history[-3:]) < 0.8 * np.mean(history[:3])
 
 
+@segmenters
 def test_a_saved_model_gives_the_same_bits(recipe, learner, batch, tmp_path):
     checkpoint.save(tmp_path / "m", learner.state_dict(), recipe, {})
     again = checkpoint.load(tmp_path / "m").network

@@ -175,7 +175,9 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
         [*torchrun, *command(archive, shared, *apart, method=method)], check=True, capture_output=True, env=environment
     )
     first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (alone, shared))
-    assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in first)
+    # A batch norm's running statistics are of the first rank's crops alone.
+    learned = [name for name in first if "running_" not in name and "num_batches" not in name]
+    assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in learned)
 
 
 GATHERING = """

@@ -36,7 +36,7 @@ from glimpseg.data.loader import Archive, Cases, Phantoms, batches
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
-from glimpseg.method import Learner, Progress, ema
+from glimpseg.method import Learner, Progress, Segmenter, ema
 from glimpseg.modality import SUBSETS
 from glimpseg.precision import computing, resolved_precision
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out, refuse_unready
@@ -139,6 +139,7 @@ def train(
     """
     run = Path(run)
     _refuse_unfit(recipe)
+    _refuse_beginning(recipe, run)
     studies, note = _archive(recipe, data, labels, split)  # refused before anything is written
     if note:
         log.info("%s.", note)
@@ -406,10 +407,17 @@ def _refuse_unfit(recipe: Recipe) -> None:
     if kind != "none" and not learner.needs_prior:
         raise UsageError(f"This {recipe.method} does not use the prior {kind}. Set data.prior.kind to none.")
     refuse_unready(recipe.data.prior)
-    if recipe.init.weights is not None:
-        if not isinstance(learner, Segmenter):
-            raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
-        fitting(learner, recipe.init)
+
+
+def _refuse_beginning(recipe: Recipe, run: Path) -> None:
+    """Before anything is made. Raises: UsageError or ModelError for weights that a new run cannot begin with."""
+    if recipe.init.weights is None or checkpoint.newest_valid(run) is not None:
+        return
+    with torch.device("meta"):
+        learner: Learner = methods.build(recipe)
+    if not isinstance(learner, Segmenter):
+        raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
+    fitting(learner, recipe.init)
 
 
 @contextmanager

@@ -74,6 +74,20 @@ def compared(stored):
     return found
 
 
+def cut(stored):
+    """A small part: one step, one call, two pairs of views, maps at a stride."""
+    left_out = ("dino/call1", "dino/call2", "step/batch1", "step/it1", "view/aug0_seed12", "view/aug1_seed11")
+    small = {name: value for name, value in stored.items() if not name.startswith(left_out)}
+    for name, value in small.items():
+        step = 4 if name.startswith("aug/") and name != "aug/in" else 2 if name.startswith("view/aug") else 1
+        if step > 1 and value.ndim == 4 and name.endswith(("_sub", *"345")):
+            small[name] = value[:, ::step, ::step, ::step]
+    for v in (0, 1):
+        small[f"step/shown{v}"] = small.pop(f"step/batch0_image{v}")[..., ::16, ::16, ::16] != 0
+        del small[f"step/batch0_label{v}"]
+    return small
+
+
 def unlike(one, other):
     """Largest difference; 1 for other shapes."""
     one, other = np.asarray(one), np.asarray(other)
@@ -178,7 +192,8 @@ def changes(stored):
             ours = applied(
                 drawn_change(Draws.of(seed), image.shape, transforms), image, np.ones(MODALITIES, np.float32)
             )
-            found[f"aug/{name}_seed{seed}"] = unlike(ours, stored[f"aug/{name}_seed{seed}"])
+            theirs = stored[f"aug/{name}_seed{seed}"]
+            found[f"aug/{name}_seed{seed}"] = unlike(thinned(ours, theirs), theirs)
     return found
 
 
@@ -212,7 +227,9 @@ def pairs(stored):
     }
     for changed in (0, 1):
         for seed in (11, 12):
-            found |= one_pair(stored, whole, seed, f"view/aug{changed}_seed{seed}_", changed)
+            key = f"view/aug{changed}_seed{seed}_"
+            if f"{key}voxel0" in stored:
+                found |= one_pair(stored, whole, seed, key, changed)
     return found
 
 
@@ -236,7 +253,8 @@ def one_pair(stored, whole, seed, key, changed):
         voxel = np.c_[modalities[number][rows], where[rows] - starts[number]]
         found[f"{key}voxel{number}"] = unlike(voxel, stored[f"{key}voxel{number}"])
         for name, values in (("target", one.whole), ("image", image)):
-            found[f"{key}{name}{number}_sub"] = unlike(values[:, ::6, ::6, ::6], stored[f"{key}{name}{number}_sub"])
+            theirs = stored[f"{key}{name}{number}_sub"]
+            found[f"{key}{name}{number}_sub"] = unlike(thinned(values, theirs), theirs)
             stats = [statistics(channel) for channel in values]
             found[f"{key}{name}{number}_stats"] = relative(stats, stored[f"{key}{name}{number}_stats"])
         if not changed:
@@ -252,7 +270,7 @@ def distilling(stored):
     """`dino/`: three calls in a row, the centre going on."""
     found, centre = {}, torch.zeros(1, 512)
     learner = small_learner(replace(OFFICIAL, ahead=0))
-    for call in range(3):
+    for call in (call for call in range(3) if f"dino/call{call}_loss" in stored):
         student = torch.from_numpy(stored[f"dino/call{call}_student"]).requires_grad_()
         teacher = torch.from_numpy(stored[f"dino/call{call}_teacher"])
         temperature = learner.temperature(Progress(200 * int(stored[f"dino/call{call}_epoch"]), STEPS))
@@ -377,12 +395,28 @@ def networks(stored):
 def thinned(values, like):
     """Every n-th channel and voxel."""
     steps = [max(side // wanted, 1) for side, wanted in zip(values.shape, like.shape, strict=True)]
-    return values[tuple(slice(None, None, step) for step in steps)].detach()
+    return values[tuple(slice(None, None, step) for step in steps)]
+
+
+def whole_again(stored):
+    """A cut's first batch: uniform numbers, of which the cut says what blocks of 16 voxels were shown."""
+    if "step/batch0_label0" in stored:
+        return stored
+    made, draws = dict(stored), np.random.RandomState(123)
+    for v in (0, 1):
+        label = draws.rand(2, 4, 32, 32, 32).astype(np.float32).astype(np.float16)
+        made |= {f"step/batch0_label{v}": label, f"step/batch0_image{v}": label * grown(stored[f"step/shown{v}"], 16)}
+    return made
+
+
+def grown(blocks, side):
+    """Cubes of so many voxels."""
+    return blocks.repeat(side, 2).repeat(side, 3).repeat(side, 4)
 
 
 def steps(stored):
     """`step/`: two whole iterations."""
-    found, learner = {}, official_learner(stored)
+    stored, found, learner = whole_again(stored), {}, official_learner(stored)
     recipe = voxmmsd.RECIPES["official"]
     training = _Training.of(learner, recipe.optim, torch.device("cpu"))
     theirs = {authors_name(name, voxunet.NAMES): name for name, _ in learner.student.named_parameters()}
@@ -391,10 +425,10 @@ def steps(stored):
     names = [theirs[name] for name, runs in zip(stored["step/param_names"].tolist(), used, strict=True) if runs]
     # A bias before a norm has no gradient but rounding.
     null = {name for name in names if name.endswith(("0.bias", "4.bias")) and "narrow" not in name}
-    for it in range(2):
+    for it in (it for it in range(2) if f"step/it{it}_loss" in stored):
         key, progress = f"step/it{it}_", Progress(it, STEPS)
-        batch = as_pairs(*(np.concatenate([stored[f"step/batch{it}_{kind}{v}"] for v in (0, 1)]) for kind in KINDS))
-        batch.voxels = batch.voxels[..., 1:]
+        image, label, voxel = (np.concatenate([stored[f"step/batch{it}_{kind}{v}"] for v in (0, 1)]) for kind in KINDS)
+        batch = as_pairs(image, label, voxel[..., 1:])  # without the modality that each was drawn in
         rows = {}
         hooks = [
             learner.projector.register_forward_hook(
@@ -412,7 +446,7 @@ def steps(stored):
         found[f"{key}loss"] = relative(total.item(), stored[f"{key}loss"])
         for number, who in enumerate("st"):
             for name, values in zip((f"{key}{who}_feat", f"{key}embed_{who}"), rows[number], strict=True):
-                found[name] = relative(thinned(values, stored[name]), stored[name])
+                found[name] = relative(thinned(values.detach(), stored[name]), stored[name])
         found[f"{key}rec_stats"] = relative(statistics(rows["rec"].detach()), stored[f"{key}rec_stats"])
         student = dict(learner.student.named_parameters())
         norms = [float(student[name].grad.norm()) for name in names]
@@ -424,7 +458,7 @@ def steps(stored):
             held = dict(network.named_parameters())
             for name, their in zip(names, stored[f"{key}{who}_param_stats"][used], strict=True):
                 found[f"{key}{who} {name}"] = relative(statistics(held[name].detach()), their)
-            mean = network.encoder.enter[1].running_mean
+            mean = network.encoder.entry[1].running_mean
             found[f"{key}{who}_running_mean0"] = relative(mean, stored[f"{key}{who}_running_mean0"])
         mean = stored[f"{key}projhead_bn1_running_mean"]
         found[f"{key}projhead_bn1_running_mean"] = relative(learner.projector[1].running_mean[: len(mean)], mean)

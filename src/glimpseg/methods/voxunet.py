@@ -91,7 +91,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.enter = Block(len(Modality), config.width, config.dropout[0])
+        self.entry = Block(len(Modality), config.width, config.dropout[0])
         self.pool = nn.MaxPool3d(2)
         self.down = nn.ModuleList(
             Block(above, width, dropout)
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Float[Tensor, "b m x y z"]) -> list[Float[Tensor, "b ..."]]:
         """Finest first."""
-        levels = [self.enter(image)]
+        levels = [self.entry(image)]
         for down in self.down:
             levels.append(down(self.pool(levels[-1])))
         return levels
@@ -201,7 +201,7 @@ def cross_entropy(probabilities: Float[Tensor, "b k x y z"], target: Float[Tenso
 
 
 NAMES = (
-    (r"encoder\.enter", "encoder.in_conv.conv_conv"),
+    (r"encoder\.entry", "encoder.in_conv.conv_conv"),
     (r"encoder\.down\.(?P<l>\d)", "encoder.down{l}.maxpool_conv.1.conv_conv"),
     (r"decoder\.levels\.(?P<l>\d)\.narrow", "decoder.up{l}.conv1x1"),
     (r"decoder\.levels\.(?P<l>\d)\.block", "decoder.up{l}.conv.conv_conv"),

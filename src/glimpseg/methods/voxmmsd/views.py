@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from glimpseg.data.cache import Case
@@ -175,7 +175,9 @@ def blocks_along(patch: Sequence[int], config: Config) -> tuple[int, ...]:
     return tuple(side // config.block for side in patch)
 
 
-def expanded(shown: Bool[np.ndarray, "m i j k"], shape: Sequence[int], config: Config) -> Bool[np.ndarray, "m x y z"]:
+def expanded(
+    shown: Shaped[np.ndarray, "m i j k"], shape: Sequence[int], config: Config
+) -> Shaped[np.ndarray, "m x y z"]:
     """Blocks as voxels.
 
     `zoom`: voxel i belongs to block round((n - 1) i / (side - 1)) of n, so that the first and the last block of an axis
