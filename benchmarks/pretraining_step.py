@@ -1,0 +1,173 @@
+"""Time and peak memory of Vox-MMSD's pretraining: ours, against the way of its authors' code.
+
+    python benchmarks/pretraining_step.py [--side 64] [--steps 3] [--samples 8] [--repeat 2]
+
+Each form runs in processes of its own, in turns, on the same phantom of 1 mm, network, crops and seeds, in fp32:
+
+- ours: the teacher without a graph; voxels that both crops show are searched in their overlap, as truth values.
+- authors': the teacher with a graph that nothing uses; voxels searched in the whole volume, copied for each crop.
+
+Losses, gradients' norms and drawn voxels are compared before anything is printed. What came of it: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glimpseg import methods
+from glimpseg.data import phantom
+from glimpseg.data.cache import Case, in_memory
+from glimpseg.data.phantom_archive import as_study
+from glimpseg.data.preprocess import prepare
+from glimpseg.method import Progress
+from glimpseg.methods.voxmmsd import views
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
+from glimpseg.methods.voxmmsd.views import Pairs
+
+FORMS = ("ours", "authors")
+GIB, MIB = 2**30, 2**20
+STEPS = 60_000
+
+
+def main() -> None:
+    """Prints seconds, memory and ratios. Raises: SystemExit if the forms do not compute the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=64, help="of the crops of a step; views are of 96")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--share", nargs=2, metavar=("PART", "FORM"), help="one process's share of the work")
+    wanted = parser.parse_args()
+    if wanted.share:
+        part, form = wanted.share
+        print(json.dumps({"step": step, "views": viewing}[part](form, wanted)))
+        return
+    for part in ("views", "step"):
+        found: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
+        for number in range(wanted.repeat):
+            for form in FORMS[:: 1 if number % 2 == 0 else -1]:
+                command = [sys.executable, __file__, *sys.argv[1:], "--share", part, form]
+                done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[form].append(json.loads(done))
+        one, other = (np.array(found[form][0]["check"]) for form in FORMS)
+        worst = float((np.abs(one - other) / np.maximum(np.abs(one), 1e-12)).max())
+        print(f"{part}: the forms' numbers differ by at most {worst:.1e}")
+        if worst > 1e-4:
+            sys.exit("The forms do not compute the same.")
+        for what in (name for name in found["ours"][0] if name != "check"):
+            values = {form: statistics.median(share[what] for share in shares) for form, shares in found.items()}
+            ratio = values["authors"] / values["ours"]
+            print(f"  {what:28}" + "  ".join(f"{k} {v:.3f}" for k, v in values.items()) + f"  ratio {ratio:.2f}")
+
+
+def study() -> Case:
+    """A phantom of 1 mm, from 0 to 1."""
+    made = as_study(phantom.generate(7, phantom.Settings.at_spacing(1.0)))
+    return in_memory(prepare(made, methods.find_recipe("voxmmsd/brats2023").data.preprocess))
+
+
+def viewing(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a pair of views of 96^3, and the most that one takes beside what it returns."""
+    config, case = methods.find_recipe("voxmmsd/official").config, study()
+    if form == "authors":
+        search_everywhere(case, 96)
+    views.pair(case, (96, 96, 96), config, np.random.default_rng(99))
+    seconds = []
+    for number in range(wanted.samples):
+        begun = time.perf_counter()
+        pair = views.pair(case, (96, 96, 96), config, np.random.default_rng(number))
+        seconds.append(time.perf_counter() - begun)
+    tracemalloc.start()
+    views.pair(case, (96, 96, 96), config, np.random.default_rng(0))
+    most = tracemalloc.get_traced_memory()[1]
+    return {
+        "seconds a pair": statistics.median(seconds),
+        "MiB at most": most / MIB,
+        "check": pair.voxels.sum((0, 1)).tolist(),
+    }
+
+
+def search_everywhere(case: Case, side: int) -> None:
+    """Looks for candidates as the authors do: all that is not 0 in the volume, once for each crop, then what lies in
+    both."""
+    volume = case.crop((0, 0, 0), case.shape).image
+
+    def candidates(tissue: np.ndarray, starts: np.ndarray, *, by_channel: bool) -> np.ndarray:
+        inside = []
+        for start in starts:
+            where = np.argwhere(volume.copy() != 0)
+            inside.append(((where[:, 1:] >= start) & (where[:, 1:] < start + side)).all(1))
+        return where[inside[0] & inside[1], 1:]
+
+    views.candidates = candidates
+
+
+def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a step on two studies' crops, without the first, and the process's peak beside the weights."""
+    changes = {"data.sampling.patch": [wanted.side] * 3}
+    recipe, case = methods.find_recipe("voxmmsd/official", changes), study()
+    torch.manual_seed(0)
+    learner = methods.build(recipe)
+    pairs = [views.pair(case, recipe.data.sampling.patch, recipe.config, np.random.default_rng(n)) for n in range(2)]
+    batch, _ = learner.collate(pairs)
+    del case, pairs
+    still = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if form == "authors":
+        learner.teacher.requires_grad_(True)
+    optimizer = torch.optim.SGD(learner.parameter_groups(), 1e-3, momentum=0.9)
+    seconds, check = [], []
+    for number in range(wanted.steps):
+        torch.manual_seed(number)
+        begun = time.perf_counter()
+        if form == "authors":
+            terms, kept = with_graph(learner, batch)
+        else:
+            terms, kept = learner.losses(batch, Progress(0, STEPS)), None
+        loss = sum(terms.values(), torch.zeros(()))
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in learner.student.parameters() if p.grad is not None]).norm()
+        optimizer.step()
+        optimizer.zero_grad()
+        learner.after_step(Progress(0, STEPS))
+        del kept
+        seconds.append(time.perf_counter() - begun)
+        check += [float(loss), float(norm)] if number == 0 else []
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds a step": statistics.median(seconds[1:]),
+        "GiB at most": peak * 1024 / GIB,
+        "GiB that the steps added": (peak - still) * 1024 / GIB,
+        "check": check,
+    }
+
+
+def with_graph(learner: VoxMMSD, batch: Pairs) -> tuple[dict[str, Tensor], Any]:
+    """The same losses; the teacher's pass is recorded, and kept for as long as the second value."""
+    levels = learner.student.pyramid(batch.image, batch.available)
+    student = learner.projector(at_voxels(levels, batch.voxels, batch.image.shape[2:]))
+    slow = learner.teacher.pyramid(batch.image, batch.available)
+    teacher = learner.projector(at_voxels(slow, batch.voxels, batch.image.shape[2:]))
+    temperatures = learner.config.student_temperature, learner.temperature(Progress(0, STEPS))
+    distilled = distillation(student, teacher, learner.centre, temperatures)
+    learner._rows.append(teacher.detach().mean(0, keepdim=True))
+    restored = learner.restorer(levels).tanh()
+    return {"distillation": distilled, "restoration": restoration(restored, batch)}, (slow, teacher)
+
+
+if __name__ == "__main__":
+    main()
