@@ -5,9 +5,9 @@
 Each form runs in processes of its own, in turns, on the same phantom of 1 mm, network, crops and seeds, in fp32:
 
 - ours: the teacher without a graph; voxels that both crops show are searched in their overlap, as truth values.
-- authors': the teacher with a graph that nothing uses; voxels searched in the whole volume, copied for each crop.
+- authors': the teacher with a graph that nothing uses; voxels searched in the whole volume, a copy for each crop.
 
-Losses, gradients' norms and drawn voxels are compared before anything is printed. What came of it: benchmarks/README.md.
+Losses, norms of gradients and drawn voxels are compared first. What came of it: benchmarks/README.md.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Does a pretraining help where labels are few? From scratch against pretrained, at shares of the labels, on phantoms.
 
-    python scripts/label_benchmark.py -o labels [--methods unet rfnet] [--shares 0.05 0.1 0.25 1.0] [--seeds 0 1 2]
+    python scripts/label_benchmark.py -o labels [--methods unet rfnet] [--shares 0.05 0.1 0.25 1] [--seeds 0 1 2]
     python scripts/label_benchmark.py -o labels --table
 
-For each method and seed, `voxmmsd/phantom` pretrains the method's network on all training phantoms without their labels;
+For each method and seed, `voxmmsd/phantom` pretrains the method's network on all training phantoms without labels;
 then the method's recipe `phantom` is trained at each share, with and without it, for the same number of steps. Of one
-seed both see the same labelled phantoms and the same crops. All are scored on the same held-out phantoms. What is finished
-is kept: the same command goes on after a stop. docs/methods/comparison.md says what numbers can and cannot tell.
+seed both see the same labelled phantoms and the same crops. All are scored on the same held-out phantoms. What is
+finished is kept: the same command goes on after a stop. docs/methods/comparison.md says what the numbers can tell.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def write_tables(place: Path, cells: list[Cell]) -> None:
 
 
 def compared(place: Path, cells: list[Cell]) -> Iterator[dict]:
-    """For every method, share, region and set of subsets: Dice in %, mean over seeds and cases, and the paired difference,
-    with 95 % intervals over cases. Seeds of which either training is missing are left out."""
+    """For every method, share, region and set of subsets: Dice in %, mean over seeds and cases, and the paired
+    difference, with 95 % intervals over cases. Seeds of which either training is missing are left out."""
     done = set(cells)
     for method, share in dict.fromkeys((cell.method, cell.share) for cell in cells):
         seeds = [
