@@ -19,7 +19,7 @@ FLOORS = (
     ("recipe",),
     ("methods", "report"),
     ("checkpoint",),
-    ("journal", "transfer", "train", "predict", "models"),
+    ("journal", "transfer", "readiness", "archive", "train", "predict", "models"),
     ("evaluate", "compare"),
     ("demo",),
     ("cli",),

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from conftest import small, small_recipe, write_head
 from glimpseg import checkpoint, methods
+from glimpseg.archive import prepare, prepare_studies
 from glimpseg.cli import app
 from glimpseg.data import loader
 from glimpseg.data.augment import RFNET, Augment
@@ -36,7 +37,7 @@ from glimpseg.priors.making import of_phantom, priors, refuse_held_out
 from glimpseg.priors.settings import Prior
 from glimpseg.priors.synthetic import spoiled
 from glimpseg.region import Label, Region
-from glimpseg.train import prepare, prepare_studies, train
+from glimpseg.train import train
 
 CPU = torch.device("cpu")
 LABELS = (Label.NCR, Label.ED, Label.ET)

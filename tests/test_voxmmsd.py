@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from conformance import reference, voxmmsd_reference
 from conftest import small_recipe, write_head
 from glimpseg import checkpoint, methods
+from glimpseg.archive import some_of
 from glimpseg.checkpoint import Stored
 from glimpseg.cli import app
 from glimpseg.data.cache import in_memory
@@ -29,7 +30,7 @@ from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation
 from glimpseg.methods.voxunet import blended, cross_entropy
 from glimpseg.modality import ALL, Modality
 from glimpseg.recipe import Init, Optim
-from glimpseg.train import some_of, train
+from glimpseg.train import train
 from glimpseg.transfer import transfer
 
 CPU = torch.device("cpu")

@@ -187,7 +187,7 @@ def prepare(
     device: Device = "auto",
 ) -> None:
     """Read, check, crop and normalise every study once, and make its prior, ahead of training."""
-    from glimpseg import methods, train
+    from glimpseg import archive, methods
     from glimpseg.data.layouts import find_studies
     from glimpseg.data.splits import chosen
     from glimpseg.modality import SUBSETS
@@ -197,7 +197,7 @@ def prepare(
     wanted = methods.find_recipe(recipe, changes)
     studies = find_studies(data, labels=labels)
     studies = chosen(studies, split) if split else studies
-    paths, priors = train.prepare(studies, wanted, output, device=resolved_device(device), split=split)
+    paths, priors = archive.prepare(studies, wanted, output, device=resolved_device(device), split=split)
     for subset in SUBSETS:
         count = sum(study.available == subset for study in studies)
         if count:

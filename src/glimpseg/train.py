@@ -13,14 +13,13 @@ import hashlib
 import logging
 import math
 import signal
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -28,24 +27,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glimpseg import checkpoint, methods
+from glimpseg.archive import cases_of, studies_of
 from glimpseg.atomic import atomic_file, only_one, write_text
-from glimpseg.data import phantom
-from glimpseg.data.cache import cached
-from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Cases, Phantoms, batches
-from glimpseg.data.splits import chosen
-from glimpseg.errors import InputError, Preempted, TrainingError, UsageError
+from glimpseg.data.loader import Cases, batches
+from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
-from glimpseg.method import Learner, Progress, Segmenter, ema
-from glimpseg.modality import SUBSETS
+from glimpseg.method import Learner, Progress, ema
 from glimpseg.precision import computing, resolved_precision
-from glimpseg.priors.making import of_phantom, priors, refuse_held_out, refuse_unready
-from glimpseg.priors.sam import weights_digest, weights_of
-from glimpseg.priors.settings import Prior
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
+from glimpseg.readiness import refuse_beginning, refuse_unfit
 from glimpseg.recipe import Optim, Recipe
-from glimpseg.study import Batch, Study
-from glimpseg.transfer import begin_with, fitting
+from glimpseg.study import Batch
+from glimpseg.transfer import begin_with
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +59,7 @@ def fit(
     Raises: UsageError if the network cannot take crops of the recipe's size, or its prior; TrainingError when a term
         is not finite; Preempted after SIGTERM, the state saved.
     """
-    _refuse_unfit(recipe)
+    refuse_unfit(recipe)
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
@@ -138,15 +131,15 @@ def train(
         such an archive; InputError for data that cannot be used; and as `fit`.
     """
     run = Path(run)
-    _refuse_unfit(recipe)
-    _refuse_beginning(recipe, run)
-    studies, note = _archive(recipe, data, labels, split)  # refused before anything is written
+    refuse_unfit(recipe)
+    refuse_beginning(recipe, run)
+    studies, note = studies_of(recipe, data, labels, split)  # refused before anything is written
     if note:
         log.info("%s.", note)
     with joined(device), _only_one(run):
         _open_run(run, recipe, resume)
         with first_rank_first():
-            cases, described = _cases(recipe, run, studies, split, cache, device)
+            cases, described = cases_of(recipe, run, studies, split, cache, device)
         return fit(
             recipe,
             cases,
@@ -258,118 +251,6 @@ class _Training:
         self.optimizer.load_state_dict({"state": dict(slots), "param_groups": state.scalars["groups"]})
 
 
-def prepare(
-    studies: Sequence[Study], recipe: Recipe, folder: Path, *, device: torch.device, split: str | None = None
-) -> tuple[list[Path], list[Path]]:
-    """The cache files of all studies, and of their priors if the recipe has any; made where they are missing. `split`
-    is the name of the list that the studies were chosen by.
-
-    Raises: InputError as `prepare_studies`; UsageError for priors that cannot be made, or of a list that is not for
-        training.
-    """
-    refuse_held_out(recipe.data.prior, split)
-    _refuse_unfit(recipe)
-    return _prepared(studies, recipe, folder, device)
-
-
-def _prepared(
-    studies: Sequence[Study], recipe: Recipe, folder: Path, device: torch.device
-) -> tuple[list[Path], list[Path]]:
-    paths = prepare_studies(studies, recipe, folder)
-    spacing_mm = recipe.data.preprocess.spacing_mm
-    return paths, priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder, device)
-
-
-def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
-    """The cache files of all studies, made where they are missing.
-
-    Raises: InputError naming every study that cannot be prepared, once all have been tried.
-    """
-    paths, failures = [], []
-    for study in studies:
-        try:
-            paths.append(cached(study, recipe.data.preprocess, folder))
-        except InputError as error:
-            failures.append(f"{study.id}: {error}")
-    if failures:
-        raise InputError(
-            f"{len(failures)} of {len(studies)} studies cannot be used; repair them or move them away.\n"
-            + "\n".join(failures)
-        )
-    return paths
-
-
-def _archive(
-    recipe: Recipe, data: str | Path | None, labels: str | None, split: str | None
-) -> tuple[list[Study], str | None]:
-    """The studies to learn from, none for the recipe's phantoms, and what the method says of them."""
-    prior = recipe.data.prior
-    if prior.uses_reference:
-        log.warning("The prior %s is made of the references themselves: what comes of it is no result.", prior.kind)
-    if data is None:
-        if recipe.data.stream is None:
-            raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
-        if recipe.data.labelled < 1:
-            raise UsageError("A share of an endless stream is endless: name a folder of studies with --data.")
-        of_phantom(prior, recipe.data.preprocess.spacing_mm)
-        return [], None
-    refuse_held_out(prior, split)
-    # Pretraining can learn nothing of a reference, and one that is broken is not in its way.
-    studies = find_studies(data, labels=labels, references="required" if recipe.backbone is None else "ignored")
-    studies = chosen(studies, split) if split else studies
-    studies = some_of(studies, recipe.data.labelled, recipe.seed)
-    return studies, methods.module(recipe.method).METHOD.archive_note(Counter(study.available for study in studies))
-
-
-def some_of(studies: Sequence[Study], share: float, seed: int) -> list[Study]:
-    """A share of the studies, at least one, in their order; of one seed, a smaller share is part of a larger one."""
-    count = max(round(share * len(studies)), 1)
-    first = np.random.default_rng([seed, len(studies)]).permutation(len(studies))[:count]
-    return [studies[number] for number in sorted(first.tolist())]
-
-
-def _cases(
-    recipe: Recipe, run: Path, studies: list[Study], split: str | None, cache: str | Path | None, device: torch.device
-) -> tuple[Cases, dict[str, Any]]:
-    settings, prior = recipe.data.preprocess, recipe.data.prior
-    if not studies:
-        assert recipe.data.stream is not None
-        made = of_phantom(prior, settings.spacing_mm)
-        return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior, [])}}
-    folder = Path(cache) if cache else run / "cache"
-    paths, supposed = _prepared(studies, recipe, folder, device)
-    have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
-    log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
-    convention = studies[0].convention
-    return Archive(paths, supposed), {
-        "data": {
-            "studies": len(studies),
-            "split": split,
-            "available": {key: count for key, count in have.items() if count},
-            "labels": convention.name if convention else None,
-            "digest": _names_digest(paths),
-            **_named(prior, supposed),
-        }
-    }
-
-
-def _named(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
-    """The prior as every output of the model names it, nothing for none. Names of files say what is in them."""
-    if prior.kind == "none":
-        return {}
-    named: dict[str, Any] = {"kind": prior.kind, "uses_reference": prior.uses_reference}
-    if prior.kind == "sam":
-        named["weights"] = weights_digest(weights_of(prior))
-    if files:
-        named["digest"] = _names_digest(files)
-    return {"prior": named}
-
-
-def _names_digest(files: Sequence[Path]) -> str:
-    """Of files that are named by their content."""
-    return hashlib.sha256("\n".join(sorted(path.name for path in files)).encode()).hexdigest()
-
-
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Writes the recipe into a new run, or checks that it is the one an old run began with."""
     if rank_and_world()[0]:
@@ -385,39 +266,6 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
     else:
         write_text(path, yaml.safe_dump(tree, sort_keys=False))
-
-
-def _refuse_unfit(recipe: Recipe) -> None:
-    """Before anything is made. Raises: UsageError for crops or a prior that the method cannot use, or a prior that
-    cannot be made here."""
-    with torch.device("meta"):
-        learner: Learner = methods.build(recipe)
-    patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
-    stride, smallest = learner.stride, learner.smallest
-    if any(side % stride or side < smallest for side in patch):
-        raise UsageError(
-            f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
-            f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
-        )
-    if learner.needs_prior and kind == "none":
-        raise UsageError(
-            f"This {recipe.method} learns from a prior and the recipe has none. Set data.prior.kind (and "
-            "data.prior.weights for sam), or config.refinement and config.agreement to 0."
-        )
-    if kind != "none" and not learner.needs_prior:
-        raise UsageError(f"This {recipe.method} does not use the prior {kind}. Set data.prior.kind to none.")
-    refuse_unready(recipe.data.prior)
-
-
-def _refuse_beginning(recipe: Recipe, run: Path) -> None:
-    """Before anything is made. Raises: UsageError or ModelError for weights that a new run cannot begin with."""
-    if recipe.init.weights is None or checkpoint.newest_valid(run) is not None:
-        return
-    with torch.device("meta"):
-        learner: Learner = methods.build(recipe)
-    if not isinstance(learner, Segmenter):
-        raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
-    fitting(learner, recipe.init)
 
 
 @contextmanager
