@@ -117,11 +117,13 @@ def write_tables(place: Path, cells: list[Cell]) -> None:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    lines = ["| method | labels | subsets | from scratch | pretrained | difference |", "|---|--:|---|--:|--:|--:|"]
+    heads = ("method", "labels", "subsets", "from scratch", "pretrained", "difference", "seeds ahead")
+    lines = [f"| {' | '.join(heads)} |", "|---|--:|---|--:|--:|--:|--:|"]
     for row in rows:
         if row["region"] == "mean":
             numbers = " | ".join(in_words(row, name) for name in (*INITS, "difference"))
-            lines.append(f"| `{row['method']}` | {row['share']:.0%} | {row['subsets']} | {numbers} |")
+            ahead = f"{row['seeds_ahead']} of {row['seeds']}"
+            lines.append(f"| `{row['method']}` | {row['share']:.0%} | {row['subsets']} | {numbers} | {ahead} |")
     write_text(place / "labels.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     draw(place / "labels.png", rows)

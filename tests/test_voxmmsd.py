@@ -1,6 +1,10 @@
 """Pretraining: views, objective, resuming, and what is carried over."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +23,8 @@ from glimpseg.checkpoint import Stored
 from glimpseg.cli import app
 from glimpseg.data.cache import in_memory
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Phantoms
-from glimpseg.data.preprocess import prepare
+from glimpseg.data.loader import Phantoms, Stream
+from glimpseg.data.preprocess import RFNET, Preprocess, prepare
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.method import Progress, Segmenter, by_role
 from glimpseg.methods.voxmmsd import views
@@ -79,13 +83,7 @@ def compared():
 def test_every_family_of_numbers_is_the_authors(compared, family, count):
     found = {name: value for name, value in compared.items() if name.startswith(f"{family}/")}
     assert len(found) == count
-    assert max(found.values()) <= voxmmsd_reference.TOLERANCES[family]
-
-
-def test_the_losses_of_a_step_are_the_authors(compared):
-    losses = [value for name, value in compared.items() if name.startswith("step/") and name.endswith("loss")]
-    assert len(losses) == 3
-    assert max(losses) < 1e-5
+    assert all(value <= voxmmsd_reference.tolerance(name) for name, value in found.items())
 
 
 # Views
@@ -137,17 +135,21 @@ def test_what_is_hidden_last_is_0_when_it_is_seen(case):
 
 
 @pytest.mark.parametrize("available", [Modality.T2, Modality.T1 | Modality.FLAIR, ALL])
-def test_absent_modalities_are_neither_drawn_nor_shown(available, tmp_path):
-    """Every voxel is seen in a modality that the study has."""
+def test_absent_modalities_are_neither_drawn_nor_shown(available, tmp_path, monkeypatch):
     write_head(tmp_path, "S0", 0, tuple(available))
-    recipe = pretraining()
-    made = in_memory(prepare(find_studies(tmp_path)[0], recipe.data.preprocess))
-    config = Config(block=4, voxels=32, hide_last=True)
-    pair = views.pair(made, (16, 16, 16), config, np.random.default_rng(0))
-    has = np.array([modality in available for modality in Modality])
-    assert not pair.seen[:, ~has].any()
-    for seen, voxels in zip(pair.seen, pair.voxels, strict=True):
-        assert (seen[(slice(None), *voxels.T)][has] != 0).any(0).all()
+    made = in_memory(prepare(find_studies(tmp_path)[0], pretraining().data.preprocess))
+    drawn, honest = [], views.seen_twice
+
+    def watched(visible, where, starts, modalities):
+        drawn.append(modalities)
+        return honest(visible, where, starts, modalities)
+
+    monkeypatch.setattr(views, "seen_twice", watched)
+    pair = views.pair(made, (16, 16, 16), Config(block=4, voxels=32), np.random.default_rng(0))
+    has = [number for number, modality in enumerate(Modality) if modality in available]
+    assert set(np.unique(np.concatenate([one.ravel() for one in drawn])).tolist()) == set(has)
+    absent = [number for number in range(4) if number not in has]
+    assert not pair.seen[:, absent].any()
 
 
 def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
@@ -156,10 +158,24 @@ def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
         views.pair(case, (16, 16, 16), Config(block=8), np.random.default_rng(0))
 
 
-def test_a_study_smaller_than_the_crop_is_padded(case):
+@pytest.mark.parametrize(
+    "preparation", [Preprocess(spacing_mm=3), replace(RFNET, spacing_mm=3)], ids=["zero", "shifted"]
+)
+def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparation):
+    """Also where air is not 0, but as dark as the scanner left it."""
+    case = Phantoms(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
-    pair = views.pair(case, (side,) * 3, Config(block=8, voxels=32), np.random.default_rng(0))
-    assert pair.seen.shape == (2, 4, side, side, side)
+    pair = views.pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
+    air = np.array([case.level(modality) for modality in Modality])[:, None]
+    for whole, voxels in zip(pair.whole, pair.voxels, strict=True):
+        assert (whole[(slice(None), *voxels.T)] != air).any(0).all()
+
+
+def test_a_crop_of_two_blocks_a_side_shows_something_whatever_is_drawn(tmp_path):
+    write_head(tmp_path, "S0", 0, (Modality.T2,))
+    made = in_memory(prepare(find_studies(tmp_path)[0], pretraining().data.preprocess))
+    for seed in range(30):
+        assert views.pair(made, (16, 16, 16), Config(block=8, voxels=16), np.random.default_rng(seed)).voxels.any()
 
 
 def test_changes_are_in_units_of_the_crops_range():
@@ -286,7 +302,7 @@ def test_a_run_that_failed_midway_resumes_to_the_same_student_teacher_and_centre
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_references_are_never_read(pretrained, tmp_path):
+def test_references_are_never_read(tmp_path):
     """Not even broken ones, or of several conventions."""
     for seed, number in ((0, 3), (1, 9)):
         place = write_head(tmp_path / "data", f"S{seed}", seed)
@@ -317,11 +333,70 @@ def test_each_verb_has_its_recipes(tmp_path):
     assert "glimpseg train" in str(said[1].exception)
 
 
-def test_a_backbone_is_a_method_that_segments():
-    with pytest.raises(UsageError, match="voxmmsd does not fit"):
-        methods.find_recipe("voxmmsd/phantom", backbone="voxmmsd/phantom")
-    with pytest.raises(UsageError, match="unet does not fit"):
-        methods.find_recipe("unet/phantom", backbone="rfnet/phantom")
+@pytest.mark.parametrize(("recipe", "changes", "backbone", "words"), [
+    ("voxmmsd/phantom", {}, "voxmmsd/phantom", "needs a method that segments, not voxmmsd"),
+    ("voxmmsd/phantom", {"backbone": None}, None, "needs a method that segments, not None"),
+    ("unet/phantom", {}, "rfnet/phantom", "unet segments by itself"),
+    ("unet/phantom", {"backbone": {"method": "rfnet"}}, None, "unet segments by itself"),
+    ("voxmmsd/phantom", {"backbone.config": {"depth": 3}}, None, "backbone.config.depth"),
+])  # fmt: skip
+def test_a_backbone_is_a_method_that_segments(recipe, changes, backbone, words):
+    with pytest.raises(UsageError, match=words):
+        methods.find_recipe(recipe, changes, backbone)
+
+
+def test_a_part_is_of_something(tmp_path):
+    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--part=encoder"])
+    assert "--init" in str(said.exception)
+
+
+def test_another_preparation_and_an_unfinished_run_are_said(pretrained, archive, tmp_path, caplog):
+    shutil.copytree(pretrained / "run", tmp_path / "pretrained")
+    shutil.rmtree(tmp_path / "pretrained" / "model")
+    shutil.rmtree(checkpoint.checkpoints(tmp_path / "pretrained")[0])
+    recipe = small_recipe(
+        "voxunet", init__weights=str(tmp_path / "pretrained"), data__preprocess__clip=3.0, optim__steps=1
+    )
+    with caplog.at_level("WARNING"):
+        train(recipe, tmp_path / "run", data=archive, device=CPU)
+    assert "6 of 8 steps" in caplog.text
+    assert "another preparation" in caplog.text
+    assert checkpoint.load(tmp_path / "run").provenance["init"]["steps"] == 6
+
+
+def test_the_cache_that_prepare_fills_is_pretrainings(archive, tmp_path):
+    recipe = pretraining(optim__steps=1)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(methods.as_tree(recipe)))
+    cache = tmp_path / "cache"
+    prepared = CliRunner().invoke(
+        app,
+        ["prepare", str(archive), "-o", str(cache), "--recipe", str(tmp_path / "recipe.yaml")],
+        catch_exceptions=False,
+    )
+    assert prepared.exit_code == 0
+    before = sorted(cache.iterdir())
+    train(recipe, tmp_path / "run", data=archive, cache=cache, device=CPU)
+    assert sorted(cache.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_two_ranks_pretrain_as_one_does_that_accumulates(pretrained, tmp_path):
+    """The centre, too: it is of all ranks' and passes' rows."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(methods.as_tree(pretraining(optim__steps=3))))
+    script = tmp_path / "go.py"
+    script.write_text("import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["pretrain", str(tmp_path / "recipe.yaml"), "--data", str(pretrained / "data"), "--device=cpu"]
+    one = [sys.executable, str(script), *command, "-o", str(tmp_path / "one"), "--set=optim.accumulate=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    for run in (one, [*torchrun, *command, "-o", str(tmp_path / "two")]):
+        subprocess.run(run, check=True, capture_output=True, env=environment)
+    first, second = (load_file(checkpoint.newest_valid(tmp_path / name) / checkpoint.STATE) for name in ("one", "two"))
+    learned = [
+        name for name in first if name.startswith("learner/") and "running_" not in name and "num_batches" not in name
+    ]
+    assert first["learner/centre"].any()
+    assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in learned)
 
 
 def test_a_backbone_brings_its_preparation():
@@ -359,15 +434,13 @@ def test_training_begins_with_them_and_says_so(pretrained, archive, tmp_path):
 
 
 def test_a_resumed_run_needs_no_pretraining_any_more(pretrained, archive, tmp_path):
-    import shutil
-
     shutil.copytree(pretrained / "run", tmp_path / "pretrained")
     recipe = small_recipe("voxunet", init__weights=str(tmp_path / "pretrained"), optim__steps=4)
     train(recipe, tmp_path / "run", data=archive, device=CPU)
     shutil.rmtree(tmp_path / "pretrained")
     shutil.rmtree(tmp_path / "run" / "model")
     train(recipe, tmp_path / "run", data=archive, device=CPU, resume=True)
-    assert (tmp_path / "run" / "model").is_dir()
+    assert checkpoint.load(tmp_path / "run").provenance["init"]["of"] == "voxunet"
 
 
 def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, archive, tmp_path):
@@ -396,13 +469,13 @@ def test_a_trained_model_can_be_begun_with_too(model_folder):
     assert len(taken.weights) > 20
 
 
-def test_weights_of_another_shape_are_counted_and_left():
+def test_weights_of_another_shape_are_left_with_all_that_their_norms_counted():
     recipe = pretraining()
     found = Stored(methods.build(recipe).kept, recipe, {}, Path())
     network = methods.build(small_recipe("voxunet", config__width=8))
     taken = transfer(network, found, Init())
-    assert taken.unlike
-    assert all(name.endswith("num_batches_tracked") for name in taken.weights)
+    assert not taken.weights
+    assert len(taken.unlike) == 42
 
 
 def test_shares_are_nested_and_fixed(tmp_path):

@@ -54,6 +54,9 @@ Split = Annotated[
 ]
 ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")]
+Backbone = Annotated[
+    str | None, typer.Option(help="For pretraining: the network of this recipe, unet/brats, rfnet/brats2020 ...")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that cut crops.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -181,6 +184,7 @@ def prepare(
     prior: Annotated[
         str | None, typer.Option(help="none, sam or synthetic, in place of the recipe's (see docs/priors.md).")
     ] = None,
+    backbone: Backbone = None,
     change: Change = None,
     labels: Labels = None,
     split: Split = None,
@@ -194,8 +198,8 @@ def prepare(
     from glimpseg.predict import resolved_device
 
     changes = _changes(change) | ({"data.prior.kind": prior} if prior else {})
-    wanted = methods.find_recipe(recipe, changes)
-    studies = find_studies(data, labels=labels)
+    wanted = methods.find_recipe(recipe, changes, backbone)
+    studies = find_studies(data, labels=labels, references="optional" if wanted.backbone is None else "ignored")
     studies = chosen(studies, split) if split else studies
     paths, priors = archive.prepare(studies, wanted, output, device=resolved_device(device), split=split)
     for subset in SUBSETS:
@@ -237,6 +241,8 @@ def train(
     from glimpseg import train as training
     from glimpseg.predict import resolved_device
 
+    if part is not None and init is None:
+        raise UsageError("--part says what of --init is taken over: name a model with --init, too.")
     flags = {"init.weights": init and str(init), "init.part": part, "data.labelled": labelled}
     changes = _changes(change) | {path: value for path, value in flags.items() if value is not None}
     wanted = methods.find_recipe(recipe, changes)
@@ -266,9 +272,7 @@ def pretrain(
         Path | None,
         typer.Option(help="Folder of studies, with or without labels, complete or not. Default: phantoms."),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Pretrain the network of this recipe: unet/brats, rfnet/brats2020 ...")
-    ] = None,
+    backbone: Backbone = None,
     change: Change = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     split: Split = None,

@@ -76,8 +76,11 @@ class Optim:
         for name in ("steps", "accumulate", "epoch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, not {getattr(self, name)}.")
-        if self.warmup >= self.steps and self.cosine_to is not None:
-            raise ValueError(f"warmup should be shorter than steps before a cosine, not {self.warmup}.")
+        if self.cosine_to is not None and self.warmup and not self.epoch < self.warmup < self.steps:
+            raise ValueError(
+                f"warmup should lie between epoch ({self.epoch}) and steps ({self.steps}) before a cosine, not "
+                f"{self.warmup}; 0 for none."
+            )
         if self.max_norm is not None and self.max_norm <= 0:
             raise ValueError(f"max_norm should be above 0, or null for no clipping, not {self.max_norm}.")
 

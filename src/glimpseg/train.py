@@ -64,7 +64,7 @@ def fit(
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
     if recipe.init.weights is not None and checkpoint.newest_valid(run) is None:
-        record["init"] = begin_with(learner, recipe.init)
+        record["init"] = begin_with(learner, recipe)
     training = _Training.of(learner.to(device), optim, device)
     start = _restore(training, run, record)
     parts = _parts(recipe)
@@ -177,7 +177,8 @@ class _Training:
 
     @classmethod
     def of(cls, learner: Learner, optim: Optim, device: torch.device) -> _Training:
-        groups = learner.parameter_groups()
+        # A group may have a decay of its own, which no schedule changes.
+        groups = [{"scheduled": "weight_decay" not in group, **group} for group in learner.parameter_groups()]
         optimizer: torch.optim.Optimizer
         if optim.optimizer == "sgd":
             optimizer = torch.optim.SGD(
@@ -207,7 +208,8 @@ class _Training:
         rate, decay = optim.rate(progress.step), optim.decay(progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-            group["weight_decay"] = decay if group["weight_decay"] else 0.0
+            if group["scheduled"]:
+                group["weight_decay"] = decay
         most = math.inf if optim.max_norm is None else optim.max_norm
         # Group by group, so that a discriminator's gradient does not shrink the step of what it judges.
         norms = [float(nn.utils.clip_grad_norm_(group["params"], most)) for group in self.optimizer.param_groups]
@@ -276,7 +278,8 @@ def _only_one(run: Path) -> Iterator[None]:
         yield
 
 
-def _restore(training: _Training, run: Path, provenance: Mapping[str, Any]) -> int:
+def _restore(training: _Training, run: Path, provenance: dict[str, Any]) -> int:
+    """Takes up the newest checkpoint; the number of steps it has behind it, and in `provenance` how it began."""
     newest = checkpoint.newest_valid(run)
     if newest is None:
         return 0
@@ -286,6 +289,8 @@ def _restore(training: _Training, run: Path, provenance: Mapping[str, Any]) -> i
     if state.scalars["precision"] != training.precision:
         log.warning("The run was begun in %s and goes on in %s.", state.scalars["precision"], training.precision)
     training.restore(state)
+    if "init" in record:
+        provenance["init"] = record["init"]
     log.info("Resumed from %s", newest)
     return state.step
 
@@ -318,9 +323,7 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
     if not broken:
         return
     path = run / "failed" / f"step-{step:08d}.safetensors"
-    tensors = {"image": batch.image, "available": batch.available}
-    tensors |= {"target": batch.target} if batch.target is not None else {}
-    tensors |= {"prior": batch.prior} if batch.prior is not None else {}
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     with atomic_file(path) as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     raise TrainingError(

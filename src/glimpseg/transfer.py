@@ -13,7 +13,7 @@ from glimpseg import checkpoint, methods
 from glimpseg.checkpoint import WEIGHTS, Stored
 from glimpseg.errors import ModelError
 from glimpseg.method import Segmenter, by_role
-from glimpseg.recipe import Init
+from glimpseg.recipe import Init, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +31,17 @@ class Transfer(NamedTuple):
 
 def transfer(network: Segmenter, found: Stored, init: Init) -> Transfer:
     """Weights of a model that have the role and the shape of one of the network's, in the wanted parts."""
-    given = roles_of(found)
-    taken: dict[str, Tensor] = {}
+    given, state, roles = roles_of(found), network.state_dict(), by_role(network)
+    both = [role for role in roles if role in given and role.split(".")[0] in init.parts]
+    alike = {role for role in both if given[role].shape == state[roles[role][0]].shape}
+    # What a norm has counted is of use only with what it has seen.
+    fitting = [role for role in both if role.replace("num_batches_tracked", "running_mean") in alike]
     parts: dict[str, tuple[int, int]] = {}
-    unlike: list[str] = []
-    state = network.state_dict()
-    for role, names in by_role(network).items():
-        part = role.split(".")[0]
-        value = given.get(role) if part in init.parts else None
-        fits = value is not None and value.shape == state[names[0]].shape
-        if value is not None and fits:
-            taken |= dict.fromkeys(names, value)
-        elif value is not None:
-            unlike.append(role)
-        done, of = parts.get(part, (0, 0))
-        parts[part] = done + fits, of + 1
-    return Transfer(taken, parts, unlike)
+    for role in roles:
+        done, of = parts.get(role.split(".")[0], (0, 0))
+        parts[role.split(".")[0]] = done + (role in fitting), of + 1
+    taken = {name: given[role] for role in fitting for name in roles[role]}
+    return Transfer(taken, parts, [role for role in both if role not in fitting])
 
 
 def roles_of(found: Stored) -> Mapping[str, Tensor]:
@@ -81,13 +76,22 @@ def trained(found: Stored) -> str:
     return found.recipe.method if found.recipe.backbone is None else found.recipe.backbone.method
 
 
-def begin_with(network: Segmenter, init: Init) -> dict[str, Any]:
+def begin_with(network: Segmenter, recipe: Recipe) -> dict[str, Any]:
     """Puts the weights that fit into the network, says which those are, and returns what provenance should know.
 
     Raises: ModelError as `fitting`.
     """
+    init = recipe.init
     found, taken = fitting(network, init)
     source, kind = trained(found), type(network).__name__
+    steps, planned = found.provenance.get("steps"), found.recipe.optim.steps
+    if steps is not None and steps < planned:
+        log.warning("%s is not finished: these are its weights after %d of %d steps.", init.weights, steps, planned)
+    if found.recipe.data.preprocess != recipe.data.preprocess:
+        log.warning(
+            "%s saw studies in another preparation than this recipe's: %s, not %s.",
+            init.weights, found.recipe.data.preprocess, recipe.data.preprocess,
+        )  # fmt: skip
     network.load_state_dict({**network.state_dict(), **taken.weights})
     anew = sum(1 for name in network.state_dict() if name not in taken.weights)
     for part, (done, of) in taken.parts.items():
@@ -98,6 +102,7 @@ def begin_with(network: Segmenter, init: Init) -> dict[str, Any]:
     return {
         "weights": found.provenance["sha256"][WEIGHTS],
         "of": source,
+        "steps": steps,
         "part": init.part,
         "taken": {part: list(counts) for part, counts in taken.parts.items()},
     }

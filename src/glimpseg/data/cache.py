@@ -50,7 +50,8 @@ class Case:
         self.available = available
         self.seeds = seeds
         """Tumour voxels: label, x, y, z."""
-        self._levels: Float[np.ndarray, "n"] = np.asarray(arrays["levels"][:], np.float32)
+        # Rounded as the voxels are, so that what is padded equals the air that is stored.
+        self._levels: Float[np.ndarray, "n"] = np.asarray(arrays["levels"][:], np.float16).astype(np.float32)
         self._image = arrays["image"]
         self._target = arrays["target"]
 

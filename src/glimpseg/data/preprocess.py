@@ -54,7 +54,8 @@ class Preprocess:
     """Side of the cubic working voxel. BraTS: 1."""
     scale: Literal["zscore", "minmax", "bytes"] = "zscore"
     """Intensities have mean 0 and deviation 1 in the brain; or run from 0 to 1 over the whole volume, background
-    included (MST-KDNet); or are whole numbers up to 255, the 99.9th percentile of the brain's box (Vox-MMSD)."""
+    included (MST-KDNet); or are whole numbers up to 255, the 99.9th percentile of the brain's box, with 0 outside it
+    whatever `clip` and `background` say (Vox-MMSD)."""
     margin_mm: float = 4.0
     """Space left around the brain's bounding box, so that convolutions see its border. Ours."""
     clip: float | None = 5.0

@@ -56,12 +56,7 @@ def with_backbone(recipe: Any, name: str) -> Any:
     Raises: UsageError as `find_recipe`, or if either recipe is of the other kind.
     """
     other = find_recipe(name)
-    if recipe.backbone is None or other.backbone is not None:
-        wrong = recipe if recipe.backbone is None else other
-        raise UsageError(
-            f"A backbone is for a pretraining and segments by itself; {wrong.method} does not fit. Pretrain "
-            "voxmmsd/phantom with the backbone unet/phantom, for example."
-        )
+    _refuse_wrong_kind(recipe.method, other.method)
     backbone = replace(recipe.backbone, method=other.method, config=other.config)
     data = replace(recipe.data, preprocess=other.data.preprocess)
     return replace(recipe, backbone=backbone, labels=other.labels, data=data)
@@ -119,17 +114,33 @@ def from_tree(tree: Any) -> Any:
 
     if not isinstance(tree, dict):
         raise UsageError("A recipe should be a mapping with 'method', 'data', 'optim' and others.")
+    place = ""
     try:
         recipe = TypeAdapter(Recipe).validate_python({"config": {}, **tree})
         config = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
         backbone = recipe.backbone
+        _refuse_wrong_kind(recipe.method, None if backbone is None else backbone.method)
         if backbone is not None:
+            place = "backbone.config."
             own = TypeAdapter(module(backbone.method).Config).validate_python(backbone.config)
             backbone = replace(backbone, config=own)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"Recipe field '{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
+        raise UsageError(f"Recipe field '{place}{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
     return replace(recipe, config=config, backbone=backbone)
+
+
+def _refuse_wrong_kind(method: str, backbone: str | None) -> None:
+    from glimpseg.method import Segmenter
+
+    segments = issubclass(module(method).METHOD, Segmenter)
+    if segments and backbone is not None:
+        raise UsageError(f"Recipe field 'backbone': {method} segments by itself and has none. Leave it out (null).")
+    if not segments and (backbone is None or not issubclass(module(backbone).METHOD, Segmenter)):
+        raise UsageError(
+            f"Recipe field 'backbone': {method} is pretraining and needs a method that segments, not {backbone}. "
+            "Name a recipe of one with --backbone METHOD/RECIPE."
+        )
 
 
 def _changed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Departures
 |---|---|---|
 | code | its configuration lacks a key and cannot start | recipes that do; no warm-up |
 | code | projector and restorer are never trained nor saved | trained, saved; `OFFICIAL` as the code |
-| code | 0 to 1 over each crop, later fine-tuned on whole volumes' | as fine-tuned; `OFFICIAL` as the code |
+| code | 0 to 1 over each crop, later tested on whole volumes | as prepared in both; `OFFICIAL` as the code |
 | code | restores through tanh | without; `OFFICIAL` as the code |
 | code | blocks on a crop's faces are half as thick | all alike; `OFFICIAL` as the code |
 | code | a voxel counts once for each modality it shows | once; `OFFICIAL` as the code |
@@ -23,7 +23,7 @@ Departures
 | code | resuming restarts the teacher from noise | complete: teacher, centre, heads, momentum |
 | code | keeps the weights of the lowest loss, which rises with the temperature | the last |
 | code | centre of one process | of all passes and ranks |
-| code | voxels of 8 bits, cut at the 99.9th percentile | as prepared; `OFFICIAL`'s recipe as the code |
+| code | voxels of 8 bits, cut at the 99.9th percentile of a box | as prepared; `official`: 8 bits, of a tighter box |
 | code | one box for all, of T1c, which loses the last slice of each axis | of all there are, nothing lost |
 | code | transfers the encoder alone | `--part encoder`, or `encoder+decoder` |
 """
@@ -77,7 +77,7 @@ RECIPES = {
         config=Config(block=8, voxels=256, embedding=128),
         backbone=Backbone(method="voxunet", config={"width": 16, "dropout": (0, 0, 0.1, 0.1), "heads": 3}),
         data=Data(
-            preprocess=Preprocess(spacing_mm=3.0, scale="minmax", clip=None),
+            preprocess=Preprocess(spacing_mm=3.0),
             sampling=Sampling(patch=(40, 40, 40), batch=2),
             stream=Stream(),
         ),
@@ -90,7 +90,7 @@ RECIPES = {
             save_every=50,
         ),
     ),
-    "brats2023": paper(Config(), Preprocess(scale="minmax", clip=None)),
+    "brats2023": paper(Config(), Preprocess()),
     # What was released.
     "official": paper(OFFICIAL, Preprocess(scale="bytes", clip=None, margin_mm=0)),
 }

@@ -48,7 +48,7 @@ class Config:
     scaling: Literal["study", "crop"] = "study"
     """Intensities as the study's preparation left them and as they are fine-tuned, or from 0 to 1 over each crop, so
     that one voxel differs between the views (authors' code)."""
-    block: int = 16
+    block: int = Field(default=16, gt=0)
     """Side of a block that is hidden or shown, in voxels. Authors' code: 16."""
     hidden: float = 0.875
     """Probability that a block of one modality is hidden. Authors' code: 0.875."""
@@ -61,7 +61,7 @@ class Config:
     """Pairs of voxels of each study. Authors' code: 1024."""
     by_channel: bool = False
     """Whether a voxel is as likely to be drawn as it has modalities that differ from 0. Authors' code: yes."""
-    embedding: int = 512
+    embedding: int = Field(default=512, gt=0)
     """Numbers that a voxel's features become. Authors' code: 512."""
     train_heads: bool = True
     """Whether projector and restorer learn. Authors' code: they keep their random weights."""
@@ -69,7 +69,7 @@ class Config:
     """Weight of the term. Authors' code: 1."""
     restoration: float = 1.0
     """Weight of the term. Authors' code: 1."""
-    student_temperature: float = 0.1
+    student_temperature: float = Field(default=0.1, gt=0)
     """Authors' code: 0.1."""
     temperatures: tuple[float, float] = (0.04, 0.07)
     """Of the teacher, at the beginning and after `warming`. Authors' code."""
@@ -87,8 +87,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.hidden < 1:
             raise ValueError(f"hidden should be at least 0 and below 1, not {self.hidden}: something has to be seen.")
-        if self.block < 1:
-            raise ValueError(f"block should be at least 1 voxel, not {self.block}.")
+        if min(self.temperatures) <= 0:
+            raise ValueError(f"temperatures should be above 0, not {self.temperatures}.")
 
 
 OFFICIAL = Config(

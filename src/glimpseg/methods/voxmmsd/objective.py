@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
@@ -205,7 +204,7 @@ def pyramid_widths(network: Segmenter) -> list[int]:
 def drop_untrained(module: nn.Module) -> None:
     """Takes out what has weights and trains none of them: `pyramid` does not need it."""
     for name, child in module.named_children():
-        weights: list[Any] = list(child.parameters())
+        weights = list(child.parameters())
         if weights and not any(weight.requires_grad for weight in weights):
             module._modules[name] = nn.Identity()
         else:

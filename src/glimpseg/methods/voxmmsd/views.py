@@ -71,7 +71,7 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     """Two views of a study, and voxels that both see.
 
     Crops and blocks are drawn anew until enough voxels are seen in both, at most `ATTEMPTS` times; then some are taken
-    more than once. A study that the crops hardly cover twice gets two crops of one place.
+    more than once. A study that crops hardly show twice gets two of one place, with the same blocks.
 
     Raises: InputError for a study that shows nothing in all that.
     """
@@ -80,10 +80,10 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     best: tuple[np.ndarray, list[View], np.ndarray] | None = None
     for attempt in range(2 * ATTEMPTS):
         places = np.floor(rng.random((2, 3)) * (np.abs(room) + 1)).astype(int)
-        if attempt >= ATTEMPTS:
-            places[1] = places[0]
-        starts = np.where(room >= 0, places, -places)
         uniforms = rng.random((2, len(channels), *blocks_along(patch, config)))
+        if attempt >= ATTEMPTS:
+            places[1], uniforms[1] = places[0], uniforms[0]
+        starts = np.where(room >= 0, places, -places)
         views = [view(case, start, patch, blocks, config) for start, blocks in zip(starts, uniforms, strict=True)]
         where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
         drawn = rng.choice(np.flatnonzero(channels), (2, len(where)))
