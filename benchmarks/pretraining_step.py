@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
@@ -39,6 +38,7 @@ from glimpseg.method import Progress
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
 from glimpseg.methods.voxmmsd.views import Pairs
+from training_step import rss
 
 FORMS = ("ours", "authors")
 GIB, MIB = 2**30, 2**20
@@ -127,7 +127,7 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
     pairs = [views.pair(case, recipe.data.sampling.patch, recipe.config, np.random.default_rng(n)) for n in range(2)]
     batch, _ = learner.collate(pairs)
     del case, pairs
-    still = held_gib()
+    still = rss()
     if form == "authors":
         learner.teacher.requires_grad_(True)
     optimizer = torch.optim.SGD(learner.parameter_groups(), 1e-3, momentum=0.9)
@@ -155,12 +155,6 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
         "GiB beside network and batch": peak * 1024 / GIB - still,
         "check": check,
     }
-
-
-def held_gib() -> float:
-    """What this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * resource.getpagesize() / GIB
 
 
 def with_graph(learner: VoxMMSD, batch: Pairs) -> tuple[dict[str, Tensor], Any]:

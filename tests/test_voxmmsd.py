@@ -34,7 +34,7 @@ from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation
 from glimpseg.methods.voxunet import blended, cross_entropy
 from glimpseg.modality import ALL, Modality
 from glimpseg.recipe import Init, Optim
-from glimpseg.train import train
+from glimpseg.train import _Training, train
 from glimpseg.transfer import transfer
 
 CPU = torch.device("cpu")
@@ -245,8 +245,6 @@ def test_norms_and_biases_do_not_decay():
 
 
 def test_the_decay_that_rises_leaves_alone_what_does_not_decay():
-    from glimpseg.train import _Training
-
     optim = Optim(steps=10, weight_decay=1e-5, weight_decay_to=1e-4, cosine_to=1e-4, ema=0)
     training = _Training.of(methods.build(pretraining()), optim, CPU)
     for p in training.learner.parameters():

@@ -12,7 +12,7 @@ from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.priors.settings import Prior
 from glimpseg.region import Label
-from glimpseg.schedule import cosine
+from glimpseg.schedule import begun, cosine
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -86,17 +86,20 @@ class Optim:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        rate = self.learning_rate
+        rate, since = self.learning_rate, begun(step, self.epoch)
         if self.cosine_to is not None:
-            return cosine(step - step % self.epoch, self.steps, rate, self.cosine_to, self.warmup)
-        begun = step - step % self.epoch
-        return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - begun / self.steps) ** self.power
+            return cosine(since, self.steps, rate, self.cosine_to, self.warmup)
+        return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - since / self.steps) ** self.power
 
     def decay(self, step: int) -> float:
         """The weight decay of a step."""
         if self.weight_decay_to is None:
             return self.weight_decay
-        return cosine(step - step % self.epoch, self.steps, self.weight_decay, self.weight_decay_to)
+        return cosine(begun(step, self.epoch), self.steps, self.weight_decay, self.weight_decay_to)
+
+
+BUDGET = Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50)
+"""Of the recipes `brats`, one for all methods: nnU-Net's number of steps."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

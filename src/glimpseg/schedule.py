@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 
+def begun(step: int, every: int) -> int:
+    """The step at which the present block of `every` steps began."""
+    return step - step % every
+
+
 def cosine(step: int, steps: int, first: float, last: float, warmup: int = 0) -> float:
     """From `first` to `last` along half a cosine; before it `warmup` steps on a line from 0 to `first`, both ends
     included (DINO)."""

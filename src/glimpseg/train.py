@@ -3,8 +3,8 @@
 A step is a pure function of the weights, the optimiser's state and (seed, step): crops are keyed by sample
 number, torch's generator is seeded anew for each backward pass. So a killed run resumes bit for bit from the
 tensors of its last checkpoint (on one device, with one number of threads), and N ranks compute what one rank
-does that accumulates N times, but for what a method gathers from all ranks (SMML). Under `torchrun` the same
-command trains on several devices.
+does that accumulates N times, but for what a method gathers from all ranks (SMML) and the running statistics of
+batch norms, which are the first rank's. Under `torchrun` the same command trains on several devices.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ def fit(
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
-    if recipe.init.weights is not None and checkpoint.newest_valid(run) is None:
+    newest = checkpoint.newest_valid(run)
+    if recipe.init.weights is not None and newest is None:
         record["init"] = begin_with(learner, recipe)
     training = _Training.of(learner.to(device), optim, device)
-    start = _restore(training, run, record)
+    start = 0 if newest is None else _restore(training, newest, run, record)
     parts = _parts(recipe)
     feed = batches(
         cases,
@@ -278,11 +279,8 @@ def _only_one(run: Path) -> Iterator[None]:
         yield
 
 
-def _restore(training: _Training, run: Path, provenance: dict[str, Any]) -> int:
-    """Takes up the newest checkpoint; the number of steps it has behind it, and in `provenance` how it began."""
-    newest = checkpoint.newest_valid(run)
-    if newest is None:
-        return 0
+def _restore(training: _Training, newest: Path, run: Path, provenance: dict[str, Any]) -> int:
+    """Takes up a run's newest checkpoint; the number of steps it has behind it, and in `provenance` how it began."""
     state, record = checkpoint.load_state(newest)
     if record.get("data") != provenance.get("data"):
         raise UsageError(f"{run} was begun on other data ({newest / checkpoint.PROVENANCE}). Resume with those.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -32,16 +33,17 @@ class Transfer(NamedTuple):
 def transfer(network: Segmenter, found: Stored, init: Init) -> Transfer:
     """Weights of a model that have the role and the shape of one of the network's, in the wanted parts."""
     given, state, roles = roles_of(found), network.state_dict(), by_role(network)
-    both = [role for role in roles if role in given and role.split(".")[0] in init.parts]
+    both = [role for role in roles if role in given and _part(role) in init.parts]
     alike = {role for role in both if given[role].shape == state[roles[role][0]].shape}
     # What a norm has counted is of use only with what it has seen.
-    fitting = [role for role in both if role.replace("num_batches_tracked", "running_mean") in alike]
-    parts: dict[str, tuple[int, int]] = {}
-    for role in roles:
-        done, of = parts.get(role.split(".")[0], (0, 0))
-        parts[role.split(".")[0]] = done + (role in fitting), of + 1
-    taken = {name: given[role] for role in fitting for name in roles[role]}
-    return Transfer(taken, parts, [role for role in both if role not in fitting])
+    fit = [role for role in both if role.replace("num_batches_tracked", "running_mean") in alike]
+    done, of = (Counter(_part(role) for role in some) for some in (fit, roles))
+    taken = {name: given[role] for role in fit for name in roles[role]}
+    return Transfer(taken, {part: (done[part], of[part]) for part in of}, [role for role in both if role not in fit])
+
+
+def _part(role: str) -> str:
+    return role.split(".")[0]
 
 
 def roles_of(found: Stored) -> Mapping[str, Tensor]:

@@ -58,6 +58,8 @@ class Augment:
             raise ValueError(f"rotation_degrees should be at least 1 with one_plane, not {self.rotation_degrees}.")
 
 
+MILD = Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1)
+"""For the small networks and few steps of the recipes `phantom`: about half of nnU-Net's."""
 RFNET = Augment(
     rotation_degrees=10, rotation=1, one_plane=True, zooming=0, noise=0, blur=0, brightness=0, contrast=0,
     low_resolution=0, gamma=0, plane_jitter=0.1,

@@ -34,8 +34,8 @@ from typing import ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
-from glimpseg.data.augment import Augment
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
@@ -46,7 +46,7 @@ from glimpseg.nets import token_fusion
 from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
-from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
 
@@ -173,7 +173,7 @@ RECIPES = {
                 patch=(40, 40, 40),
                 batch=2,
                 tumour_share=0.5,
-                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+                augment=MILD,
             ),
             stream=Stream(),
         ),
@@ -186,6 +186,6 @@ RECIPES = {
         method="mmformer",
         config=Config(),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+        optim=BUDGET,
     ),
 }

@@ -35,8 +35,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
+from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
-from glimpseg.data.augment import Augment
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
@@ -52,9 +52,10 @@ from glimpseg.nets.pyramid import (
     encoded,
     initialise,
     present,
+    side_by_side,
     upsampled,
 )
-from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
 
@@ -249,8 +250,7 @@ class RFNet(Segmenter):
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
         """The encoders' maps, modalities side by side."""
-        levels = self.encode(image, available)
-        return [present(level, available[:, CHANNELS]).flatten(1, 2) for level in levels]
+        return side_by_side(self.encode(image, available), available[:, CHANNELS])
 
     def fuse(
         self, features: list[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
@@ -350,7 +350,7 @@ RECIPES = {
                 patch=(40, 40, 40),
                 batch=2,
                 tumour_share=0.5,
-                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+                augment=MILD,
             ),
             stream=Stream(),
         ),
@@ -363,6 +363,6 @@ RECIPES = {
         method="rfnet",
         config=Config(),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+        optim=BUDGET,
     ),
 }

@@ -31,14 +31,14 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from glimpseg.data.augment import Augment
+from glimpseg.data.augment import MILD, Augment
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import coarsened, one_hot, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.modality import Modality
 from glimpseg.nets.pyramid import upsampled
-from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
 
@@ -240,7 +240,7 @@ RECIPES = {
                 patch=(40, 40, 40),
                 batch=2,
                 tumour_share=0.5,
-                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+                augment=MILD,
             ),
             stream=Stream(),
         ),
@@ -282,6 +282,6 @@ RECIPES = {
         method="voxunet",
         config=Config(),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+        optim=BUDGET,
     ),
 }  # fmt: skip

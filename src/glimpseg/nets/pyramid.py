@@ -34,6 +34,13 @@ def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m
     return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
 
 
+def side_by_side(
+    levels: Iterable[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
+) -> list[Float[Tensor, "b ..."]]:
+    """Each level's features with the modalities' channels one after the other, 0 where one is absent."""
+    return [present(level, available).flatten(1, 2) for level in levels]
+
+
 def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Conv3d) -> None:
     """Kaiming normal for the weights of all layers of these kinds, slope not accounted for; biases stay as torch
     made them."""

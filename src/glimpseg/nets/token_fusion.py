@@ -29,7 +29,7 @@ from glimpseg.nets.pyramid import (
     drop_biases,
     encoded,
     initialise,
-    present,
+    side_by_side,
     upsampled,
 )
 
@@ -265,7 +265,7 @@ class TokenFusion(nn.Module):
     ) -> list[Float[Tensor, "b ..."]]:
         """The encoders' maps alone, finest first, modalities side by side."""
         levels = encoded(self.encoders.values(), image, [True] * len(ORDER))
-        return [present(level, available).flatten(1, 2) for level in levels]
+        return side_by_side(levels, available)
 
     def between(
         self, tokens: Float[Tensor, "b m n c"], available: Bool[Tensor, "b m"], grid: Sequence[int]
@@ -290,7 +290,7 @@ class TokenFusion(nn.Module):
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Fused:
         """What the available modalities' features show."""
         deepest = self.between(features.tokens, available, features.levels[-1].shape[3:])
-        stacks = [*(present(level, available).flatten(1, 2) for level in features.levels[:-1]), deepest]
+        stacks = [*side_by_side(features.levels[:-1], available), deepest]
         logits, deep = self.joint(stacks)
         return Fused(logits, deep, deepest)
 

@@ -52,13 +52,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from glimpseg.data.augment import Augment
+from glimpseg.data.augment import MILD, Augment
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.methods.mstkdnet.authors import NAMES, ORDER, from_authors
 from glimpseg.methods.mstkdnet.config import LITE, OFFICIAL, Config
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
-from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 
 __all__ = ["LITE", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 
@@ -91,16 +91,8 @@ def paper(config: Config, epoch: int) -> Recipe:
     )
 
 
-BUDGET = Optim(
-    steps=250_000,
-    learning_rate=3e-4,
-    warmup=1000,
-    max_norm=1.0,  # as in `phantom`
-    precision="bf16",
-    save_every=1000,
-    log_every=50,
-)
-"""That of `unet/brats`, but for the clip."""
+CLIPPED = replace(BUDGET, max_norm=1.0)
+"""As in `phantom`."""
 
 METHOD = MSTKDNet
 
@@ -129,7 +121,7 @@ RECIPES = {
                 patch=(48, 48, 32),
                 batch=2,
                 tumour_share=0.5,
-                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+                augment=MILD,
             ),
             stream=Stream(),
         ),
@@ -146,13 +138,13 @@ RECIPES = {
         method="mstkdnet",
         config=Config(crop=(128, 128, 128)),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=BUDGET,
+        optim=CLIPPED,
     ),
     "lite": Recipe(
         method="mstkdnet",
         config=replace(LITE, crop=(128, 128, 128)),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2)),
-        optim=BUDGET,
+        optim=CLIPPED,
     ),
 }
 

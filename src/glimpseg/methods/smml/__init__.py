@@ -31,8 +31,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
-from glimpseg.data.augment import Augment
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
@@ -41,7 +41,7 @@ from glimpseg.methods.smml.config import OFFICIAL, Config
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
 from glimpseg.priors.settings import Prior
-from glimpseg.recipe import Data, Optim, Recipe
+from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 
 __all__ = ["CHECKPOINTS", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 
@@ -90,7 +90,7 @@ RECIPES = {
                 patch=(32, 32, 32),
                 batch=2,
                 tumour_share=0.5,
-                augment=Augment(rotation_degrees=15, rotation=0.3, zoom=(0.85, 1.2), blur=0.1, low_resolution=0.1),
+                augment=MILD,
             ),
             stream=Stream(),
         ),
@@ -106,7 +106,7 @@ RECIPES = {
         method="smml",
         config=Config(),
         data=Data(sampling=Sampling(patch=(128, 128, 128), batch=2), prior=Prior(kind="sam")),
-        optim=Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50),
+        optim=BUDGET,
     ),
 }
 

@@ -21,7 +21,7 @@ from glimpseg.methods.voxmmsd.views import Pair, Pairs, collated, pair
 from glimpseg.modality import Modality
 from glimpseg.nets.pyramid import upsampled
 from glimpseg.ranks import gathered
-from glimpseg.schedule import cosine
+from glimpseg.schedule import begun, cosine
 from glimpseg.study import Batch
 
 
@@ -129,12 +129,12 @@ class VoxMMSD(Learner):
     def temperature(self, progress: Progress) -> float:
         """The teacher's; it rises on a line. Eq. (8)."""
         first, last = self.config.temperatures
-        begun = progress.step - progress.step % self.config.epoch + self.config.ahead
-        return first + (last - first) * min(begun / max(self.config.warming * progress.steps, 1), 1.0)
+        since = begun(progress.step, self.config.epoch) + self.config.ahead
+        return first + (last - first) * min(since / max(self.config.warming * progress.steps, 1), 1.0)
 
     def momentum(self, progress: Progress) -> float:
         """Share of its own weights that the teacher keeps; it rises to 1 along half a cosine. Eq. (10)."""
-        return cosine(progress.step - progress.step % self.config.epoch, progress.steps, self.config.momentum, 1.0)
+        return cosine(begun(progress.step, self.config.epoch), progress.steps, self.config.momentum, 1.0)
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

@@ -6,7 +6,7 @@ Everything random is drawn by `pair`; the other functions are given what was dra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,7 +47,6 @@ class Pairs(Batch):
     whole: Float[Tensor, "vb m x y z"]
     unit: Float[Tensor, "vb m"]
     voxels: Int[Tensor, "vb n 3"]
-    study: list[str] = field(default_factory=list)
 
 
 def collated(pairs: Sequence[Pair]) -> Pairs:
@@ -68,32 +67,12 @@ def collated(pairs: Sequence[Pair]) -> Pairs:
 
 
 def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> Pair:
-    """Two views of a study, and voxels that both see.
+    """Two views of a study, and voxels that both see; of too few some are taken more than once.
 
-    Crops and blocks are drawn anew until enough voxels are seen in both, at most `ATTEMPTS` times; then some are taken
-    more than once. A study that crops hardly show twice gets two of one place, with the same blocks.
-
-    Raises: InputError for a study that shows nothing in all that.
+    Raises: InputError for a study that shows nothing twice in all that is drawn.
     """
     channels = np.array([modality in case.available for modality in Modality])
-    room = np.array(case.shape) - patch
-    best: tuple[np.ndarray, list[View], np.ndarray] | None = None
-    for attempt in range(2 * ATTEMPTS):
-        places = np.floor(rng.random((2, 3)) * (np.abs(room) + 1)).astype(int)
-        uniforms = rng.random((2, len(channels), *blocks_along(patch, config)))
-        if attempt >= ATTEMPTS:
-            places[1], uniforms[1] = places[0], uniforms[0]
-        starts = np.where(room >= 0, places, -places)
-        views = [view(case, start, patch, blocks, config) for start, blocks in zip(starts, uniforms, strict=True)]
-        where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
-        drawn = rng.choice(np.flatnonzero(channels), (2, len(where)))
-        found = where[seen_twice([one.visible for one in views], where, starts, drawn)]
-        if best is None or len(found) > len(best[0]):
-            best = found, views, starts
-        if len(found) >= config.voxels or (attempt >= ATTEMPTS and len(best[0])):
-            break
-    assert best is not None
-    found, views, starts = best
+    views, starts, found = overlapping(case, patch, config, rng)
     if not len(found):
         raise InputError(
             f"Study {case.id} shows no voxel in two crops of {'x'.join(map(str, patch))} voxels. Is its brain all but "
@@ -114,6 +93,35 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
         available=case.available,
         study=case.id,
     )
+
+
+def overlapping(
+    case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator
+) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
+    """Two crops, where they begin, and the voxels of the study that both show, perhaps none.
+
+    Crops and blocks are drawn anew until enough voxels are seen in both, at most `ATTEMPTS` times; then two of one
+    place with the same blocks, until any are.
+    """
+    channels = [number for number, modality in enumerate(Modality) if modality in case.available]
+    room = np.array(case.shape) - patch
+    best: tuple[list[View], np.ndarray, np.ndarray] | None = None
+    for attempt in range(2 * ATTEMPTS):
+        places = np.floor(rng.random((2, 3)) * (np.abs(room) + 1)).astype(int)
+        uniforms = rng.random((2, len(Modality), *blocks_along(patch, config)))
+        if attempt >= ATTEMPTS:
+            places[1], uniforms[1] = places[0], uniforms[0]
+        starts = np.where(room >= 0, places, -places)
+        views = [view(case, start, patch, blocks, config) for start, blocks in zip(starts, uniforms, strict=True)]
+        where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
+        drawn = rng.choice(channels, (2, len(where)))
+        found = where[seen_twice([one.visible for one in views], where, starts, drawn)]
+        if best is None or len(found) > len(best[2]):
+            best = views, starts, found
+        if len(best[2]) >= (config.voxels if attempt < ATTEMPTS else 1):
+            break
+    assert best is not None
+    return best
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,12 @@ def scaled_view(
     config: Config,
 ) -> View:
     """A crop's intensities scaled and its blocks drawn."""
-    unit = np.ptp(raw, axis=(1, 2, 3))
-    whole = zero_to_one(raw) if config.scaling == "crop" else raw
     kept = expanded(blocks <= 1 - config.hidden, raw.shape[1:], config)
     if config.scaling == "crop":  # the darkest voxel of a crop counts as unseen
-        return View(whole, np.ones_like(unit), tissue, kept, kept & (whole > 0))
-    return View(whole, np.where(unit > 0, unit, 1), tissue, kept, kept & tissue)
+        whole = zero_to_one(raw)
+        return View(whole, np.ones(len(raw), np.float32), tissue, kept, kept & (whole > 0))
+    unit = np.ptp(raw, axis=(1, 2, 3))
+    return View(raw, np.where(unit > 0, unit, 1), tissue, kept, kept & tissue)
 
 
 def zero_to_one(crop: Float[np.ndarray, "m x y z"]) -> Float[np.ndarray, "m x y z"]:
