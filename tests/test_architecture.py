@@ -12,7 +12,20 @@ import glimpseg
 ROOT = Path(glimpseg.__file__).parent
 
 FLOORS = (
-    ("errors", "version", "modality", "region", "volume", "losses", "nets", "atomic", "ranks", "precision", "schedule"),
+    (
+        "errors",
+        "version",
+        "modality",
+        "region",
+        "volume",
+        "losses",
+        "nets",
+        "atomic",
+        "ranks",
+        "precision",
+        "schedule",
+        "untrusted",
+    ),
     ("study", "metrics", "picture", "statistics", "tables", "scores", "results", "summary"),
     ("data",),
     ("method", "priors", "protocol", "scoring"),
@@ -20,7 +33,7 @@ FLOORS = (
     ("methods", "report"),
     ("checkpoint",),
     ("journal", "transfer", "readiness", "archive", "train", "predict", "models"),
-    ("evaluate", "compare"),
+    ("evaluate", "compare", "batch"),
     ("demo",),
     ("cli",),
     ("__main__",),

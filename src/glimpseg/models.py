@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import pickle
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -22,13 +20,12 @@ from torch import Tensor
 from glimpseg import checkpoint, methods
 from glimpseg.atomic import refuse_if_used
 from glimpseg.errors import ModelError, UsageError
+from glimpseg.untrusted import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
 
 log = logging.getLogger(__name__)
 
 READING_SECONDS = 600
 """A reader that has not finished by then is stopped."""
-SPARE_BYTES = 2 << 30
-"""What the reader may take beyond three times the file, once torch is imported."""
 
 
 def import_model(
@@ -74,17 +71,13 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             raise ModelError(f"{source} is not a whole safetensors file ({error}). Copy it again.") from error
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-m", __name__, str(source), str(target)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=READING_SECONDS, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ModelError(f"{source} could not be read in {READING_SECONDS} s. Is it a checkpoint?") from error
-        if done.returncode or not target.is_file():
-            said = done.stderr.strip().splitlines()
+            run_reader(__name__, [source, target], seconds=READING_SECONDS)
+        except ReaderFailed as error:
             raise ModelError(
-                f"{source} cannot be read as weights ({said[-1] if said else f'reader ended with {done.returncode}'}). "
-                "Nothing in it was run. Give a checkpoint that holds tensors and plain values only."
-            )
+                f"{source} cannot be read as weights ({error}). Nothing in it was run. Give a checkpoint that holds "
+                "tensors and plain values only."
+            ) from error
         return load_file(target)
 
 
@@ -113,7 +106,7 @@ def _read(source: Path, target: Path) -> None:
     """What the reading process does."""
     import torch
 
-    _limit_memory(SPARE_BYTES + 3 * source.stat().st_size)
+    limit_memory(SPARE_BYTES + 3 * source.stat().st_size)
     try:
         with torch.serialization.safe_globals(_numbers()):
             tree = torch.load(source, map_location="cpu", weights_only=True)
@@ -131,15 +124,6 @@ def _numbers() -> list[Any]:
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
     return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
-
-
-def _limit_memory(more: int) -> None:
-    """Of this process, to what it has and so much more; where the system has such limits."""
-    with contextlib.suppress(ImportError, OSError):
-        import resource
-
-        has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (has + more, has + more))
 
 
 if __name__ == "__main__":

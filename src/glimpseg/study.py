@@ -16,15 +16,24 @@ from glimpseg.region import Convention
 from glimpseg.volume import Volume
 
 
+@dataclass(frozen=True)
+class Frame:
+    """One volume of a four-dimensional NIfTI file, as the Medical Segmentation Decathlon stores a study."""
+
+    path: Path
+    number: int
+    """Along the fourth axis, from 0."""
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
     """What one visit has: an image for each modality that exists, perhaps an expert's label map.
 
-    Images may be paths (read when needed) or volumes. The reference's numbers follow `convention`.
+    Images may be files (read when needed) or volumes. The reference's numbers follow `convention`.
     """
 
     id: str
-    images: Mapping[Modality, Volume | Path]
+    images: Mapping[Modality, Volume | Path | Frame]
     reference: Volume | Path | None = None
     convention: Convention | None = None
     """How to read the reference; None when there is none or it is not yet known."""
