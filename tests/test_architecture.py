@@ -25,6 +25,7 @@ FLOORS = (
         "precision",
         "schedule",
         "untrusted",
+        "preemption",
     ),
     ("study", "metrics", "picture", "statistics", "tables", "scores", "results", "summary"),
     ("data",),

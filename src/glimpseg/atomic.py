@@ -1,17 +1,22 @@
 """Files and folders that appear whole or not at all.
 
 A result is written under a temporary name in the same folder, flushed to the disk, and renamed. A crash,
-a kill or a full disk leaves what was there before.
+a kill or a full disk leaves what was there before. SIGTERM removes what is temporary, too.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock, Timeout
 
@@ -28,7 +33,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])
-    with _explained(path):
+    with _explained(path), tidy_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
         os.close(handle)
@@ -53,7 +58,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
     """
     path = Path(path)
     refuse_if_used(path, overwrite=overwrite, mark=mark)
-    with _explained(path):
+    with _explained(path), tidy_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
@@ -61,10 +66,33 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
             for file in temporary.rglob("*"):
                 _flush(file)
             temporary.chmod(0o777 & ~_umask())
-            _swap(temporary, path)
+            refuse_if_used(path, overwrite=overwrite, mark=mark)  # by another process, while this one worked
+            _swap(temporary, path, overwrite=overwrite)
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def tidy_on_sigterm() -> Iterator[None]:
+    """While the block runs, SIGTERM raises SystemExit (exit code 143), so that what is temporary is removed.
+
+    Without it the process ends on the spot. Nothing changes outside the main thread, or where somebody handles the
+    signal already, as training does.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one does not disturb the clearing away
+    sys.exit(128 + number)
 
 
 def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "") -> None:
@@ -136,7 +164,17 @@ def _inside(name: str | bytes | int, folder: Path) -> bool:
     return Path(os.fsdecode(name) if not isinstance(name, int) else ".").absolute().is_relative_to(folder.absolute())
 
 
-def _swap(temporary: Path, path: Path) -> None:
+def _swap(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    if not overwrite:
+        if os.name == "nt" and path.is_dir():
+            path.rmdir()
+        try:
+            os.replace(temporary, path)  # over an empty folder, too; the system refuses a full one
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                refuse_if_used(path)
+            raise
+        return
     if not path.is_dir():
         os.replace(temporary, path)
         return

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from monai.inferers import SlidingWindowInferer
-from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from glimpseg import checkpoint, metrics
-from glimpseg.atomic import atomic_folder
+from glimpseg import checkpoint
 from glimpseg.checkpoint import Model
-from glimpseg.data import nifti
-from glimpseg.data.layouts import convention_named
 from glimpseg.data.preprocess import Prepared, prepare
-from glimpseg.errors import InputError, ModelError, UsageError
-from glimpseg.modality import ALL, Modality, as_mask, union
-from glimpseg.picture import TITLES, preview
-from glimpseg.region import Label, Region
+from glimpseg.errors import ModelError, UsageError
+from glimpseg.intake import ImageLike, Visit, named_images
+from glimpseg.modality import Modality, as_mask, parse, union
+from glimpseg.region import Region
+from glimpseg.segmentation import Segmentation
 from glimpseg.study import Study
-from glimpseg.version import __version__
 from glimpseg.volume import Volume, onto
 
 log = logging.getLogger(__name__)
@@ -39,120 +35,6 @@ OVERLAP = 0.5
 """Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
 WINDOWS_AT_ONCE = 2
 """On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
-RECORD = "run.json"
-"""What was used and how; also the mark of a folder that may be overwritten."""
-NOT_A_DEVICE = "Research software, not a medical device: not for diagnosis or treatment."
-
-ImageLike: TypeAlias = str | Path | Volume | SpatialImage
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What was found in one study."""
-
-    labels: Volume
-    """`Label` values, uint8, on the study's own grid."""
-    probabilities: Mapping[Region, Volume] | None
-    used: Modality
-    model: Model
-    images: Mapping[Modality, ImageLike] = field(repr=False)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def absent(self) -> Modality:
-        """The sequences that were not there."""
-        return ALL & ~self.used
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """The regions the model delineates."""
-        return self.model.network.regions
-
-    @property
-    def volumes_ml(self) -> dict[Region, float]:
-        """Millilitres of each region."""
-        voxel = self.labels.grid.voxel_ml
-        return {region: metrics.volume_ml(region.of(self.labels.voxels), voxel) for region in self.regions}
-
-    @property
-    def lesions(self) -> dict[Region, int]:
-        """Connected parts of each region."""
-        return {region: metrics.lesion_count(region.of(self.labels.voxels)) for region in self.regions}
-
-    def save(
-        self,
-        folder: str | Path,
-        *,
-        labels: str = "brats2024",
-        overwrite: bool = False,
-    ) -> Path:
-        """Writes `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json` and, if they were kept,
-        `probabilities_<region>.nii.gz`; all of it or nothing.
-
-        `labels` names the convention of the numbers in `seg.nii.gz`.
-
-        Raises: UsageError if the folder holds files (without `overwrite`) or `labels` is unknown; InputError if
-            the convention has no number for a label that was found; OutputError when the disk refuses.
-        """
-        convention = convention_named(labels)
-        numbers = {number: label for number, label in convention.meaning.items() if label in self.model.network.labels}
-        with atomic_folder(folder, overwrite=overwrite, mark=RECORD) as place:
-            values = Volume(convention.write(self.labels.voxels), self.labels.affine)
-            nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
-            for region, volume in (self.probabilities or {}).items():
-                nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
-            _write_json(place / "seg.json", self._names(labels, numbers))
-            _write_json(place / "statistics.json", self._statistics())
-            _write_json(place / RECORD, self._record(labels))
-            self.preview().savefig(place / "preview.png", dpi=110)
-        return Path(folder)
-
-    def preview(self) -> Any:
-        """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
-        volumes = {m: onto(_volume(self.images[m]), self.labels.grid) for m in Modality if m in self.used}
-        absent = f"   absent: {self.absent.title}" if self.absent else ""
-        return preview(volumes, self.labels, title=f"{self.used.title}{absent}   ({self.model.name})")
-
-    def _names(self, convention: str, numbers: Mapping[int, Label]) -> dict[str, Any]:
-        return {
-            "convention": convention,
-            "labels": {str(number): {"name": label.name, "title": TITLES[label]} for number, label in numbers.items()},
-            "regions": {region.name: [label.name for label in region.value] for region in self.regions},
-        }
-
-    def _statistics(self) -> dict[str, Any]:
-        lesions = self.lesions
-        return {
-            region.name: {"title": region.title, "volume_ml": round(volume, 4), "lesions": lesions[region]}
-            for region, volume in self.volumes_ml.items()
-        }
-
-    def _record(self, labels: str) -> dict[str, Any]:
-        grid = self.labels.grid
-        prior = self.model.provenance.get("data", {}).get("prior")
-        return {
-            "glimpseg": __version__,
-            "notice": NOT_A_DEVICE,
-            "model": {
-                "name": self.model.name,
-                "method": self.model.recipe.method,
-                "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
-                "steps": self.model.provenance.get("steps"),
-                "written_by": self.model.provenance.get("glimpseg"),
-                **({"choices": self.model.chosen} if self.model.chosen else {}),
-                **({"prior": prior} if prior else {}),
-            },
-            "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},
-            "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
-            "labels": labels,
-            "device": str(self.model.device),
-            "precision": self.model.precision,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            "warnings": list(self.warnings),
-        }
 
 
 def load(path: str | Path, device: str = "auto", choices: Mapping[str, Any] = MappingProxyType({})) -> Model:
@@ -173,38 +55,68 @@ def segment(
     flair: ImageLike | None = None,
     model: str | Path | Model | None = None,
     brain_mask: ImageLike | None = None,
+    grid: str | None = None,
     probabilities: bool = False,
     device: str = "auto",
     choices: Mapping[str, Any] = MappingProxyType({}),
 ) -> Segmentation:
     """Segments one visit from the sequences that exist; those not named are absent, and order never matters.
 
-    Each image is a path, a nibabel image or a `Volume`; skull-stripped, and registered to each other. `choices` as in
-    `load`, where the model is a folder.
+    Each image is a path (NIfTI, or a folder of one DICOM series), a nibabel image or a `Volume`; skull-stripped, and
+    registered to each other. The result lies on the grid of the sequence `grid`, by default of the first that exists
+    of t1c, t1, flair, t2. `choices` as in `load`, where the model is a folder.
 
     Raises: InputError for images that cannot be used, ModelError without a usable model.
     """
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
-    images = {modality: _given(image) for modality, image in named.items() if image is not None}
-    if not images:
-        raise InputError("No MRI sequence was given. Give at least one of t1, t1c, t2, flair.")
+    visit = named_images({m: image for m, image in named.items() if image is not None}, brain_mask)
     if model is None:
         raise ModelError("No model was given. Name a folder that `glimpseg train` wrote (`make demo` makes demo/run).")
     loaded = model if isinstance(model, Model) else load(model, device, choices)
-    study = Study("study", images, brain=None if brain_mask is None else _given(brain_mask))
-    return segment_study(study, loaded, probabilities=probabilities)
+    wanted = None if grid is None else parse(grid)
+    return segment_read(read(visit, loaded, wanted), loaded, probabilities=probabilities)
 
 
-def segment_study(study: Study, model: Model, *, probabilities: bool = False) -> Segmentation:
-    """Segments a study with a model that is already loaded; with `probabilities`, keeps each region's."""
+def segment_study(
+    study: Study, model: Model, *, probabilities: bool = False, grid: Modality | None = None
+) -> Segmentation:
+    """Segments a study with a model that is already loaded; with `probabilities`, keeps each region's. Results lie on
+    the grid of the sequence `grid`, by default of the first that exists of T1c, T1, FLAIR, T2."""
+    return segment_read(read(Visit(study), model, grid), model, probabilities=probabilities)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A visit whose files have been read: all that the network needs of it."""
+
+    visit: Visit
+    prepared: Prepared
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def read(visit: Visit, model: Model, grid: Modality | None = None) -> Read:
+    """Reads, checks and prepares a visit's images. Raises: InputError."""
     begun = time.perf_counter()
     with _warnings_kept() as warnings:
-        prepared = prepare(study, model.recipe.data.preprocess)
-    read = time.perf_counter()
-    (found,) = infer(prepared, model, [prepared.available], keep_probabilities=probabilities)
-    seconds = {"reading": read - begun, "network": time.perf_counter() - read}
+        prepared = prepare(visit.study, model.recipe.data.preprocess, grid)
+    return Read(visit, prepared, time.perf_counter() - begun, tuple(warnings))
+
+
+def segment_read(done: Read, model: Model, *, probabilities: bool = False) -> Segmentation:
+    """What the network finds in a visit that has been read."""
+    begun = time.perf_counter()
+    (found,) = infer(done.prepared, model, [done.prepared.available], keep_probabilities=probabilities)
     return Segmentation(
-        found.labels, found.probabilities, prepared.available, model, study.images, seconds, tuple(warnings)
+        found.labels,
+        found.probabilities,
+        done.prepared.available,
+        model,
+        done.visit.study.images,
+        {"reading": done.seconds, "network": time.perf_counter() - begun},
+        done.warnings,
+        done.visit.series,
+        done.visit.notes,
     )
 
 
@@ -318,32 +230,17 @@ def _back(values: Float[np.ndarray, "x y z"], prepared: Prepared) -> Float[np.nd
     return onto(Volume(values, prepared.grid.affine), prepared.own).voxels
 
 
-def _given(image: ImageLike) -> Volume | Path:
-    if isinstance(image, Volume):
-        return image
-    if isinstance(image, str | Path):
-        return Path(image)
-    return nifti.from_nibabel(image)
-
-
-def _volume(image: ImageLike) -> Volume:
-    given = _given(image)
-    return given if isinstance(given, Volume) else nifti.read_volume(given)
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
-
-
 class _warnings_kept(logging.Handler):
-    """Collects what the package warns of while a study is read, for `run.json`."""
+    """Collects what the package warns of in this thread while a study is read, for `run.json`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self.reader = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.thread == self.reader:
+            self.messages.append(record.getMessage())
 
     def __enter__(self) -> list[str]:
         logging.getLogger("glimpseg").addHandler(self)

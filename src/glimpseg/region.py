@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, UsageError
 
 
 class Label(enum.IntEnum):
@@ -108,15 +108,40 @@ class Convention:
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
-        Convention("brats2015", {1: Label.NCR, 2: Label.ED, 3: Label.NCR, 4: Label.ET}, ("brats2015",)),
-        Convention("brats2021", {1: Label.NCR, 2: Label.ED, 4: Label.ET}, ("brats2021", "brats2023")),
-        Convention("brats2023", {1: Label.NCR, 2: Label.ED, 3: Label.ET}, ("brats2023",)),
-        Convention("brats2024", {1: Label.NCR, 2: Label.ED, 3: Label.ET, 4: Label.RC}, ("brats2023",)),
+        Convention("brats2015", {1: Label.NCR, 2: Label.ED, 3: Label.NCR, 4: Label.ET}, ("brats2015", "brats")),
+        Convention("brats2021", {1: Label.NCR, 2: Label.ED, 4: Label.ET}, ("brats2021", "brats2023", "brats")),
+        Convention("brats2023", {1: Label.NCR, 2: Label.ED, 3: Label.ET}, ("brats2023", "pediatric", "brats")),
+        Convention("brats2024", {1: Label.NCR, 2: Label.ED, 3: Label.ET, 4: Label.RC}, ("brats2023", "brats")),
+        Convention("pediatric2024", {1: Label.ET, 2: Label.NCR, 3: Label.NCR, 4: Label.ED}, ("pediatric",)),
+        Convention("msd", {1: Label.ED, 2: Label.NCR, 3: Label.ET}, ("msd",)),
     )
 }
-"""By name. `brats2021` serves BraTS 2017 to 2021 and FeTS; `brats2015` serves 2013 to 2016.
-In 2015, 3 is non-enhancing solid tumour, which later releases joined with necrosis. The old numbers also occur
-under the new names, in archives that were renamed: so a 4 without a 3 is in doubt there."""
+"""By name. `brats2021` serves BraTS 2017 to 2021 and FeTS; `brats2015` serves 2013 to 2016; `msd` the Decathlon, and
+what nnU-Net makes of BraTS. In 2015, 3 is non-enhancing solid tumour, which later releases joined with necrosis. In
+`pediatric2024` (BraTS-PEDs 2024), 2 is non-enhancing tumour and 3 cysts; both belong to the core, as in its first
+release (2023), which joined them itself. The old numbers also occur under the new names, in archives that were
+renamed: so a 4 without a 3 is in doubt there."""
+
+
+def convention_named(name: str) -> Convention:
+    """One of `CONVENTIONS`, or one that is spelled out, such as `1=ED,2=NCR,3=ET`. Raises: UsageError."""
+    if name in CONVENTIONS:
+        return CONVENTIONS[name]
+    parts = [part.strip().partition("=") for part in name.split(",")]
+    if not all(number.isdecimal() and 0 < int(number) < 256 and word in Label.__members__ for number, _, word in parts):
+        raise UsageError(
+            f"'{name}' is not a label convention. Choose one of {', '.join(CONVENTIONS)}, or say what each number "
+            "means, such as 1=ED,2=NCR,3=ET."
+        )
+    return convention_of({int(number): Label[word] for number, _, word in parts})
+
+
+def convention_of(meaning: Mapping[int, Label]) -> Convention:
+    """The convention by which numbers mean just this: one of `CONVENTIONS`, or one named by what it means."""
+    ordered = dict(sorted(meaning.items()))
+    known = [convention for convention in CONVENTIONS.values() if convention.meaning == ordered]
+    spelled = ",".join(f"{number}={label.name}" for number, label in ordered.items())
+    return known[0] if known else Convention(spelled, ordered, ())
 
 
 def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray:
@@ -138,7 +163,7 @@ def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray
 
 
 def detect_convention(numbers: Collection[int], layout: str | None, what: str = "the label map") -> Convention:
-    """The convention of files that hold `numbers` (0 aside), found in `layout` (None: not known).
+    """The convention of files that hold `numbers` (0 aside), found in `layout` (None: some release of BraTS).
 
     Pool the numbers of a whole dataset before asking: one study without enhancing tumour says less.
     When several conventions fit and mean the same by every number present, the one that knows the fewest
@@ -147,7 +172,7 @@ def detect_convention(numbers: Collection[int], layout: str | None, what: str = 
     Raises: InputError when none fits, or when those that fit disagree.
     """
     present = {int(number) for number in numbers} - {0}
-    known = [c for c in CONVENTIONS.values() if layout is None or layout in c.layouts]
+    known = [c for c in CONVENTIONS.values() if (layout or "brats") in c.layouts]
     fitting = [c for c in known if present <= set(c.meaning)]
     if not fitting:
         raise InputError(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -34,6 +33,7 @@ from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, ema
 from glimpseg.precision import computing, resolved_precision
+from glimpseg.preemption import sigterm
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.readiness import refuse_beginning, refuse_unfit
 from glimpseg.recipe import Optim, Recipe
@@ -81,7 +81,7 @@ def fit(
     )
     meter, chief = Meter(), rank_and_world()[0] == 0
     journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
-    with _sigterm() as received, journal or nullcontext():
+    with sigterm() as received, journal or nullcontext():
         for step in range(start, optim.steps):
             progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():
@@ -334,18 +334,3 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
 def _step_seed(seed: int, step: int, part: int) -> int:
     digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-@contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGTERM has come; the step in progress is finished first."""
-    received: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    except ValueError:  # not the main thread: the host program keeps its own handlers
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)

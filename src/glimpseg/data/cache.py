@@ -25,7 +25,7 @@ from glimpseg.data import preprocess
 from glimpseg.data.preprocess import Prepared, Preprocess, prepare
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, parse
-from glimpseg.study import Study
+from glimpseg.study import Frame, Study
 
 MAXIMAL_SEEDS = 2000
 """Tumour voxels remembered for each label, as centres of crops; nnU-Net keeps 10,000."""
@@ -173,6 +173,8 @@ def _feed(digest: Any, study: Study) -> None:
         digest.update(name.encode())
         if isinstance(part, Path):
             digest.update(file_digest(part))
+        elif isinstance(part, Frame):
+            digest.update(file_digest(part.path) + part.number.to_bytes(4))
         elif part is not None:
             digest.update(np.ascontiguousarray(part.voxels).tobytes() + part.affine.tobytes())
 

@@ -7,20 +7,24 @@ here; a volume keeps its file's order and says in its affine where it lies.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from glimpseg.atomic import atomic_file
+from glimpseg.data import metaimage
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
+from glimpseg.study import Frame
 from glimpseg.volume import Grid, Volume, background_value, connected_to_border
 
 log = logging.getLogger(__name__)
@@ -29,30 +33,52 @@ SUFFIXES = (".nii", ".nii.gz")
 MAXIMAL_SIDE = 1024
 """Voxels along one axis that a brain scan can have; a header that claims more lies (reliability table, row 21)."""
 MAXIMAL_VOXELS = 200_000_000
+MAXIMAL_SIDE_MM = 1024.0
+"""Length of a field of view; a body is no longer, and the working grid has a voxel for each millimetre of it."""
+MAXIMAL_DISTANCE_MM = 1e5
+"""Of a voxel from the centre of the coordinates."""
+MINIMAL_SPACING_MM = 0.01
+MINIMAL_UPRIGHTNESS = 0.5
+"""Volume of the cell that unit steps along the axes span: 1 for a right-angled grid, 0.87 for a gantry tilt of 30
+degrees."""
+MAXIMAL_OFFSET = 64 << 20
+"""Bytes before the first voxel: header and extensions."""
+LARGE_BYTES = 256 << 20
+LARGE_RATIO = 200
+"""What a gz file of more than `LARGE_BYTES` may inflate to, by its size (reliability table, row 21). Voxels of a
+scanner stay below 50; an empty label map, which may well have 1000, is not that large."""
+DEFLATE_RATIO = 1032
+"""Beyond this the format cannot compress: the header lies."""
 MAXIMAL_GAP_MM = 1e-3
 """How far sform and qform may differ before it is worth a warning."""
 SLACK_BYTES = 1024
 """What a gz file may hold after its last voxel."""
 WIDESPREAD = 0.01
 """Share of voxels that may be NaN or infinite beside an ordinary background."""
-_UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, MemoryError)
+_HEADER_BYTES = 540
+"""Of NIfTI-2, the longer one."""
+_UNREADABLE = (
+    OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, MemoryError, OverflowError, TypeError,
+)  # fmt: skip
 
 
-def read_volume(path: str | Path) -> Volume:
-    """One image, float32, in the file's own order.
+def read_volume(source: str | Path | Frame) -> Volume:
+    """One image, float32, in the file's own order; or one volume of a four-dimensional file.
 
     NaN and infinite voxels outside the brain become background, with a warning.
 
-    Raises: InputError if the file is not a whole, finite, three-dimensional, non-constant NIfTI image with a
-        usable affine.
+    Raises: InputError if the file is not a whole, finite, three-dimensional, non-constant NIfTI image (or `.mha`)
+        with a usable affine; UsageError if what reads `.mha` is not installed.
     """
-    path = Path(path)
+    if isinstance(source, Frame):
+        return _checked(_frame(source), source.path)
+    path = Path(source)
     return _checked(_open(path), path)
 
 
 def _checked(image: nibabel.spatialimages.SpatialImage, path: Path) -> Volume:
     voxels = _voxels(image, path)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         voxels = voxels.astype(np.float32)  # beyond its range is infinity, which the next line judges
     voxels = _finite(voxels, path)
     if voxels.min() == voxels.max():
@@ -87,9 +113,9 @@ def read_labels(path: str | Path, convention: Convention | None = None) -> Volum
     return Volume(labels.astype(np.uint8), image.affine.astype(np.float64))
 
 
-def read_header(path: str | Path) -> Grid:
+def read_header(source: str | Path | Frame) -> Grid:
     """The grid of an image, without reading its voxels. Raises: InputError as `read_volume`."""
-    image = _open(Path(path))
+    image = _series(source) if isinstance(source, Frame) else _open(Path(source))
     x, y, z = image.shape[:3]
     return Grid((x, y, z), image.affine.astype(np.float64))
 
@@ -129,19 +155,86 @@ def _save(image: nibabel.Nifti1Image, path: str | Path) -> None:
 
 
 def _open(path: Path) -> nibabel.Nifti1Image:
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Check the path.")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{path} is not a NIfTI file ({' or '.join(SUFFIXES)}). Convert it, with dcm2niix for DICOM.")
-    try:
-        image = nibabel.load(path)
-    except _UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}). Export it again.") from error
-    if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 and single files are subclasses
-        raise InputError(f"{path} is a {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
+    """The header, checked, and a promise of the voxels. Extensions are not read: they are long, foreign and private."""
+    image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
     _check_shape(image, path)
     _check_affine(image, path)
     return image
+
+
+def _nifti(path: Path) -> nibabel.Nifti1Image:
+    _check_file(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{path} is not a NIfTI file ({' or '.join(SUFFIXES)}). Convert it, with dcm2niix for DICOM.")
+    try:
+        with np.errstate(all="ignore"):  # what comes of it is judged below
+            kind, header = _header(path)
+            affine = header.get_best_affine()
+            # Read, not mapped: a file that shrinks under a map kills the process.
+            voxels = ArrayProxy(path, header.copy(), mmap=False)
+    except _UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}). Export it again.") from error
+    _check_placed(affine, path)
+    return kind(voxels, affine, header)
+
+
+def _metaimage(path: Path) -> nibabel.Nifti1Image:
+    _check_file(path)
+    try:
+        return metaimage.load(path)
+    except ImageFileError as error:
+        raise InputError(f"{path} cannot be read as MetaImage ({_first_line(error)}). Export it again.") from error
+
+
+def _series(frame: Frame) -> nibabel.Nifti1Image:
+    """The four-dimensional file that holds a frame, its header checked."""
+    image, path = _nifti(frame.path), frame.path
+    if len(image.shape) != 4 or not 0 <= frame.number < image.shape[3]:
+        raise InputError(
+            f"{path} should be a series of at least {frame.number + 1} volumes, but its shape is {image.shape}. Does "
+            "dataset.json name the sequences of these files?"
+        )
+    _check_size(image, path)
+    _check_affine(image, path)
+    return image
+
+
+def _frame(frame: Frame) -> nibabel.Nifti1Image:
+    """One volume of a series, read."""
+    image = _series(frame)
+    voxels = _stored(image, frame.path)[..., frame.number]
+    return type(image)(voxels, image.affine, image.header)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        there, plain = path.exists(), path.is_file()
+    except OSError as error:  # a name that is too long, a folder that is closed to us
+        raise InputError(f"{path} cannot be reached ({error.strerror}). Check the path.") from error
+    if not there and path.is_symlink():
+        raise InputError(f"{path} is a link that leads nowhere. Give the file itself.")
+    if not there:
+        raise InputError(f"{path} does not exist. Check the path.")
+    if not plain:
+        raise InputError(f"{path} is a folder or a device, not a file. Give the image itself.")
+
+
+def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+        block = stream.read(_HEADER_BYTES)
+    two = _HEADER_BYTES in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
+    kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
+    block = block[: kind.header_class.sizeof_hdr]
+    if len(block) < kind.header_class.sizeof_hdr:
+        raise EOFError(f"it has {len(block)} bytes, too few for a header")
+    raw = kind.header_class(block, check=False)
+    sizes = raw["pixdim"][1:4]
+    if raw["sform_code"] == 0 and not (np.isfinite(sizes) & (sizes != 0)).all():
+        raise ValueError(f"its header gives no size of the voxels: {sizes.tolist()}")
+    header = kind.header_class(block)
+    if not 0 <= header.get_data_offset() <= MAXIMAL_OFFSET:
+        raise ValueError(f"its voxels are said to begin at byte {header.get_data_offset():,}")
+    return kind, header
 
 
 def _check_shape(image: nibabel.Nifti1Image, path: Path) -> None:
@@ -154,6 +247,11 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path) -> None:
         )
     if len(shape) > 3:
         log.warning("%s has the shape %s; its single volume is used.", path.name, shape)
+    _check_size(image, path)
+
+
+def _check_size(image: nibabel.Nifti1Image, path: Path) -> None:
+    shape = image.shape
     if max(shape) > MAXIMAL_SIDE or int(np.prod([int(n) for n in shape])) > MAXIMAL_VOXELS or min(shape) < 1:
         raise InputError(
             f"{path} claims {'x'.join(map(str, shape))} voxels; at most {MAXIMAL_SIDE} along an axis and "
@@ -166,13 +264,37 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path) -> None:
         )
 
 
-def _check_affine(image: nibabel.Nifti1Image, path: Path) -> None:
-    affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+def _check_placed(affine: np.ndarray, path: Path) -> None:
+    with np.errstate(all="ignore"):
+        placed = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-6
+    if not placed:
+        raise _misplaced(affine, path, "has an affine that places no voxel (singular or not finite)")
+
+
+def _check_extent(grid: Grid, path: Path) -> None:
+    with np.errstate(all="ignore"):
+        steps, farthest = np.array(grid.spacing_mm), np.abs(grid.corners_mm()).max()
+        upright = abs(np.linalg.det(grid.affine[:3, :3] / steps))
+        sides = steps * grid.shape
+    if not (steps.min() >= MINIMAL_SPACING_MM and sides.max() <= MAXIMAL_SIDE_MM and farthest <= MAXIMAL_DISTANCE_MM):
         raise InputError(
-            f"{path} has an affine that places no voxel (singular or not finite): {np.round(affine, 3).tolist()}. "
-            "Export the image again, or set the header from the scanner's geometry."
+            f"{path} claims {_by(grid.shape)} voxels of {_by(steps)} mm, up to {farthest:.3g} mm from the scanner's "
+            f"centre; read are voxels from {MINIMAL_SPACING_MM:g} mm, sides up to {MAXIMAL_SIDE_MM:g} mm and distances "
+            f"up to {MAXIMAL_DISTANCE_MM:g} mm. Its header is damaged, or its unit is not the millimetre."
         )
+    if not upright >= MINIMAL_UPRIGHTNESS:
+        raise _misplaced(grid.affine, path, "has axes that nearly lie in one plane")
+
+
+def _misplaced(affine: np.ndarray, path: Path, what: str) -> InputError:
+    rows = "; ".join(" ".join(f"{number:g}" for number in row) for row in affine[:3])
+    return InputError(f"{path} {what}: {rows}. Export the image again, or set the header from the scanner's geometry.")
+
+
+def _check_affine(image: nibabel.Nifti1Image, path: Path) -> None:
+    _check_placed(image.affine, path)
+    x, y, z = image.shape[:3]
+    _check_extent(Grid((x, y, z), image.affine), path)
     sform, qform = image.get_sform(coded=True), _qform(image)
     if sform[1] == 0 and qform[1] == 0:
         log.warning(
@@ -191,16 +313,23 @@ def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
 
 
 def _voxels(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
+    voxels = _stored(image, path)
+    return voxels.reshape(voxels.shape[:3])
+
+
+def _stored(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
     try:
-        if path.name.lower().endswith(".gz") and nibabel.is_proxy(image.dataobj):
-            image = type(image).from_bytes(_inflated(path, image))
-        voxels = np.asanyarray(image.dataobj)
+        source = image.dataobj
+        if path.name.lower().endswith(".gz") and nibabel.is_proxy(source):
+            spec = (source.shape, source.dtype, source.offset, source.slope, source.inter)
+            source = ArrayProxy(io.BytesIO(_inflated(path, image)), spec)
+        with np.errstate(all="ignore"):  # beyond the range is infinity, which the caller judges
+            return np.asanyarray(source)
     except _UNREADABLE as error:
         raise InputError(
             f"{path} is damaged: its header promises {'x'.join(map(str, image.shape))} voxels, and reading them "
             f"failed ({_first_line(error)}). Copy or export it again."
         ) from error
-    return voxels.reshape(voxels.shape[:3])
 
 
 def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
@@ -209,6 +338,11 @@ def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
     nibabel reads no further than the last voxel and so never meets the checksum, which comes after it.
     """
     size = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    packed = path.stat().st_size
+    if size > max(packed * DEFLATE_RATIO, SLACK_BYTES):
+        raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
+    if size > max(packed * LARGE_RATIO, LARGE_BYTES):
+        raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
     with gzip.open(path) as stream:
         content = stream.read(size)
         rest = stream.read(SLACK_BYTES + 1)
@@ -240,6 +374,10 @@ def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
         )
     log.warning("%s: %s NaN or infinite voxels in the background were set to it.", path.name, f"{count:,}")
     return np.where(broken, np.float32(0 if is_convention else background), voxels)
+
+
+def _by(numbers: Iterable[float]) -> str:
+    return "x".join(f"{number:g}" for number in numbers)
 
 
 def _first_line(error: BaseException) -> str:

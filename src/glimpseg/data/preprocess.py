@@ -19,9 +19,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data import nifti
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
-from glimpseg.study import Study
+from glimpseg.study import Frame, Study
 from glimpseg.volume import (
     MAXIMAL_ANGLE_DEGREES,
     MINIMAL_OVERLAP,
@@ -127,8 +127,10 @@ class Prepared:
         )
 
 
-def prepare(study: Study, settings: Preprocess) -> Prepared:
+def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) -> Prepared:
     """Reads and checks all files of a study and makes its working arrays.
+
+    The study's own grid is that of the sequence `own_of`, by default of the first that exists of `GRID_ORDER`.
 
     Sequences on another grid than the study's are resampled when their axes agree within 5 degrees and
     their fields of view overlap; a warning says so.
@@ -139,9 +141,14 @@ def prepare(study: Study, settings: Preprocess) -> Prepared:
     if not study.images:
         raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
     _refuse_same_files(study)
+    if own_of is not None and own_of not in study.images:
+        raise UsageError(
+            f"The result should lie on the grid of {own_of.title}, but study {study.id} has {study.available.title}. "
+            "Name one sequence that it has."
+        )
     volumes = {modality: _image(study.images[modality]) for modality in Modality if modality in study.images}
     _refuse_same_voxels(study.id, volumes)
-    own = volumes[next(modality for modality in GRID_ORDER if modality in volumes)].grid
+    own = volumes[own_of or next(modality for modality in GRID_ORDER if modality in volumes)].grid
     warnings = tuple(filter(None, (_check_grid(study.id, m, volume.grid, own) for m, volume in volumes.items())))
     for warning in warnings:
         log.warning("%s: %s", study.id, warning)
@@ -201,10 +208,16 @@ def bytes_of(box: Float[np.ndarray, "x y z"] | Int[np.ndarray, "x y z"]) -> UInt
 
 def _refuse_same_files(study: Study) -> None:
     for (one, first), (two, second) in itertools.combinations(study.images.items(), 2):
-        if isinstance(first, Path) and isinstance(second, Path) and first.resolve() == second.resolve():
+        if _same(first, second):
             raise InputError(
                 f"{first} was given both as {one.title} and as {two.title}. Name each file once; leave the absent out."
             )
+
+
+def _same(first: Volume | Path | Frame, second: Volume | Path | Frame) -> bool:
+    if isinstance(first, Frame) or isinstance(second, Frame):
+        return first == second
+    return isinstance(first, Path) and isinstance(second, Path) and first.resolve() == second.resolve()
 
 
 def _refuse_same_voxels(study: str, volumes: dict[Modality, Volume]) -> None:
@@ -216,7 +229,7 @@ def _refuse_same_voxels(study: str, volumes: dict[Modality, Volume]) -> None:
             )
 
 
-def _image(image: Volume | Path) -> Volume:
+def _image(image: Volume | Path | Frame) -> Volume:
     return image if isinstance(image, Volume) else nifti.read_volume(image)
 
 

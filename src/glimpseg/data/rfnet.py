@@ -15,7 +15,7 @@ from glimpseg.data import nifti
 from glimpseg.data.preprocess import Prepared, Preprocess, reference_on
 from glimpseg.errors import InputError
 from glimpseg.modality import ALL, Modality
-from glimpseg.study import Study
+from glimpseg.study import Frame, Study
 from glimpseg.volume import Volume, same_grid
 
 SMALLEST_SIDE = 128
@@ -109,5 +109,5 @@ def _normalised(stack: Float[np.ndarray, "m x y z"], study: str) -> Float[np.nda
     return ((stack - mean) / deviation).astype(np.float32)
 
 
-def _ordered(study: Study) -> list[tuple[Modality, Volume | Path]]:
+def _ordered(study: Study) -> list[tuple[Modality, Volume | Path | Frame]]:
     return [(modality, study.images[modality]) for modality in Modality]

@@ -18,10 +18,10 @@ from jaxtyping import Float
 
 from glimpseg.atomic import write_text
 from glimpseg.data import nifti
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse
 from glimpseg.picture import preview
-from glimpseg.region import CONVENTIONS, Region
+from glimpseg.region import Region, convention_named
 from glimpseg.report import figures
 from glimpseg.report.page import colour, interval, number, png, render, svg, write_tables
 from glimpseg.results import LABELS, Evaluation, read_evaluation
@@ -264,10 +264,10 @@ def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
     try:
         record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
         images = {m: nifti.read_volume(record["images"][m.key]) for m in Modality if m in parse(subset)}
-        reference = nifti.read_labels(record["reference"], CONVENTIONS[record["labels"]])
+        reference = nifti.read_labels(record["reference"], convention_named(record["labels"]))
         labels = nifti.read_labels(evaluation.folder / LABELS / study / f"{subset}.nii.gz")
         images = {modality: onto(image, labels.grid) for modality, image in images.items()}
-    except (InputError, KeyError, TypeError, StopIteration) as error:
+    except (InputError, UsageError, KeyError, TypeError, AttributeError, StopIteration) as error:
         log.warning("No picture of %s: %s", study, error)
         return None
     return png(preview(images, labels, labels_onto(reference, labels.grid)))

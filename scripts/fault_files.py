@@ -1,0 +1,496 @@
+"""Files with something wrong, and what `glimpseg` has to say of them; rows of `fault_table.py`, and of the tests.
+
+A row makes its files from a good study and gives the command to run. Rows of DICOM and archives are at the end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import nibabel.orientations as nio
+import numpy as np
+
+Word = str | Path
+Scans = Mapping[str, nibabel.Nifti1Image]
+"""A good study: by flag (`t1`, `t1c`, `t2`, `flair`), and its labels (`seg`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One row: what is wrong, the command, and how it has to end."""
+
+    name: str
+    make: Callable[[Path, Scans], Sequence[Word]]
+    """Writes the files into a folder and returns the command without model and output."""
+    code: int
+    says: str = ""
+    """A regular expression that the message, or the warning, has to match."""
+    same: bool = False
+    """Whether the labels have to be those of the good study, in its place."""
+    group: str = ""
+    """Rows of one group are one line of the table."""
+
+
+def command(words: Sequence[Word], model: Path, output: Path) -> list[str]:
+    """All of a command's words: those of a row, the model, the output."""
+    whole = [model if word == "MODEL" else word for word in words]
+    return [*map(os.fspath, whole), *([] if "MODEL" in words else ["-m", str(model)]), "-o", str(output)]
+
+
+# Parts
+
+
+def voxels(scan: nibabel.Nifti1Image) -> np.ndarray:
+    """Intensities, whole numbers as the phantom's, so that every number format can hold them."""
+    return np.rint(np.asarray(scan.dataobj, np.float32))
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray, change: Callable[[Any], None] | None = None) -> Path:
+    """A NIfTI file, perhaps with another header."""
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    if change:
+        change(image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    return path
+
+
+def with_bytes(path: Path, at: int, content: bytes) -> Path:
+    """The same file with other bytes (of what a gz file holds, if it is one)."""
+    packed = path.name.endswith(".gz")
+    data = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+    data[at : at + len(content)] = content
+    path.write_bytes(gzip.compress(data, 1) if packed else data)
+    return path
+
+
+def segment(t1c: Path, *more: Word) -> list[Word]:
+    """The command for one sequence."""
+    return ["segment", "--t1c", t1c, *more]
+
+
+def plain(place: Path, scans: Scans, name: str = "t1c.nii.gz") -> Path:
+    """The T1c as it should be."""
+    return save(place / name, voxels(scans["t1c"]), scans["t1c"].affine)
+
+
+def header_row(
+    name: str, at: int, content: bytes, code: int, says: str, suffix: str = ".nii.gz", same: bool = False
+) -> Fault:
+    """A row whose file has other bytes in its header."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        return segment(with_bytes(plain(place, scans, f"t1c{suffix}"), at, content))
+
+    return Fault(name=name, make=make, code=code, says=says, same=same)
+
+
+def voxel_row(
+    name: str, change: Callable[[np.ndarray], np.ndarray], code: int, says: str = "", same: bool = False
+) -> Fault:
+    """A row whose file has other voxels."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        return segment(save(place / "t1c.nii.gz", change(voxels(scans["t1c"])), scans["t1c"].affine))
+
+    return Fault(name=name, make=make, code=code, says=says, same=same)
+
+
+def affine_row(
+    name: str, change: Callable[[np.ndarray], np.ndarray], code: int, says: str = "", same: bool = False
+) -> Fault:
+    """A row whose file has another sform."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        path = plain(place, scans, "t1c.nii")
+        matrix = change(scans["t1c"].affine.copy())
+        with_bytes(path, 252, struct.pack("<hh", 0, 1))
+        return segment(with_bytes(path, 280, matrix[:3].astype("<f4").tobytes()))
+
+    return Fault(name=name, make=make, code=code, says=says, same=same)
+
+
+def pair_row(
+    name: str, change: Callable[[Path, nibabel.Nifti1Image], Path], code: int, says: str, same: bool = False
+) -> Fault:
+    """A row with a good T1c and a FLAIR that does not suit it."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        return segment(plain(place, scans), "--flair", change(place / "flair.nii.gz", scans["flair"]))
+
+    return Fault(name=name, make=make, code=code, says=says, same=same)
+
+
+# Damaged files
+
+
+def _flipped(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+    return segment(path)
+
+
+def _cut(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return segment(path)
+
+
+def _cut_plain(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans, "t1c.nii")
+    path.write_bytes(path.read_bytes()[:-1000])
+    return segment(path)
+
+
+def _no_checksum(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    return segment(path)
+
+
+def _text(place: Path, scans: Scans) -> list[Word]:
+    (place / "t1c.nii.gz").write_text("<html>404</html>")
+    return segment(place / "t1c.nii.gz")
+
+
+def _empty(place: Path, scans: Scans) -> list[Word]:
+    (place / "t1c.nii").touch()
+    return segment(place / "t1c.nii")
+
+
+def _longer(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(64 << 20), 1))
+    return segment(path)
+
+
+def _bomb(shape: tuple[int, int, int], content: int) -> Callable[[Path, Scans], list[Word]]:
+    def make(place: Path, scans: Scans) -> list[Word]:
+        head = nibabel.Nifti1Image(np.zeros((1, 1, 1), np.float64), np.eye(4)).to_bytes()[:352]
+        with gzip.open(place / "t1c.nii.gz", "wb", compresslevel=9) as stream:
+            stream.write(head[:42] + struct.pack("<hhh", *shape) + head[48:])
+            for _ in range(content >> 20):
+                stream.write(bytes(1 << 20))
+        return segment(place / "t1c.nii.gz")
+
+    return make
+
+
+DAMAGED = (
+    Fault(name="gz with a flipped bit", make=_flipped, code=3, says="is damaged|cannot be read"),
+    Fault(name="gz cut in half", make=_cut, code=3, says="is damaged"),
+    Fault(name="gz whose checksum is wrong", make=_no_checksum, code=3, says="CRC|is damaged"),
+    Fault(name=".nii cut short", make=_cut_plain, code=3, says="is damaged"),
+    Fault(name="a web page called .nii.gz", make=_text, code=3, says="Not a gzipped file"),
+    Fault(name="an empty file", make=_empty, code=3, says="0 bytes"),
+    Fault(name="gz that goes on for 64 MB after its last voxel", make=_longer, code=3, says="goes on after the last"),
+    Fault(
+        name="bomb: 1.6 GB that the header promises, in 1.6 MB",
+        make=_bomb((1024, 1024, 190), 1520 << 20), code=3, says="which no scan does",
+    ),
+    Fault(name="1.6 GB promised, in 1 kB", make=_bomb((1024, 1024, 190), 1 << 20), code=3, says="cannot hold"),
+    header_row("header that claims 32767 x 32767 x 32767", 42, b"\xff\x7f" * 3, 3, "claims 32767x32767x32767"),
+    header_row("header that claims one slice more than there is", 46, struct.pack("<h", 500), 3, "is damaged", ".nii"),
+    header_row("header that claims fewer slices than there are", 46, struct.pack("<h", 5), 3, "goes on after"),
+    header_row("negative dimension", 42, struct.pack("<h", -40), 3, "claims|cannot be read"),
+    header_row("first voxel at byte 1e9", 108, struct.pack("<f", 1e9), 3, "begin at byte", ".nii"),
+    header_row("extension that claims 2 GB", 348, struct.pack("<iii", 1, 2**31 - 1, 6), 0, "", ".nii", same=True),
+    header_row("unknown number format", 70, struct.pack("<h", 77), 3, "cannot be read"),
+    header_row("voxels of 3 km", 280, struct.pack("<f", 3e6), 3, "unit is not the millimetre"),
+)  # fmt: skip
+
+
+# Voxels
+
+
+def _at_centre(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[tuple(n // 2 for n in array.shape)] = value
+        return array
+
+    return change
+
+
+def _background_nan(array: np.ndarray) -> np.ndarray:
+    return np.where(array == 0, np.nan, array).astype(np.float32)
+
+
+def _stray_nan(array: np.ndarray) -> np.ndarray:
+    array[0, 0, :3] = np.nan
+    return array
+
+
+def _scaled(slope: float, inter: float) -> Callable[[Path, Scans], list[Word]]:
+    def make(place: Path, scans: Scans) -> list[Word]:
+        path = save(place / "t1c.nii", voxels(scans["t1c"]).astype("<i2"), scans["t1c"].affine)
+        return segment(with_bytes(path, 112, struct.pack("<ff", slope, inter)))
+
+    return make
+
+
+def _stored(kind: str, factor: float = 1.0) -> Callable[[Path, Scans], list[Word]]:
+    def make(place: Path, scans: Scans) -> list[Word]:
+        array = (voxels(scans["t1c"]).astype(np.float64) * factor).astype(kind)
+        header = nibabel.Nifti1Header(endianness=kind[0])
+        nibabel.save(nibabel.Nifti1Image(array, scans["t1c"].affine, header, dtype=array.dtype), place / "t1c.nii")
+        return segment(place / "t1c.nii")
+
+    return make
+
+
+def _colours(place: Path, scans: Scans) -> list[Word]:
+    array = np.zeros(scans["t1c"].shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    array["R"] = voxels(scans["t1c"]) % 255
+    return segment(save(place / "t1c.nii.gz", array, scans["t1c"].affine))
+
+
+VOXELS = (
+    voxel_row("one NaN in the brain", _at_centre(np.nan), 3, "1 NaN or infinite voxels, 1 of them inside"),
+    voxel_row("one infinity in the brain", _at_centre(np.inf), 3, "inside the brain"),
+    voxel_row("NaN everywhere", lambda array: np.full_like(array, np.nan), 3, "no finite voxel"),
+    voxel_row("three NaN in the air", _stray_nan, 0, "3 NaN or infinite", same=True),
+    voxel_row("air of NaN", _background_nan, 0, "in the background were set to it", same=True),
+    voxel_row("a single value", lambda array: np.full_like(array, 7), 3, "single value 7"),
+    voxel_row("zeros", np.zeros_like, 3, "Leave this sequence out"),
+    Fault(name="scl_slope 0", make=_scaled(0, 0), code=0, same=True),
+    Fault(name="scl_slope NaN", make=_scaled(np.nan, np.nan), code=0, same=True),
+    Fault(name="scl_slope infinite", make=_scaled(np.inf, 0), code=0, same=True),
+    Fault(name="scl_inter NaN beside a slope", make=_scaled(2, np.nan), code=3, says="invalid intercept"),
+    Fault(name="scl_slope 2, scl_inter 10", make=_scaled(2, 10), code=0),
+    Fault(name="int16, big-endian", make=_stored(">i2"), code=0, same=True),
+    Fault(name="uint64", make=_stored("<u8"), code=0, same=True),
+    Fault(name="float64, big-endian", make=_stored(">f8"), code=0, same=True),
+    Fault(name="float64 around 1e30", make=_stored("<f8", 1e30), code=0, same=True),
+    Fault(name="float64 around 1e-30", make=_stored("<f8", 1e-30), code=0, same=True),
+    Fault(name="float64 around 1e300", make=_stored("<f8", 1e300), code=3, says="NaN or infinite voxels"),
+    Fault(name="colours (RGB)", make=_colours, code=3, says="colours or complex"),
+    voxel_row("complex numbers", lambda array: array.astype(np.complex64), 3, "colours or complex"),
+    voxel_row("one slice (2-D)", lambda array: array[:, :, 20], 3, "a single slice"),
+    voxel_row("four-dimensional, one volume", lambda array: array[..., None], 0, "single volume is used", same=True),
+    voxel_row("four-dimensional, three volumes", lambda array: np.stack([array] * 3, -1), 3, "a series of volumes"),
+    voxel_row("five-dimensional", lambda array: np.stack([array] * 2, -1)[..., None, :], 3, "three-dimensional"),
+)  # fmt: skip
+
+
+# Places
+
+
+def _turned(degrees: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(affine: np.ndarray) -> np.ndarray:
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        return turn @ affine
+
+    return change
+
+
+def _with(row: int, column: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(affine: np.ndarray) -> np.ndarray:
+        affine[row, column] = value
+        return affine
+
+    return change
+
+
+def _sheared(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(affine: np.ndarray) -> np.ndarray:
+        affine[:3, 2] += share * affine[:3, 1]
+        return affine
+
+    return change
+
+
+def _two_forms(place: Path, scans: Scans) -> list[Word]:
+    affine = scans["t1c"].affine
+
+    def change(image: Any) -> None:
+        image.set_sform(affine, 1)
+        image.set_qform(affine @ np.diag([2, 2, 2, 1]), 1)
+
+    return segment(save(place / "t1c.nii.gz", voxels(scans["t1c"]), affine, change))
+
+
+def _no_form(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans, "t1c.nii")
+    return segment(with_bytes(path, 252, struct.pack("<hh", 0, 0)))
+
+
+def _no_size(place: Path, scans: Scans) -> list[Word]:
+    path = with_bytes(plain(place, scans, "t1c.nii"), 252, struct.pack("<hh", 1, 0))
+    return segment(with_bytes(path, 80, struct.pack("<fff", 0, 0, 0)))
+
+
+def _stored_as(axes: str) -> Callable[[Path, Scans], list[Word]]:
+    def make(place: Path, scans: Scans) -> list[Word]:
+        words: list[Word] = ["segment"]
+        for flag in ("t1c", "flair"):
+            scan = scans[flag]
+            turn = nio.ornt_transform(nio.io_orientation(scan.affine), nio.axcodes2ornt(axes))
+            array = np.ascontiguousarray(nio.apply_orientation(voxels(scan), turn))
+            path = save(place / f"{flag}.nii.gz", array, scan.affine @ nio.inv_ornt_aff(turn, scan.shape))
+            words += [f"--{flag}", path]
+        return words
+
+    return make
+
+
+AXES = ["".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)]
+PLACES = (
+    affine_row("oblique, 25 degrees", _turned(25), 0),
+    affine_row("sheared as by a gantry tilt", _sheared(0.2), 0),
+    affine_row("axes nearly in one plane", _sheared(9), 3, "nearly lie in one plane"),
+    affine_row("singular affine", lambda affine: affine * np.array([[1], [1], [0], [1]]), 3, "places no voxel"),
+    affine_row("NaN in the affine", _with(0, 0, np.nan), 3, "places no voxel"),
+    affine_row("an origin 1e30 mm away", _with(0, 3, 1e30), 3, "from the scanner's centre"),
+    Fault(name="qform and sform differ", make=_two_forms, code=0, says="sform and qform differ", same=True),
+    Fault(name="neither sform nor qform", make=_no_form, code=0, says="says nothing of its orientation"),
+    Fault(name="qform alone, voxels of size 0", make=_no_size, code=3, says="gives no size"),
+    *(Fault(name=axes, make=_stored_as(axes), code=0, same=True, group="all 48 axis codes") for axes in AXES),
+)  # fmt: skip
+
+
+# Sequences that do not belong together
+
+
+def _moved(millimetres: float) -> Callable[[Path, nibabel.Nifti1Image], Path]:
+    def change(path: Path, scan: nibabel.Nifti1Image) -> Path:
+        affine = scan.affine.copy()
+        affine[0, 3] += millimetres
+        return save(path, voxels(scan), affine)
+
+    return change
+
+
+def _coarser(path: Path, scan: nibabel.Nifti1Image) -> Path:
+    return save(path, voxels(scan)[::2, ::2], scan.affine @ np.diag([2, 2, 1, 1]))
+
+
+def _rotated(path: Path, scan: nibabel.Nifti1Image) -> Path:
+    return save(path, voxels(scan), _turned(20)(scan.affine))
+
+
+def _twice(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    return segment(path, "--t2", path)
+
+
+def _copy(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    return segment(path, "--t2", plain(place, scans, "t2.nii"))
+
+
+def _hard_link(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    os.link(path, place / "t2.nii.gz")
+    return segment(path, "--t2", place / "t2.nii.gz")
+
+
+def _soft_link(place: Path, scans: Scans) -> list[Word]:
+    path = plain(place, scans)
+    (place / "t2.nii.gz").symlink_to(path)
+    return segment(path, "--t2", place / "t2.nii.gz")
+
+
+def _through_link(place: Path, scans: Scans) -> list[Word]:
+    (place / "here.nii.gz").symlink_to(plain(place, scans))
+    return segment(place / "here.nii.gz")
+
+
+def _loop(place: Path, scans: Scans) -> list[Word]:
+    (place / "a.nii.gz").symlink_to(place / "b.nii.gz")
+    (place / "b.nii.gz").symlink_to(place / "a.nii.gz")
+    return segment(place / "a.nii.gz", "--flair", plain(place, scans))
+
+
+def _dangling(place: Path, scans: Scans) -> list[Word]:
+    (place / "t1c.nii.gz").symlink_to(place / "gone.nii.gz")
+    return segment(place / "t1c.nii.gz")
+
+
+def _folder(place: Path, scans: Scans) -> list[Word]:
+    (place / "t1c.nii.gz").mkdir()
+    return segment(place / "t1c.nii.gz")
+
+
+def _pipe(place: Path, scans: Scans) -> list[Word]:
+    os.mkfifo(place / "t1c.nii.gz")
+    return segment(place / "t1c.nii.gz")
+
+
+def _long_name(place: Path, scans: Scans) -> list[Word]:
+    return segment(place / f"{'x' * 300}.nii.gz")
+
+
+def _labels(change: Callable[[Path, np.ndarray, np.ndarray], None]) -> Callable[[Path, Scans], list[Word]]:
+    """A study to evaluate whose reference has something wrong."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        folder = place / "data" / "S1"
+        save(folder / "S1-t1c.nii.gz", voxels(scans["t1c"]), scans["t1c"].affine)
+        change(folder / "S1-seg.nii.gz", np.asarray(scans["seg"].dataobj), scans["seg"].affine)
+        return ["evaluate", "MODEL", "--data", place / "data", "--subsets", "t1c", "--metrics", "dice"]
+
+    return make
+
+
+def _rescaled(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
+    image = nibabel.Nifti1Image(labels.astype(np.float32) * 1.1, affine)
+    image.set_data_dtype(np.int16)
+    nibabel.save(image, path)  # nibabel chooses a slope: 2 comes back as 2.2
+
+
+def _wrong_grid(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
+    save(path, labels[:-1].astype(np.uint8), affine)
+
+
+def _put(value: float) -> Callable[[Path, np.ndarray, np.ndarray], None]:
+    def change(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
+        array = labels.astype(np.float32)
+        array[0, 0, 0] = value
+        save(path, array, affine)
+
+    return change
+
+
+TOGETHER = (
+    pair_row("FLAIR half a voxel away", _moved(1.5), 0, "lies on another grid"),
+    pair_row("FLAIR with half as many voxels", _coarser, 0, "lies on another grid"),
+    pair_row("FLAIR turned by 20 degrees", _rotated, 3, "turned by 20.0 degrees"),
+    pair_row("FLAIR a metre away", _moved(1000), 3, "0 % of the smaller field of view"),
+    Fault(name="one file as T1c and T2", make=_twice, code=3, says="given both as"),
+    Fault(name="one file by two names (link)", make=_soft_link, code=3, says="given both as"),
+    Fault(name="one file by two names (hard link)", make=_hard_link, code=3, says="hold the same voxels|given both"),
+    Fault(name="a copy as T2, in another format", make=_copy, code=3, says="hold the same voxels"),
+    Fault(name="a link to the file", make=_through_link, code=0, same=True),
+    Fault(name="links in a circle", make=_loop, code=3, says="leads nowhere"),
+    Fault(name="a link to nothing", make=_dangling, code=3, says="leads nowhere"),
+    Fault(name="a folder called .nii.gz", make=_folder, code=3, says="a folder or a device"),
+    Fault(name="a named pipe", make=_pipe, code=3, says="a folder or a device"),
+    Fault(name="a name of 300 letters", make=_long_name, code=3, says="cannot be reached"),
+    Fault(name="labels written rescaled (2 reads as 2.2)", make=_labels(_rescaled), code=3, says="whole numbers"),
+    Fault(name="a label of 3.9999", make=_labels(_put(3.9999)), code=0),
+    Fault(name="a label of 1.5", make=_labels(_put(1.5)), code=3, says="whole numbers but holds 1.5"),
+    Fault(name="a label of -1", make=_labels(_put(-1)), code=3, says="no convention"),
+    Fault(name="a label of 255", make=_labels(_put(255)), code=3, says="no convention"),
+    Fault(name="labels on another grid", make=_labels(_wrong_grid), code=3, says="lies on another grid"),
+)  # fmt: skip
+
+# DICOM and archives: rows to add here, in the same form, once the command line takes them.
+LATER = (
+    "DICOM: a UID that is there twice, with other content", "DICOM: images of two patients in one folder",
+    "DICOM: tags that name paths", "DICOM: a missing slice", "DICOM: a truncated file", "zip: names that lead outside",
+    "zip: a bomb",
+)  # fmt: skip
+
+FAULTS = (*DAMAGED, *VOXELS, *PLACES, *TOGETHER)

@@ -1,0 +1,48 @@
+"""The application that verbs join, and what holds for all of them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glimpseg.version import __version__
+
+app = typer.Typer(
+    help="Brain-tumour segmentation from whatever MRI sequences exist.\n\n"
+    "Research software, not a medical device: not for diagnosis or treatment.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+log = logging.getLogger("glimpseg")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"glimpseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    log_file: Annotated[Path | None, typer.Option(help="Write the log there, too.")] = None,
+) -> None:
+    context.obj = {"quiet": quiet, "debug": debug}
+    log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_file:
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = handlers

@@ -1,0 +1,108 @@
+"""The verbs that say how good a model is: `evaluate`, `compare`, `report`.
+
+Heavy modules are imported inside the verbs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glimpseg.cli.app import app, log
+from glimpseg.cli.options import Choice, Device, Labels, Output, Overwrite, Split, changes_of
+from glimpseg.errors import InputError, UsageError
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model or run folder.")],
+    data: Annotated[Path, typer.Option(help="Folder of studies with references.")],
+    output: Output,
+    protocol: Annotated[
+        str, typer.Option(help="clinical, or rfnet for comparison with published tables only.")
+    ] = "clinical",
+    subsets: Annotated[str, typer.Option(help="all, or subsets separated by commas: t1c,t1c+flair.")] = "all",
+    metrics: Annotated[
+        str, typer.Option(help="all, or some: dice,hd95,hd95_pooled,surface_dice_1mm,lesion_dice,ece ...")
+    ] = "all",
+    split: Split = None,
+    change: Choice = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
+    labels: Labels = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a model on every subset of sequences; write scores, a summary and a report."""
+    from glimpseg import evaluate as evaluation
+    from glimpseg import predict, report
+    from glimpseg.data.layouts import find_studies
+    from glimpseg.data.splits import chosen
+    from glimpseg.modality import SUBSETS, parse
+    from glimpseg.protocol import protocol_named
+    from glimpseg.scores import metrics_named
+
+    protocol_named(protocol)
+    wanted = metrics_named(metrics)
+    if not subsets.strip():
+        raise UsageError("--subsets names none. Name subsets separated by commas, or all.")
+    shown = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
+    studies = find_studies(data, labels=labels)
+    if split is not None:
+        studies = chosen(studies, split)
+    done = evaluation.evaluate(
+        predict.load(model, device, changes_of(change)),
+        studies,
+        output,
+        protocol=protocol,
+        subsets=shown,
+        metrics=wanted,
+        split=split,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    log.info("%s", report.text_table(done))
+    typer.echo(report.write_report(output))
+    failed = done.record["failed"]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(done.record['studies'])} studies could not be scored; the others are in {output}. "
+            "Repair them and run again with --resume.\n"
+            + "\n".join(f"{study}: {message}" for study, message in failed.items())
+        )
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[list[Path], typer.Argument(help="Folders that `evaluate` wrote; the first is the measure.")],
+    output: Output,
+    metrics: Annotated[str, typer.Option(help="all, or some, as in `evaluate`.")] = "dice,hd95",
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Put published tables beside: BraTS2018, BraTS2020, BraTS2024, FeTS2024. Default: by the list."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare evaluations case by case: paired tests, effect sizes, wins and losses; published tables beside."""
+    from glimpseg import compare as comparison
+    from glimpseg.report import write_comparison
+    from glimpseg.scores import metrics_named
+
+    comparison.compare(evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite)
+    typer.echo(write_comparison(output))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that `evaluate` or `compare` wrote.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="HTML file. Default: in that folder.")] = None,
+) -> None:
+    """Make the HTML report of an evaluation or comparison again."""
+    from glimpseg.report import write_comparison, write_report
+    from glimpseg.results import COMPARISON
+
+    write = write_comparison if (folder / COMPARISON).is_file() else write_report
+    typer.echo(write(folder, output))

@@ -1,0 +1,132 @@
+"""The verb `segment`.
+
+Heavy modules are imported inside the verb, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glimpseg.cli.app import app, log
+from glimpseg.cli.options import Choice, Device, ModelFolder, Output, Overwrite, changes_of
+from glimpseg.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from glimpseg.batch import Wanted
+    from glimpseg.checkpoint import Model
+    from glimpseg.intake import Visit
+
+_PLACE = "NIfTI file, or folder or archive of one DICOM series."
+
+
+@app.command()
+def segment(
+    output: Output,
+    model: ModelFolder,
+    t1: Annotated[Path | None, typer.Option("--t1", "--t1n", "--t1w", help=f"T1 without contrast: {_PLACE}")] = None,
+    t1c: Annotated[Path | None, typer.Option("--t1c", "--t1ce", "--t1gd", help="T1 with contrast.")] = None,
+    t2: Annotated[Path | None, typer.Option("--t2", "--t2w", help="T2.")] = None,
+    flair: Annotated[Path | None, typer.Option("--flair", "--fla", "--t2f", help="FLAIR.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "-i", "--input", help="In place of images: a tree of studies in any layout, DICOM, an archive, a manifest."
+        ),
+    ] = None,
+    series: Annotated[
+        Path | None, typer.Option(help="In place of single images: a series.json that `identify` wrote.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="How the tree is laid out (see docs/data.md).")] = "auto",
+    brain_mask: Annotated[Path | None, typer.Option(help="Brain mask, if the background is not constant.")] = None,
+    raw: Annotated[
+        str,
+        typer.Option(
+            help="auto: register and skull-strip what needs it, if the extras are installed; "
+            "no: images are registered and stripped."
+        ),
+    ] = "auto",
+    grid: Annotated[
+        str | None, typer.Option(help="The sequence on whose grid the result lies. Default: T1c, T1, FLAIR, T2.")
+    ] = None,
+    output_type: Annotated[str, typer.Option(help="nifti,dicom-seg,dicom-sr.")] = "nifti",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each region's probabilities.")] = False,
+    labels: Annotated[str, typer.Option(help="Label numbers to write: brats2021, brats2023, brats2024.")] = "brats2024",
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Results name no patient and no folder of the input.")
+    ] = False,
+    part: Annotated[str, typer.Option(help="Of a tree, for job arrays: 0/4 is the first of four parts.")] = "0/1",
+    go_on: Annotated[bool, typer.Option("--continue", help="Of a tree: go on where an earlier run stopped.")] = False,
+    change: Choice = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment one study from the sequences it has, or a tree of studies; order never matters.
+
+    Leave out what does not exist. Of a tree each study gets a folder; those that cannot be used stop no other and are
+    listed in failures.json.
+    """
+    from glimpseg import batch, predict
+    from glimpseg.atomic import refuse_if_used
+    from glimpseg.data.identify import read_series_json
+    from glimpseg.intake import named_images, visit_of
+    from glimpseg.modality import Modality, parse
+    from glimpseg.segmentation import RECORD
+
+    named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
+    images = {modality: image for modality, image in named.items() if image is not None}
+    _refuse_ambiguous(bool(images), source, series)
+    wanted = batch.Wanted(
+        labels=labels,
+        types=tuple(word.strip() for word in output_type.split(",")),
+        grid=None if grid is None else parse(grid),
+        probabilities=probabilities,
+        deidentify=deidentify,
+    )
+    if source is not None:
+        _tree(source, layout, predict.load(model, device, changes_of(change)), output, wanted, part, go_on, overwrite)
+        return
+    refuse_if_used(output, overwrite=overwrite, mark=RECORD)
+    loaded = predict.load(model, device, changes_of(change))
+    visit = named_images(images, brain_mask) if series is None else visit_of("study", read_series_json(series))
+    _one(visit, loaded, output, wanted, overwrite)
+
+
+def _refuse_ambiguous(images: bool, source: Path | None, series: Path | None) -> None:
+    given = [name for name, there in (("images", images), ("-i", source), ("--series", series)) if there]
+    if len(given) > 1:
+        raise UsageError(f"What is to be segmented was given as {' and as '.join(given)}. Give one of them.")
+    if not given:
+        raise InputError(
+            "Nothing to segment was given. Name at least one of --t1, --t1c, --t2, --flair, or -i, --series."
+        )
+
+
+def _tree(
+    source: Path, layout: str, model: Model, output: Path, wanted: Wanted, part: str, go_on: bool, overwrite: bool
+) -> None:
+    from glimpseg import batch
+    from glimpseg.intake import items
+
+    share = batch.Part.parse(part)
+    outcome = batch.segment_tree(
+        items(source, layout), model, output, wanted, part=share, go_on=go_on, overwrite=overwrite
+    )
+    typer.echo(output)
+    if outcome.failed:
+        raise InputError(
+            f"{len(outcome.failed)} studies could not be segmented; {output / share.file(batch.FAILURES)} says why. "
+            f"The {len(outcome.done) + len(outcome.kept)} others are there. Repair them and run again with --continue."
+        )
+
+
+def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bool) -> None:
+    from glimpseg.predict import read, segment_read
+
+    found = segment_read(read(visit, model, wanted.grid), model, probabilities=wanted.probabilities)
+    found.save(output, labels=wanted.labels, types=wanted.types, deidentify=wanted.deidentify, overwrite=overwrite)
+    volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
+    log.info("Used %s%s. %s.", found.used.title, f", without {found.absent.title}" if found.absent else "", volumes)
+    typer.echo(output / "seg.nii.gz")

@@ -1,0 +1,167 @@
+"""What was found in a folder, for the screen and as an editable file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
+
+from glimpseg.atomic import write_text
+from glimpseg.data.identify.verdict import Finding, Tie
+from glimpseg.data.series import Series
+from glimpseg.modality import Modality, union
+
+SCHEMA = 1
+"""Of series.json; raised when an older reader would misunderstand it."""
+WIDTH = 130
+"""Characters of a line on the screen."""
+DESCRIPTION_WIDTH = 30
+HOW_TO = (
+    "Change `sequence` to t1, t1c, t2, flair or null; name each sequence once. "
+    "Nothing else has to be changed. Files lie below `folder`, which is seen from here."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identification:
+    """The series of one visit: which shows which sequence, and why."""
+
+    folder: Path
+    findings: tuple[Finding, ...]
+    """For every series, in the order of series numbers."""
+    chosen: Mapping[Modality, Series]
+    """One series for each sequence that was found."""
+    ties: tuple[Tie, ...] = ()
+    """Where several series fit one sequence, and what decided."""
+    notes: tuple[str, ...] = ()
+    """What else a reader should know: files left out, a sequence that only a reformatted series shows."""
+
+    @property
+    def available(self) -> Modality:
+        """The sequences that were found."""
+        return union(self.chosen)
+
+    def used_as(self, series: Series) -> Modality | None:
+        """The sequence a series was chosen for; None if it was not."""
+        return next((modality for modality, other in self.chosen.items() if other.key == series.key), None)
+
+    def text(self) -> str:
+        """A table for the screen: chosen series are marked `*`; then ties, what is missing, and notes."""
+        rows = [self._row(finding) for finding in self.findings]
+        widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
+        widths[-1] = max(WIDTH - sum(widths[:-1]) - 2 * len(widths) + 2, 20)
+        lines = [line for row in (_HEAD, *rows) for line in _wrapped(row, widths)]
+        return "\n".join([*lines, "", *self._sentences()])
+
+    def to_json(self, beside: Path | None = None) -> str:
+        """The content of series.json. Paths of files are relative to the folder, the folder's to `beside` (its own
+        place if None)."""
+        where = Path(os.path.relpath(self.folder.absolute(), (beside or self.folder).absolute())).as_posix()
+        document = {
+            "schema": SCHEMA,
+            "how_to": HOW_TO,
+            "folder": where,
+            "series": [self._entry(finding) for finding in self.findings],
+            "ties": [_tie_sentence(tie) for tie in self.ties],
+            "files": {finding.series.key: self._files(finding.series) for finding in self.findings},
+        }
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+    def write(self, path: str | Path) -> None:
+        """Writes series.json, whole or not at all. Raises: OutputError when the disk refuses."""
+        path = Path(path)
+        write_text(path, self.to_json(path.parent))
+
+    def _row(self, finding: Finding) -> tuple[str, ...]:
+        used = self.used_as(finding.series)
+        sequence = finding.sequence.title if finding.sequence is not None else "-"
+        why = finding.why
+        if finding.sequence is not None and used is None:
+            why = f"not taken: {_not_taken(finding, self.chosen[finding.sequence])}; {why}"
+        return (
+            "*" if used is not None else "",
+            _number(finding.series),
+            finding.series.key,
+            description(finding.series)[:DESCRIPTION_WIDTH],
+            _geometry(finding.series),
+            sequence,
+            f"{finding.score:g}" if finding.score else "",
+            why,
+        )
+
+    def _entry(self, finding: Finding) -> dict[str, object]:
+        used = self.used_as(finding.series)
+        entry: dict[str, object] = {
+            "key": finding.series.key,
+            "number": _number(finding.series),
+            "description": description(finding.series),
+            "sequence": None if used is None else used.key,
+            "could_be": None if finding.sequence is None else finding.sequence.key,
+            "why": finding.why,
+            "score": round(finding.score, 1),
+            "geometry": _geometry(finding.series),
+            "source": finding.series.source,
+            "study": finding.series.study,
+            "evidence": [str(piece) for piece in finding.evidence],
+        }
+        return entry
+
+    def _files(self, series: Series) -> list[str]:
+        return [file.relative_to(self.folder).as_posix() for file in series.files]
+
+    def _sentences(self) -> list[str]:
+        found = ", ".join(f"{modality.title} = {_named(series)}" for modality, series in self.chosen.items())
+        missing = [modality.title for modality in Modality if modality not in self.available]
+        lines = [f"Chosen: {found}." if found else "No series shows T1, T1c, T2 or FLAIR."]
+        if missing and found:
+            lines.append(f"Not found: {', '.join(missing)}. Any subset will do.")
+        return [*lines, *map(_tie_sentence, self.ties), *self.notes]
+
+
+_HEAD = ("", "no.", "key", "description", "plane, voxels", "sequence", "points", "why")
+
+
+def description(series: Series) -> str:
+    """What people call it: its description, else its protocol or file name."""
+    names = (series.words.get(keyword, "") for keyword in ("SeriesDescription", "FileName", "ProtocolName"))
+    return next((" ".join(name.split()) for name in names if name.strip()), "")
+
+
+def _number(series: Series) -> str:
+    number = series.numbers.get("SeriesNumber")
+    return "" if number is None else f"{number:g}"
+
+
+def _named(series: Series) -> str:
+    return f"{_number(series) or series.key} ({description(series)})" if description(series) else series.key
+
+
+def _geometry(series: Series) -> str:
+    parts: list[str] = [series.plane or ""]
+    if series.shape is not None and series.spacing_mm is not None:
+        voxels = "x".join(map(str, series.shape))
+        parts.append(f"{voxels} of {'x'.join(f'{size:.2g}' for size in series.spacing_mm)} mm")
+    return " ".join(filter(None, parts))
+
+
+def _not_taken(finding: Finding, taken: Series) -> str:
+    number = _number(taken) or taken.key
+    return f"made from another series, {number} is an original" if finding.second else f"{number} comes before it"
+
+
+def _tie_sentence(tie: Tie) -> str:
+    others = " and ".join(_number(other) or other.key for other in tie.others)
+    return (
+        f"{tie.sequence.title}: series {others} would fit as well as {_number(tie.taken) or tie.taken.key}, "
+        f"which was taken by the rule: {tie.because}."
+    )
+
+
+def _wrapped(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    why = wrap(row[-1], widths[-1]) or [""]
+    first = [f"{cell:<{width}}" for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+    blank = [" " * width for width in widths[:-1]]
+    return ["  ".join([*(blank if i else first), part]).rstrip() for i, part in enumerate(why)]

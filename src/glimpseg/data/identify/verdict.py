@@ -1,0 +1,244 @@
+"""From evidence to a verdict on each series, and from the verdicts of a visit to one series for each sequence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from glimpseg.data.identify.evidence import Evidence, evidence_of, named_agent, slices, total
+from glimpseg.data.identify.rules import Rules, Vote, folded
+from glimpseg.data.series import Series
+from glimpseg.modality import Modality
+
+MINIMUM = 4.0
+"""Points a weighting needs before a series is named at all: one plain word, or one range of parameters."""
+MARGIN = 1.0
+"""Points by which it has to lead; nearer ones leave the series unnamed."""
+SURE = 6.0
+"""From here on more points make no better candidate."""
+WHOLE_HEAD_MM = 100.0
+"""Slices that span less are a slab: orbits, sella, a part of the head."""
+SHARED_BY = 3
+"""Series of different descriptions with one protocol name: then it names the examination."""
+AROUND_POINTS = 3.0
+"""For a beginning after another series that shows the agent; what comes before one is worth a point."""
+MANY_VOLUMES = 4
+"""Stacks of one series from which on it is a dynamic one; two or three may be echoes."""
+CERTAIN = 20.0
+"""Points of what no word outweighs."""
+_DYNAMIC = re.compile(r"perf|dsc|dce|dyn|pwi|twist|grasp")
+_WEIGHTINGS: tuple[tuple[Vote, str], ...] = (("t1", "T1"), ("t2", "T2"), ("flair", "FLAIR"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The verdict on one series."""
+
+    series: Series
+    sequence: Modality | None
+    """What it shows; None if it is dropped or not known."""
+    why: str
+    """A sentence or two: the strongest evidence, or why it has no sequence."""
+    score: float
+    """Points for the sequence; 0 without one."""
+    second: bool = False
+    """Made from another series: taken only where there is no original."""
+    contrast: float = 0.0
+    """Points for contrast agent less those against."""
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tie:
+    """More than one series fits a sequence."""
+
+    sequence: Modality
+    taken: Series
+    others: tuple[Series, ...]
+    because: str
+    """The rule that decided between the first two."""
+
+
+def verdicts(visit: Sequence[Series], rules: Rules) -> tuple[Finding, ...]:
+    """A finding for each series of one visit, in their order; what one says of contrast agent counts for others."""
+    exams = _examination_names(visit)
+    first = [
+        evidence_of(series, rules, protocol_tells=series.words.get("ProtocolName", "") not in exams) for series in visit
+    ]
+    own = [e + _volumes(s, visit) for s, e in zip(visit, _without_empty_agents(visit, first), strict=True)]
+    return tuple(_verdict(s, e + _around(s, visit, own)) for s, e in zip(visit, own, strict=True))
+
+
+def choose(findings: Sequence[Finding]) -> tuple[dict[Modality, Series], tuple[Tie, ...]]:
+    """One series for each sequence that has any, by a stated order, and where it had to decide."""
+    chosen: dict[Modality, Series] = {}
+    ties = []
+    for modality in Modality:
+        fitting = sorted((f for f in findings if f.sequence is modality), key=_place)
+        if fitting:
+            chosen[modality] = fitting[0].series
+        rivals = [f for f in fitting[1:] if f.second == fitting[0].second]
+        if rivals:
+            others = tuple(rival.series for rival in rivals)
+            because = _difference(fitting[0], rivals[0])
+            ties.append(Tie(sequence=modality, taken=fitting[0].series, others=others, because=because))
+    return chosen, tuple(ties)
+
+
+def _verdict(series: Series, evidence: tuple[Evidence, ...]) -> Finding:
+    ranked = sorted(((total(evidence, vote), vote, name) for vote, name in _WEIGHTINGS), key=lambda entry: -entry[0])
+    (best, vote, name), (next_best, _, next_name) = ranked[:2]
+    dropped = total(evidence, "drop")
+    contrast = total(evidence, "contrast") - total(evidence, "plain")
+    finding = Finding(
+        series=series,
+        sequence=None,
+        why="",
+        score=0.0,
+        second=total(evidence, "second") > 0,
+        contrast=contrast,
+        evidence=evidence,
+    )
+    if dropped and dropped >= best:
+        return replace(finding, why=_strongest(evidence, "drop"))
+    if best < MINIMUM:
+        return replace(finding, why="nothing tells its sequence" if not best else f"too little tells of {name}")
+    if best - next_best < MARGIN:
+        return replace(finding, why=f"as much tells of {name} as of {next_name}; name it yourself")
+    if vote != "t1":
+        sequence = Modality.T2 if vote == "t2" else Modality.FLAIR
+        return replace(finding, sequence=sequence, why=_strongest(evidence, vote), score=best)
+    return _with_contrast(replace(finding, score=best, why=_strongest(evidence, "t1")))
+
+
+def _with_contrast(finding: Finding) -> Finding:
+    """A T1-weighted series is T1 or T1c; where its headers contradict each other, neither."""
+    for_agent, against = total(finding.evidence, "contrast"), total(finding.evidence, "plain")
+    if for_agent and against and abs(finding.contrast) < MARGIN:
+        why = "T1-weighted, but its header contradicts itself on contrast agent; name it yourself"
+        return replace(finding, why=why, score=0.0)
+    if finding.contrast > 0:
+        why = f"{finding.why}; {_strongest(finding.evidence, 'contrast')}"
+        return replace(finding, sequence=Modality.T1C, why=why)
+    why = f"{finding.why}; {_strongest(finding.evidence, 'plain') if against else 'nothing tells of contrast agent'}"
+    return replace(finding, sequence=Modality.T1, why=why)
+
+
+def _strongest(evidence: Sequence[Evidence], vote: Vote) -> str:
+    pieces = [piece for piece in evidence if piece.vote == vote and piece.points]
+    return max(pieces, key=lambda piece: piece.points).because
+
+
+def _examination_names(visit: Sequence[Series]) -> frozenset[str]:
+    """Protocol names that series of different kinds share."""
+    seen: dict[str, set[str]] = {}
+    for series in visit:
+        name = series.words.get("ProtocolName", "")
+        seen.setdefault(name, set()).add(series.words.get("SeriesDescription", ""))
+    return frozenset(name for name, descriptions in seen.items() if name and len(descriptions) >= SHARED_BY)
+
+
+def _without_empty_agents(
+    visit: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]
+) -> list[tuple[Evidence, ...]]:
+    """The agent in the header counts for nothing in a visit where a series before the injection has it, too."""
+    if not any(named_agent(s) and total(e, "plain") for s, e in zip(visit, evidence, strict=True)):
+        return list(evidence)
+    because = "the header names a contrast agent, but here even series before it do"
+    return [
+        tuple(replace(p, points=0.0, because=because) if "header names" in p.because else p for p in pieces)
+        for pieces in evidence
+    ]
+
+
+def _volumes(series: Series, visit: Sequence[Series]) -> tuple[Evidence, ...]:
+    """A series of many volumes comes as as many series, alike in number and geometry."""
+    number = series.numbers.get("SeriesNumber")
+    alike = sum(
+        (s.numbers.get("SeriesNumber"), s.words.get("SeriesDescription"), s.plane, s.shape)
+        == (number, series.words.get("SeriesDescription"), series.plane, series.shape)
+        for s in visit
+    )
+    if number is None or series.source != "dicom" or alike < MANY_VOLUMES:
+        return ()
+    return (Evidence(vote="drop", points=CERTAIN, because=f"one of {alike} volumes of a series"),)
+
+
+def _around(series: Series, visit: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]) -> tuple[Evidence, ...]:
+    """What the times of other series tell: after a perfusion series or one with contrast agent, there is agent."""
+    times = [(s, e, s.acquired_s) for s, e in zip(visit, evidence, strict=True) if s.acquired_s is not None]
+    shown = [at for s, e, at in times if total(e, "contrast") > total(e, "plain") or _is_dynamic(s, e)]
+    plain = [at for _, e, at in times if total(e, "plain") > total(e, "contrast")]
+    if series.acquired_s is None or not shown or (plain and max(plain) > min(shown)):
+        return ()  # unknown, or the clocks contradict the words
+    if series.acquired_s > min(shown):
+        because = "begun after a series that shows contrast agent or its passage"
+        return (Evidence(vote="contrast", points=AROUND_POINTS, because=because),)
+    if series.acquired_s < min(shown):
+        return (Evidence(vote="plain", points=1.0, because="begun before every series that shows contrast agent"),)
+    return ()
+
+
+def _is_dynamic(series: Series, evidence: tuple[Evidence, ...]) -> bool:
+    text = folded(series.words.get("SeriesDescription", ""))
+    return total(evidence, "drop") > 0 and _DYNAMIC.search(text) is not None and "asl" not in text
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One rule of the order among candidates."""
+
+    rule: str
+    rank: Callable[[Finding], float]
+    """Lower is taken first."""
+    shown: Callable[[Finding], str] | None = None
+
+
+def _thickness(finding: Finding) -> float:
+    spacing = finding.series.spacing_mm
+    return math.inf if spacing is None else round(max(spacing), 1)
+
+
+def _is_slab(finding: Finding) -> bool:
+    shape, spacing = finding.series.shape, finding.series.spacing_mm
+    if shape is None or spacing is None:
+        return False
+    return min(n * size for n, size in zip(shape, spacing, strict=True)) < WHOLE_HEAD_MM
+
+
+_STEPS = (
+    _Step("an original before what was made from one", lambda f: f.second),
+    _Step("the whole head before a slab", _is_slab),
+    _Step("a certain one before an uncertain one", lambda f: f.score < SURE),
+    _Step(
+        "before contrast agent first",
+        lambda f: f.sequence in Modality.T2 | Modality.FLAIR and f.contrast > 0,  # type: ignore[operator]
+    ),
+    _Step("thinner slices", _thickness, lambda f: f"{_thickness(f):g} mm"),
+    _Step("more slices", lambda f: -(slices(f.series) or 0), lambda f: str(slices(f.series) or "unknown")),
+    _Step("acquired later", lambda f: -(f.series.acquired_s or 0)),
+    _Step("the higher series number", lambda f: -f.series.numbers.get("SeriesNumber", 0)),
+)
+"""The order among series that fit one sequence."""
+
+STEPS: tuple[str, ...] = tuple(step.rule for step in _STEPS)
+"""The rules of that order in words."""
+
+
+def _place(finding: Finding) -> tuple[float, ...]:
+    return tuple(float(step.rank(finding)) for step in _STEPS)
+
+
+def _difference(first: Finding, second: Finding) -> str:
+    """The rule that puts the first before the second, with both values where that helps."""
+    for step in _STEPS:
+        if step.rank(first) != step.rank(second):
+            return step.rule + (f" ({step.shown(first)} against {step.shown(second)})" if step.shown else "")
+    return "the first found, as no rule tells them apart"
+
+
+def as_candidates(findings: Sequence[Finding]) -> Mapping[Modality, tuple[Finding, ...]]:
+    """Series that fit each sequence, the one that is taken first."""
+    return {m: tuple(sorted((f for f in findings if f.sequence is m), key=_place)) for m in Modality}

@@ -1,0 +1,27 @@
+"""Folders of studies as releases and tools lay them out; a missing file is normal in all of them."""
+
+from glimpseg.data.layouts.bids_writing import write_derivative
+from glimpseg.data.layouts.brats import RELEASES, release_named, write_study
+from glimpseg.data.layouts.contract import Layout
+from glimpseg.data.layouts.finding import LAYOUTS, MADE, find_studies, find_usable
+from glimpseg.data.layouts.manifest import write_manifest
+from glimpseg.data.layouts.survey import Survey, survey
+from glimpseg.data.layouts.writing import write_studies
+from glimpseg.region import convention_named
+
+__all__ = [
+    "LAYOUTS",
+    "MADE",
+    "RELEASES",
+    "Layout",
+    "Survey",
+    "convention_named",
+    "find_studies",
+    "find_usable",
+    "release_named",
+    "survey",
+    "write_derivative",
+    "write_manifest",
+    "write_studies",
+    "write_study",
+]

@@ -1,0 +1,196 @@
+"""BraTS 2017 and later, FeTS: a folder for each study, its files named by their sequences.
+
+BraTS 2017 to 2021 and FeTS: `ID/ID_{t1,t1ce,t2,flair,seg}.nii.gz`. BraTS 2023 and later:
+`ID/ID-{t1n,t1c,t2w,t2f,seg}.nii.gz`. Other spellings and bare names (`t1c.nii.gz` in a folder) are read too. A
+folder with at least one such file is a study; its id is the folder's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from glimpseg.atomic import atomic_folder
+from glimpseg.data import nifti
+from glimpseg.data.layouts.contract import Entry, Layout, Place, Reading, leads_nowhere, lost, words
+from glimpseg.data.layouts.volumes import images_of, reference_of
+from glimpseg.errors import UsageError
+from glimpseg.modality import ALIASES, Modality
+from glimpseg.region import CONVENTIONS, Convention
+from glimpseg.study import Study
+from glimpseg.volume import Grid, Volume, onto
+
+# Longest alias first, so that t1ce is not read as t1. `segm`: one BraTS 2020 case is named so by its release.
+_NAME = re.compile(
+    rf"^(?P<id>.*?)(?P<joint>[-_]?)(?P<what>{'|'.join(sorted(ALIASES, key=len, reverse=True))}|segm?)\.nii(\.gz)?$",
+    re.IGNORECASE | re.DOTALL,
+)
+_PEDIATRIC = re.compile(r"BraTS-PEDs?-", re.IGNORECASE)
+"""Ids of children: from 2024 on their labels are numbered in another order."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How one family of releases names the files of a study."""
+
+    name: str
+    """As `region.Convention.layouts` has it."""
+    joint: str
+    words: Mapping[Modality, str]
+
+    def file(self, study: str, what: Modality | None) -> str:
+        """The file of one modality, or of the reference for None, inside the study's folder."""
+        return f"{study}{self.joint}{'seg' if what is None else self.words[what]}.nii.gz"
+
+
+def _spelled(t1: str, t1c: str, t2: str, flair: str) -> dict[Modality, str]:
+    return {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
+
+
+NAMINGS = {
+    naming.name: naming
+    for naming in (
+        Naming("brats2021", "_", _spelled("t1", "t1ce", "t2", "flair")),
+        Naming("brats2023", "-", _spelled("t1n", "t1c", "t2w", "t2f")),
+    )
+}
+
+RELEASES = {
+    "brats2020": (NAMINGS["brats2021"], CONVENTIONS["brats2021"]),
+    "brats2023": (NAMINGS["brats2023"], CONVENTIONS["brats2023"]),
+    "brats2024": (NAMINGS["brats2023"], CONVENTIONS["brats2024"]),
+}
+"""What can be written, by the name of a release: its file names and its label numbers."""
+
+
+def release_named(release: str) -> tuple[Naming, Convention]:
+    """File names and label numbers of a release. Raises: UsageError."""
+    if release not in RELEASES:
+        raise UsageError(f"'{release}' is not a layout that can be written. Choose one of {', '.join(RELEASES)}.")
+    return RELEASES[release]
+
+
+def write_study(
+    folder: str | Path,
+    study: str,
+    images: Mapping[Modality, Volume],
+    reference: Volume | None,
+    release: str,
+) -> Path:
+    """Writes one study as a BraTS release would: LPS order, int16 images, the release's label numbers.
+
+    Volumes must be whole-numbered and in RAS order, as the phantom makes them. Returns the study's folder.
+    """
+    naming, convention = release_named(release)
+    place = Path(folder) / study
+    with atomic_folder(place) as temporary:
+        for modality, volume in images.items():
+            nifti.write_image(temporary / naming.file(study, modality), _as_brats(volume), np.int16)
+        if reference is not None:
+            numbers = Volume(convention.write(reference.voxels), reference.affine)
+            nifti.write_labels(temporary / naming.file(study, None), _as_brats(numbers))
+    return place
+
+
+def write(release: str, folder: Path, studies: Iterable[Study]) -> None:
+    """Writes studies under a release's names and numbers; images and order of axes as they are."""
+    naming, convention = release_named(release)
+    with atomic_folder(folder) as temporary:
+        for study in studies:
+            place = temporary / study.id
+            place.mkdir()
+            for modality, volume, dtype in images_of(study):
+                nifti.write_image(place / naming.file(study.id, modality), volume, dtype)
+            reference = reference_of(study)
+            if reference is not None:
+                numbers = Volume(convention.write(reference.voxels), reference.affine)
+                nifti.write_labels(place / naming.file(study.id, None), numbers)
+
+
+def recognises(place: Place) -> bool:
+    """A folder with at least one file that is named by its sequence."""
+    return any(_NAME.match(name) for name in place.files)
+
+
+def read(kinds: Sequence[str], place: Place) -> Reading:
+    """The study in one folder, as a list of none or one, if its names are of one of the `kinds`."""
+    images: dict[Modality, Path] = {}
+    references: list[Path] = []
+    joints: set[str] = set()
+    problem = ""
+    matches = [(place.path / name, match) for name in sorted(place.files) if (match := _NAME.match(name))]
+    for path, match in matches:
+        if not path.is_file():
+            continue
+        joints.add(match["joint"])
+        word = match["what"].lower()
+        if word.startswith("seg"):
+            references.append(path)
+        elif ALIASES[word] in images:
+            problem = _two(f"{ALIASES[word].title} images", images[ALIASES[word]], path)
+        else:
+            images[ALIASES[word]] = path
+    notes = lost([path for path, _ in matches if leads_nowhere(path)])
+    kind = _kind(images, joints)
+    if not images or kind not in kinds:
+        return Reading(notes=notes)
+    doubt = _two("references", *references[:2]) if len(references) > 1 else ""
+    study = Study(words(place.path.name), images, references[0] if references else None)
+    numbering = "pediatric" if kind == "brats2023" and _PEDIATRIC.match(study.id) else kind
+    return Reading([Entry(study, kind, numbering, doubt, problem)], notes=notes)
+
+
+def _two(what: str, first: Path, second: Path) -> str:
+    return (
+        f"{words(str(first.parent))} holds two {what}: {words(first.name)} and {words(second.name)}. "
+        "Keep one study in a folder and one image of a sequence."
+    )
+
+
+def _kind(images: Mapping[Modality, Path], joints: set[str]) -> str:
+    for naming in NAMINGS.values():
+        expected = all(
+            path.name.lower().split(".nii")[0].endswith(naming.joint + naming.words[modality])
+            for modality, path in images.items()
+        )
+        if joints == {naming.joint} and expected:
+            return naming.name
+    return "brats"
+
+
+def _as_brats(volume: Volume) -> Volume:
+    """RAS voxels in the order of BraTS files: axes to the left, posterior, superior."""
+    ras = Grid(volume.voxels.shape, volume.affine)  # type: ignore[arg-type]
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flip[:2, 3] = np.array(ras.shape[:2]) - 1
+    return onto(volume, Grid(ras.shape, ras.affine @ flip))
+
+
+ANY = Layout(
+    "brats",
+    "folders with files such as ID-t1c.nii.gz (BraTS 2023 and later) or ID_t1ce.nii.gz (before)",
+    recognises,
+    partial(read, ("brats2021", "brats2023", "brats")),
+    whole=False,
+)
+BRATS2021 = Layout(
+    "brats2021",
+    "ID/ID_t1.nii.gz, ID_t1ce, ID_t2, ID_flair, ID_seg",
+    recognises,
+    partial(read, ("brats2021",)),
+    whole=False,
+    write=partial(write, "brats2020"),
+)
+BRATS2023 = Layout(
+    "brats2023",
+    "ID/ID-t1n.nii.gz, ID-t1c, ID-t2w, ID-t2f, ID-seg",
+    recognises,
+    partial(read, ("brats2023",)),
+    whole=False,
+    write=partial(write, "brats2024"),
+)

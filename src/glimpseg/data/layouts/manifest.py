@@ -1,0 +1,177 @@
+"""A table of studies, CSV or TSV: `study, t1, t1c, t2, flair, seg`, a blank for what is absent.
+
+Sequences may be spelled as in `modality.ALIASES`; further columns of ours are `brain` (a mask) and `convention` (how to
+read `seg`). Paths are relative to the table's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from glimpseg.atomic import atomic_file
+from glimpseg.data.layouts.contract import IMAGES, Entry, Layout, Place, Reading, usable_id, words
+from glimpseg.errors import InputError, UsageError
+from glimpseg.modality import ALIASES, Modality
+from glimpseg.region import convention_named
+from glimpseg.study import Frame, Study
+from glimpseg.volume import Volume
+
+SUFFIXES = (".csv", ".tsv")
+_STUDY, _REFERENCE, _BRAIN, _CONVENTION = "study", "seg", "brain", "convention"
+_COLUMNS = {
+    **dict.fromkeys(("study", "id", "case"), _STUDY),
+    **dict.fromkeys(("seg", "segm", "label", "reference"), _REFERENCE),
+    "brain": _BRAIN,
+    "convention": _CONVENTION,
+}
+_HEAD_BYTES = 1 << 16
+"""Of the beginning of a table, by which it is recognised."""
+
+
+def recognises(place: Place) -> bool:
+    """A folder with a table whose columns are a study and sequences, and whose cells are images."""
+    return bool(_manifests(place))
+
+
+def read(place: Place) -> Reading:
+    """All studies of the one manifest in a folder. Raises: InputError if there are more."""
+    found = _manifests(place)
+    if len(found) > 1:
+        names = ", ".join(words(path.name) for path in found)
+        raise InputError(f"{words(str(place.path))} holds {len(found)} manifests: {names}. Give the path of one.")
+    return read_manifest(found[0])
+
+
+def read_manifest(path: Path) -> Reading:
+    """All studies of a manifest. Raises: InputError if it is none, naming the row for what is wrong in one."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = list(_rows(file))
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{words(str(path))} cannot be read as a table ({error}). Save it as CSV.") from error
+    if not rows or not rows[0]:
+        raise InputError(f"{words(str(path))} is empty. {_WANTED}")
+    columns = _columns(rows[0], path)
+    entries = []
+    for number, row in enumerate(rows[1:], 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        try:
+            entries.append(_entry(row, columns, path.parent))
+        except (InputError, UsageError) as error:
+            problem = f"{words(path.name)}, row {number}: {error}"
+            entries.append(Entry(Study(f"row-{number}", {}), "manifest", "brats", problem=problem))
+    unused = [words(name) for index, name in enumerate(rows[0]) if index not in columns]
+    notes = [f"{words(path.name)}: columns that were not used: {', '.join(unused)}."] if unused else []
+    return Reading(entries, notes=notes)
+
+
+def write_manifest(path: str | Path, studies: Sequence[Study]) -> None:
+    """Writes a CSV or TSV of studies whose images are files; relative paths where they lie below its folder.
+
+    Raises: UsageError for a study whose images are no files; OutputError when the disk refuses.
+    """
+    path = Path(path)
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
+    table.writerow([_STUDY, *(modality.key for modality in Modality), _REFERENCE, _BRAIN, _CONVENTION])
+    for study in studies:
+        parts = [*(study.images.get(modality) for modality in Modality), study.reference, study.brain]
+        convention = study.convention.name if study.convention and study.reference else ""
+        table.writerow([study.id, *(_cell(part, path.parent, study.id) for part in parts), convention])
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _cell(part: Volume | Path | Frame | None, folder: Path, study: str) -> str:
+    if part is None:
+        return ""
+    if not isinstance(part, Path):
+        raise UsageError(
+            f"A manifest names three-dimensional files, and study {study} has none. Write it as such first."
+        )
+    file, folder = part.absolute(), folder.absolute()
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+
+
+_WANTED = (
+    "A manifest has the columns study, t1, t1c, t2, flair, seg; those of absent sequences may be missing or blank."
+)
+
+
+def _rows(file: Iterable[str]) -> Iterator[list[str]]:
+    """Cells, by whichever of tab, semicolon and comma the first line has most of."""
+    lines = iter(file)
+    first = next(lines, "")
+    delimiter = max("\t;,", key=first.count)
+    yield from csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+
+
+def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
+    """What each column holds, by its index; those of others left out."""
+    found: dict[int, str | Modality] = {}
+    for index, name in enumerate(names):
+        plain = name.strip().lower()
+        what = ALIASES.get(plain, _COLUMNS.get(plain))
+        if what is not None and what in found.values():
+            raise InputError(f"{words(str(path))} has two columns for {_title(what)}. Keep one.")
+        if what is not None:
+            found[index] = what
+    if _STUDY not in found.values() or not any(isinstance(what, Modality) for what in found.values()):
+        raise InputError(f"{words(str(path))} has the columns {', '.join(map(words, names))}. {_WANTED}")
+    return found
+
+
+def _title(what: str | Modality) -> str:
+    return what.title if isinstance(what, Modality) else what
+
+
+def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Path) -> Entry:
+    cells = {what: row[index].strip() for index, what in columns.items() if index < len(row) and row[index].strip()}
+    images = {what: _file(folder, cell) for what, cell in cells.items() if isinstance(what, Modality)}
+    if not images:
+        raise InputError("it names no image. Give at least one of t1, t1c, t2, flair, or delete the row.")
+    others = {what: _file(folder, cells[what]) for what in (_REFERENCE, _BRAIN) if what in cells}
+    convention = convention_named(cells[_CONVENTION]) if _CONVENTION in cells else None
+    study = Study(
+        usable_id(cells.get(_STUDY, "")), images, others.get(_REFERENCE), convention, brain=others.get(_BRAIN)
+    )
+    return Entry(study, "manifest", "brats")
+
+
+def _file(folder: Path, cell: str) -> Path:
+    path = folder / cell
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a NUL
+        there = False
+    if not there:
+        raise InputError(f"'{words(cell)}' is no file. Correct the path, or leave the cell blank.")
+    return path
+
+
+def _manifests(place: Place) -> list[Path]:
+    return [place.path / name for name in sorted(place.files) if _looks_right(place.path / name)]
+
+
+def _looks_right(path: Path) -> bool:
+    """Columns of ours, and something that is named like an image in one of the sequences' columns."""
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES).decode("utf-8-sig", "surrogateescape")
+        rows = list(_rows(head.splitlines(keepends=True)[:20]))
+        columns = _columns(rows[0], path) if rows else {}
+    except (OSError, csv.Error, InputError):
+        return False
+    sequences = [index for index, what in columns.items() if isinstance(what, Modality)]
+    cells = [row[index].strip().lower() for row in rows[1:] for index in sequences if index < len(row)]
+    return any(cell.endswith(IMAGES) for cell in cells)
+
+
+LAYOUT = Layout("manifest", "a table (.csv, .tsv) with the columns study, t1, t1c, t2, flair, seg", recognises, read)

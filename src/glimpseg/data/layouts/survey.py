@@ -1,0 +1,181 @@
+"""What a folder holds, told before anything is prepared: studies, sequences, labels, grids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from glimpseg.data import nifti
+from glimpseg.data.layouts.contract import words
+from glimpseg.data.layouts.finding import AUTO, Found, find, walk, with_conventions
+from glimpseg.errors import InputError
+from glimpseg.modality import SUBSETS, Modality
+from glimpseg.region import Convention
+from glimpseg.study import Frame, Study
+from glimpseg.volume import Volume
+
+IMAGE_FILES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".mgz", ".img", ".dcm")
+"""What is worth a word where no study used it."""
+LINES = 40
+"""Studies, and files, that `Survey.text` lists one by one."""
+
+
+class GridKind(NamedTuple):
+    """What images have in common that may differ in position."""
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    axes: str
+
+    @property
+    def text(self) -> str:
+        """As screens show it."""
+        shape, spacing = "x".join(map(str, self.shape)), "x".join(f"{side:g}" for side in self.spacing_mm)
+        return f"{shape} voxels of {spacing} mm, {self.axes}"
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What was found. Problems are told, not raised."""
+
+    layout: str
+    """As recognised; several words where BraTS spellings are mixed."""
+    studies: Sequence[Study]
+    convention: Convention | None
+    """Of the references, if they share one."""
+    labels: str
+    """What is known of the labels, in words."""
+    subsets: Mapping[Modality, int]
+    """Studies that have exactly these sequences, for each of the 15 subsets."""
+    grids: Mapping[GridKind, int]
+    """Images on each kind of grid, the most frequent first."""
+    ignored: Sequence[Path]
+    """Image files that belong to no study, relative to the folder."""
+    problems: Sequence[str]
+    """What has to be settled before the studies can be used."""
+    notes: Sequence[str]
+    """What was left aside, and why."""
+
+    def text(self) -> str:
+        """A plain table for the screen."""
+        references = sum(study.reference is not None for study in self.studies)
+        lines = [
+            f"layout      {self.layout}",
+            f"studies     {len(self.studies)}, {references} with a reference",
+            f"labels      {self.labels}",
+            *_block("grids", [f"{count} images of {kind.text}" for kind, count in self.grids.items()] or ["none"]),
+            "",
+            *_subset_lines(self.subsets),
+            "",
+            *_study_lines(self.studies),
+        ]
+        for title, entries in (
+            ("ignored", [words(str(path)) for path in self.ignored]),
+            ("notes", self.notes),
+            ("PROBLEMS", self.problems),
+        ):
+            if entries:
+                lines += ["", f"{title} ({len(entries)})", *_some([f"  {entry}" for entry in entries])]
+        return "\n".join(lines) + "\n"
+
+
+def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) -> Survey:
+    """Looks through a folder, or a manifest, and reads the headers of its images. Voxels are read of references alone,
+    and only where nothing else says what their numbers mean.
+
+    Raises: InputError if there is no such folder, or it holds several layouts; UsageError for an unknown `layout` or
+        `labels`.
+    """
+    found = find(Path(folder), layout)
+    problems = found.problems
+    entries = [entry for entry in found.entries if entry.study.images]
+    try:
+        studies = with_conventions(entries, labels, found.folder)
+    except InputError as error:
+        studies = [entry.study for entry in entries]
+        problems.append(str(error))
+        said = "in doubt, see below"
+    else:
+        said = ""
+    studies.sort(key=lambda study: study.id)
+    conventions = {s.convention.name: s.convention for s in studies if s.convention and s.reference is not None}
+    grids, unreadable = _grids(studies)
+    return Survey(
+        layout=", ".join(found.layouts) or "none",
+        studies=tuple(studies),
+        convention=next(iter(conventions.values())) if len(conventions) == 1 else None,
+        labels=said or "; ".join(_in_words(convention) for convention in conventions.values()) or "no references",
+        subsets={subset: sum(study.available == subset for study in studies) for subset in SUBSETS},
+        grids=grids,
+        ignored=tuple(_ignored(found)),
+        problems=(*problems, *unreadable),
+        notes=tuple(found.notes),
+    )
+
+
+def _grids(studies: Sequence[Study]) -> tuple[dict[GridKind, int], list[str]]:
+    """Kinds of grids with the number of their images, and what cannot be read."""
+    counts: Counter[GridKind] = Counter()
+    problems = []
+    for study in studies:
+        for image in study.images.values():
+            try:
+                grid = image.grid if isinstance(image, Volume) else nifti.read_header(image)
+            except InputError as error:
+                problems.append(words(str(error)))
+                continue
+            spacing = tuple(round(side, 3) for side in grid.spacing_mm)
+            counts[GridKind(grid.shape, spacing, grid.axes)] += 1
+    return dict(counts.most_common()), problems
+
+
+def _ignored(found: Found) -> list[Path]:
+    if found.folder.is_file():
+        return []
+    used = {path for entry in found.entries for path in _files(entry.study)} | found.beside
+    return sorted(
+        (place.path / name).relative_to(found.folder)
+        for place, _ in walk(found.folder)
+        for name in place.files
+        if name.lower().endswith(IMAGE_FILES) and place.path / name not in used
+    )
+
+
+def _files(study: Study) -> set[Path]:
+    parts = [*study.images.values(), study.reference, study.brain]
+    return {part.path if isinstance(part, Frame) else part for part in parts if isinstance(part, Path | Frame)}
+
+
+def _in_words(convention: Convention) -> str:
+    meaning = ", ".join(f"{number} {label.name}" for number, label in convention.meaning.items())
+    return meaning if "=" in convention.name else f"{convention.name}: {meaning}"
+
+
+def _block(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"{'' if index else title:12s}{line.strip()}" for index, line in enumerate(lines)]
+
+
+def _subset_lines(subsets: Mapping[Modality, int]) -> list[str]:
+    width = max(len(subset.title) for subset in SUBSETS)
+    lines = [f"{subset.title:{width}s}  {count:6d}" for subset, count in subsets.items()]
+    return [f"{'sequences':{width}s}  {'studies':>6s}", *lines]
+
+
+def _study_lines(studies: Sequence[Study]) -> list[str]:
+    width = max([len("study"), *(len(study.id) for study in studies[:LINES])])
+    head = f"{'study':{width}s}  " + "  ".join(f"{m.title:5s}" for m in Modality) + "  reference"
+    lines = [
+        f"{study.id:{width}s}  "
+        + "  ".join(f"{'yes' if m in study.available else '-':5s}" for m in Modality)
+        + f"  {'yes' if study.reference is not None else '-'}"
+        for study in studies
+    ]
+    return [head, *_some(lines)]
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - LINES
+    return [*lines[:LINES], *([f"  ... and {rest} more"] if rest > 0 else [])]

@@ -1,0 +1,324 @@
+"""Archives that come from outside, unpacked where they can do no harm.
+
+Nothing is unpacked by a library's `extract`: members are opened one by one and written under names that are made
+here from harmless letters, so that no name in an archive becomes a path. Bytes are counted while they come out,
+because what an archive says of its own size may be a lie.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from glimpseg.atomic import tidy_on_sigterm
+from glimpseg.errors import InputError, OutputError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAXIMAL_BYTES = 2 << 30
+"""Of all files together. This and the next two: reliability table, row 21."""
+MAXIMAL_RATIO = 200
+MAXIMAL_MEMBERS = 20_000
+HARMLESS_BYTES = 1 << 20
+"""So much may come of the smallest archive, whatever the ratio."""
+MAXIMAL_DEPTH = 32
+MAXIMAL_NAME = 120
+"""Letters of one part of a path; systems take 255 bytes."""
+LARGEST_READ = 16 << 20
+"""Bytes at once; directories and headers of honest archives are smaller."""
+CHUNK = 1 << 20
+ENCRYPTED = 0x41
+"""Flags of a zip member: encrypted, strongly encrypted."""
+_UNREADABLE = (
+    OSError, EOFError, zlib.error, struct.error, tarfile.TarError, zipfile.BadZipFile, ValueError, LookupError,
+    OverflowError, RuntimeError, MemoryError,
+)  # fmt: skip
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+_SHORT_SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){0,2}$")
+
+
+@contextmanager
+def unpacked(place: Path) -> Iterator[Path]:
+    """A folder as it is; the files of a .zip, .tar, .tar.gz or .tgz in a temporary folder that only we can read.
+
+    The tree of folders and the suffixes stay; other letters than those of words, digits, `-`, `+`, `.`, `_` and
+    space become `_`. Links, devices and what macOS adds are left out. Archives inside are not opened. The folder
+    is removed when the block ends, also by an error or SIGTERM.
+
+    Raises: InputError if the archive is damaged or encrypted, names places outside itself, or holds too much;
+        OutputError when the disk refuses.
+    """
+    place = Path(place)
+    if place.is_dir():
+        yield place
+        return
+    if not place.is_file():
+        raise InputError(f"{place} does not exist. Name a folder, or an archive ({', '.join(SUFFIXES)}).")
+    if not place.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{place} is neither a folder nor an archive ({', '.join(SUFFIXES)}). Name one of these.")
+    with tidy_on_sigterm():
+        folder = _private_folder()
+        try:
+            _unpack(place, folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="glimpseg-"))  # mode 0700
+    except OSError as error:
+        raise _not_written(error) from error
+
+
+def _unpack(place: Path, folder: Path) -> None:
+    receiver = _Receiver(place, folder, _allowance(place))
+    with _explained(place):
+        if place.name.lower().endswith(".zip"):
+            _unpack_zip(place, receiver)
+        else:
+            _unpack_tar(place, receiver)
+    if not receiver.files:
+        raise InputError(f"{place} holds no files. Is it the right archive?")
+    if receiver.left_out:
+        log.warning("%s links, devices or sparse files in the archive were left out.", receiver.left_out)
+
+
+def _allowance(place: Path) -> int:
+    """Bytes that may come out of an archive of this size."""
+    return min(max(place.stat().st_size * MAXIMAL_RATIO, HARMLESS_BYTES), MAXIMAL_BYTES)
+
+
+def _unpack_zip(place: Path, receiver: _Receiver) -> None:
+    with _Shy(place) as source, zipfile.ZipFile(source) as archive:  # type: ignore[type-var]
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        receiver.check_declared(len(archive.infolist()), sum(member.file_size for member in members))
+        for number, member in enumerate(members, 1):
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if member.flag_bits & ENCRYPTED:
+                raise InputError(f"{place} is encrypted. Unpack it yourself and name the folder.")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InputError(
+                    f"{place}: member {number} is packed by method {member.compress_type}; stored and deflated members "
+                    "are read. Pack it again, or unpack it yourself and name the folder."
+                )
+            if kind not in (0, stat.S_IFREG):
+                receiver.left_out += 1
+                continue
+            with archive.open(member) as stream:
+                receiver.take(number, member.orig_filename, member.file_size, stream)
+
+
+def _unpack_tar(place: Path, receiver: _Receiver) -> None:
+    packed = not place.name.lower().endswith(".tar")
+    with gzip.open(place) if packed else place.open("rb") as plain:
+        # Headers and padding come on top of the files.
+        source = _Forward(plain, receiver.allowed + MAXIMAL_MEMBERS * 4 * tarfile.BLOCKSIZE)
+        with tarfile.open(fileobj=source, mode="r:") as archive:  # type: ignore[call-overload]
+            for number, member in enumerate(archive, 1):
+                receiver.check_declared(number, receiver.came + max(member.size, 0))
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    receiver.left_out += 1
+                    continue
+                stream = archive.extractfile(member)
+                assert stream is not None
+                receiver.take(number, member.name, member.size, stream)
+        if len(source.last) != tarfile.BLOCKSIZE or any(source.last):
+            raise InputError(f"{place} ends without the mark of its end. It is cut short: copy or export it again.")
+        source.drain()  # to the checksum
+
+
+@dataclass
+class _Receiver:
+    """Where members are written, and what has come so far."""
+
+    place: Path
+    folder: Path
+    allowed: int
+    came: int = 0
+    files: int = 0
+    left_out: int = 0
+    names: dict[PurePosixPath, Path] = field(default_factory=dict)
+
+    def check_declared(self, members: int, size: int) -> None:
+        """Raises: InputError for more than the limits, before anything is written."""
+        if members > MAXIMAL_MEMBERS:
+            raise InputError(f"{self.place} holds more than {MAXIMAL_MEMBERS:,} members. Split it into studies.")
+        if size > self.allowed:
+            raise self.too_much(size)
+
+    def too_much(self, size: int) -> InputError:
+        """The error for an archive that grows to `size` bytes or more."""
+        return InputError(
+            f"{self.place} ({self.place.stat().st_size:,} bytes) grows to {size:,} bytes or more; at most "
+            f"{MAXIMAL_BYTES >> 30} GB and {MAXIMAL_RATIO} times its size are unpacked. If you trust it, unpack it "
+            "yourself and name the folder."
+        )
+
+    def take(self, number: int, name: str, size: int, stream: IO[bytes]) -> None:
+        """Writes one member under a name of ours."""
+        parts = _parts(name)
+        if parts is None:
+            raise InputError(
+                f"{self.place}: the name of member {number} leads out of the archive (absolute, '..', a drive, or "
+                "a NUL in it). Nothing of it was kept. Do not trust where it came from; else pack it again."
+            )
+        if not parts or parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store":
+            return  # what macOS puts beside the files
+        if len(parts) > MAXIMAL_DEPTH:
+            raise InputError(f"{self.place}: member {number} lies {len(parts)} folders deep. Pack it again, flatter.")
+        path = PurePosixPath(*parts)
+        if path in self.names:
+            raise InputError(f"{self.place}: member {number} has the name of an earlier one. Pack it again.")
+        came = 0
+        descriptor = self._new_file(number, path)
+        with os.fdopen(descriptor, "wb") as file:
+            while chunk := stream.read(CHUNK):
+                came += len(chunk)
+                self.came += len(chunk)
+                if self.came > self.allowed:
+                    raise self.too_much(self.came)
+                _write(file, chunk)
+        if came != size:
+            raise InputError(
+                f"{self.place}: member {number} should have {size:,} bytes but has {came:,}. It is damaged."
+            )
+        self.files += 1
+
+    def _new_file(self, number: int, path: PurePosixPath) -> int:
+        """A file that only we can read and that was not there before."""
+        try:
+            target = self._target(number, path)
+            return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{self.place}: member {number} lies in what is itself a file. Pack it again.") from error
+        except OSError as error:
+            raise _not_written(error) from error
+
+    def _target(self, number: int, path: PurePosixPath) -> Path:
+        """Where a member goes; its folders are made. What differs in the archive differs here, too."""
+        above = self.folder
+        for part in [*reversed(path.parents), path][1:]:
+            if part not in self.names:
+                name = _harmless(part.name)
+                self.names[part] = above / (f"{number}_{name}" if (above / name).exists() else name)
+                if part != path:
+                    self.names[part].mkdir(mode=0o700)
+            above = self.names[part]
+        return above
+
+
+def _parts(name: str) -> list[str] | None:
+    """The parts of a member's path, `.` left out; None if it leads out of the archive."""
+    parts = name.replace("\\", "/").split("/")
+    if "\0" in name or not parts[0] or ".." in parts or re.match(r"[A-Za-z]:", name):
+        return None
+    return [part for part in parts if part not in ("", ".")]
+
+
+def _harmless(part: str) -> str:
+    """A name that no system takes for anything but a file's, with the suffixes of `part`."""
+    text = re.sub(r"[^\w.+ -]", "_", part).rstrip(". ") or "_"
+    if _RESERVED.match(text):
+        text = f"_{text}"
+    if len(text.encode()) > MAXIMAL_NAME:
+        ending = _SHORT_SUFFIXES.search(text)
+        suffix = ending.group() if ending else ""
+        text = text.encode()[: MAXIMAL_NAME - len(suffix)].decode("utf-8", "ignore") + suffix
+    return text
+
+
+def _write(file: IO[bytes], chunk: bytes) -> None:
+    try:
+        file.write(chunk)
+        file.flush()  # so that a full disk is met here, not on closing
+    except OSError as error:
+        raise _not_written(error) from error
+
+
+def _not_written(error: OSError) -> OutputError:
+    return OutputError(
+        error.errno,
+        f"The archive could not be unpacked into {tempfile.gettempdir()} ({error.strerror}). Nothing was left there. "
+        "Free some space, or name another place by the environment variable TMPDIR",
+    )
+
+
+@contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, OutputError):
+        raise
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{place} cannot be unpacked ({reason}). It is damaged: copy or export it again.") from error
+
+
+class _Shy(io.FileIO):
+    """A file that gives no more than `LARGEST_READ` at once: a directory that claims more is refused unread."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most so many bytes. Raises: ValueError for too many."""
+        if size is None or size < 0:
+            size = os.fstat(self.fileno()).st_size - self.tell()
+        if size > LARGEST_READ:
+            raise ValueError(f"its directory claims {size:,} bytes")
+        return super().read(size) or b""
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Forward:
+    """A stream for tarfile that runs forward only, to an end, and gives no more than `LARGEST_READ` at once."""
+
+    def __init__(self, stream: _Readable, end: int) -> None:
+        self.stream, self.end, self.position, self.last = stream, end, 0, b""
+
+    def read(self, size: int = -1) -> bytes:
+        """At most so many bytes. Raises: ValueError for too many at once, or beyond the end."""
+        if not 0 <= size <= LARGEST_READ:
+            raise ValueError(f"one of its headers claims {size:,} bytes")
+        self.last = content = self.stream.read(size)
+        self.position += len(content)
+        if self.position > self.end:
+            raise ValueError(f"it grows beyond {self.end:,} bytes")
+        return content
+
+    def tell(self) -> int:
+        """Bytes so far."""
+        return self.position
+
+    def seek(self, place: int) -> int:
+        """Reads on to there. Raises: ValueError for a place that has passed."""
+        if place < self.position:
+            raise ValueError("its members overlap")
+        while self.position < place and self.read(min(place - self.position, CHUNK)):
+            pass
+        return self.position
+
+    def drain(self) -> None:
+        """Reads to the end."""
+        while self.read(CHUNK):
+            pass

@@ -1,0 +1,169 @@
+"""What was found in one study, and how it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glimpseg import checkpoint, metrics
+from glimpseg.atomic import atomic_folder
+from glimpseg.checkpoint import Model
+from glimpseg.data import nifti
+from glimpseg.data.layouts import convention_named
+from glimpseg.data.series import Series
+from glimpseg.errors import UsageError
+from glimpseg.intake import ImageLike, volume_of
+from glimpseg.modality import ALL, Modality
+from glimpseg.picture import TITLES, preview
+from glimpseg.region import Label, Region
+from glimpseg.version import __version__
+from glimpseg.volume import Volume, onto
+
+RECORD = "run.json"
+"""What was used and how; also the mark of a folder that may be overwritten."""
+NOT_A_DEVICE = "Research software, not a medical device: not for diagnosis or treatment."
+TYPES = ("nifti", "dicom-seg", "dicom-sr")
+"""What can be written; NIfTI always is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found in one study."""
+
+    labels: Volume
+    """`Label` values, uint8, on the study's own grid."""
+    probabilities: Mapping[Region, Volume] | None
+    used: Modality
+    model: Model
+    images: Mapping[Modality, ImageLike] = field(repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    series: Mapping[Modality, Series] = field(default_factory=dict, repr=False)
+    """The DICOM series that images came from, whose geometry a DICOM SEG takes."""
+    notes: tuple[str, ...] = ()
+    """What was done to the images before: conversion, registration, skull stripping."""
+
+    @property
+    def absent(self) -> Modality:
+        """The sequences that were not there."""
+        return ALL & ~self.used
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions the model delineates."""
+        return self.model.network.regions
+
+    @property
+    def volumes_ml(self) -> dict[Region, float]:
+        """Millilitres of each region."""
+        voxel = self.labels.grid.voxel_ml
+        return {region: metrics.volume_ml(region.of(self.labels.voxels), voxel) for region in self.regions}
+
+    @property
+    def lesions(self) -> dict[Region, int]:
+        """Connected parts of each region."""
+        return {region: metrics.lesion_count(region.of(self.labels.voxels)) for region in self.regions}
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        labels: str = "brats2024",
+        types: Collection[str] = ("nifti",),
+        deidentify: bool = False,
+        overwrite: bool = False,
+    ) -> Path:
+        """Writes `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json` and, if they were kept,
+        `probabilities_<region>.nii.gz`; all of it or nothing. Of `TYPES`, `dicom-seg` adds `seg.dcm`, in the geometry
+        of the series that gave the study its grid, and `dicom-sr` the volumes as `measurements.dcm`, too.
+
+        `labels` names the convention of the numbers in `seg.nii.gz`. With `deidentify`, DICOM files name no patient.
+
+        Raises: UsageError if the folder holds files (without `overwrite`), or for unknown `labels` or `types`, or
+            DICOM output of images that came as NIfTI; InputError if the convention has no number for a label that was
+            found; OutputError when the disk refuses.
+        """
+        convention = convention_named(labels)
+        self._refuse_types(types)
+        numbers = {number: label for number, label in convention.meaning.items() if label in self.model.network.labels}
+        with atomic_folder(folder, overwrite=overwrite, mark=RECORD) as place:
+            values = Volume(convention.write(self.labels.voxels), self.labels.affine)
+            nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
+            for region, volume in (self.probabilities or {}).items():
+                nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
+            if set(types) & {"dicom-seg", "dicom-sr"}:
+                self._write_dicom(place, "dicom-sr" in types, deidentify)
+            _write_json(place / "seg.json", self._names(labels, numbers))
+            _write_json(place / "statistics.json", self._statistics())
+            _write_json(place / RECORD, self._record(labels))
+            self.preview().savefig(place / "preview.png", dpi=110)
+        return Path(folder)
+
+    def _refuse_types(self, types: Collection[str]) -> None:
+        unknown = sorted(set(types) - set(TYPES))
+        if unknown:
+            raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(TYPES)}.")
+        if set(types) & {"dicom-seg", "dicom-sr"} and not self.series:
+            raise UsageError(
+                "A DICOM SEG lies in the geometry of a DICOM series, and these images came as NIfTI. Give the folder "
+                "of the DICOM study, or leave DICOM out of the output types."
+            )
+
+    def preview(self) -> Any:
+        """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
+        volumes = {m: onto(volume_of(self.images[m]), self.labels.grid) for m in Modality if m in self.used}
+        absent = f"   absent: {self.absent.title}" if self.absent else ""
+        return preview(volumes, self.labels, title=f"{self.used.title}{absent}   ({self.model.name})")
+
+    def _write_dicom(self, place: Path, measurements: bool, deidentify: bool) -> None:
+        raise NotImplementedError
+
+    def _names(self, convention: str, numbers: Mapping[int, Label]) -> dict[str, Any]:
+        return {
+            "convention": convention,
+            "labels": {str(number): {"name": label.name, "title": TITLES[label]} for number, label in numbers.items()},
+            "regions": {region.name: [label.name for label in region.value] for region in self.regions},
+        }
+
+    def _statistics(self) -> dict[str, Any]:
+        lesions = self.lesions
+        return {
+            region.name: {"title": region.title, "volume_ml": round(volume, 4), "lesions": lesions[region]}
+            for region, volume in self.volumes_ml.items()
+        }
+
+    def _record(self, labels: str) -> dict[str, Any]:
+        grid = self.labels.grid
+        prior = self.model.provenance.get("data", {}).get("prior")
+        return {
+            "glimpseg": __version__,
+            "notice": NOT_A_DEVICE,
+            "model": {
+                "name": self.model.name,
+                "method": self.model.recipe.method,
+                "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
+                "steps": self.model.provenance.get("steps"),
+                "written_by": self.model.provenance.get("glimpseg"),
+                **({"choices": self.model.chosen} if self.model.chosen else {}),
+                **({"prior": prior} if prior else {}),
+            },
+            "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},
+            "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
+            "labels": labels,
+            "device": str(self.model.device),
+            "precision": self.model.precision,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            **({"notes": list(self.notes)} if self.notes else {}),
+            "warnings": list(self.warnings),
+        }
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")

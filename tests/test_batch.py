@@ -1,0 +1,216 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import stat
+
+import nibabel
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from conftest import write_head
+from glimpseg import batch, predict
+from glimpseg.batch import FAILURES, JOURNAL, PLAN, STATISTICS, Part, Wanted, segment_tree
+from glimpseg.cli import app
+from glimpseg.errors import OutputError, Preempted, UsageError
+from glimpseg.intake import items
+from glimpseg.modality import Modality
+from glimpseg.segmentation import RECORD, Segmentation
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return predict.load(model_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Five studies, of which the second is cut short and the fourth has a single sequence."""
+    folder = tmp_path_factory.mktemp("tree")
+    for seed in range(5):
+        write_head(folder, f"P{seed}", seed, modalities=[Modality.FLAIR] if seed == 3 else tuple(Modality))
+    cut = folder / "P1" / "P1-t1n.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:4000])
+    return folder
+
+
+def studies_in(output):
+    return sorted(path.parent.name for path in output.glob(f"*/{RECORD}"))
+
+
+def failures(output, name=FAILURES):
+    return {entry["study"]: entry["reason"] for entry in json.loads((output / name).read_text())["failed"]}
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def journal(output):
+    return [json.loads(line)["study"] for path in output.glob("batch*.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_a_study_that_cannot_be_read_stops_no_other(tree, model, tmp_path):
+    outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    assert studies_in(tmp_path / "out") == sorted(outcome.done) == ["P0", "P2", "P3", "P4"]
+    assert list(outcome.failed) == list(failures(tmp_path / "out")) == ["P1"]
+    assert "P1-t1n.nii.gz is damaged" in failures(tmp_path / "out")["P1"]
+
+
+def test_results_are_those_of_each_study_by_itself(tree, model, tmp_path):
+    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    alone = predict.segment(flair=tree / "P3" / "P3-t2f.nii.gz", model=model)
+    found = nibabel.load(tmp_path / "out" / "P3" / "seg.nii.gz")
+    assert np.array_equal(np.asarray(found.dataobj), alone.labels.voxels)
+    assert json.loads((tmp_path / "out" / "P3" / RECORD).read_text())["sequences"]["used"] == ["flair"]
+
+
+def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, tmp_path):
+    own = tmp_path / "tree"
+    shutil.copytree(tree, own)
+    segment_tree(items(own), model, tmp_path / "out", Wanted())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(f"*/{RECORD}")}
+    shutil.rmtree(own / "P1")
+    write_head(own, "P1", 1)
+    outcome = segment_tree(items(own), model, tmp_path / "out", Wanted(), go_on=True)
+    assert outcome.done == ("P1",)
+    assert sorted(outcome.kept) == ["P0", "P2", "P3", "P4"]
+    assert not failures(tmp_path / "out")
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert sorted(journal(tmp_path / "out")) == ["P0", "P1", "P2", "P3", "P4"]
+
+
+def test_a_finished_batch_is_not_begun_again_without_being_told(tree, model, tmp_path):
+    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    with pytest.raises(UsageError, match="--continue"):
+        segment_tree(items(tree), model, tmp_path / "out", Wanted())
+
+
+def test_a_batch_goes_on_only_as_it_was_begun(tree, model, tmp_path):
+    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    with pytest.raises(UsageError, match="other options"):
+        segment_tree(items(tree), model, tmp_path / "out", Wanted(labels="brats2021"), go_on=True)
+
+
+def test_a_folder_of_something_else_is_left_alone(tree, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError):
+            segment_tree(items(tree), model, tmp_path / "out", Wanted(), overwrite=overwrite)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years"
+
+
+def test_parts_share_a_tree_without_meeting(tree, model, tmp_path):
+    outcomes = [
+        segment_tree(items(tree), model, tmp_path / "out", Wanted(), part=Part(number=n, of=3)) for n in range(3)
+    ]
+    assert [sorted((*one.done, *one.failed)) for one in outcomes] == [["P0", "P3"], ["P1", "P4"], ["P2"]]
+    assert list(failures(tmp_path / "out", "failures-1-of-3.json")) == ["P1"]
+    rows = table(tmp_path / "out" / STATISTICS)
+    assert sorted({row["study"] for row in rows}) == ["P0", "P2", "P3", "P4"]
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "1/0", "a/b", "1/2/3"])
+def test_a_part_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match="--part"):
+        Part.parse(text)
+
+
+def test_the_table_of_volumes_has_a_line_for_each_region(tree, model, tmp_path):
+    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    rows = table(tmp_path / "out" / STATISTICS)
+    assert [row["region"] for row in rows if row["study"] == "P3"] == ["WT", "TC", "ET"]
+    assert {row["sequences"] for row in rows if row["study"] == "P3"} == {"flair"}
+    own = json.loads((tmp_path / "out" / "P3" / "statistics.json").read_text())
+    assert [float(row["volume_ml"]) for row in rows if row["study"] == "P3"] == [own[r]["volume_ml"] for r in own]
+
+
+def test_after_sigterm_whole_studies_are_there_and_the_rest_can_follow(tree, model, tmp_path, monkeypatch):
+    save = Segmentation.save
+
+    def stopping(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Segmentation, "save", stopping)
+    with pytest.raises(Preempted, match="--continue"):
+        segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    monkeypatch.undo()
+    some = studies_in(tmp_path / "out")
+    assert 0 < len(some) < 4
+    segment_tree(items(tree), model, tmp_path / "out", Wanted(), go_on=True)
+    assert studies_in(tmp_path / "out") == ["P0", "P2", "P3", "P4"]
+    assert sorted(journal(tmp_path / "out")) == ["P0", "P2", "P3", "P4"]
+
+
+def test_what_a_kill_left_half_written_is_cleared(tree, model, tmp_path):
+    out = tmp_path / "out"
+    segment_tree(items(tree), model, out, Wanted())
+    shutil.rmtree(out / "P0")
+    (out / ".P0.tmp-abc").mkdir()
+    (out / ".P0.tmp-abc" / "seg.nii.gz").write_bytes(b"half")
+    segment_tree(items(tree), model, out, Wanted(), go_on=True)
+    assert not list(out.glob(".*.tmp-*"))
+    assert "P0" in studies_in(out)
+
+
+def test_a_full_disk_stops_the_batch(tree, model, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OutputError(28, "the disk is full")
+
+    monkeypatch.setattr(Segmentation, "save", full)
+    with pytest.raises(OutputError):
+        segment_tree(items(tree), model, tmp_path / "out", Wanted())
+
+
+def test_an_unexpected_error_in_the_network_costs_one_study(tree, model, tmp_path, monkeypatch):
+    whole = predict.segment_read
+
+    def fragile(done, *args, **kwargs):
+        if done.visit.study.id == "P2":
+            raise RuntimeError("boom")
+        return whole(done, *args, **kwargs)
+
+    monkeypatch.setattr(batch, "segment_read", fragile)
+    outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    assert sorted(outcome.failed) == ["P1", "P2"]
+    assert outcome.failed["P2"] == "unexpected error (RuntimeError: boom)"
+    assert sorted(outcome.done) == ["P0", "P3", "P4"]
+
+
+def test_deidentified_results_name_no_study_and_no_folder(tree, model, tmp_path):
+    own = tmp_path / "MUSTERMANN"
+    for seed in range(5):
+        shutil.copytree(tree / f"P{seed}", own / f"MUSTERMANN{seed}")
+    out = tmp_path / "out"
+    segment_tree(items(own), model, out, Wanted(deidentify=True))
+    assert len(studies_in(out)) == 4
+    assert all(name.startswith("study-0000") for name in studies_in(out))
+    for path in out.rglob("*"):
+        assert "MUSTERMANN" not in str(path.relative_to(tmp_path))
+        assert path.is_dir() or b"MUSTERMANN" not in path.read_bytes(), path
+    key = tmp_path / "out.key.csv"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert {row["study"]: row["folder"] for row in table(key)}["MUSTERMANN3"] in studies_in(out)
+
+
+def test_the_command_says_how_many_failed_and_where_to_look(tree, model_folder, tmp_path):
+    done = CliRunner().invoke(app, ["segment", "-i", str(tree), "-m", str(model_folder), "-o", str(tmp_path / "out")])
+    assert "1 studies could not be segmented" in str(done.exception)
+    assert FAILURES in str(done.exception)
+    assert "The 4 others are there" in str(done.exception)
+
+
+def test_images_and_a_tree_at_once_are_refused(tree, model_folder, tmp_path):
+    flair = tree / "P3" / "P3-t2f.nii.gz"
+    arguments = ["segment", "-i", str(tree), "--flair", str(flair), "-m", str(model_folder), "-o", str(tmp_path / "o")]
+    assert "Give one of them" in str(CliRunner().invoke(app, arguments).exception)
+
+
+def test_a_plan_marks_the_folder(tree, model, tmp_path):
+    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in (tmp_path / "out").iterdir()}
