@@ -213,7 +213,7 @@ def dicom(rng: np.random.Generator, folder: Path) -> Path:
     for dataset in datasets:
         dataset.save_as(folder / f"{dataset.InstanceNumber}.dcm", enforce_file_format=True)
     for _ in range(int(rng.integers(1, 3))):
-        path = folder / f"{int(rng.integers(len(datasets))) + 1}.dcm"
+        path = folder / str(rng.choice(sorted(file.name for file in folder.iterdir())))
         rng.choice(
             [
                 _dicom_bytes,

@@ -1,7 +1,8 @@
 """Does a pretraining help where labels are few? From scratch against pretrained, at shares of the labels, on phantoms.
 
     python scripts/label_benchmark.py -o labels --methods unet [--shares 0.05 0.1 0.25 1] [--seeds 0 1 2]
-    python scripts/label_benchmark.py -o labels --methods rfnet --steps 200 --set 'data.sampling.patch=[32,32,32]'
+    python scripts/label_benchmark.py -o labels --methods rfnet --set config.width=4 \\
+        --pretraining-set backbone.config.width=4
     python scripts/label_benchmark.py -o labels --table
 
 For each method and seed, `voxmmsd/phantom` pretrains the method's network on all training phantoms without labels;
@@ -58,6 +59,9 @@ def main() -> None:
     parser.add_argument("--training-cases", type=int, default=64)
     parser.add_argument("--cases", type=int, default=16, help="held-out phantoms")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="changes of the recipe")
+    parser.add_argument(
+        "--pretraining-set", nargs="+", default=[], metavar="FIELD=VALUE", help="and of the pretraining's"
+    )
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side, which share the processor's threads")
     parser.add_argument("--table", action="store_true", help="only the tables and the figure of what is finished")
     wanted = parser.parse_args()
@@ -77,21 +81,22 @@ def main() -> None:
         archive = training_phantoms(place, wanted.training_cases)
         threads = str(max((os.cpu_count() or 1) // wanted.at_once, 1))
         changes = [f"optim.steps={wanted.steps}", *wanted.set]
+        before = [f"optim.steps={wanted.pretraining_steps}", *wanted.pretraining_set]
         pairs = [(method, seed) for method in wanted.methods for seed in wanted.seeds]
         with ThreadPoolExecutor(wanted.at_once) as pool:
-            list(pool.map(lambda one: pretrain(place, archive, *one, wanted.pretraining_steps, threads), pairs))
+            list(pool.map(lambda one: pretrain(place, archive, *one, before, threads), pairs))
             list(pool.map(lambda cell: train_and_score(place, archive, cell, changes, threads), cells))
     write_tables(place, [cell for cell in cells if (place / f"{cell.name}-evaluation" / "report.html").exists()])
 
 
-def pretrain(place: Path, archive: Path, method: str, seed: int, steps: int, threads: str) -> None:
+def pretrain(place: Path, archive: Path, method: str, seed: int, changes: list[str], threads: str) -> None:
     """One pretraining of a method's network, from where it stopped."""
     run = place / f"{method}-pretraining-{seed}"
     if not (run / "model").exists():
-        changes = [f"--set=optim.steps={steps}", f"--set=seed={seed}", f"--backbone={method}/phantom"]
+        chosen = [f"--set={change}" for change in (*changes, f"seed={seed}")] + [f"--backbone={method}/phantom"]
         go_on = ["--resume"] if run.exists() else []
         data = ["--data", archive, "--cache", archive.with_name("cache")]
-        glimpseg("pretrain", "voxmmsd/phantom", "-o", run, *data, *changes, *go_on, threads=threads)
+        glimpseg("pretrain", "voxmmsd/phantom", "-o", run, *data, *chosen, *go_on, threads=threads)
 
 
 def train_and_score(place: Path, archive: Path, cell: Cell, changes: list[str], threads: str) -> None:

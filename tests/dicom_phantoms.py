@@ -5,6 +5,7 @@ Who is on them is invented, and every word that names the patient is in `CANARIE
 
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass, field, replace
 
 import nibabel
@@ -121,15 +122,17 @@ def change(path, **tags):
     """Rewrites attributes of one file; a value of None removes it."""
     import pydicom
 
-    dataset = pydicom.dcmread(path)
-    for keyword, value in tags.items():
-        if value is None:
-            del dataset[keyword]
-        else:
-            setattr(dataset, keyword, value)
-            if keyword == "SOPInstanceUID":
-                dataset.file_meta.MediaStorageSOPInstanceUID = value
-    dataset.save_as(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tests write wrong values too
+        dataset = pydicom.dcmread(path)
+        for keyword, value in tags.items():
+            if value is None:
+                del dataset[keyword]
+            else:
+                setattr(dataset, keyword, value)
+                if keyword == "SOPInstanceUID":
+                    dataset.file_meta.MediaStorageSOPInstanceUID = value
+        dataset.save_as(path)
 
 
 def _base(acquisition, sop_class, instance):

@@ -43,20 +43,24 @@ def save(path, voxels, affine=AFFINE):
     nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
 
 
+def put(path, volume):
+    save(path, volume.voxels, volume.affine)
+
+
 def numbered(study, numbers):
     """The reference under other numbers."""
-    labels = np.zeros(SHAPE, np.uint8)
+    labels = np.zeros_like(study.reference.voxels)
     for ours, theirs in numbers.items():
         labels[study.reference.voxels == ours] = theirs
-    return labels
+    return Volume(labels, study.reference.affine)
 
 
 def brats(folder, studies, joint, names, numbers):
     for study in studies:
         for modality, volume in study.images.items():
-            save(folder / study.id / f"{study.id}{joint}{names[modality]}.nii.gz", volume.voxels)
+            put(folder / study.id / f"{study.id}{joint}{names[modality]}.nii.gz", volume)
         if study.reference is not None:
-            save(folder / study.id / f"{study.id}{joint}seg.nii.gz", numbered(study, numbers))
+            put(folder / study.id / f"{study.id}{joint}seg.nii.gz", numbered(study, numbers))
 
 
 def brats2021(folder, studies):
@@ -82,12 +86,14 @@ def brats2015(folder, studies):
     words = {T1: "MR_T1", T1C: "MR_T1c", T2: "MR_T2", FLAIR: "MR_Flair"}
     for number, study in enumerate(studies):
         place = folder / "BRATS2015_Training" / ("HGG" if number % 2 else "LGG") / study.id
-        parts = [(f"VSD.Brain.XX.O.{words[m]}.{5450 + number}", v.voxels) for m, v in study.images.items()]
+        parts = [(f"VSD.Brain.XX.O.{words[m]}.{5450 + number}", v) for m, v in study.images.items()]
         if study.reference is not None:
             parts.append((f"VSD.Brain_3more.XX.O.OT.{6450 + number}", numbered(study, OLD_NUMBERS)))
-        for name, voxels in parts:
+        for name, volume in parts:
             (place / name).mkdir(parents=True)
-            sitk.WriteImage(as_sitk(voxels), str(place / name / f"{name}.mha"), useCompression=True)
+            sitk.WriteImage(
+                as_sitk(volume.voxels, volume.affine), str(place / name / f"{name}.mha"), useCompression=True
+            )
 
 
 def msd(folder, studies):
@@ -96,10 +102,12 @@ def msd(folder, studies):
     names = {FLAIR: "FLAIR", T1: "T1w", T1C: "t1gd", T2: "T2w"}
     for study in studies:
         kind = "Tr" if study.reference is not None else "Ts"
-        save(folder / f"images{kind}" / f"{study.id}.nii.gz", np.stack([study.images[m].voxels for m in order], -1))
+        volumes = [study.images[modality] for modality in order]
+        stacked = np.stack([volume.voxels for volume in volumes], -1)
+        save(folder / f"images{kind}" / f"{study.id}.nii.gz", stacked, volumes[0].affine)
         (folder / f"images{kind}" / f"._{study.id}.nii.gz").write_bytes(b"of the Finder")
         if study.reference is not None:
-            save(folder / "labelsTr" / f"{study.id}.nii.gz", numbered(study, MSD_NUMBERS))
+            put(folder / "labelsTr" / f"{study.id}.nii.gz", numbered(study, MSD_NUMBERS))
     labels = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
     tree = {"modality": {str(n): names[m] for n, m in enumerate(order)}, "labels": labels, "tensorImageSize": "4D"}
     (folder / "dataset.json").write_text(json.dumps(tree))
@@ -111,9 +119,9 @@ def nnunet(folder, studies, tree=None):
     for study in studies:
         kind = "Tr" if study.reference is not None else "Ts"
         for modality, volume in study.images.items():
-            save(folder / f"images{kind}" / f"{study.id}_{order.index(modality):04d}.nii.gz", volume.voxels)
+            put(folder / f"images{kind}" / f"{study.id}_{order.index(modality):04d}.nii.gz", volume)
         if study.reference is not None:
-            save(folder / "labelsTr" / f"{study.id}.nii.gz", numbered(study, MSD_NUMBERS))
+            put(folder / "labelsTr" / f"{study.id}.nii.gz", numbered(study, MSD_NUMBERS))
     labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
     channels = {"0": "T1ce", "1": "FLAIR", "2": "T2", "3": "T1"}
     default = {"channel_names": channels, "labels": labels, "regions_class_order": [1, 2, 3], "file_ending": ".nii.gz"}
@@ -125,10 +133,10 @@ def bids(folder, studies, session=""):
     for study in studies:
         name = f"sub-{study.id}{session}"
         for modality, volume in study.images.items():
-            save(folder.joinpath(*name.split("_"), "anat", f"{name}_{suffixes[modality]}.nii.gz"), volume.voxels)
+            put(folder.joinpath(*name.split("_"), "anat", f"{name}_{suffixes[modality]}.nii.gz"), volume)
         if study.reference is not None:
             place = folder.joinpath("derivatives", "masks", *name.split("_"), "anat")
-            save(place / f"{name}_desc-tumor_dseg.nii.gz", numbered(study, MSD_NUMBERS))
+            put(place / f"{name}_desc-tumor_dseg.nii.gz", numbered(study, MSD_NUMBERS))
     if any(study.reference is not None for study in studies):
         rows = "index\tname\n0\tbackground\n1\tperitumoral edema\n2\tnecrotic core\n3\tenhancing tumour\n"
         (folder / "derivatives/masks/desc-tumor_dseg.tsv").write_text(rows)
@@ -141,10 +149,10 @@ def manifest(folder, studies):
         row = {"case": study.id, "convention": "brats2023"}
         for modality, volume in study.images.items():
             row[modality.key] = f"scans of {study.id}/{modality.key} x.nii.gz"
-            save(folder / row[modality.key], volume.voxels)
+            put(folder / row[modality.key], volume)
         if study.reference is not None:
             row["label"] = f"{study.id}.nii.gz"
-            save(folder / row["label"], numbered(study, PLAIN_NUMBERS))
+            put(folder / row["label"], numbered(study, PLAIN_NUMBERS))
         rows.append(row)
     with (folder / "studies.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["case", "flair", "t2", "t1c", "t1", "label", "convention"], restval="")
@@ -170,9 +178,8 @@ def id_in(layout, number, study):
     return f"sub-{study.id}" if layout == "bids" else study.id
 
 
-def kept_by(layout, studies):
+def kept_by(layout, studies, subset=T1 | FLAIR | T2):
     """What a layout can hold of studies: in the Decathlon's, all have the same sequences."""
     if layout != "msd":
         return studies
-    first = studies[0].available
-    return [made_study(s.id, tuple(first), 1, reference=s.reference is not None) for s in studies]
+    return [made_study(s.id, subset, 1, reference=s.reference is not None) for s in studies]

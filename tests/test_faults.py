@@ -1,29 +1,41 @@
 """Files and circumstances that go wrong: every row of the fault table, without a process for each."""
 
+import gzip
 import importlib
+import json
 import logging
 import re
+import signal
+import struct
+import subprocess
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from conftest import WORDS, write_head
+from glimpseg.atomic import atomic_folder, tidy_on_sigterm
 from glimpseg.cli import entry
+from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 fault_files = importlib.import_module("fault_files")
 fuzz_files = importlib.import_module("fuzz_files")
+fuzz_makers = importlib.import_module("fuzz_makers")
+fault_sources = importlib.import_module("fault_sources")
 sys.path.remove(str(SCRIPTS))
 
 ERRORS = {code: kind for kind, code in reversed(entry.EXIT_CODES.items())}
 SOME_AXES = ("RAS", "LPS", "PIR", "SAL", "AIL", "IRP")
 """test_end_to_end.py has all 48."""
-ROWS = [fault for fault in fault_files.FAULTS if not fault.group or fault.name in SOME_AXES]
+ROWS = [fault for fault in (*fault_files.FAULTS, *fault_sources.SOURCES) if not fault.group or fault.name in SOME_AXES]
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +44,9 @@ def logger():
     log = logging.getLogger("glimpseg")
     handlers, level = log.handlers, log.level
     yield log
+    for handler in log.handlers:
+        if handler not in handlers:
+            handler.close()
     log.handlers, log.level = handlers, level
 
 
@@ -67,6 +82,8 @@ def good(scans, model_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("fault", ROWS, ids=lambda fault: fault.name)
 def test_a_fault_ends_as_the_table_says(fault, scans, good, model_folder, tmp_path, caplog):
+    if fault in fault_sources.DICOM or fault.name == "zip with a DICOM series":
+        pytest.importorskip("highdicom", reason="needs the extra dicom")
     words = fault.make(tmp_path, scans)
     output = tmp_path / "out"
     command = fault_files.command(words, model_folder, output)
@@ -82,3 +99,131 @@ def test_a_fault_ends_as_the_table_says(fault, scans, good, model_folder, tmp_pa
         found = labels_of(output)
         assert np.array_equal(found.dataobj, good[len(words)].dataobj)
         assert np.allclose(found.affine, good[len(words)].affine, atol=1e-4)
+
+
+# Circumstances: the whole list is run by scripts/fault_table.py, each in a process
+
+
+def test_two_runs_into_one_folder_do_not_overwrite_each_other(tmp_path):
+    with pytest.raises(UsageError, match="already holds files"), atomic_folder(tmp_path / "out") as slow:
+        with atomic_folder(tmp_path / "out") as quick:
+            (quick / "a.txt").write_text("quick")
+        (slow / "a.txt").write_text("slow")
+    assert (tmp_path / "out" / "a.txt").read_text() == "quick"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_sigterm_leaves_no_half_written_output(tmp_path, kind):
+    code = textwrap.dedent(f"""
+        import pathlib, time
+        from glimpseg.atomic import atomic_{kind}
+        with atomic_{kind}(pathlib.Path({str(tmp_path / "out")!r})) as temporary:
+            (temporary if temporary.is_file() else temporary / "seg").write_text("half")
+            print("now", flush=True)
+            time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().strip() == "now"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_handles_sigterm_already_keeps_doing_so():
+    def mine(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with tidy_on_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_labels_read_back_alike_everywhere(good, scans, model_folder, tmp_path):
+    """Row 18: uint8, unscaled, for nibabel, for ITK and for whoever reads the bytes."""
+    output = tmp_path / "out"
+    words = fault_files.segment(fault_files.plain(tmp_path, scans))
+    entry.app(fault_files.command(words, model_folder, output), standalone_mode=False)
+    image = nibabel.load(output / "seg.nii.gz")
+    raw = gzip.decompress((output / "seg.nii.gz").read_bytes())
+    assert struct.unpack("<ff", raw[112:120]) == (1, 0)
+    start = int(struct.unpack("<f", raw[108:112])[0])
+    stored = np.frombuffer(raw[start:], np.uint8).reshape(image.shape, order="F")
+    itk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(output / "seg.nii.gz"))).T
+    assert np.array_equal(stored, image.get_fdata())
+    assert np.array_equal(stored, itk)
+    assert stored.any()
+
+
+# What nobody has to know
+
+CANARIES = ("CANARYdescrip", "CANARYname", "CANARYaux", "CANARYextension", "CANARYfile", "CANARYfolder", "CANARYintent")
+
+
+def _telling(path, scan):
+    """A file whose header and names tell of somebody, and that gives reason for warnings."""
+    voxels = fault_files.voxels(scan)
+    voxels[0, 0, 0] = np.nan
+    image = nibabel.Nifti1Image(voxels, scan.affine)
+    image.set_qform(scan.affine @ np.diag([2, 2, 2, 1]), 1)
+    image.header["descrip"], image.header["db_name"], image.header["aux_file"] = CANARIES[:3]
+    image.header["intent_name"] = CANARIES[6]
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", CANARIES[3].encode()))
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(image, path)
+    return path
+
+
+def told(content):
+    """The canaries in bytes, as they are or packed."""
+    plain = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    return [canary for canary in CANARIES for part in (content, plain) if canary.lower().encode() in part.lower()]
+
+
+def test_nothing_that_is_written_tells_what_headers_and_names_told(scans, model_folder, tmp_path, monkeypatch):
+    place, output = tmp_path / "CANARYfolder", tmp_path / "out"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    words = ["segment"]
+    for flag in ("t1c", "flair"):
+        words += [f"--{flag}", _telling(place / f"CANARYfile-{flag}.nii.gz", scans[flag])]
+    command = ["--debug", "--log-file", str(tmp_path / "log.txt"), *fault_files.command(words, model_folder, output)]
+    entry.app([*command, "--probabilities"], standalone_mode=False)
+    written = [path for path in output.rglob("*") if path.is_file()]
+    assert len(written) == 8
+    record = json.loads((output / "run.json").read_text())
+    assert any("T1c: sform and qform differ" in warning for warning in record["warnings"])
+    for path in [*written, tmp_path / "log.txt"]:
+        assert not told(path.read_bytes()), path.name
+        assert not told(path.name.encode())
+    assert not list(scratch.iterdir())
+
+
+def test_a_tree_of_studies_tells_of_no_headers(scans, model_folder, tmp_path):
+    place, output = tmp_path / "tree" / "S1", tmp_path / "out"
+    place.parent.mkdir()
+    _telling(place / "S1-t1c.nii.gz", scans["t1c"])
+    log = tmp_path / "log.txt"
+    command = ["--debug", "--log-file", str(log), "segment", "-i", str(place.parent), "-m", str(model_folder)]
+    entry.app([*command, "-o", str(output)], standalone_mode=False)
+    for path in [*(path for path in output.rglob("*") if path.is_file()), log]:
+        assert not told(path.read_bytes()), path.name
+
+
+# Some hundred of the fuzzer's files
+
+
+@pytest.mark.parametrize(("kind", "count"), [("nifti", 60), ("archive", 60), ("dicom", 8)])
+def test_damaged_files_are_read_or_refused_and_nothing_else(kind, count):
+    if fuzz_makers.missing(kind):
+        pytest.skip(fuzz_makers.missing(kind))
+    tally = fuzz_files.fuzz(kind, range(count), seed=7)
+    assert tally.findings == []
+    assert tally.outcomes.total() == count
+    assert 0 < tally.outcomes["refused"] < count
+    assert tally.peak_mb < 1500

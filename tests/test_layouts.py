@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 
 import nibabel
 import numpy as np
@@ -336,30 +337,84 @@ def test_an_mha_lies_where_simpleitk_puts_it(tmp_path, axes):
     assert same_grid(nifti.read_header(tmp_path / "a.mha"), ours.grid)
 
 
-def test_an_mha_without_simpleitk_names_the_extra(tmp_path, monkeypatch):
-    tree(tmp_path / "tree", "brats2015")
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(UsageError, match=r"pip install 'glimpseg\[register\]'"):
-        find_studies(tmp_path)
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("deflated", [True, False])
+def test_an_mha_of_any_type_holds_what_simpleitk_wrote(tmp_path, kind, deflated):
+    voxels = np.random.default_rng(0).integers(0, 99, trees.SHAPE).astype(kind)
+    sitk.WriteImage(trees.as_sitk(voxels), str(tmp_path / "a.mha"), useCompression=deflated)
+    assert np.array_equal(nifti.read_volume(tmp_path / "a.mha").voxels, voxels.astype(np.float32))
 
 
-@pytest.mark.parametrize("fault", ["text", "cut", "lies", "empty", "vector"])
-def test_a_broken_mha_is_refused(tmp_path, fault):
-    path = tmp_path / "a.mha"
-    sitk.WriteImage(trees.as_sitk(np.arange(210, dtype=np.int16).reshape(trees.SHAPE)), str(path))
-    content = path.read_bytes()
-    if fault == "vector":
-        sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkVectorFloat32), str(path))
-    else:
-        changed = {
-            "text": b"hello",
-            "empty": b"",
-            "cut": content[:-50],
-            "lies": content.replace(b"DimSize = 6 7 5", b"DimSize = 60000 7 5"),
-        }
-        path.write_bytes(changed[fault])
-    with pytest.raises(InputError):
-        nifti.read_volume(path)
+def mha(path, voxels=b"", deflate=False, **changes):
+    """A file written by hand: 2 x 3 x 4 bytes, whose values are 0 to 23."""
+    header = {
+        "ObjectType": "Image", "NDims": "3", "CompressedData": str(deflate), "TransformMatrix": "0 1 0 -1 0 0 0 0 1",
+        "Offset": "10 20 30", "ElementSpacing": "1 2 3", "DimSize": "2 3 4", "ElementType": "MET_UCHAR",
+    }  # fmt: skip
+    header.update(changes)
+    text = "".join(f"{key} = {value}\n" for key, value in header.items() if value is not None)
+    content = voxels or bytes(range(24))
+    content = zlib.compress(content) if deflate else content
+    data = "" if "ElementDataFile" in changes else "ElementDataFile = LOCAL\n"
+    path.write_bytes((text + data).encode() + content)
+    return path
+
+
+@pytest.mark.parametrize("deflate", [True, False])
+def test_an_mha_is_read_as_its_format_says(tmp_path, deflate):
+    """By hand: rows of the matrix are axes, in LPS; the first index runs fastest."""
+    volume = nifti.read_volume(mha(tmp_path / "a.mha", deflate=deflate))
+    assert volume.voxels[1, 0, 0] == 1
+    assert volume.voxels[0, 1, 0] == 2
+    assert volume.voxels[0, 0, 1] == 6
+    assert np.array_equal(volume.affine, [[0, 2, 0, -10], [-1, 0, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"ElementDataFile": "/etc/passwd"}, "only 'local' is read"),
+        ({"NDims": "2"}, "NDims is '2'"),
+        ({"BinaryData": "False"}, "BinaryData is 'False'"),
+        ({"ElementNumberOfChannels": "3"}, "ElementNumberOfChannels is '3'"),
+        ({"ElementToIntensityFunctionSlope": "2"}, "Slope is '2'"),
+        ({"DimSize": "2 3"}, "DimSize should be 3 numbers"),
+        ({"DimSize": "2 3 -4"}, "DimSize should be 3 numbers"),
+        ({"DimSize": "60000 3 4"}, "does not fit"),
+        ({"DimSize": "2000 3 4"}, "at most 1024 along an axis"),
+        ({"DimSize": "2 3 5"}, "ends after 24 of 30 bytes"),
+        ({"DimSize": None}, "DimSize is 'not there'"),
+        ({"ElementType": "MET_STRING"}, "ElementType is 'MET_STRING'"),
+        ({"ElementSpacing": "1 0 3"}, "singular"),
+        ({"ElementSpacing": None}, "ElementSpacing is 'not there'"),
+        ({"TransformMatrix": None}, "TransformMatrix is 'not there'"),
+        ({"TransformMatrix": "1 0 0 0 1 0 nan 0 1"}, "not finite"),
+        ({"Offset": "1 2"}, "Offset should be 3 numbers"),
+        ({"NDims\nNDims": "3"}, "none of a MetaImage"),
+        ({"voxels": bytes(2000)}, "goes on after the last voxel"),
+        ({"voxels": bytes(2000), "deflate": True}, "goes on after the last voxel"),
+        ({"CompressedData": "True"}, "failed"),
+    ],
+)
+def test_an_mha_that_is_rare_or_broken_is_refused(tmp_path, changes, why):
+    with pytest.raises(InputError, match=why):
+        nifti.read_volume(mha(tmp_path / "a.mha", **changes))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(100), b"ObjectType = Image\n" * 2, b"a = b\n"])
+def test_what_is_no_mha_is_refused(tmp_path, content):
+    (tmp_path / "a.mha").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as MetaImage"):
+        nifti.read_volume(tmp_path / "a.mha")
+
+
+def test_an_mha_that_was_cut_anywhere_is_refused(tmp_path):
+    sitk.WriteImage(trees.as_sitk(np.arange(210, dtype=np.int16).reshape(trees.SHAPE)), str(tmp_path / "a.mha"), True)
+    content = (tmp_path / "a.mha").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "a.mha").write_bytes(content[:length])
+        with pytest.raises(InputError):
+            nifti.read_volume(tmp_path / "a.mha")
 
 
 def test_both_grades_may_have_a_patient_of_one_name(tmp_path):
@@ -655,6 +710,14 @@ def test_a_written_manifest_is_read_again(tmp_path, name):
     assert_same(find_studies(tmp_path / name), expected)
 
 
+def test_a_manifest_may_name_volumes_of_a_series_and_leave_some_out(tmp_path):
+    expected = tree(tmp_path / "set", "msd")
+    write_manifest(tmp_path / "all.csv", find_studies(tmp_path / "set"))
+    assert_same(find_studies(tmp_path / "all.csv"), expected)
+    (tmp_path / "few.csv").write_text("study,flair\nA,set/imagesTr/S00.nii.gz#0\n")
+    assert find_studies(tmp_path / "few.csv")[0].images == {FLAIR: Frame(tmp_path / "set/imagesTr/S00.nii.gz", 0)}
+
+
 # Survey
 
 
@@ -785,6 +848,13 @@ def test_a_layout_that_is_only_read_is_not_written(tmp_path):
 def test_names_that_cannot_be_told_apart_are_refused_before_anything_is_written(tmp_path, layout, names):
     with pytest.raises(UsageError, match="Give"):
         write_studies(tmp_path / "out", [trees.made_study(name, (T1,)) for name in names], layout)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../A", "", ".", "a/b", "a\nb"])
+def test_an_id_that_is_a_path_is_not_written(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be a study's id"):
+        write_studies(tmp_path / "out", [trees.made_study(name, (T1,))], "nnunet")
     assert not list(tmp_path.iterdir())
 
 

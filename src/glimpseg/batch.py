@@ -19,6 +19,7 @@ from typing import Any
 from glimpseg import checkpoint
 from glimpseg.atomic import atomic_file, only_one, refuse_if_used, write_text
 from glimpseg.checkpoint import Model
+from glimpseg.data.layouts import write_derivative
 from glimpseg.errors import InputError, OutputError, Preempted, UsageError
 from glimpseg.intake import Item, Visit, opened
 from glimpseg.modality import Modality
@@ -33,6 +34,8 @@ PLAN = "batch.json"
 """What was asked for; also the mark of a folder that may be replaced."""
 STATISTICS = "statistics.csv"
 FAILURES = "failures.json"
+BIDS = "bids"
+"""The output type that is a data set of all studies together, under `derivatives/`."""
 JOURNAL = "batch.jsonl"
 """A line for each study that was segmented, written after its folder stands."""
 
@@ -174,9 +177,12 @@ class _Run:
             found.save(
                 self.output / name,
                 labels=self.wanted.labels,
-                types=self.wanted.types,
+                types=[kind for kind in self.wanted.types if kind != BIDS],
                 deidentify=self.wanted.deidentify,
             )
+            if BIDS in self.wanted.types:
+                digest = self.model.provenance["sha256"][checkpoint.WEIGHTS]
+                write_derivative(self.output, name, found.labels, model=self.model.name, version=digest[:12])
         line = {
             "study": name,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S"),

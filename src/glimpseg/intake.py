@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os.path import isdir, isfile  # unlike pathlib's, False for names that are too long or closed to us
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +17,7 @@ from glimpseg.data.dicom.files import find_series
 from glimpseg.data.dicom.read import read_series
 from glimpseg.data.dicom.trees import holds_dicom, studies_below
 from glimpseg.data.identify import identify
-from glimpseg.data.layouts import find_studies
+from glimpseg.data.layouts import find_usable
 from glimpseg.data.series import Series
 from glimpseg.data.unpack import SUFFIXES, unpacked
 from glimpseg.errors import InputError, UsageError
@@ -27,6 +28,7 @@ from glimpseg.volume import Volume
 log = logging.getLogger(__name__)
 
 ImageLike: TypeAlias = str | Path | Volume | Frame | SpatialImage
+
 
 @dataclass(frozen=True, eq=False)
 class Visit:
@@ -47,7 +49,9 @@ class Item:
     """Names its folder in the output."""
     study: Study | None = None
     place: Path | None = None
-    """The folder or archive of a DICOM study, or of NIfTI files whose names tell nothing."""
+    """The folder or archive of a DICOM study."""
+    problem: str | None = None
+    """Why it cannot be read, if that is known already."""
 
 
 def items(place: str | Path, layout: str = "auto") -> list[Item]:
@@ -66,7 +70,9 @@ def items(place: str | Path, layout: str = "auto") -> list[Item]:
         return [Item(_stem(place), place=place)]
     if layout == "auto" and place.is_dir() and holds_dicom(place):
         return [Item(_stem(below), place=below) for below in studies_below(place)]
-    return [Item(study.id, study=study) for study in find_studies(place, layout=layout, references="ignored")]
+    studies, problems = find_usable(place, layout=layout)
+    found = [Item(study.id, study=study) for study in studies]
+    return sorted([*found, *(Item(name, problem=why) for name, why in problems.items())], key=lambda item: item.id)
 
 
 @contextmanager
@@ -77,6 +83,8 @@ def opened(item: Item, chosen: Mapping[Modality, Series] | None = None) -> Itera
 
     Raises: InputError for a study that cannot be read.
     """
+    if item.problem is not None:
+        raise InputError(item.problem)
     if item.study is not None:
         yield Visit(item.study)
         return
@@ -125,15 +133,15 @@ def with_brain(visit: Visit, brain: Path | None) -> Visit:
     return visit if brain is None else replace(visit, study=replace(visit.study, brain=brain))
 
 
-def volume_of(image: ImageLike) -> Volume:
-    """An image's voxels, from wherever it is. Raises: InputError."""
+def volume_of(image: ImageLike, called: str = "") -> Volume:
+    """An image's voxels, from wherever it is; `called` as in `nifti.read_volume`. Raises: InputError."""
     known = _in_memory(image)
-    return known if isinstance(known, Volume) else nifti.read_volume(known)
+    return known if isinstance(known, Volume) else nifti.read_volume(known, called)
 
 
 def _image(modality: Modality, image: ImageLike) -> tuple[Volume | Path | Frame, Series | None]:
     path = Path(image) if isinstance(image, str | Path) else None
-    if path is None or not (path.is_dir() or _is_archive(path)):
+    if path is None or not (isdir(path) or _is_archive(path)):
         return _in_memory(image), None
     with unpacked(path) as folder:
         series = find_series(folder)
@@ -166,7 +174,7 @@ def _identified(folder: Path) -> Mapping[Modality, Series]:
 
 
 def _is_archive(place: Path) -> bool:
-    return place.is_file() and place.name.lower().endswith(SUFFIXES)
+    return isfile(place) and place.name.lower().endswith(SUFFIXES)
 
 
 def _stem(place: Path) -> str:

@@ -116,7 +116,7 @@ class Segmentation:
 
     def preview(self) -> Any:
         """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
-        volumes = {m: onto(volume_of(self.images[m]), self.labels.grid) for m in Modality if m in self.used}
+        volumes = {m: onto(volume_of(self.images[m], m.title), self.labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""
         return preview(volumes, self.labels, title=f"{self.used.title}{absent}   ({self.model.name})")
 

@@ -39,6 +39,8 @@ class Study:
     """How to read the reference; None when there is none or it is not yet known."""
     brain: Volume | Path | None = None
     """A brain mask from elsewhere; None: the brain is what differs from the images' constant border."""
+    registered: bool = False
+    """Whether the images were registered to each other, or found to be (`data.raw`): their grids may then be turned."""
 
     @property
     def available(self) -> Modality:

@@ -38,4 +38,6 @@ def limit_memory(more: int = SPARE_BYTES) -> None:
         import resource
 
         has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (has + more, has + more))
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[1]  # by whoever started us, a cluster's scheduler for one
+        most = has + more if allowed == resource.RLIM_INFINITY else min(has + more, allowed)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))

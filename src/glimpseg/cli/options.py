@@ -21,6 +21,7 @@ Choice = Annotated[
 Split = Annotated[
     str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
 ]
+Layout = Annotated[str, typer.Option(help="How the studies are laid out (see docs/data.md). Default: found out.")]
 ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")]
 Backbone = Annotated[

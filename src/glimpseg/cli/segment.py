@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Choice, Device, ModelFolder, Output, Overwrite, changes_of
+from glimpseg.cli.options import Choice, Device, Layout, ModelFolder, Output, Overwrite, changes_of
 from glimpseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def segment(
     series: Annotated[
         Path | None, typer.Option(help="In place of single images: a series.json that `identify` wrote.")
     ] = None,
-    layout: Annotated[str, typer.Option(help="How the tree is laid out (see docs/data.md).")] = "auto",
+    layout: Layout = "auto",
     brain_mask: Annotated[Path | None, typer.Option(help="Brain mask, if the background is not constant.")] = None,
     raw: Annotated[
         str,
@@ -51,7 +51,7 @@ def segment(
     grid: Annotated[
         str | None, typer.Option(help="The sequence on whose grid the result lies. Default: T1c, T1, FLAIR, T2.")
     ] = None,
-    output_type: Annotated[str, typer.Option(help="nifti,dicom-seg,dicom-sr.")] = "nifti",
+    output_type: Annotated[str, typer.Option(help="nifti,dicom-seg,dicom-sr; of a tree bids, too.")] = "nifti",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each region's probabilities.")] = False,
     labels: Annotated[str, typer.Option(help="Label numbers to write: brats2021, brats2023, brats2024.")] = "brats2024",
     deidentify: Annotated[

@@ -1,4 +1,4 @@
-"""The verbs that make or read studies: `phantom`, `prepare`.
+"""The verbs that make or read studies: `phantom`, `prepare`, `identify`, `convert`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """
@@ -6,12 +6,12 @@ Heavy modules are imported inside the verbs, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Backbone, Change, Device, Labels, Output, Overwrite, Split, changes_of
+from glimpseg.cli.options import Backbone, Change, Device, Labels, Layout, Output, Overwrite, Split, changes_of
 from glimpseg.errors import UsageError
 
 
@@ -49,7 +49,7 @@ def phantom(
 
 @app.command()
 def prepare(
-    data: Annotated[Path, typer.Argument(help="Folder of studies in a BraTS layout.")],
+    data: Annotated[Path, typer.Argument(help="Folder of studies, or a manifest.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache folder; what it holds already is kept.")],
     recipe: Annotated[str, typer.Option(help="Recipe whose preprocessing is wanted.")] = "unet/brats",
     prior: Annotated[
@@ -57,28 +57,67 @@ def prepare(
     ] = None,
     backbone: Backbone = None,
     change: Change = None,
+    layout: Layout = "auto",
     labels: Labels = None,
     split: Split = None,
     device: Device = "auto",
 ) -> None:
-    """Read, check, crop and normalise every study once, and make its prior, ahead of training."""
+    """Say what a folder holds, then check, crop and normalise every study once, and make its prior, for training."""
     from glimpseg import archive, methods
-    from glimpseg.data.layouts import find_studies
+    from glimpseg.data.layouts import find_studies, survey
     from glimpseg.data.splits import chosen
-    from glimpseg.modality import SUBSETS
     from glimpseg.predict import resolved_device
 
     changes = changes_of(change) | ({"data.prior.kind": prior} if prior else {})
     wanted = methods.find_recipe(recipe, changes, backbone)
-    studies = find_studies(data, labels=labels, references="optional" if wanted.backbone is None else "ignored")
+    log.info("%s", survey(data, layout, labels).text())
+    references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
+    studies = find_studies(data, layout=layout, labels=labels, references=references)
     studies = chosen(studies, split) if split else studies
     paths, priors = archive.prepare(studies, wanted, output, device=resolved_device(device), split=split)
-    for subset in SUBSETS:
-        count = sum(study.available == subset for study in studies)
-        if count:
-            log.info("%5d  %s", count, subset.title)
-    convention = next((study.convention.name for study in studies if study.convention), "no references")
-    log.info("%5d  in all; labels: %s", len(paths), convention)
+    log.info("%5d  prepared", len(paths))
     if priors:
         log.info("%5d  priors: %s", len(priors), wanted.data.prior.kind)
     typer.echo(output)
+
+
+@app.command()
+def identify(
+    place: Annotated[Path, typer.Argument(help="Folder or archive of one visit: DICOM, or NIfTI files.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write series.json there, to edit and give to `segment`."),
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="YAML file of your own words for sequences (see docs/identify.md).")
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="The key of one visit, where the folder holds several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say which series is T1, T1c, T2 and FLAIR, and why."""
+    from glimpseg.data.identify import identify as identified
+    from glimpseg.data.unpack import unpacked
+
+    with unpacked(place) as folder:
+        found = identified(folder, words=words, study=study)
+        typer.echo(found.to_json() if as_json else found.text())
+        if output is None:
+            return
+        if not place.is_dir():
+            raise UsageError(f"{place.name} is an archive, and a series.json names files in a folder. Unpack it first.")
+        found.write(output)
+    log.info("%s can be edited and given to `glimpseg segment --series`.", output)
+
+
+@app.command()
+def convert(
+    data: Annotated[Path, typer.Argument(help="Folder of studies, or a manifest.")],
+    output: Output,
+    to: Annotated[str, typer.Option(help="The layout to write: brats2021, brats2023, nnunet, bids.")],
+    layout: Layout = "auto",
+    labels: Labels = None,
+) -> None:
+    """Write studies in another layout; voxels and affines stay as they are."""
+    from glimpseg.data.layouts import find_studies, write_studies
+
+    typer.echo(write_studies(output, find_studies(data, layout=layout, labels=labels), to))

@@ -1,7 +1,15 @@
-"""MetaImage files (`.mha`, BraTS 2015 and before) as NIfTI images, through SimpleITK."""
+"""MetaImage files (`.mha`, BraTS 2015 and before) as NIfTI images.
+
+SimpleITK reads them too, and is what this is compared with in the tests. But its decoder is native code that a damaged
+file can crash (a heap error in one of some thousand mutated files), and all that the format holds is a text of
+`key = value` before a block of voxels, deflated or not. What is rare in it is refused: voxels in other files, as text,
+scaled, or of several channels.
+"""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,67 +18,118 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from nibabel.filebasedimages import ImageFileError
 
-from glimpseg.errors import UsageError
-
 SUFFIX = ".mha"
+MAXIMAL_HEADER = 1 << 16
+"""Bytes; a usual one has 400."""
+SLACK_BYTES = 1024
+"""What may follow the last voxel."""
+_LAST = "ElementDataFile"
+"""The key that ends the header."""
+_TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+_PLAIN = {
+    "ObjectType": "image", "NDims": "3", "BinaryData": "true", "ElementNumberOfChannels": "1", _LAST: "local",
+    "HeaderSize": "0", "ElementToIntensityFunctionSlope": "1", "ElementToIntensityFunctionOffset": "0",
+}  # fmt: skip
+"""What a key has to say, if it is there."""
+_MATRIX, _OFFSET = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
+"""Spellings of one key. A file that has none is refused, though the format has a meaning for that too."""
+_ZLIB_OR_GZIP = 47
+"""Window bits by which zlib takes either, as MetaIO does."""
 
 
 class _Voxels:
     """Voxels that are read when an array is made of them; shape and type are known from the header."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.path, self.shape, self.dtype, self.ndim = path, shape, dtype, len(shape)
+    def __init__(self, path: Path, header: Mapping[str, str], begin: int) -> None:
+        i, j, k = _numbers(header, "DimSize", 3, int)
+        self.path, self.begin, self.shape, self.ndim = path, begin, (i, j, k), 3
+        large_first = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False")).lower() == "true"
+        self.dtype = np.dtype((">" if large_first else "<") + _type(header))
+        self.deflated = header.get("CompressedData", "False").lower() == "true"
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, "..."]:
-        sitk = _simpleitk()
-        try:
-            voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))
-        except RuntimeError as error:
-            raise ImageFileError(_reason(error)) from error
-        return np.asarray(voxels.T, dtype)  # SimpleITK's arrays are z y x
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, "i j k"]:
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        with self.path.open("rb") as file:
+            file.seek(self.begin)
+            content = _inflated(file.read(), size) if self.deflated else file.read(size + SLACK_BYTES + 1)
+        if len(content) < size:
+            raise EOFError(f"it ends after {len(content):,} of {size:,} bytes")
+        if len(content) > size + SLACK_BYTES:
+            raise ImageFileError("it goes on after the last voxel")
+        voxels = np.frombuffer(content, self.dtype, size // self.dtype.itemsize)
+        return np.asarray(voxels.reshape(self.shape, order="F"), dtype or self.dtype.newbyteorder("="))
 
 
 def load(path: Path) -> nibabel.Nifti1Image:
-    """The image, its header read and its voxels not yet.
+    """The image, its header read and its voxels not yet; reading them raises EOFError, zlib.error or ImageFileError if
+    they are damaged.
 
-    Raises: UsageError if SimpleITK is not installed; ImageFileError if it cannot read the header.
+    Raises: ImageFileError if it is no MetaImage, or one of a kind that is not read.
     """
-    sitk = _simpleitk()
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")  # whatever the content claims to be
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID(), 1)).dtype
-    except (RuntimeError, KeyError) as error:
-        raise ImageFileError(_reason(error)) from error
-    if reader.GetNumberOfComponents() != 1:
-        raise ImageFileError("it holds colours or vectors, not intensities")
-    return nibabel.Nifti1Image(_Voxels(path, reader.GetSize(), dtype), _affine(reader))
+    with path.open("rb") as file:
+        head = file.read(MAXIMAL_HEADER)
+    header, begin = _header(head)
+    affine = _affine(header)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ImageFileError("its axes are singular or not finite, so that no voxel has a place")
+    return nibabel.Nifti1Image(_Voxels(path, header, begin), affine)
 
 
-def _affine(reader: Any) -> Float[np.ndarray, "4 4"]:
-    """Voxel index to RAS+ millimetres. MetaImage says it in LPS+."""
+def _header(head: bytes) -> tuple[dict[str, str], int]:
+    """Keys with their values, and where the voxels begin."""
+    header: dict[str, str] = {}
+    place = 0
+    while _LAST not in header:
+        end = head.find(b"\n", place)
+        key, equals, value = head[place:end].decode("latin-1").partition("=")
+        if end < 0 or not equals:
+            raise ImageFileError("its header is none of a MetaImage")
+        if key.strip() in header:
+            raise ImageFileError(f"its header says {key.strip()} twice")
+        header[key.strip()] = value.strip()
+        place = end + 1
+    for key, wanted in _PLAIN.items():
+        if header.get(key, wanted).lower() != wanted:
+            raise ImageFileError(f"its {key} is '{header[key][:40]}'; only '{wanted}' is read")
+    return header, place
+
+
+def _affine(header: Mapping[str, str]) -> Float[np.ndarray, "4 4"]:
+    """Voxel index to RAS+ millimetres. MetaImage says it in LPS+, one row of its matrix for each axis of the array."""
     from monai.data.utils import orientation_ras_lps  # here: importing MONAI takes seconds
 
-    axes = reader.GetDimension()
+    matrix, offset = (next((key for key in keys if key in header), keys[0]) for keys in (_MATRIX, _OFFSET))
     lps = np.eye(4)
-    lps[:axes, :axes][:3, :3] = (np.reshape(reader.GetDirection(), (axes, axes)) @ np.diag(reader.GetSpacing()))[:3, :3]
-    lps[: min(axes, 3), 3] = reader.GetOrigin()[:3]
+    lps[:3, :3] = np.reshape(_numbers(header, matrix, 9, float), (3, 3)).T * _numbers(
+        header, "ElementSpacing", 3, float
+    )
+    lps[:3, 3] = _numbers(header, offset, 3, float)
     return np.asarray(orientation_ras_lps(lps))
 
 
-def _simpleitk() -> Any:
+def _type(header: Mapping[str, str]) -> str:
+    if header.get("ElementType") not in _TYPES:
+        raise ImageFileError(f"its ElementType is '{header.get('ElementType', 'not there')[:40]}'")
+    return _TYPES[header["ElementType"]]
+
+
+def _numbers(header: Mapping[str, str], key: str, count: int, kind: type[int] | type[float]) -> list[Any]:
     try:
-        import SimpleITK
-    except ImportError as error:
-        raise UsageError(
-            "Files of BraTS 2015 (.mha) are read by SimpleITK, which is not installed. Run: pip install "
-            "'glimpseg[register]'."
-        ) from error
-    return SimpleITK
+        numbers = [kind(word) for word in header[key].split()]
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ImageFileError(f"its {key} is '{header.get(key, 'not there')[:40]}'") from error
+    if len(numbers) != count or (kind is int and min(numbers) < 1):
+        raise ImageFileError(f"its {key} should be {count} numbers and is '{header[key][:40]}'")
+    return numbers
 
 
-def _reason(error: Exception) -> str:
-    """The last line of ITK's message, which has the cause, without the file's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+def _inflated(content: bytes, size: int) -> bytes:
+    """No more than is wanted, and a little; the checksum compared."""
+    stream = zlib.decompressobj(_ZLIB_OR_GZIP)
+    found = stream.decompress(content, size + SLACK_BYTES + 1)
+    if not stream.eof and len(found) <= size + SLACK_BYTES:
+        raise EOFError("its deflated voxels end early")
+    return found

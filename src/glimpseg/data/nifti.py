@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,25 +63,26 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def read_volume(source: str | Path | Frame) -> Volume:
+def read_volume(source: str | Path | Frame, called: str = "") -> Volume:
     """One image, float32, in the file's own order; or one volume of a four-dimensional file.
 
-    NaN and infinite voxels outside the brain become background, with a warning.
+    NaN and infinite voxels outside the brain become background, with a warning. Warnings speak of `called`, by default
+    of the file's name, which may be a patient's.
 
     Raises: InputError if the file is not a whole, finite, three-dimensional, non-constant NIfTI image (or `.mha`)
-        with a usable affine; UsageError if what reads `.mha` is not installed.
+        with a usable affine.
     """
     if isinstance(source, Frame):
-        return _checked(_frame(source), source.path)
+        return _checked(_frame(source, called), source.path, called)
     path = Path(source)
-    return _checked(_open(path), path)
+    return _checked(_open(path, called), path, called)
 
 
-def _checked(image: nibabel.spatialimages.SpatialImage, path: Path) -> Volume:
+def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, called: str = "") -> Volume:
     voxels = _voxels(image, path)
     with np.errstate(over="ignore", invalid="ignore"):
         voxels = voxels.astype(np.float32)  # beyond its range is infinity, which the next line judges
-    voxels = _finite(voxels, path)
+    voxels = _finite(voxels, path, called)
     if voxels.min() == voxels.max():
         raise InputError(
             f"{path} holds the single value {voxels.flat[0]:g} and no image. Leave this sequence out: "
@@ -154,11 +156,11 @@ def _save(image: nibabel.Nifti1Image, path: str | Path) -> None:
         nibabel.save(image, temporary)
 
 
-def _open(path: Path) -> nibabel.Nifti1Image:
+def _open(path: Path, called: str = "") -> nibabel.Nifti1Image:
     """The header, checked, and a promise of the voxels. Extensions are not read: they are long, foreign and private."""
     image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
-    _check_shape(image, path)
-    _check_affine(image, path)
+    _check_shape(image, path, called)
+    _check_affine(image, path, called)
     return image
 
 
@@ -182,11 +184,11 @@ def _metaimage(path: Path) -> nibabel.Nifti1Image:
     _check_file(path)
     try:
         return metaimage.load(path)
-    except ImageFileError as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as MetaImage ({_first_line(error)}). Export it again.") from error
 
 
-def _series(frame: Frame) -> nibabel.Nifti1Image:
+def _series(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
     """The four-dimensional file that holds a frame, its header checked."""
     image, path = _nifti(frame.path), frame.path
     if len(image.shape) != 4 or not 0 <= frame.number < image.shape[3]:
@@ -195,13 +197,13 @@ def _series(frame: Frame) -> nibabel.Nifti1Image:
             "dataset.json name the sequences of these files?"
         )
     _check_size(image, path)
-    _check_affine(image, path)
+    _check_affine(image, path, called)
     return image
 
 
-def _frame(frame: Frame) -> nibabel.Nifti1Image:
+def _frame(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
     """One volume of a series, read."""
-    image = _series(frame)
+    image = _series(frame, called)
     voxels = _stored(image, frame.path)[..., frame.number]
     return type(image)(voxels, image.affine, image.header)
 
@@ -228,6 +230,8 @@ def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header
     if len(block) < kind.header_class.sizeof_hdr:
         raise EOFError(f"it has {len(block)} bytes, too few for a header")
     raw = kind.header_class(block, check=False)
+    if not 1 <= raw["dim"][0] <= 7:
+        raise ValueError(f"it claims {raw['dim'][0]} dimensions")
     sizes = raw["pixdim"][1:4]
     if raw["sform_code"] == 0 and not (np.isfinite(sizes) & (sizes != 0)).all():
         raise ValueError(f"its header gives no size of the voxels: {sizes.tolist()}")
@@ -237,7 +241,7 @@ def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header
     return kind, header
 
 
-def _check_shape(image: nibabel.Nifti1Image, path: Path) -> None:
+def _check_shape(image: nibabel.Nifti1Image, path: Path, called: str = "") -> None:
     shape = image.shape
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         kind = "a series of volumes (functional, diffusion, or several echoes)" if len(shape) > 3 else "a single slice"
@@ -246,13 +250,13 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path) -> None:
             "Give the file of one volume, or split it (fslsplit, nibabel.four_to_three)."
         )
     if len(shape) > 3:
-        log.warning("%s has the shape %s; its single volume is used.", path.name, shape)
+        log.warning("%s has the shape %s; its single volume is used.", called or path.name, shape)
     _check_size(image, path)
 
 
 def _check_size(image: nibabel.Nifti1Image, path: Path) -> None:
     shape = image.shape
-    if max(shape) > MAXIMAL_SIDE or int(np.prod([int(n) for n in shape])) > MAXIMAL_VOXELS or min(shape) < 1:
+    if max(shape) > MAXIMAL_SIDE or math.prod(shape) > MAXIMAL_VOXELS or min(shape) < 1:
         raise InputError(
             f"{path} claims {'x'.join(map(str, shape))} voxels; at most {MAXIMAL_SIDE} along an axis and "
             f"{MAXIMAL_VOXELS:,} in all are read. Its header is damaged, or it should be resampled."
@@ -291,7 +295,7 @@ def _misplaced(affine: np.ndarray, path: Path, what: str) -> InputError:
     return InputError(f"{path} {what}: {rows}. Export the image again, or set the header from the scanner's geometry.")
 
 
-def _check_affine(image: nibabel.Nifti1Image, path: Path) -> None:
+def _check_affine(image: nibabel.Nifti1Image, path: Path, called: str = "") -> None:
     _check_placed(image.affine, path)
     x, y, z = image.shape[:3]
     _check_extent(Grid((x, y, z), image.affine), path)
@@ -299,10 +303,10 @@ def _check_affine(image: nibabel.Nifti1Image, path: Path) -> None:
     if sform[1] == 0 and qform[1] == 0:
         log.warning(
             "%s says nothing of its orientation (sform and qform code 0); its axes are taken as stored.",
-            path.name,
+            called or path.name,
         )
     if sform[1] > 0 and qform[1] > 0 and np.abs(sform[0] - qform[0]).max() > MAXIMAL_GAP_MM:
-        log.warning("%s: sform and qform differ; the sform is used, as the standard asks.", path.name)
+        log.warning("%s: sform and qform differ; the sform is used, as the standard asks.", called or path.name)
 
 
 def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
@@ -337,7 +341,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
 
     nibabel reads no further than the last voxel and so never meets the checksum, which comes after it.
     """
-    size = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    size = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
     packed = path.stat().st_size
     if size > max(packed * DEFLATE_RATIO, SLACK_BYTES):
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
@@ -353,7 +357,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
     return content
 
 
-def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
+def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
     """Non-finite voxels that belong to the background take its value; others are refused."""
     broken = ~np.isfinite(voxels)
     count = int(broken.sum())
@@ -372,7 +376,7 @@ def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
             f"{path} holds {count:,} NaN or infinite voxels, {where}. Segmenting it would be a guess: "
             "export it again, or leave this sequence out."
         )
-    log.warning("%s: %s NaN or infinite voxels in the background were set to it.", path.name, f"{count:,}")
+    log.warning("%s: %s NaN or infinite voxels in the background were set to it.", called or path.name, f"{count:,}")
     return np.where(broken, np.float32(0 if is_convention else background), voxels)
 
 

@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from os.path import realpath
 from pathlib import Path
 from typing import Literal
 
@@ -146,10 +147,11 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
             f"The result should lie on the grid of {own_of.title}, but study {study.id} has {study.available.title}. "
             "Name one sequence that it has."
         )
-    volumes = {modality: _image(study.images[modality]) for modality in Modality if modality in study.images}
+    # By the sequence, not the file: a file's name may be a patient's, and warnings are kept.
+    volumes = {m: _image(study.images[m], f"{study.id}: {m.title}") for m in Modality if m in study.images}
     _refuse_same_voxels(study.id, volumes)
     own = volumes[own_of or next(modality for modality in GRID_ORDER if modality in volumes)].grid
-    warnings = tuple(filter(None, (_check_grid(study.id, m, volume.grid, own) for m, volume in volumes.items())))
+    warnings = tuple(filter(None, (_check_grid(study, m, volume.grid, own) for m, volume in volumes.items())))
     for warning in warnings:
         log.warning("%s: %s", study.id, warning)
     grid = own.at_spacing(settings.spacing_mm)
@@ -194,7 +196,8 @@ def normalised(
         level, unit = inside.mean(), inside.std()
     else:
         level, unit = float(image.min()), float(image.max()) - float(image.min())
-    score = (image - level) / max(unit, 1e-8)
+    # A brain of one value has no unit; what rounding leaves of it is none. Scanners' units are anything, 1e-30 too.
+    score = (image - level) / max(unit, 1e-6 * abs(level), np.finfo(np.float32).tiny)
     if settings.clip is not None:
         score = np.clip(score, -settings.clip, settings.clip)
     return (score if settings.background == "shifted" else np.where(brain, score, 0)).astype(np.float32)
@@ -217,7 +220,7 @@ def _refuse_same_files(study: Study) -> None:
 def _same(first: Volume | Path | Frame, second: Volume | Path | Frame) -> bool:
     if isinstance(first, Frame) or isinstance(second, Frame):
         return first == second
-    return isinstance(first, Path) and isinstance(second, Path) and first.resolve() == second.resolve()
+    return isinstance(first, Path) and isinstance(second, Path) and realpath(first) == realpath(second)
 
 
 def _refuse_same_voxels(study: str, volumes: dict[Modality, Volume]) -> None:
@@ -229,21 +232,23 @@ def _refuse_same_voxels(study: str, volumes: dict[Modality, Volume]) -> None:
             )
 
 
-def _image(image: Volume | Path | Frame) -> Volume:
-    return image if isinstance(image, Volume) else nifti.read_volume(image)
+def _image(image: Volume | Path | Frame, called: str) -> Volume:
+    return image if isinstance(image, Volume) else nifti.read_volume(image, called)
 
 
-def _check_grid(study: str, modality: Modality, grid: Grid, own: Grid) -> str | None:
+def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str | None:
     """A warning if the sequence will be resampled to the study's own grid, None if it lies on it."""
     if same_grid(grid.ras(), own.ras()):
         return None
     angle, shared = angle_degrees(grid, own), overlap(grid, own)
-    if angle > MAXIMAL_ANGLE_DEGREES or shared < MINIMAL_OVERLAP:
+    if (angle > MAXIMAL_ANGLE_DEGREES and not study.registered) or shared < MINIMAL_OVERLAP:
         raise InputError(
-            f"Study {study}: {modality.title} cannot be brought to the grid of the other sequences: its axes "
+            f"Study {study.id}: {modality.title} cannot be brought to the grid of the other sequences: its axes "
             f"are turned by {angle:.1f} degrees (at most {MAXIMAL_ANGLE_DEGREES:g}) and {100 * shared:.0f} % of the "
             f"smaller field of view is shared (at least {100 * MINIMAL_OVERLAP:.0f} %). Register the sequences first."
         )
+    if study.registered:
+        return None
     return (
         f"{modality.title} lies on another grid ({_in_words(grid)}; the study: {_in_words(own)}) and was resampled. "
         "This assumes that the sequences are registered."
@@ -261,7 +266,7 @@ def _on_working_grid(
 
 
 def _brain_mask(brain: Volume | Path, volumes: Iterable[Volume]) -> Volume:
-    mask = _image(brain)
+    mask = _image(brain, "The brain mask")
     for volume in volumes:
         if overlap(mask.grid, volume.grid) < MINIMAL_OVERLAP:
             raise InputError(f"The brain mask ({_in_words(mask.grid)}) lies elsewhere than the images. Give theirs.")

@@ -125,7 +125,9 @@ def check_stack(
             f"Its slices are stacked {angle:.1f} degrees away from their normal (a tilted gantry, or a sheared stack). "
             "Convert it to NIfTI with a tool that corrects the tilt, such as dcm2niix, and pass that file."
         )
-    _check_gaps(distances, typical)
+    # Named from the feet, the back or the right upwards, whatever way the normal points.
+    upwards = distances if along[np.abs(along).argmax()] > 0 else -distances[::-1]
+    _check_gaps(upwards, typical)
 
 
 def _check_gaps(distances: Float[np.ndarray, "n"], typical: float) -> None:

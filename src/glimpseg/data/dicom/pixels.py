@@ -1,31 +1,42 @@
 """Pixels of foreign files decoded, and what a process that does so may say.
 
-`python -m glimpseg.data.dicom.pixels REQUEST TARGET` is the process that `read.read_series` starts; torch stays out of it.
+`python -m glimpseg.data.dicom.pixels REQUEST TARGET` is the process that `read.decoded` starts; torch stays out of it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import struct
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from glimpseg.data.dicom import geometry
+from glimpseg.data.dicom import codes, geometry
 from glimpseg.data.dicom.headers import DEFLATED, value
 from glimpseg.errors import InputError
+from glimpseg.region import Label
 from glimpseg.untrusted import SPARE_BYTES, limit_memory
 
 if TYPE_CHECKING:
     import highdicom
     from pydicom.dataset import Dataset
 
+Kind = Literal["image", "segmentation"]
+
 BYTES_A_VOXEL = 24
 """What decoding may take: stored, decoded, rescaled and stacked."""
+MAXIMAL_SIDE, MAXIMAL_VOXELS = 1024, 200_000_000
+"""As in `data.nifti`, which would bring torch along."""
+JPEG_2000_START = b"\xff\x4f\xff\x51"
+JPEG_FRAME_MARKERS = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
+"""Start of frame in JPEG (ITU-T T.81, table B.1) and in JPEG-LS (T.87)."""
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes: segmentation, and label map segmentation."""
 SAID = "glimpseg: "
 """Begins what a reader says in words of its own."""
 
@@ -49,6 +60,8 @@ def _volume(datasets: Sequence[Dataset]) -> highdicom.Volume:
 
 def _check_pixels(dataset: Dataset, shape: Sequence[int]) -> None:
     """Whether the header fits what `find_series` read, and the pixels that follow it."""
+    from pydicom.encaps import get_frame
+
     frames = int(value(dataset, "NumberOfFrames") or 1)
     expected = shape[2] if geometry.is_enhanced(dataset) else 1
     if [value(dataset, "Columns"), value(dataset, "Rows"), frames] != [*shape[:2], expected]:
@@ -67,47 +80,112 @@ def _check_pixels(dataset: Dataset, shape: Sequence[int]) -> None:
                 f"A header promises {promised:,} bytes of pixels and {held:,} follow: the file is truncated, or Rows "
                 "and Columns are wrong. Copy or export the series again."
             )
+    elif coded_size(get_frame(dataset.PixelData, 0, number_of_frames=frames)) not in (None, tuple(shape[:2])):
+        raise InputError(
+            "Rows and Columns differ from what the compressed pixels say of themselves. Export the series again, "
+            "uncompressed."
+        )
 
 
-def _read(request: dict[str, Any], target: Path) -> None:
+def coded_size(stream: bytes) -> tuple[int, int] | None:
+    """Columns and rows as a JPEG, JPEG-LS or JPEG 2000 stream gives them; None for others. Decoders do not compare."""
+    if stream.startswith(JPEG_2000_START):
+        columns, rows, left, top = struct.unpack_from(">4I", stream, len(JPEG_2000_START) + 4)
+        return columns - left, rows - top
+    at = 2
+    while stream.startswith(b"\xff\xd8") and at + 9 < len(stream) and stream[at] == 0xFF:
+        if stream[at + 1] in JPEG_FRAME_MARKERS:
+            rows, columns = struct.unpack_from(">2H", stream, at + 5)
+            return columns, rows
+        at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
+    return None
+
+
+def _opened(path: Path) -> Dataset:
     import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_file_meta_info
 
-    files = [Path(name) for name in request["files"]]
-    stored = sum(path.stat().st_size for path in files)
-    limit_memory(SPARE_BYTES + BYTES_A_VOXEL * int(np.prod(request["shape"])) + 2 * stored)
+    try:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
+            raise InputError("Deflated data sets are not read. Export it again, uncompressed.")
+        return pydicom.dcmread(path)
+    except (EOFError, OSError, InvalidDicomError) as error:
+        raise InputError("A file is truncated, no DICOM, or no longer there. Copy or export it again.") from error
+
+
+def _image(files: Sequence[Path], shape: Sequence[int]) -> highdicom.Volume:
+    stored = sum(path.stat().st_size for path in files if path.is_file())
+    limit_memory(SPARE_BYTES + BYTES_A_VOXEL * int(np.prod(shape)) + 2 * stored)
     datasets = []
     for path in files:
-        try:
-            meta = pydicom.filereader.read_file_meta_info(path)
-            if meta.get("TransferSyntaxUID") == DEFLATED:
-                raise InputError("Deflated data sets are not read.")
-            dataset = pydicom.dcmread(path)
-        except (EOFError, OSError, pydicom.errors.InvalidDicomError) as error:
-            raise InputError("A file is truncated or no longer there. Copy or export the series again.") from error
-        _check_pixels(dataset, request["shape"])
+        dataset = _opened(path)
+        _check_pixels(dataset, shape)
         if value(dataset, "FrameOfReferenceUID") is None:
             dataset.FrameOfReferenceUID = dataset.SeriesInstanceUID  # the library wants one; nothing here depends on it
         datasets.append(dataset)
-    image = _volume(datasets).permute_spatial_axes((2, 1, 0)).to_nibabel()
-    if list(image.shape) != list(request["shape"]):
+    volume = _volume(datasets)
+    if list(volume.spatial_shape) != list(reversed(shape)):
         raise InputError("Its pixels do not fill the shape that its header gives.")
+    return volume
+
+
+def _segmentation(path: Path) -> highdicom.Volume:
+    """Segments as `Label` values."""
+    import highdicom
+
+    limit_memory(SPARE_BYTES + 2 * path.stat().st_size)
+    dataset = _opened(path)
+    if value(dataset, "SOPClassUID") not in SEGMENTATIONS:
+        raise InputError("It is no DICOM segmentation. Give a file whose Modality is SEG.")
+    sides = [int(dataset.Columns), int(dataset.Rows), len(dataset.PerFrameFunctionalGroupsSequence)]
+    if max(sides[:2]) > MAXIMAL_SIDE or np.prod(sides, dtype=float) > MAXIMAL_VOXELS * len(Label):
+        raise InputError(f"Its header claims {sides[2]} frames of {sides[0]}x{sides[1]}, more than a brain scan has.")
+    segmentation = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+    meaning = np.zeros(1 + max(segmentation.segment_numbers), np.uint8)
+    unknown = []
+    for number in segmentation.segment_numbers:
+        kind = segmentation.get_segment_description(number).segmented_property_type
+        label = codes.label_of(kind.value, kind.scheme_designator)
+        meaning[number] = label or 0
+        if label is None:
+            unknown.append(number)
+    try:
+        volume = segmentation.get_volume(combine_segments=True, skip_overlap_checks=False)
+    except RuntimeError as error:
+        raise InputError(
+            "Its segments overlap or its frames make up no volume, so it is no label map. Export it without overlaps."
+        ) from error
+    if np.isin(volume.array, unknown).any():
+        raise InputError(
+            f"Its segments {unknown} are of no type that is a label here (necrosis, oedema, enhancing lesion, "
+            "resection cavity). Convert it to NIfTI and say what its numbers mean."
+        )
+    return volume.with_array(meaning[volume.array])
+
+
+def _write(request: dict[str, Any], target: Path) -> None:
+    files = [Path(name) for name in request["files"]]
+    volume = _image(files, request["shape"]) if request["kind"] == "image" else _segmentation(files[0])
+    image = volume.permute_spatial_axes((2, 1, 0)).to_nibabel()
     with target.open("wb") as stream:
         np.savez(stream, voxels=np.ascontiguousarray(image.dataobj), affine=image.affine)
 
 
-def answer(work: Callable[..., None], *arguments: Any) -> None:
-    """Runs what a reading process has to do; an ending that it foresees is said in its own words, others by kind."""
+def main(request: str, target: str) -> None:
+    """What the reading process does; an ending that it foresees is said in its own words, others by their kind."""
     warnings.simplefilter("ignore")  # they quote values of headers
+    warnings.filterwarnings("error", "The decoded RLE segment")  # is longer than Rows and Columns say
     logging.disable(logging.CRITICAL)
     try:
-        work(*arguments)
+        _write(json.loads(Path(request).read_text("ascii")), Path(target))
     except InputError as error:
         sys.exit(f"{SAID}{error}")
     except MemoryError:
         sys.exit(f"{SAID}it takes more memory than such an image should. Its header or its compression is wrong.")
     except Exception as error:
-        sys.exit(f"{SAID}its pixels cannot be decoded ({type(error).__name__}). Export the series again, uncompressed.")
+        sys.exit(f"{SAID}its pixels cannot be decoded ({type(error).__name__}). Export it again, uncompressed.")
 
 
 if __name__ == "__main__":
-    answer(_read, json.loads(Path(sys.argv[1]).read_text("ascii")), Path(sys.argv[2]))
+    main(*sys.argv[1:])

@@ -16,7 +16,7 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom import extra, geometry
-from glimpseg.data.dicom.pixels import SAID
+from glimpseg.data.dicom.pixels import SAID, Kind
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.untrusted import ReaderFailed, run_reader
@@ -56,7 +56,7 @@ def read_series(series: Series) -> Volume:
             f"(at most {nifti.MAXIMAL_SIDE} along a side, {nifti.MAXIMAL_VOXELS:,} in all). Its header is wrong, or "
             "it is no brain scan."
         )
-    voxels, affine = _decoded(series)
+    voxels, affine = decoded("image", series.files, series.shape, _begin(series))
     try:
         return nifti.from_nibabel(nibabel.Nifti1Image(voxels, affine))
     except InputError as error:
@@ -96,15 +96,19 @@ def _begin(series: Series) -> str:
     return text[0].upper() + text[1:]
 
 
-def _decoded(series: Series) -> tuple[np.ndarray, np.ndarray]:
+def decoded(kind: Kind, files: Sequence[Path], shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and RAS affine of files that make up an image or a segmentation, decoded in a process of its own.
+
+    Raises: InputError, beginning with `name`.
+    """
     with tempfile.TemporaryDirectory() as place:
         request, target = Path(place) / "request.json", Path(place) / "volume.npz"
-        files = [str(path.absolute()) for path in series.files]
-        request.write_text(json.dumps({"files": files, "shape": series.shape}), encoding="ascii")
+        wanted = {"kind": kind, "files": [str(path.absolute()) for path in files], "shape": list(shape)}
+        request.write_text(json.dumps(wanted), encoding="ascii")
         try:
             run_reader("glimpseg.data.dicom.pixels", [request, target], seconds=READING_SECONDS)
         except ReaderFailed as error:
-            raise InputError(f"{_begin(series)}: {reason(error)}") from None
+            raise InputError(f"{name}: {reason(error)}") from None
         with np.load(target, allow_pickle=False) as parts:
             return parts["voxels"], parts["affine"]
 
@@ -115,8 +119,8 @@ def reason(error: ReaderFailed) -> str:
     if text.startswith(SAID):
         return text.removeprefix(SAID)
     if "could not be read in" in text:
-        return f"{text}. Export the series again, without compression."
+        return f"{text}. Export it again, without compression."
     return (
-        "the process that decodes its pixels crashed; a file is damaged, or made to do so. Nothing else was touched. "
-        "Export the series again, without compression."
+        "the process that decodes its pixels crashed: a file is damaged, or made to do so. Nothing else was touched. "
+        "Export it again, without compression."
     )

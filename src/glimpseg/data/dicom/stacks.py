@@ -76,11 +76,14 @@ def read_headers(paths: Iterable[Path]) -> Found:
     for path in paths:
         try:
             header = headers.read_header(path)
-            kind = str(value(header, "SOPClassUID"))
-            if kind != headers.MR and kind not in headers.ENHANCED:
+            kind = value(header, "SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+            complete = all(value(header, uid) for uid in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"))
+            if kind is not None and kind not in (headers.MR, *headers.ENHANCED):
                 found.other += 1
-            elif all(value(header, uid) for uid in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")):
-                found.slices.append(Slice(path, header))
+            elif kind is not None and complete:
+                one = Slice(path, header)
+                hash(_lattice(one)), _most_at_one_place([one])  # what cannot be placed must not stop the others later
+                found.slices.append(one)
             else:
                 found.damaged += 1
         except headers.NotDicom:
@@ -198,8 +201,8 @@ def described(stack: Sequence[Slice], key: str) -> dict[str, Any]:
         steps = np.diff(np.unique(np.round(distances, 3)))
         spacing = (columns, rows, float(np.median(steps)) if len(steps) else 0.0)
         shape = (int(datasets[0].Columns), int(datasets[0].Rows), len(places))
-    except (InputError, AttributeError, TypeError, ValueError):
-        pass  # it is listed all the same; reading it will say what is wrong
+    except Exception:  # of any kind, as a header may be; it is listed all the same, and reading it says what is wrong
+        plane = shape = spacing = None
     header = stack[0].header
     times = [headers.second_of_day(one.header, "AcquisitionTime", "AcquisitionDateTime", "SeriesTime") for one in stack]
     injected = headers.second_of_day(header, "ContrastBolusStartTime")
@@ -229,24 +232,29 @@ def series_below(folder: Path) -> dict[str, Any]:
         uid = str(group[0].header.SeriesInstanceUID)
         stacks = split(group)
         names = [digest(uid)] if len(stacks) == 1 else [digest(f"{uid} {number}") for number in range(len(stacks))]
-        series += [described(stack, name) for stack, name in zip(stacks, names, strict=True)]
+        for stack, name in zip(stacks, names, strict=True):
+            try:
+                series.append(described(stack, name))
+            except Exception:  # as above
+                found.damaged += len(stack)
     series.sort(key=lambda one: (one["study"], one["numbers"].get("SeriesNumber", 0.0), one["key"]))
     counts = {name: getattr(found, name) for name in ("foreign", "other", "damaged", "repeated")}
     return {"series": series, **counts}
 
 
-def _main(folder: Path, target: Path) -> None:
+def main(folder: str, target: str) -> None:
+    """What the reading process does."""
     warnings.simplefilter("ignore")  # they quote values of headers
     logging.disable(logging.CRITICAL)
     limit_memory(SPARE_BYTES)
     try:
-        answer = series_below(folder)
+        answer = series_below(Path(folder))
     except InputError as error:
         answer = {"refused": str(error)}
     except Exception as error:  # its message may quote the header
-        sys.exit(f"{type(error).__name__}")
-    target.write_text(json.dumps(answer), encoding="ascii")
+        sys.exit(type(error).__name__)
+    Path(target).write_text(json.dumps(answer), encoding="ascii")
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*sys.argv[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from glimpseg.data.identify.rules import NumberRule, Rules, TypeRule, Vote, WordRule, folded, in_words
@@ -99,7 +99,7 @@ def _words(series: Series, rules: tuple[WordRule, ...], protocol_tells: bool) ->
     found: dict[int, list[Evidence]] = {}
     for keyword, place in FREE_TEXT.items():
         hits = dict(_hits(series.words.get(keyword, ""), rules))
-        if keyword == "ProtocolName" and not (protocol_tells and _names_a_scan(hits, rules, found)):
+        if keyword == "ProtocolName" and not (protocol_tells and _is_needed(found.values())):
             continue
         share = PROTOCOL_SHARE if keyword == "ProtocolName" else 1.0
         for number, quoted in hits.items():
@@ -110,9 +110,9 @@ def _words(series: Series, rules: tuple[WordRule, ...], protocol_tells: bool) ->
     yield from (piece for pieces in found.values() for piece in pieces)
 
 
-def _names_a_scan(hits: Mapping[int, str], rules: tuple[WordRule, ...], found: Mapping[int, list[Evidence]]) -> bool:
-    """Whether a protocol says more than `brain with contrast`: a weighting; or nothing else has said anything."""
-    return any({"t1", "t2", "flair"} & set(rules[number].votes or {}) for number in hits) or not any(found.values())
+def _is_needed(found: Iterable[list[Evidence]]) -> bool:
+    """Whether description and file name tell neither a weighting nor a reason to drop the series."""
+    return not any(piece.vote in ("t1", "t2", "flair", "drop") for pieces in found for piece in pieces)
 
 
 def _hits(text: str, rules: tuple[WordRule, ...]) -> Iterator[tuple[int, str]]:

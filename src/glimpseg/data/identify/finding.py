@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from glimpseg.data.identify.sidecars import nifti_series
 from glimpseg.data.identify.verdict import Finding, choose, verdicts
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
+from glimpseg.modality import Modality
 
 PREAMBLE = 128
 """Bytes before the letters DICM."""
@@ -54,16 +55,21 @@ def identify_series(visit: Sequence[Series], folder: Path, rules: Rules | None =
     ordered = sorted(visit, key=lambda s: (s.numbers.get("SeriesNumber", float("inf")), s.files[0].as_posix(), s.key))
     findings = verdicts(ordered, rules or packaged_rules())
     chosen, ties = choose(findings)
-    notes = tuple(
-        f"{modality.title}: only a series that was made from another one is there."
-        for modality, series in chosen.items()
-        if _finding_of(findings, series).second
+    return Identification(
+        folder=folder, findings=findings, chosen=chosen, ties=ties, notes=tuple(_notes(findings, chosen))
     )
-    return Identification(folder=folder, findings=findings, chosen=chosen, ties=ties, notes=notes)
 
 
-def _finding_of(findings: Sequence[Finding], series: Series) -> Finding:
-    return next(finding for finding in findings if finding.series is series)
+def _notes(findings: Sequence[Finding], chosen: Mapping[Modality, Series]) -> Iterator[str]:
+    for modality, series in chosen.items():
+        if any(finding.series is series and finding.second for finding in findings):
+            yield f"{modality.title}: only a series that was made from another one is there."
+    unsaid = [f for f in findings if f.sequence is Modality.T1 and not f.contrast and not f.second]
+    if len(unsaid) > 1 and Modality.T1C not in chosen:
+        yield (
+            f"{len(unsaid)} series are T1-weighted, and nothing tells whether contrast agent was given before any of "
+            "them. If it was, name the later ones t1c in series.json."
+        )
 
 
 def _series_below(place: Path) -> tuple[list[Series], list[str]]:
@@ -82,10 +88,17 @@ def _has_dicom(place: Path) -> bool:
         if path.is_file() and not path.name.startswith(".") and not OTHER_FILES.search(path.name):
             if path.suffix.lower() in (".dcm", ".ima"):
                 return True
-            with path.open("rb") as stream:
-                if stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM":
-                    return True
+            if _begins_as_dicom(path):
+                return True
     return False
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
+    except OSError:
+        return False  # closed to us, or gone meanwhile
 
 
 def _one_visit(series: Sequence[Series], place: Path, study: str | None) -> list[Series]:

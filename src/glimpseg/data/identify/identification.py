@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ SCHEMA = 1
 WIDTH = 130
 """Characters of a line on the screen."""
 DESCRIPTION_WIDTH = 30
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
 HOW_TO = (
     "Change `sequence` to t1, t1c, t2, flair or null; name each sequence once. "
     "Nothing else has to be changed. Files lie below `folder`, which is seen from here."
@@ -50,7 +52,7 @@ class Identification:
 
     def text(self) -> str:
         """A table for the screen: chosen series are marked `*`; then ties, what is missing, and notes."""
-        rows = [self._row(finding) for finding in self.findings]
+        rows = _folded([self._row(finding) for finding in self.findings])
         widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
         widths[-1] = max(WIDTH - sum(widths[:-1]) - 2 * len(widths) + 2, 20)
         lines = [line for row in (_HEAD, *rows) for line in _wrapped(row, widths)]
@@ -68,7 +70,9 @@ class Identification:
             "ties": [_tie_sentence(tie) for tie in self.ties],
             "files": {finding.series.key: self._files(finding.series) for finding in self.findings},
         }
-        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        # A file name need not be UTF-8; what of it is not has to be escaped to be written at all.
+        return _NOT_UTF8.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
 
     def write(self, path: str | Path) -> None:
         """Writes series.json, whole or not at all. Raises: OutputError when the disk refuses."""
@@ -86,7 +90,7 @@ class Identification:
             _number(finding.series),
             finding.series.key,
             description(finding.series)[:DESCRIPTION_WIDTH],
-            _geometry(finding.series),
+            _slices(finding.series),
             sequence,
             f"{finding.score:g}" if finding.score else "",
             why,
@@ -121,7 +125,7 @@ class Identification:
         return [*lines, *map(_tie_sentence, self.ties), *self.notes]
 
 
-_HEAD = ("", "no.", "key", "description", "plane, voxels", "sequence", "points", "why")
+_HEAD = ("", "no.", "key", "description", "plane, slices", "sequence", "points", "why")
 
 
 def description(series: Series) -> str:
@@ -147,9 +151,16 @@ def _geometry(series: Series) -> str:
     return " ".join(filter(None, parts))
 
 
+def _slices(series: Series) -> str:
+    """The plane, how many slices and how far apart: what readers judge a series by."""
+    if series.shape is None or series.spacing_mm is None:
+        return series.plane or ""
+    return f"{series.plane or ''} {series.shape[2]} x {series.spacing_mm[2]:.2g} mm".strip()
+
+
 def _not_taken(finding: Finding, taken: Series) -> str:
     number = _number(taken) or taken.key
-    return f"made from another series, {number} is an original" if finding.second else f"{number} comes before it"
+    return f"made from another series, {number} is an original" if finding.second else f"{number} was"
 
 
 def _tie_sentence(tie: Tie) -> str:
@@ -158,6 +169,14 @@ def _tie_sentence(tie: Tie) -> str:
         f"{tie.sequence.title}: series {others} would fit as well as {_number(tie.taken) or tie.taken.key}, "
         f"which was taken by the rule: {tie.because}."
     )
+
+
+def _folded(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows that differ by their key alone, as the volumes of a dynamic series do, as one."""
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        groups.setdefault((*row[:2], *row[3:]), []).append(row)
+    return [(*of[0][:-1], f"{of[0][-1]} ({len(of)} alike)" if len(of) > 1 else of[0][-1]) for of in groups.values()]
 
 
 def _wrapped(row: tuple[str, ...], widths: list[int]) -> list[str]:

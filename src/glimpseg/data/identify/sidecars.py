@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from glimpseg.data import nifti
+from glimpseg.data.dicom.headers import SHORTEST_NAME, scrubbed
 from glimpseg.data.series import Plane, Series, digest
 from glimpseg.errors import InputError
 from glimpseg.volume import Grid
@@ -41,8 +42,6 @@ NAMING = (
 """Fields whose parts are taken out of every text that is kept."""
 SIDECAR_BYTES = 4 << 20
 """A sidecar is a few kB; what is longer is something else."""
-SHORTEST_NAME = 3
-"""Characters of a part of a name that is taken out; shorter ones would take out words."""
 MILLISECONDS_FROM = 1.0
 """An EchoTime from here on cannot be in seconds."""
 OBLIQUE_COSINE = 0.8
@@ -86,7 +85,8 @@ def _series(path: Path, folder: Path, *, name_of_folder: bool) -> Series:
         numbers.setdefault("DiffusionBValue", 1000.0)
     name = f"{path.parent.name} {stem(path)}" if name_of_folder else stem(path)
     raw = {keyword: _text(side[keyword]) for keyword in WORDS if keyword in side}
-    words = {keyword: _nameless(text, side) for keyword, text in {**raw, "FileName": name}.items() if text}
+    named = _naming(side)
+    words = {keyword: scrubbed(text, named) for keyword, text in {**raw, "FileName": name}.items() if text}
     types = side.get("ImageType", [])
     return Series(
         key=digest(path.relative_to(folder).as_posix()),
@@ -156,12 +156,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _nameless(text: str, side: Mapping[str, Any]) -> str:
-    """Without whatever the sidecar calls the patient."""
-    parts = {part for keyword in NAMING for part in re.split(r"[\W_]+", _text(side.get(keyword, "")))}
-    for part in sorted((p for p in parts if len(p) >= SHORTEST_NAME), key=len, reverse=True):
-        text = re.sub(re.escape(part), "", text, flags=re.IGNORECASE)
-    return text.strip()
+def _naming(side: Mapping[str, Any]) -> frozenset[str]:
+    """The words by which the sidecar calls the patient."""
+    parts = {part.lower() for keyword in NAMING for part in re.split(r"[\W_]+", _text(side.get(keyword, "")))}
+    return frozenset(part for part in parts if len(part) >= SHORTEST_NAME)
 
 
 def _grid(path: Path) -> tuple[Grid | None, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from glimpseg.data.identify.evidence import Evidence, evidence_of, named_agent, slices, total
@@ -16,10 +16,10 @@ MINIMUM = 4.0
 """Points a weighting needs before a series is named at all: one plain word, or one range of parameters."""
 MARGIN = 1.0
 """Points by which it has to lead; nearer ones leave the series unnamed."""
-SURE = 6.0
-"""From here on more points make no better candidate."""
 WHOLE_HEAD_MM = 100.0
 """Slices that span less are a slab: orbits, sella, a part of the head."""
+SAID = 2
+"""Pieces of evidence that the table shows; series.json has all."""
 SHARED_BY = 3
 """Series of different descriptions with one protocol name: then it names the examination."""
 AROUND_POINTS = 3.0
@@ -109,8 +109,8 @@ def _verdict(series: Series, evidence: tuple[Evidence, ...]) -> Finding:
         return replace(finding, why=f"as much tells of {name} as of {next_name}; name it yourself")
     if vote != "t1":
         sequence = Modality.T2 if vote == "t2" else Modality.FLAIR
-        return replace(finding, sequence=sequence, why=_strongest(evidence, vote), score=best)
-    return _with_contrast(replace(finding, score=best, why=_strongest(evidence, "t1")))
+        return replace(finding, sequence=sequence, why=_strongest(evidence, vote, SAID), score=best)
+    return _with_contrast(replace(finding, score=best, why=_strongest(evidence, "t1", SAID)))
 
 
 def _with_contrast(finding: Finding) -> Finding:
@@ -126,9 +126,10 @@ def _with_contrast(finding: Finding) -> Finding:
     return replace(finding, sequence=Modality.T1, why=why)
 
 
-def _strongest(evidence: Sequence[Evidence], vote: Vote) -> str:
+def _strongest(evidence: Sequence[Evidence], vote: Vote, count: int = 1) -> str:
+    """The sentences of most weight."""
     pieces = [piece for piece in evidence if piece.vote == vote and piece.points]
-    return max(pieces, key=lambda piece: piece.points).because
+    return "; ".join(piece.because for piece in sorted(pieces, key=lambda piece: -piece.points)[:count])
 
 
 def _examination_names(visit: Sequence[Series]) -> frozenset[str]:
@@ -208,18 +209,27 @@ def _is_slab(finding: Finding) -> bool:
     return min(n * size for n, size in zip(shape, spacing, strict=True)) < WHOLE_HEAD_MM
 
 
+def _turn(finding: Finding) -> float:
+    """What comes later is the better repetition; but a later T1 may be after contrast agent without saying so."""
+    return 1.0 if finding.sequence is Modality.T1 else -1.0
+
+
+def _number(finding: Finding) -> float:
+    return finding.series.numbers.get("SeriesNumber", 0.0)
+
+
 _STEPS = (
     _Step("an original before what was made from one", lambda f: f.second),
     _Step("the whole head before a slab", _is_slab),
-    _Step("a certain one before an uncertain one", lambda f: f.score < SURE),
+    _Step("one that nothing speaks against", lambda f: total(f.evidence, "drop") > 0),
     _Step(
         "before contrast agent first",
         lambda f: f.sequence in Modality.T2 | Modality.FLAIR and f.contrast > 0,  # type: ignore[operator]
     ),
     _Step("thinner slices", _thickness, lambda f: f"{_thickness(f):g} mm"),
     _Step("more slices", lambda f: -(slices(f.series) or 0), lambda f: str(slices(f.series) or "unknown")),
-    _Step("acquired later", lambda f: -(f.series.acquired_s or 0)),
-    _Step("the higher series number", lambda f: -f.series.numbers.get("SeriesNumber", 0)),
+    _Step("T1 acquired earlier, any other later", lambda f: _turn(f) * (f.series.acquired_s or 0)),
+    _Step("T1 with the lower series number, any other the higher", lambda f: _turn(f) * _number(f)),
 )
 """The order among series that fit one sequence."""
 
@@ -237,8 +247,3 @@ def _difference(first: Finding, second: Finding) -> str:
         if step.rank(first) != step.rank(second):
             return step.rule + (f" ({step.shown(first)} against {step.shown(second)})" if step.shown else "")
     return "the first found, as no rule tells them apart"
-
-
-def as_candidates(findings: Sequence[Finding]) -> Mapping[Modality, tuple[Finding, ...]]:
-    """Series that fit each sequence, the one that is taken first."""
-    return {m: tuple(sorted((f for f in findings if f.sequence is m), key=_place)) for m in Modality}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -170,8 +170,8 @@ def _named(table: Path) -> Convention | None:
     try:
         with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-        names = {int(row["index"]): row["name"] for row in rows}
-        short = {int(row["index"]): row.get("abbreviation") or row["name"] for row in rows}
+        names = {int(row["index"]): row["name"] or "" for row in rows}
+        short = {int(row["index"]): row.get("abbreviation") or row["name"] or "" for row in rows}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"it should have the columns index and name ({error}). Correct it.") from error
     names.pop(0, None)
@@ -179,9 +179,19 @@ def _named(table: Path) -> Convention | None:
     if not any(name.lower() not in BACKGROUND for name in names.values()):
         return None
     try:
-        return convention_of_labels(names)
+        found = convention_of_labels(names)
     except InputError:
         return convention_of_labels(short)
+    return found or _by_abbreviations(short)
+
+
+def _by_abbreviations(short: Mapping[int, str]) -> Convention | None:
+    """Where names say nothing, abbreviations may; but one alone may mean something else, as CC the corpus callosum."""
+    try:
+        found = convention_of_labels(short)
+    except InputError:
+        return None
+    return found if found and len(found.meaning) > 1 else None
 
 
 def _pipelines(root: Path) -> Iterator[Path]:

@@ -24,8 +24,8 @@ from glimpseg.study import Study
 from glimpseg.version import __version__
 from glimpseg.volume import Volume
 
-GENERATOR = "glimpseg"
-REFERENCE = "reference"
+GENERATOR, REFERENCE, RAW = "glimpseg", "reference", "raw"
+"""What is written: a segmentation's derivatives, references as derivatives, images."""
 _SUFFIXES = {Modality.T1: "T1w", Modality.T1C: "ce-gadolinium_T1w", Modality.T2: "T2w", Modality.FLAIR: "FLAIR"}
 _TABLE = {
     Label.NCR: ("Necrosis and non-enhancing tumor core", "#c62828"),
@@ -33,11 +33,13 @@ _TABLE = {
     Label.ET: ("Enhancing tumor", "#f9a825"),
     Label.RC: ("Resection cavity", "#1565c0"),
 }
-README = """# {name}
-
-MRI of brain tumours: native and contrast-enhanced T1, T2 and FLAIR; a sequence may be missing. Written by glimpseg.
-Expert label maps, where there are any, lie in derivatives/reference.
-"""
+_README = {
+    RAW: "Native and contrast-enhanced T1, T2 and FLAIR; a sequence may be missing. Written by glimpseg.\n"
+    "Expert label maps, where there are any, lie in derivatives/reference.",
+    REFERENCE: "Parts of brain tumours as experts drew or corrected them, on the grid of the images.",
+    GENERATOR: "Parts of brain tumours as a model found them; dataset_description.json names it.\n"
+    "Research software, not a medical device: not for diagnosis or treatment.",
+}
 
 
 def write(folder: Path, studies: Sequence[Study]) -> None:
@@ -51,8 +53,7 @@ def write(folder: Path, studies: Sequence[Study]) -> None:
     names = [bids_name(study.id) for study in studies]
     refuse_twins(names, "BIDS")
     with atomic_folder(folder) as temporary:
-        _describe(temporary, folder.name, [], {"DatasetType": "raw"})
-        write_text(temporary / "README.md", README.format(name=folder.name))
+        _describe(temporary, RAW, "MRI of brain tumours", [])
         _participants(temporary, dict(zip(names, (study.id for study in studies), strict=True)))
         for name, study in zip(names, studies, strict=True):
             for modality, volume, dtype in images_of(study):
@@ -61,9 +62,7 @@ def write(folder: Path, studies: Sequence[Study]) -> None:
             reference = reference_of(study)
             if reference is not None:
                 root = temporary / DERIVATIVES / REFERENCE
-                _describe(
-                    root, "Expert label maps", [{"Name": "Manual", "Description": "Drawn or corrected by experts"}]
-                )
+                _describe(root, REFERENCE, "Expert label maps", [{"Name": "Manual", "Description": "Drawn by experts"}])
                 _label_map(root, name, reference, {"Manual": True})
 
 
@@ -80,7 +79,7 @@ def write_derivative(
     """
     root = Path(dataset) / DERIVATIVES / GENERATOR
     makers = [{"Name": GENERATOR, "Version": __version__}, {"Name": model, "Version": version}]
-    _describe(root, "Brain-tumour segmentations", makers)
+    _describe(root, GENERATOR, "Brain-tumour segmentations", makers)
     given = {"Sources": [f"bids::{source}" for source in sources]} if sources else {}
     return _label_map(root, bids_name(study), labels, {"Manual": False, **given})
 
@@ -96,12 +95,11 @@ def _label_map(root: Path, name: str, labels: Volume, more: Mapping[str, Any]) -
     return path
 
 
-def _describe(
-    root: Path, name: str, makers: Sequence[Mapping[str, str]], more: Mapping[str, str] | None = None
-) -> None:
+def _describe(root: Path, kind: str, name: str, makers: Sequence[Mapping[str, str]]) -> None:
     """Raises: UsageError if something else is described there."""
     path = root / DESCRIPTION
-    tree: dict[str, Any] = {"Name": name, "BIDSVersion": BIDS_VERSION, **(more or {"DatasetType": "derivative"})}
+    tree: dict[str, Any] = {"Name": name, "BIDSVersion": BIDS_VERSION}
+    tree["DatasetType"] = "raw" if kind == RAW else "derivative"
     if makers:
         tree["GeneratedBy"] = list(makers)
     text = json.dumps(tree, indent=1) + "\n"
@@ -111,6 +109,7 @@ def _describe(
             "move that folder away."
         )
     if not path.is_file():
+        write_text(root / "README.md", f"# {name}\n\n{_README[kind]}\n")
         write_text(path, text)
 
 

@@ -15,7 +15,7 @@ from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import Convention
 
 NAME = "dataset.json"
-IMAGES, LABELS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}, "labels"
+FOLDERS, LABELS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}, "labels"
 MAXIMAL_BYTES = 32 << 20
 
 
@@ -35,7 +35,7 @@ class Description:
 
 def holds_images(place: Place) -> bool:
     """Whether a folder has `dataset.json` and folders of images beside it."""
-    return NAME in place.files and any(name in place.folders for name in IMAGES)
+    return NAME in place.files and any(name in place.folders for name in FOLDERS)
 
 
 def read_description(path: Path) -> Description:

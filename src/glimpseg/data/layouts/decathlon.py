@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glimpseg.data.layouts.contract import NIFTI, Entry, Layout, Place, Reading, leads_nowhere, lost, stem, words
-from glimpseg.data.layouts.dataset_json import IMAGES, NAME, Description, holds_images, read_description
+from glimpseg.data.layouts.dataset_json import FOLDERS, NAME, Description, holds_images, read_description
 from glimpseg.data.layouts.nnunet import is_channel_file
 from glimpseg.study import Frame, Study
 
@@ -14,7 +14,7 @@ def recognises(place: Place) -> bool:
     """`dataset.json` beside images that are not numbered by channel."""
     if not holds_images(place):
         return False
-    names = [path.name for folder in IMAGES if folder in place.folders for path in images_in(place.path / folder)]
+    names = [path.name for folder in FOLDERS if folder in place.folders for path in images_in(place.path / folder)]
     return bool(names) and not any(map(is_channel_file, names))
 
 
@@ -27,7 +27,7 @@ def read(place: Place) -> Reading:
     """All studies of the data set. Raises: InputError as `read_description`."""
     told = read_description(place.path / NAME)
     entries, lost_ones, notes = [], [], []
-    for images, labels in IMAGES.items():
+    for images, labels in FOLDERS.items():
         if images not in place.folders:
             continue
         for path in images_in(place.path / images):

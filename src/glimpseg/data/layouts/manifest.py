@@ -1,7 +1,7 @@
 """A table of studies, CSV or TSV: `study, t1, t1c, t2, flair, seg`, a blank for what is absent.
 
 Sequences may be spelled as in `modality.ALIASES`; further columns of ours are `brain` (a mask) and `convention` (how to
-read `seg`). Paths are relative to the table's folder.
+read `seg`). Paths are relative to the table's folder; `a.nii.gz#2` is the third volume of a four-dimensional file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read_manifest(path: Path) -> Reading:
         try:
             entries.append(_entry(row, columns, path.parent))
         except (InputError, UsageError) as error:
-            problem = f"{words(path.name)}, row {number}: {error}"
+            problem = words(f"{path.name}, row {number}: {error}")
             entries.append(Entry(Study(f"row-{number}", {}), "manifest", "brats", problem=problem))
     unused = [words(name) for index, name in enumerate(rows[0]) if index not in columns]
     notes = [f"{words(path.name)}: columns that were not used: {', '.join(unused)}."] if unused else []
@@ -90,10 +91,10 @@ def write_manifest(path: str | Path, studies: Sequence[Study]) -> None:
 def _cell(part: Volume | Path | Frame | None, folder: Path, study: str) -> str:
     if part is None:
         return ""
+    if isinstance(part, Frame):
+        return f"{_cell(part.path, folder, study)}#{part.number}"
     if not isinstance(part, Path):
-        raise UsageError(
-            f"A manifest names three-dimensional files, and study {study} has none. Write it as such first."
-        )
+        raise UsageError(f"A manifest names files, and an image of study {study} is none. Write it first.")
     file, folder = part.absolute(), folder.absolute()
     return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
 
@@ -132,7 +133,7 @@ def _title(what: str | Modality) -> str:
 
 def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Path) -> Entry:
     cells = {what: row[index].strip() for index, what in columns.items() if index < len(row) and row[index].strip()}
-    images = {what: _file(folder, cell) for what, cell in cells.items() if isinstance(what, Modality)}
+    images = {what: _image(folder, cell) for what, cell in cells.items() if isinstance(what, Modality)}
     if not images:
         raise InputError("it names no image. Give at least one of t1, t1c, t2, flair, or delete the row.")
     others = {what: _file(folder, cells[what]) for what in (_REFERENCE, _BRAIN) if what in cells}
@@ -143,15 +144,25 @@ def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Pa
     return Entry(study, "manifest", "brats")
 
 
+def _image(folder: Path, cell: str) -> Path | Frame:
+    """`a.nii.gz#2` is the third volume of that file, unless a file is called so."""
+    name, _, number = cell.rpartition("#")
+    if name and number.isdecimal() and not _is_file(folder / cell):
+        return Frame(_file(folder, name), int(number))
+    return _file(folder, cell)
+
+
 def _file(folder: Path, cell: str) -> Path:
-    path = folder / cell
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or with a NUL
-        there = False
-    if not there:
+    if not _is_file(folder / cell):
         raise InputError(f"'{words(cell)}' is no file. Correct the path, or leave the cell blank.")
-    return path
+    return folder / cell
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a NUL
+        return False
 
 
 def _manifests(place: Place) -> list[Path]:
@@ -171,7 +182,7 @@ def _looks_right(path: Path) -> bool:
         return False
     sequences = [index for index, what in columns.items() if isinstance(what, Modality)]
     cells = [row[index].strip().lower() for row in rows[1:] for index in sequences if index < len(row)]
-    return any(cell.endswith(IMAGES) for cell in cells)
+    return any(re.sub(r"#\d+$", "", cell).endswith(IMAGES) for cell in cells)
 
 
 LAYOUT = Layout("manifest", "a table (.csv, .tsv) with the columns study, t1, t1c, t2, flair, seg", recognises, read)

@@ -12,21 +12,8 @@ import numpy as np
 
 from glimpseg.atomic import atomic_folder, write_text
 from glimpseg.data import nifti
-from glimpseg.data.layouts.contract import (
-    IMAGES as SUFFIXES,
-)
-from glimpseg.data.layouts.contract import (
-    Entry,
-    Layout,
-    Place,
-    Reading,
-    leads_nowhere,
-    lost,
-    stem,
-    usable_id,
-    words,
-)
-from glimpseg.data.layouts.dataset_json import IMAGES, NAME, Description, holds_images, read_description
+from glimpseg.data.layouts.contract import IMAGES, Entry, Layout, Place, Reading, leads_nowhere, lost, stem, words
+from glimpseg.data.layouts.dataset_json import FOLDERS, NAME, Description, holds_images, read_description
 from glimpseg.data.layouts.volumes import images_of, reference_of
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
@@ -47,7 +34,7 @@ def recognises(place: Place) -> bool:
     """`dataset.json` beside images that are numbered by channel."""
     return holds_images(place) and any(
         is_channel_file(path.name)
-        for folder in IMAGES
+        for folder in FOLDERS
         if folder in place.folders
         for path in (place.path / folder).iterdir()
     )
@@ -56,13 +43,13 @@ def recognises(place: Place) -> bool:
 def read(place: Place) -> Reading:
     """All studies of the data set. Raises: InputError as `read_description`, and for files that are no images."""
     told = read_description(place.path / NAME)
-    if told.ending not in SUFFIXES:
+    if told.ending not in IMAGES:
         raise InputError(
             f"{words(str(told.path))}: images that end in {told.ending!r} are not read. Convert them to .nii.gz."
         )
     entries: list[Entry] = []
     lost_ones: list[Path] = []
-    for folder, labels in IMAGES.items():
+    for folder, labels in FOLDERS.items():
         if folder in place.folders:
             found = _channels(place.path / folder, told)
             lost_ones += [path for images in found.values() for path in images.values() if leads_nowhere(path)]
@@ -105,7 +92,7 @@ def write(folder: Path, studies: Iterable[Study]) -> None:
             images = temporary / ("imagesTs" if reference is None else "imagesTr")
             for modality, volume, dtype in images_of(study):
                 number = list(Modality).index(modality)
-                nifti.write_image(images / f"{usable_id(study.id)}_{number:04d}.nii.gz", volume, dtype)
+                nifti.write_image(images / f"{study.id}_{number:04d}.nii.gz", volume, dtype)
             if reference is not None:
                 cases += 1
                 highest = max(highest, int(np.max(reference.voxels)))

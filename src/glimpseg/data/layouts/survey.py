@@ -73,13 +73,13 @@ class Survey:
             *_study_lines(self.studies),
         ]
         for title, entries in (
-            ("ignored", [words(str(path)) for path in self.ignored]),
+            ("ignored", [str(path) for path in self.ignored]),
             ("notes", self.notes),
             ("PROBLEMS", self.problems),
         ):
             if entries:
                 lines += ["", f"{title} ({len(entries)})", *_some([f"  {entry}" for entry in entries])]
-        return "\n".join(lines) + "\n"
+        return "".join(f"{words(part)}\n" for line in lines for part in line.split("\n"))
 
 
 def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) -> Survey:
@@ -125,7 +125,7 @@ def _grids(studies: Sequence[Study]) -> tuple[dict[GridKind, int], list[str]]:
             try:
                 grid = image.grid if isinstance(image, Volume) else nifti.read_header(image)
             except InputError as error:
-                problems.append(words(str(error)))
+                problems.append(str(error))
                 continue
             spacing = tuple(round(side, 3) for side in grid.spacing_mm)
             counts[GridKind(grid.shape, spacing, grid.axes)] += 1

@@ -16,23 +16,25 @@ from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from glimpseg.data.raw.finding import Finding, Verdict
-from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, labels_onto, onto
+from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, onto
 
 SPACING_MM = 3.0
 """Scalp and skull are two voxels thick at this spacing, and a head takes a second. Ours."""
 BORDER_PERCENTILE = 25.0
 """Of the outermost voxels: air, also where the neck and a slab's cut fill most of them. Ours."""
 BRIGHT_PERCENTILE = 98.0
+DARKEST_PERCENTILE = 5.0
+"""If this much of the tissue is darker than the air, intensities were normalised with the brain's mean as 0."""
 TISSUE_SHARE = 0.12
-"""Tissue exceeds noisy air by this share of the way to the bright end: above noise, below muscle. Ours."""
+"""Tissue exceeds the air by this share of the way to the bright end: above noise, below muscle. Ours."""
 CLOSING_VOXELS = 3
 """Joins scalp and brain across a skull of up to 18 mm."""
 DARK_SHARE = 0.4
 """Darker than this share of the way from air to the median tissue is bone or air. Ours."""
 RING_MM = (3.0, 15.0)
 """Depth under the surface where the skull is looked for; skull and scalp together are 10 to 20 mm thick."""
-HEAD_RING = 0.2
-"""Share of that ring that is dark in a head. Stripped phantoms have at most 0.06, patients 0.03 (docs/raw.md)."""
+HEAD_RING = 0.15
+"""Share of that ring that is dark in a head. Stripped phantoms have at most 0.10, patients 0.03 (docs/raw.md)."""
 BRAIN_RING = 0.12
 """No skull is seen below this share."""
 LARGEST_BRAIN_ML = 2150.0
@@ -51,22 +53,26 @@ class Measures:
     """Of the object, holes and skull filled."""
     section_cm2: float
     """The largest axial section of it."""
-    ring: float
-    """Share of the dark under its surface, 0 to 1."""
+    ring: float | None
+    """Share of the dark under its surface, 0 to 1; None where air lies within the intensities of tissue (z-scores)."""
 
 
 def has_head(volume: Volume) -> Finding:
     """Whether skull and scalp are still in one image; no when it is skull-stripped.
 
-    Each of three things speaks for a head: noise in the air, more volume or section than a brain has, a dark ring
+    Four things speak for a head: noise in the air, more volume than a brain has, a larger axial section, a dark ring
     under the surface. Two of them make it a yes, none a no, one alone is unsure.
     """
     found = measures(volume)
-    large = found.volume_ml > LARGEST_BRAIN_ML or found.section_cm2 > LARGEST_BRAIN_CM2
-    signs = (not found.constant) + large + (found.ring > HEAD_RING)
-    doubt = BRAIN_RING < found.ring <= HEAD_RING
-    verdict = Verdict.YES if signs > 1 else Verdict.UNSURE if signs or doubt else Verdict.NO
-    return Finding(verdict=verdict, evidence=_in_words(found, large))
+    signs = (
+        not found.constant,
+        found.volume_ml > LARGEST_BRAIN_ML,
+        found.section_cm2 > LARGEST_BRAIN_CM2,
+        found.ring is not None and found.ring > HEAD_RING,
+    )
+    doubt = found.ring is not None and BRAIN_RING < found.ring <= HEAD_RING
+    verdict = Verdict.YES if sum(signs) > 1 else Verdict.UNSURE if any(signs) or doubt else Verdict.NO
+    return Finding(verdict=verdict, evidence=_in_words(found))
 
 
 def any_head(volumes: Iterable[Volume]) -> Finding:
@@ -83,14 +89,16 @@ def measures(volume: Volume) -> Measures:
     """Border, size and ring of an image, at 3 mm."""
     level, share = border(volume.voxels)
     constant = share > CONSTANT_SHARE
-    image, tissue = _without_air(volume, level) if constant else _above_noise(volume)
+    inside = foreground(volume.voxels) if constant else np.ones(volume.voxels.shape, bool)
+    normalised = constant and inside.any() and np.percentile(volume.voxels[inside], DARKEST_PERCENTILE) < level
+    image, tissue = _without_air(volume, inside, level) if constant else _above_noise(volume)
     object_ = _filled(tissue)
     voxel_cm2, voxel_ml = SPACING_MM**2 / 100, SPACING_MM**3 / 1000
     return Measures(
         constant=constant,
         volume_ml=float(object_.sum()) * voxel_ml,
         section_cm2=float(object_.sum((0, 1)).max()) * voxel_cm2,
-        ring=_dark_share(image, tissue, object_),
+        ring=None if normalised else _dark_share(image, tissue, object_),
     )
 
 
@@ -101,14 +109,14 @@ def border(voxels: Shaped[np.ndarray, "x y z"]) -> tuple[float, float]:
     return float(values[counts.argmax()]), float(counts.max() / counts.sum())
 
 
-def _without_air(volume: Volume, level: float) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
-    """The image relative to its darkest tissue or air, 0 outside; and what is not background."""
-    inside = foreground(volume.voxels)
-    grid = volume.grid.at_spacing(SPACING_MM)
-    # Archives that were z-scored may write 0 outside and less than that in dark tissue.
-    floor = min(level, float(np.percentile(volume.voxels[inside], 0.5))) if inside.any() else level
-    image = onto(Volume(np.where(inside, volume.voxels - np.float32(floor), 0), volume.affine), grid)
-    return image.voxels, labels_onto(Volume(inside.astype(np.uint8), volume.affine), grid).voxels > 0
+def _without_air(
+    volume: Volume, inside: Bool[np.ndarray, "x y z"], level: float
+) -> tuple[Float[np.ndarray, "i j k"], Bool[np.ndarray, "i j k"]]:
+    """The image relative to its air, and where it differs from that."""
+    image = np.where(inside, np.abs(volume.voxels - np.float32(level)), np.float32(0))
+    image = onto(Volume(image, volume.affine), volume.grid.at_spacing(SPACING_MM)).voxels
+    # A brain that was resampled after it was stripped fades out; what is nearly air is not its surface.
+    return image, image > TISSUE_SHARE * np.percentile(image[image > 0], BRIGHT_PERCENTILE)
 
 
 def _above_noise(volume: Volume) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
@@ -147,11 +155,18 @@ def _dark_share(
     return float((image[ring] < DARK_SHARE * np.median(image[object_ & tissue])).mean())
 
 
-def _in_words(found: Measures, large: bool) -> tuple[str, ...]:
+def _in_words(found: Measures) -> tuple[str, ...]:
+    large = found.volume_ml > LARGEST_BRAIN_ML or found.section_cm2 > LARGEST_BRAIN_CM2
     size = "larger than any brain" if large else "no larger than a brain"
-    skull = "as under a scalp" if found.ring > HEAD_RING else "as in a brain" if found.ring <= BRAIN_RING else "in doubt"
     return (
-        "constant background" if found.constant else "noise in the air, no constant background",
+        "constant background" if found.constant else "no constant background",
         f"an object of {found.volume_ml:.0f} ml and {found.section_cm2:.0f} cm2 in section, {size}",
-        f"{100 * found.ring:.0f} % dark {RING_MM[0]:g} to {RING_MM[1]:g} mm under its surface, {skull}",
+        _ring_in_words(found.ring),
     )
+
+
+def _ring_in_words(ring: float | None) -> str:
+    if ring is None:
+        return "normalised intensities, by which bone cannot be told"
+    skull = "as under a scalp" if ring > HEAD_RING else "as in a brain" if ring <= BRAIN_RING else "in doubt"
+    return f"{100 * ring:.0f} % dark {RING_MM[0]:g} to {RING_MM[1]:g} mm under its surface, {skull}"

@@ -1,0 +1,189 @@
+"""DICOM folders and archives with something wrong; rows of `fault_table.py`, and of the tests, as in `fault_files.py`."""
+
+from __future__ import annotations
+
+import io
+import stat
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fault_files import Fault, Scans, Word, plain, segment, voxels
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import dicom_phantoms
+
+sys.path.pop(0)
+
+# DICOM
+
+
+def series(place: Path, scans: Scans, folder: str = "t1c", **changes: Any) -> list[Path]:
+    """The T1c as a DICOM series."""
+    stored = np.maximum(voxels(scans["t1c"]), 0).astype(np.uint16)
+    return dicom_phantoms.write_series(place / folder, stored, scans["t1c"].affine, **changes)
+
+
+def dicom_row(name: str, change: Callable[[list[Path]], None], code: int, says: str = "") -> Fault:
+    """A row with a series of which some files are changed."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        change(series(place, scans))
+        return segment(place / "t1c")
+
+    return Fault(name=name, make=make, code=code, says=says)
+
+
+def _tags(number: int, **tags: Any) -> Callable[[list[Path]], None]:
+    return lambda paths: dicom_phantoms.change(paths[number], **tags)
+
+
+def _all_tags(**tags: Any) -> Callable[[list[Path]], None]:
+    def change(paths: list[Path]) -> None:
+        for path in paths:
+            dicom_phantoms.change(path, **tags)
+
+    return change
+
+
+def _same_uid(paths: list[Path]) -> None:
+    import pydicom
+
+    uid = pydicom.dcmread(paths[0], stop_before_pixels=True).SOPInstanceUID
+    dicom_phantoms.change(paths[1], SOPInstanceUID=uid)
+
+
+def _cut(paths: list[Path]) -> None:
+    paths[3].write_bytes(paths[3].read_bytes()[:-500])
+
+
+def _twice(paths: list[Path]) -> None:
+    (paths[0].parent / "again.dcm").write_bytes(paths[0].read_bytes())
+
+
+def _text_beside(paths: list[Path]) -> None:
+    (paths[0].parent / "README.txt").write_text("not DICOM")
+    (paths[0].parent / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 99)
+
+
+def _no_dicom(place: Path, scans: Scans) -> list[Word]:
+    (place / "t1c").mkdir()
+    (place / "t1c" / "a.txt").write_text("nothing")
+    return segment(place / "t1c")
+
+
+def _two_patients(place: Path, scans: Scans) -> list[Word]:
+    series(place, scans)
+    series(place, scans, number=2, study="2", person=dicom_phantoms.Person(name="OTHER^ONE", id="OTHER1"))
+    return segment(place / "t1c")
+
+
+def _unlink(number: int) -> Callable[[list[Path]], None]:
+    return lambda paths: paths[number].unlink()
+
+
+DICOM = (
+    dicom_row("DICOM as it should be", lambda paths: None, 0),
+    dicom_row("DICOM: a file twice", _twice, 0, "more than once"),
+    dicom_row("DICOM: text files and a damaged DICOMDIR beside", _text_beside, 0),
+    dicom_row("DICOM: one SOPInstanceUID for two slices", _same_uid, 3, "SOPInstanceUID"),
+    Fault(name="DICOM: two patients in one folder", make=_two_patients, code=3, says="patient"),
+    dicom_row("DICOM: another patient's ID on one slice", _tags(2, PatientID="OTHER1"), 3, "patient"),
+    dicom_row("DICOM: a missing slice", _unlink(5), 3, "missing|gap|spacing|uneven|slice"),
+    dicom_row("DICOM: a file cut short", _cut, 3, "truncated|damaged|shape"),
+    dicom_row("DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 3, "Rows|shape|claims|differ"),
+    dicom_row("DICOM: Rows of 65535 on all", _all_tags(Rows=65535), 3, "claims|promises"),
+    dicom_row("DICOM: PixelSpacing of 0", _all_tags(PixelSpacing=[0, 0]), 3),
+    dicom_row("DICOM: no positions", _all_tags(ImagePositionPatient=None), 3, "where its slices lie|position"),
+    dicom_row(
+        "DICOM: tags that name paths",
+        _all_tags(PatientID="../../outside", SeriesDescription="../../outside", StudyID="/outside"), 0,
+    ),
+    dicom_row("DICOM: a UID that names a path", _all_tags(SeriesInstanceUID="../../outside"), 0),
+    Fault(name="DICOM: a folder without any", make=_no_dicom, code=3, says="no MR image"),
+)  # fmt: skip
+
+
+# Archives
+
+
+def zip_of(path: Path, files: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None) -> Path:
+    """A zip file."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            member = zipfile.ZipInfo(name)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            if change:
+                change(member)
+            archive.writestr(member, content)
+    return path
+
+
+def zip_row(name: str, files: dict[str, bytes], says: str) -> Fault:
+    """A row with an archive that is refused."""
+    return Fault(name=name, make=lambda place, _: segment(zip_of(place / "t1c.zip", files)), code=3, says=says)
+
+
+def _good(place: Path, scans: Scans) -> list[Word]:
+    files = {path.name: path.read_bytes() for path in series(place, scans)}
+    return segment(zip_of(place / "t1c.zip", files))
+
+
+def _study(place: Path, scans: Scans) -> list[Word]:
+    files = {"S1/S1-t1c.nii.gz": plain(place, scans).read_bytes()}
+    return ["segment", "-i", zip_of(place / "S1.zip", files)]
+
+
+def _cut_zip(place: Path, scans: Scans) -> list[Word]:
+    words = _good(place, scans)
+    path = Path(words[-1])
+    path.write_bytes(path.read_bytes()[:-2000])
+    return words
+
+
+def _encrypted(place: Path, scans: Scans) -> list[Word]:
+    path = zip_of(place / "t1c.zip", {"a.dcm": b"secret"})
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    return segment(path)
+
+
+def _linked(place: Path, scans: Scans) -> list[Word]:
+    def link(member: zipfile.ZipInfo) -> None:
+        member.create_system, member.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+
+    return segment(zip_of(place / "t1c.zip", {"a": b"/etc/passwd"}, link))
+
+
+def _tar_out(place: Path, scans: Scans) -> list[Word]:
+    path = place / "t1c.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        link = tarfile.TarInfo("way")
+        link.type, link.linkname = tarfile.SYMTYPE, str(place)
+        archive.addfile(link)
+        member = tarfile.TarInfo("way/outside.dcm")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"evil"))
+    return segment(path)
+
+
+ARCHIVES = (
+    Fault(name="zip with a DICOM series", make=_good, code=0),
+    Fault(name="zip with a NIfTI study", make=_study, code=0),
+    zip_row("zip: names that lead outside", {"../outside.dcm": b"evil"}, "leads out of the archive"),
+    zip_row("zip: an absolute name", {"/tmp/outside.dcm": b"evil"}, "leads out of the archive"),
+    zip_row("zip: a drive in a name", {"C:\\outside.dcm": b"evil"}, "leads out of the archive"),
+    zip_row("zip: a bomb (64 MB in 64 kB)", {"a.dcm": bytes(64 << 20)}, "grows to"),
+    Fault(name="zip: encrypted", make=_encrypted, code=3, says="is encrypted"),
+    Fault(name="zip: cut short", make=_cut_zip, code=3, says="cannot be unpacked"),
+    Fault(name="zip: nothing but a link", make=_linked, code=3, says="holds no files"),
+    Fault(name="tar: a file below a link that leads outside", make=_tar_out, code=3, says="no MR image"),
+)
+
+SOURCES = (*DICOM, *ARCHIVES)

@@ -1,0 +1,136 @@
+"""A real archive: a study goes in, comes out by DICOMweb, is segmented, and the segmentation comes back bit by bit."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glimpseg.region import Label
+from glimpseg.volume import Volume
+
+pytest.importorskip("highdicom", reason="needs the extra dicom")
+pytest.importorskip("dicomweb_client", reason="needs the extra pacs")
+import dicomweb_client
+import pydicom
+
+import dicom_phantoms as phantoms
+from glimpseg.data.dicom.files import find_series
+from glimpseg.data.dicom.read import read_series
+from glimpseg.data.dicom.report import write_report
+from glimpseg.data.dicom.seg import read_seg, write_seg
+
+PROGRAM = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+STARTING_SECONDS = 60
+
+pytestmark = [
+    pytest.mark.skipif(not PROGRAM or not PLUGIN.exists(), reason="Orthanc with its DICOMweb plugin is not installed"),
+    pytest.mark.slow,
+]
+
+AFFINE = np.array([[1.0, 0, 0, -5], [0, 1.1, 0, -7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
+VOXELS = np.random.default_rng(0).integers(0, 1000, (12, 14, 10)).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The client of an archive that lives as long as this module's tests, for this machine alone."""
+    place = tmp_path_factory.mktemp("orthanc")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "Name": "test",
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "StorageDirectory": str(place / "storage"),
+        "IndexDirectory": str(place / "index"),
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (place / "orthanc.json").write_text(json.dumps(settings))
+    with (place / "log").open("w") as log:
+        server = subprocess.Popen([PROGRAM, place / "orthanc.json"], stdout=log, stderr=log, cwd=place)
+    try:
+        _wait(server, f"http://127.0.0.1:{port}/system", place / "log")
+        yield dicomweb_client.DICOMwebClient(f"http://127.0.0.1:{port}/dicom-web")
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait(server, address, log):
+    for _ in range(STARTING_SECONDS * 10):
+        if server.poll() is not None:
+            pytest.fail(f"Orthanc ended: {log.read_text()[-2000:]}")
+        try:
+            urllib.request.urlopen(address, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail("Orthanc did not answer in time.")
+
+
+def stow(archive, *paths):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.store_instances([pydicom.dcmread(path) for path in paths])
+
+
+def fetch(archive, folder, study):
+    """Every instance of a study, under names that are ours."""
+    folder.mkdir()
+    for number, dataset in enumerate(archive.retrieve_study(study)):
+        dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return folder
+
+
+def threshold(volume):
+    """What stands in for a network here: bright is enhancing, medium is oedema."""
+    values = np.select([volume.voxels > 900, volume.voxels > 700], [Label.ET, Label.ED], 0)
+    return Volume(values.astype(np.uint8), volume.affine)
+
+
+@pytest.mark.parametrize("form", ["classic", "enhanced", "compressed"])
+def test_a_study_goes_through_an_archive_and_its_segmentation_comes_back(form, archive, tmp_path):
+    writer = phantoms.write_enhanced if form == "enhanced" else phantoms.write_series
+    paths = writer(tmp_path / "scanner", VOXELS, AFFINE, plane="sagittal", study=form)
+    if form == "compressed":
+        if not phantoms.has_dcmtk():
+            pytest.skip("dcmtk is not installed")
+        phantoms.compress(paths, "jpeg-lossless")
+    stow(archive, *paths)
+    study = phantoms.uid("PIDXX4711", form)
+
+    (series,) = find_series(fetch(archive, tmp_path / "fetched", study))
+    image = read_series(series)
+    assert np.array_equal(image.ras().voxels, VOXELS)
+    labels = threshold(image)
+    for kind in ("BINARY", "LABELMAP"):
+        write_seg(tmp_path / f"{kind}.dcm", labels, series, kind=kind, model="threshold")
+    write_report(tmp_path / "sr.dcm", labels, tmp_path / "BINARY.dcm", series, model="threshold")
+    stow(archive, tmp_path / "BINARY.dcm", tmp_path / "LABELMAP.dcm", tmp_path / "sr.dcm")
+
+    again = fetch(archive, tmp_path / "again", study)
+    (series,) = find_series(again)  # the same one: what we stored is no MR image
+    found = [path for path in again.iterdir() if pydicom.dcmread(path, stop_before_pixels=True).Modality == "SEG"]
+    assert len(found) == 2
+    for path in found:
+        back = read_seg(path, labels.grid)
+        assert back.voxels.tobytes() == labels.voxels.tobytes()
+    assert len(series.files) == len(paths)
+    stored = archive.search_for_series(study)
+    assert sorted(one["00080060"]["Value"][0] for one in stored) == ["MR", "SEG", "SEG", "SR"]
