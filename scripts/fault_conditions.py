@@ -88,7 +88,8 @@ class Done:
 def done(process: subprocess.Popen[bytes]) -> Done:
     """Waits for a process."""
     _, said = process.communicate(timeout=PATIENCE_S)
-    return Done(process.returncode, said.decode("utf-8", "replace"))
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as a shell has it
+    return Done(code, said.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""DICOM folders and archives with something wrong; rows of `fault_table.py`, and of the tests, as in `fault_files.py`."""
+"""DICOM folders and archives with something wrong; rows of `fault_table.py`, in the form of `fault_files.py`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from fault_files import Fault, Scans, Word, plain, segment, voxels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -95,7 +96,7 @@ DICOM = (
     dicom_row("DICOM: another patient's ID on one slice", _tags(2, PatientID="OTHER1"), 3, "patient"),
     dicom_row("DICOM: a missing slice", _unlink(5), 3, "missing|gap|spacing|uneven|slice"),
     dicom_row("DICOM: a file cut short", _cut, 3, "truncated|damaged|shape"),
-    dicom_row("DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 3, "Rows|shape|claims|differ"),
+    dicom_row("DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 2, "holds 2 series"),
     dicom_row("DICOM: Rows of 65535 on all", _all_tags(Rows=65535), 3, "claims|promises"),
     dicom_row("DICOM: PixelSpacing of 0", _all_tags(PixelSpacing=[0, 0]), 3),
     dicom_row("DICOM: no positions", _all_tags(ImagePositionPatient=None), 3, "where its slices lie|position"),

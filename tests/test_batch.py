@@ -193,9 +193,9 @@ def test_deidentified_results_name_no_study_and_no_folder(tree, model, tmp_path)
     for path in out.rglob("*"):
         assert "MUSTERMANN" not in str(path.relative_to(tmp_path))
         assert path.is_dir() or b"MUSTERMANN" not in path.read_bytes(), path
-    key = tmp_path / "out.key.csv"
+    key = tmp_path / "out.key.json"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert {row["study"]: row["folder"] for row in table(key)}["MUSTERMANN3"] in studies_in(out)
+    assert sorted(json.loads(key.read_text())["studies"].values()) == [f"MUSTERMANN{n}" for n in range(5)]
 
 
 def test_the_command_says_how_many_failed_and_where_to_look(tree, model_folder, tmp_path):

@@ -1,8 +1,10 @@
 """Trees in every layout, written by other programs, are found again exactly; whatever is in doubt is refused."""
 
+import contextlib
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -201,6 +203,51 @@ def test_a_folder_that_is_closed_to_us_is_told(tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         assert len(find_studies(tmp_path)) == 5
     assert "S00 could not be looked into (Permission denied)" in caplog.text
+
+
+MUTATED = {
+    "nnunet": "dataset.json",
+    "msd": "dataset.json",
+    "bids": "derivatives/masks/desc-tumor_dseg.tsv",
+    "manifest": "studies.csv",
+    "brats2015": "**/*MR_T1*/*.mha",
+}
+ODDITIES = (b'"', b"{", b"[", b"0", b"9999999999", b"-1", b"null", b"\0", b",", b"\n", b"\t", b"1e999", b"NaN", b"\xff")
+
+
+def mutated(content, rng):
+    """A few bytes changed, taken away, put in or cut off."""
+    content = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        place, kind = rng.randrange(len(content) + 1), rng.random()
+        if kind < 0.4:
+            content[place : place + 1] = bytes([rng.randrange(256)])
+        elif kind < 0.6:
+            del content[place : place + rng.randrange(1, 9)]
+        elif kind < 0.95:
+            content[place:place] = rng.choice(ODDITIES)
+        else:
+            del content[place:]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("layout", MUTATED)
+def test_a_mutated_file_is_read_or_refused_in_words(tmp_path, layout, caplog):
+    caplog.set_level(logging.CRITICAL)
+    tree(tmp_path / "tree", layout, trees.made_studies(2, 7))
+    path = next((tmp_path / "tree").glob(MUTATED[layout]))
+    content, rng, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(25):
+        path.write_bytes(mutated(content, rng))
+        try:
+            for study in find_studies(tmp_path):
+                for image in study.images.values():
+                    nifti.read_volume(image)
+        except (InputError, UsageError):
+            refused += 1
+        with contextlib.suppress(InputError):
+            survey(tmp_path, labels="brats2023").text().encode()
+    assert 0 < refused < 25
 
 
 # Labels

@@ -24,10 +24,11 @@ from glimpseg.errors import OutputError, UsageError
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` if the block ends well, else removes it.
 
-    The temporary name keeps the suffixes of `path`, because writers choose their format by them.
+    The temporary name keeps the suffixes of `path`, because writers choose their format by them. `mode` are the file's
+    permissions, as far as the process's mask allows them.
 
     Raises: OutputError when the disk refuses (full, read-only, no permission).
     """
@@ -41,7 +42,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             _flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(mode & ~_umask())
             os.replace(temporary, path)
             _flush(path.parent)
         finally:

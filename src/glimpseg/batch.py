@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ from typing import Any
 from glimpseg import checkpoint
 from glimpseg.atomic import atomic_file, only_one, refuse_if_used, write_text
 from glimpseg.checkpoint import Model
+from glimpseg.data.dicom.sources import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.errors import InputError, OutputError, Preempted, UsageError
-from glimpseg.intake import Item, Visit, opened
+from glimpseg.intake import Item, opened
 from glimpseg.modality import Modality
-from glimpseg.predict import Read, read, segment_read
+from glimpseg.predict import Raw, Read, read, segment_read
 from glimpseg.preemption import sigterm
 from glimpseg.segmentation import RECORD, Segmentation
 from glimpseg.version import __version__
@@ -74,7 +75,8 @@ class Wanted:
     grid: Modality | None = None
     probabilities: bool = False
     deidentify: bool = False
-    """Output folders are numbered; which number is which study stands beside the output folder."""
+    """Output folders are numbered and DICOM files name no patient; what leads back stands beside the output folder."""
+    raw: Raw = "auto"
 
     def plan(self, model: Model) -> dict[str, Any]:
         """What makes two batches the same; --continue compares it."""
@@ -87,6 +89,7 @@ class Wanted:
             "grid": None if self.grid is None else self.grid.key,
             "probabilities": self.probabilities,
             "deidentify": self.deidentify,
+            "raw": self.raw,
         }
 
 
@@ -108,7 +111,6 @@ def segment_tree(
     output: str | Path,
     wanted: Wanted,
     *,
-    prepared: Callable[[Visit], Visit] = lambda visit: visit,
     part: Part = Part(),
     go_on: bool = False,
     overwrite: bool = False,
@@ -116,8 +118,8 @@ def segment_tree(
     """Segments every item into a folder of its own below `output`.
 
     While the network works, a thread reads the next study and another writes the last: at most three are in memory.
-    `prepared` is what is done to a visit between reading its files and the network. A study that cannot be used stops
-    no other; `failures.json` says why. `statistics.csv` holds all volumes of all parts that are there by then.
+    A study that cannot be used stops no other; `failures.json` says why. `statistics.csv` holds the volumes of all
+    studies that are there by then, of other parts, too.
 
     Raises: UsageError for an output folder of another batch, or in use; OutputError when the disk refuses; Preempted
         after SIGTERM, whole studies written (`go_on` continues).
@@ -126,14 +128,13 @@ def segment_tree(
     names = _names(items, wanted.deidentify)
     mine = sorted(items, key=lambda item: names[item.id])[part.number :: part.of]
     _open(output, wanted.plan(model), part, go_on, overwrite)
-    if wanted.deidentify:
-        _write_key(output, names)
+    pseudonyms = _key(output, names) if wanted.deidentify else None
     with only_one(output / f".part-{part.number}-of-{part.of}"), sigterm() as stopped:
         _clear(output, (names[item.id] for item in mine))
         kept = [item for item in mine if (output / names[item.id] / RECORD).is_file()]
         log.info("%d studies%s.", len(mine), f", {len(kept)} of them done already" if kept else "")
         waiting = [item for item in mine if item not in kept]
-        run = _Run(model, output, wanted, prepared, names, part)
+        run = _Run(model, output, wanted, names, part, pseudonyms)
         run.write_failures()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             _work(run, waiting, reader, writer, stopped)
@@ -154,20 +155,20 @@ class _Run:
         model: Model,
         output: Path,
         wanted: Wanted,
-        prepared: Callable[[Visit], Visit],
         names: Mapping[str, str],
         part: Part,
+        pseudonyms: Pseudonyms | None,
     ) -> None:
-        self.model, self.output, self.wanted, self.prepared = model, output, wanted, prepared
-        self.names, self.part = names, part
+        self.model, self.output, self.wanted = model, output, wanted
+        self.names, self.part, self.pseudonyms = names, part, pseudonyms
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
 
     def read(self, item: Item) -> tuple[Read, ExitStack]:
         """A study's voxels, and what has to stay open until it is written."""
         with ExitStack() as stack:
-            visit = self.prepared(stack.enter_context(opened(item)))
-            return read(visit, self.model, self.wanted.grid), stack.pop_all()
+            visit = stack.enter_context(opened(item))
+            return read(visit, self.model, self.wanted.grid, self.wanted.raw), stack.pop_all()
         raise AssertionError
 
     def write(self, item: Item, found: Segmentation, held: ExitStack) -> None:
@@ -178,7 +179,7 @@ class _Run:
                 self.output / name,
                 labels=self.wanted.labels,
                 types=[kind for kind in self.wanted.types if kind != BIDS],
-                deidentify=self.wanted.deidentify,
+                pseudonyms=self.pseudonyms,
             )
             if BIDS in self.wanted.types:
                 digest = self.model.provenance["sha256"][checkpoint.WEIGHTS]
@@ -309,12 +310,16 @@ def _names(items: Collection[Item], deidentify: bool) -> dict[str, str]:
     return {item.id: f"study-{number:05d}" for number, item in enumerate(order, 1)}
 
 
-def _write_key(output: Path, names: Mapping[str, str]) -> None:
-    """Beside the output folder, readable by its owner alone: it does not leave with the results."""
-    path = output.with_name(f"{output.name}.key.csv")
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("study", "folder"), *sorted(names.items())])
-    path.chmod(0o600)
+def _key(output: Path, names: Mapping[str, str]) -> Pseudonyms:
+    """What leads back from the results: kept beside the output folder, readable by its owner alone, so that it does not
+    leave with them. A batch that goes on uses the key it was begun with."""
+    path = output.with_name(f"{output.name}.key.json")
+    old = json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
+    pseudonyms = Pseudonyms() if old is None else Pseudonyms(bytes.fromhex(old))
+    with atomic_file(path, mode=0o600) as temporary:
+        tree = {"key": pseudonyms.key.hex(), "studies": {name: study for study, name in sorted(names.items())}}
+        temporary.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
+    return pseudonyms
 
 
 def write_statistics(output: Path) -> None:

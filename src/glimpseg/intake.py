@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from glimpseg.data import nifti
 from glimpseg.data.dicom.files import find_series
 from glimpseg.data.dicom.read import read_series
 from glimpseg.data.dicom.trees import holds_dicom, studies_below
-from glimpseg.data.identify import identify
+from glimpseg.data.identify import identify, read_series_json
 from glimpseg.data.layouts import find_usable
 from glimpseg.data.series import Series
 from glimpseg.data.unpack import SUFFIXES, unpacked
@@ -109,6 +110,23 @@ def visit_of(name: str, series: Mapping[Modality, Series]) -> Visit:
         if one.source == "dicom"
     )
     return Visit(Study(name, images), {m: one for m, one in series.items() if one.source == "dicom"}, notes)
+
+
+def series_named_in(path: Path) -> dict[Modality, Series]:
+    """The series that a `series.json` names, with what their headers say.
+
+    Raises: InputError or UsageError for a file that cannot be used, or whose series are no longer there.
+    """
+    named = read_series_json(path)
+    files = [file for one in named.values() if one.source == "dicom" for file in one.files]
+    known = {one.key: one for one in find_series(os.path.commonpath([file.parent for file in files]))} if files else {}
+    for modality, one in named.items():
+        if one.source == "dicom" and one.key not in known:
+            raise InputError(
+                f"{path.name} names series {one.key} as {modality.title}, which its folder no longer holds as it was. "
+                "Run `glimpseg identify` again."
+            )
+    return {modality: known.get(one.key, one) for modality, one in named.items()}
 
 
 def named_images(images: Mapping[Modality, ImageLike], brain: str | Path | Volume | SpatialImage | None) -> Visit:

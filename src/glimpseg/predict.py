@@ -7,10 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from glimpseg import checkpoint
 from glimpseg.checkpoint import Model
-from glimpseg.data.preprocess import Prepared, prepare
+from glimpseg.data.looks import warnings_of
+from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare
+from glimpseg.data.raw.together import bring_together
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.intake import ImageLike, Visit, named_images
 from glimpseg.modality import Modality, as_mask, parse, union
@@ -30,6 +32,8 @@ from glimpseg.study import Study
 from glimpseg.volume import Volume, onto
 
 log = logging.getLogger(__name__)
+
+Raw: TypeAlias = Literal["auto", "no"]
 
 OVERLAP = 0.5
 """Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
@@ -56,17 +60,20 @@ def segment(
     model: str | Path | Model | None = None,
     brain_mask: ImageLike | None = None,
     grid: str | None = None,
+    raw: Raw = "auto",
     probabilities: bool = False,
     device: str = "auto",
     choices: Mapping[str, Any] = MappingProxyType({}),
 ) -> Segmentation:
     """Segments one visit from the sequences that exist; those not named are absent, and order never matters.
 
-    Each image is a path (NIfTI, or a folder of one DICOM series), a nibabel image or a `Volume`; skull-stripped, and
-    registered to each other. The result lies on the grid of the sequence `grid`, by default of the first that exists
-    of t1c, t1, flair, t2. `choices` as in `load`, where the model is a folder.
+    Each image is a path (NIfTI, or a folder of one DICOM series), a nibabel image or a `Volume`. The result lies on the
+    grid of the sequence `grid`, by default of the first that exists of t1c, t1, flair, t2. With `raw="auto"` images
+    that are not registered or not skull-stripped are, if the extras are installed; with `"no"` they are taken as they
+    are. `choices` as in `load`, where the model is a folder.
 
-    Raises: InputError for images that cannot be used, ModelError without a usable model.
+    Raises: InputError for images that cannot be used, ModelError without a usable model, UsageError for raw scans
+        without the extras.
     """
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     visit = named_images({m: image for m, image in named.items() if image is not None}, brain_mask)
@@ -74,15 +81,15 @@ def segment(
         raise ModelError("No model was given. Name a folder that `glimpseg train` wrote (`make demo` makes demo/run).")
     loaded = model if isinstance(model, Model) else load(model, device, choices)
     wanted = None if grid is None else parse(grid)
-    return segment_read(read(visit, loaded, wanted), loaded, probabilities=probabilities)
+    return segment_read(read(visit, loaded, wanted, raw), loaded, probabilities=probabilities)
 
 
 def segment_study(
-    study: Study, model: Model, *, probabilities: bool = False, grid: Modality | None = None
+    study: Study, model: Model, *, probabilities: bool = False, grid: Modality | None = None, raw: Raw = "auto"
 ) -> Segmentation:
     """Segments a study with a model that is already loaded; with `probabilities`, keeps each region's. Results lie on
-    the grid of the sequence `grid`, by default of the first that exists of T1c, T1, FLAIR, T2."""
-    return segment_read(read(Visit(study), model, grid), model, probabilities=probabilities)
+    the grid of the sequence `grid`, by default of the first that exists of T1c, T1, FLAIR, T2. `raw` as in `read`."""
+    return segment_read(read(Visit(study), model, grid, raw), model, probabilities=probabilities)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +98,29 @@ class Read:
 
     visit: Visit
     prepared: Prepared
+    grid: Modality
+    """The sequence on whose grid results lie."""
     seconds: float
     warnings: tuple[str, ...]
 
 
-def read(visit: Visit, model: Model, grid: Modality | None = None) -> Read:
-    """Reads, checks and prepares a visit's images. Raises: InputError."""
+def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "auto") -> Read:
+    """Reads and checks a visit's images, brings raw scans together, and prepares them.
+
+    `raw`: `auto` registers and skull-strips what needs it (`data.raw`), `no` takes the images as they are.
+
+    Raises: InputError for images that cannot be used; UsageError where something is needed that is not installed.
+    """
     begun = time.perf_counter()
     with _warnings_kept() as warnings:
+        if raw == "auto":
+            brought = bring_together(visit.study, grid)
+            visit = replace(visit, study=brought.study, notes=(*visit.notes, *brought.notes))
         prepared = prepare(visit.study, model.recipe.data.preprocess, grid)
-    return Read(visit, prepared, time.perf_counter() - begun, tuple(warnings))
+        for sentence in warnings_of(prepared):
+            log.warning("%s: %s", visit.study.id, sentence)
+    lies_on = grid or next(modality for modality in GRID_ORDER if modality in prepared.available)
+    return Read(visit, prepared, lies_on, time.perf_counter() - begun, tuple(warnings))
 
 
 def segment_read(done: Read, model: Model, *, probabilities: bool = False) -> Segmentation:
@@ -115,7 +135,7 @@ def segment_read(done: Read, model: Model, *, probabilities: bool = False) -> Se
         done.visit.study.images,
         {"reading": done.seconds, "network": time.perf_counter() - begun},
         done.warnings,
-        done.visit.series,
+        done.visit.series.get(done.grid),
         done.visit.notes,
     )
 

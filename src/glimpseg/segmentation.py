@@ -14,6 +14,9 @@ from glimpseg import checkpoint, metrics
 from glimpseg.atomic import atomic_folder
 from glimpseg.checkpoint import Model
 from glimpseg.data import nifti
+from glimpseg.data.dicom.report import write_report
+from glimpseg.data.dicom.seg import Kind, write_seg
+from glimpseg.data.dicom.sources import Pseudonyms
 from glimpseg.data.layouts import convention_named
 from glimpseg.data.series import Series
 from glimpseg.errors import UsageError
@@ -27,7 +30,8 @@ from glimpseg.volume import Volume, onto
 RECORD = "run.json"
 """What was used and how; also the mark of a folder that may be overwritten."""
 NOT_A_DEVICE = "Research software, not a medical device: not for diagnosis or treatment."
-TYPES = ("nifti", "dicom-seg", "dicom-sr")
+DICOM = frozenset({"dicom-seg", "dicom-labelmap", "dicom-sr"})
+TYPES = ("nifti", *sorted(DICOM))
 """What can be written; NIfTI always is."""
 
 
@@ -43,8 +47,8 @@ class Segmentation:
     images: Mapping[Modality, ImageLike] = field(repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    series: Mapping[Modality, Series] = field(default_factory=dict, repr=False)
-    """The DICOM series that images came from, whose geometry a DICOM SEG takes."""
+    series: Series | None = field(default=None, repr=False)
+    """The DICOM series on whose grid the labels lie; None for NIfTI."""
     notes: tuple[str, ...] = ()
     """What was done to the images before: conversion, registration, skull stripping."""
 
@@ -75,14 +79,16 @@ class Segmentation:
         *,
         labels: str = "brats2024",
         types: Collection[str] = ("nifti",),
-        deidentify: bool = False,
+        pseudonyms: Pseudonyms | None = None,
         overwrite: bool = False,
     ) -> Path:
         """Writes `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json` and, if they were kept,
         `probabilities_<region>.nii.gz`; all of it or nothing. Of `TYPES`, `dicom-seg` adds `seg.dcm`, in the geometry
-        of the series that gave the study its grid, and `dicom-sr` the volumes as `measurements.dcm`, too.
+        of the series that gave the study its grid (`dicom-labelmap`: in one plane), and `dicom-sr` the volumes as
+        `measurements.dcm`, too.
 
-        `labels` names the convention of the numbers in `seg.nii.gz`. With `deidentify`, DICOM files name no patient.
+        `labels` names the convention of the numbers in `seg.nii.gz`. With `pseudonyms`, DICOM files name no
+        patient.
 
         Raises: UsageError if the folder holds files (without `overwrite`), or for unknown `labels` or `types`, or
             DICOM output of images that came as NIfTI; InputError if the convention has no number for a label that was
@@ -96,8 +102,8 @@ class Segmentation:
             nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
             for region, volume in (self.probabilities or {}).items():
                 nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
-            if set(types) & {"dicom-seg", "dicom-sr"}:
-                self._write_dicom(place, "dicom-sr" in types, deidentify)
+            if set(types) & DICOM:
+                self._write_dicom(place, types, pseudonyms)
             _write_json(place / "seg.json", self._names(labels, numbers))
             _write_json(place / "statistics.json", self._statistics())
             _write_json(place / RECORD, self._record(labels))
@@ -108,10 +114,11 @@ class Segmentation:
         unknown = sorted(set(types) - set(TYPES))
         if unknown:
             raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(TYPES)}.")
-        if set(types) & {"dicom-seg", "dicom-sr"} and not self.series:
+        if set(types) & DICOM and self.series is None:
             raise UsageError(
-                "A DICOM SEG lies in the geometry of a DICOM series, and these images came as NIfTI. Give the folder "
-                "of the DICOM study, or leave DICOM out of the output types."
+                "A DICOM SEG lies in the geometry of a DICOM series, and the image on whose grid the result lies came "
+                "as NIfTI, or from an archive of one series. Give the study's DICOM with -i, or leave DICOM out of "
+                "the output types."
             )
 
     def preview(self) -> Any:
@@ -120,8 +127,16 @@ class Segmentation:
         absent = f"   absent: {self.absent.title}" if self.absent else ""
         return preview(volumes, self.labels, title=f"{self.used.title}{absent}   ({self.model.name})")
 
-    def _write_dicom(self, place: Path, measurements: bool, deidentify: bool) -> None:
-        raise NotImplementedError
+    def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
+        assert self.series is not None
+        segmentation, model = place / "seg.dcm", self.model.name
+        kind: Kind = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
+        write_seg(segmentation, self.labels, self.series, kind=kind, model=model, pseudonyms=pseudonyms)
+        if "dicom-sr" in types:
+            target, regions = place / "measurements.dcm", self.regions
+            write_report(
+                target, self.labels, segmentation, self.series, model=model, regions=regions, pseudonyms=pseudonyms
+            )
 
     def _names(self, convention: str, numbers: Mapping[int, Label]) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ Heavy modules are imported inside the verb, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from glimpseg.batch import Wanted
     from glimpseg.checkpoint import Model
     from glimpseg.intake import Visit
+    from glimpseg.predict import Raw
 
 _PLACE = "NIfTI file, or folder or archive of one DICOM series."
 
@@ -51,7 +52,9 @@ def segment(
     grid: Annotated[
         str | None, typer.Option(help="The sequence on whose grid the result lies. Default: T1c, T1, FLAIR, T2.")
     ] = None,
-    output_type: Annotated[str, typer.Option(help="nifti,dicom-seg,dicom-sr; of a tree bids, too.")] = "nifti",
+    output_type: Annotated[
+        str, typer.Option(help="nifti,dicom-seg,dicom-labelmap,dicom-sr; of a tree bids, too.")
+    ] = "nifti",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each region's probabilities.")] = False,
     labels: Annotated[str, typer.Option(help="Label numbers to write: brats2021, brats2023, brats2024.")] = "brats2024",
     deidentify: Annotated[
@@ -70,8 +73,7 @@ def segment(
     """
     from glimpseg import batch, predict
     from glimpseg.atomic import refuse_if_used
-    from glimpseg.data.identify import read_series_json
-    from glimpseg.intake import named_images, visit_of
+    from glimpseg.intake import named_images, series_named_in, visit_of
     from glimpseg.modality import Modality, parse
     from glimpseg.segmentation import RECORD
 
@@ -84,14 +86,23 @@ def segment(
         grid=None if grid is None else parse(grid),
         probabilities=probabilities,
         deidentify=deidentify,
+        raw=_raw(raw),
     )
     if source is not None:
         _tree(source, layout, predict.load(model, device, changes_of(change)), output, wanted, part, go_on, overwrite)
         return
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)
     loaded = predict.load(model, device, changes_of(change))
-    visit = named_images(images, brain_mask) if series is None else visit_of("study", read_series_json(series))
+    visit = named_images(images, brain_mask) if series is None else visit_of("study", series_named_in(series))
     _one(visit, loaded, output, wanted, overwrite)
+
+
+def _raw(word: str) -> Raw:
+    from glimpseg.predict import Raw
+
+    if word not in get_args(Raw):
+        raise UsageError(f"--raw is {' or '.join(get_args(Raw))}, not '{word}'.")
+    return cast("Raw", word)
 
 
 def _refuse_ambiguous(images: bool, source: Path | None, series: Path | None) -> None:
@@ -123,10 +134,12 @@ def _tree(
 
 
 def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bool) -> None:
+    from glimpseg.data.dicom.sources import Pseudonyms
     from glimpseg.predict import read, segment_read
 
-    found = segment_read(read(visit, model, wanted.grid), model, probabilities=wanted.probabilities)
-    found.save(output, labels=wanted.labels, types=wanted.types, deidentify=wanted.deidentify, overwrite=overwrite)
+    found = segment_read(read(visit, model, wanted.grid, wanted.raw), model, probabilities=wanted.probabilities)
+    pseudonyms = Pseudonyms() if wanted.deidentify else None
+    found.save(output, labels=wanted.labels, types=wanted.types, pseudonyms=pseudonyms, overwrite=overwrite)
     volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
     log.info("Used %s%s. %s.", found.used.title, f", without {found.absent.title}" if found.absent else "", volumes)
     typer.echo(output / "seg.nii.gz")

@@ -140,7 +140,8 @@ def _number(series: Series) -> str:
 
 
 def _named(series: Series) -> str:
-    return f"{_number(series) or series.key} ({description(series)})" if description(series) else series.key
+    told = description(series)
+    return f"{_number(series)} ({told})" if told and _number(series) else told or _number(series) or series.key
 
 
 def _geometry(series: Series) -> str:

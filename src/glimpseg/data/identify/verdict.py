@@ -120,10 +120,16 @@ def _with_contrast(finding: Finding) -> Finding:
         why = "T1-weighted, but its header contradicts itself on contrast agent; name it yourself"
         return replace(finding, why=why, score=0.0)
     if finding.contrast > 0:
-        why = f"{finding.why}; {_strongest(finding.evidence, 'contrast')}"
-        return replace(finding, sequence=Modality.T1C, why=why)
-    why = f"{finding.why}; {_strongest(finding.evidence, 'plain') if against else 'nothing tells of contrast agent'}"
-    return replace(finding, sequence=Modality.T1, why=why)
+        return replace(
+            finding, sequence=Modality.T1C, why=_joined(finding.why, _strongest(finding.evidence, "contrast"))
+        )
+    said = _strongest(finding.evidence, "plain") if against else "nothing tells of contrast agent"
+    return replace(finding, sequence=Modality.T1, why=_joined(finding.why, said))
+
+
+def _joined(why: str, more: str) -> str:
+    """One word can tell both the weighting and the agent; it is quoted once."""
+    return why if more in why else f"{why}; {more}"
 
 
 def _strongest(evidence: Sequence[Evidence], vote: Vote, count: int = 1) -> str:

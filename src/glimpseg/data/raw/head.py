@@ -142,7 +142,7 @@ def _filled(tissue: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
 def _dark_share(
     image: Float[np.ndarray, "x y z"], tissue: Bool[np.ndarray, "x y z"], object_: Bool[np.ndarray, "x y z"]
 ) -> float:
-    """How much of what lies 3 to 15 mm under the surface is as dark as bone; the upper half counts, where no face is."""
+    """How much of what lies 3 to 15 mm under the surface is as dark as bone, in the upper half, where no face is."""
     sections = np.flatnonzero(object_.any((0, 1)))
     if not len(sections):
         return 0.0

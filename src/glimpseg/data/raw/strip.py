@@ -60,7 +60,7 @@ def brain_of(image: Volume) -> Volume:
 
 def _deepbet() -> Any:
     try:
-        from deepbet import BrainExtraction
+        from deepbet import BrainExtraction  # type: ignore
     except ImportError as error:
         raise UsageError(
             f"The head is still there, and deepbet, which would find the brain, is not installed. Run: {INSTALL}  (or "
