@@ -33,7 +33,7 @@ FLOORS = (
     ("recipe",),
     ("methods", "report"),
     ("checkpoint",),
-    ("journal", "transfer", "readiness", "archive", "train", "predict", "models"),
+    ("journal", "transfer", "readiness", "archive", "train", "models", "intake", "predict", "segmentation"),
     ("evaluate", "compare", "batch"),
     ("demo",),
     ("cli",),
