@@ -20,7 +20,7 @@ from typing import Any
 
 from fault_files import Scans, Word, command, plain, segment
 
-PATIENCE_S = 300.0
+PATIENCE_S = 1200.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ otherwise than it should; such rows are marked.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import nibabel
 import numpy as np
@@ -26,6 +28,8 @@ from fault_conditions import CONDITIONS, Condition, Done, Skipped, Tools, shown
 from fault_files import FAULTS, Fault, command, plain, save, segment, voxels
 from fault_sources import SOURCES
 
+FILES = {"files": FAULTS, "sources": SOURCES}
+PARTS = (*FILES, "conditions")
 LONGEST = 260
 """Letters of a message that are shown."""
 
@@ -45,21 +49,19 @@ class Row:
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"Some of {', '.join(PARTS)}. Default: all.")
     parser.add_argument("--only", default="", help="Rows whose name has these words.")
-    parser.add_argument("-o", "--output", type=Path, help="Write the table there, too.")
+    parser.add_argument("-o", "--output", type=Path, help="Write the table there, too, line by line.")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _imports()
-    with tempfile.TemporaryDirectory() as name:
-        table = Table(Path(name))
-        rows = list(table.rows(arguments.only))
-    text = "\n".join(
-        ["| fault | command | message | code |", "|---|---|---|---|"]
-        + [f"| {row.name} | `{row.command}` | {row.message} | {row.code}{row.wrong and ' **wrong**'} |" for row in rows]
-    )
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", "utf-8")
+    rows = []
+    with tempfile.TemporaryDirectory() as name, open(arguments.output or os.devnull, "w", encoding="utf-8") as file:
+        _tell("| fault | command | message | code |\n|---|---|---|---|", file)
+        for row in Table(Path(name)).rows(arguments.parts, arguments.only):
+            mark = " **wrong**" if row.wrong else ""
+            _tell(f"| {row.name} | {row.command and f'`{row.command}`'} | {row.message} | {row.code}{mark} |", file)
+            rows.append(row)
     wrong = [row for row in rows if row.wrong]
     for row in wrong:
         print(f"{row.name}: {row.wrong}", file=sys.stderr)
@@ -82,27 +84,15 @@ class Table:
         self.tools = Tools(scans=scans, model=place / "run" / "model")
         self.good = self._good()
 
-    def rows(self, only: str) -> Iterator[Row]:
+    def rows(self, parts: Sequence[str], only: str) -> Iterator[Row]:
         """Runs everything; rows of one group become one."""
-        groups: dict[str, list[Row]] = {}
-        for fault in (*FAULTS, *SOURCES):
-            if only in (fault.group or fault.name):
-                row = self._file_row(fault)
-                _progress(row)
-                if fault.group:
-                    groups.setdefault(fault.group, []).append(row)
-                else:
-                    yield row
-        for name, members in groups.items():
-            wrong = "; ".join(f"{row.name}: {row.wrong}" for row in members if row.wrong)
-            yield Row(
-                name, members[-1].command, f"{len(members)} runs, labels equal after going back", members[0].code, wrong
-            )
-        for condition in CONDITIONS:
+        files = [fault for part in parts for fault in FILES.get(part, ()) if only in (fault.group or fault.name)]
+        for group, members in itertools.groupby(files, lambda fault: fault.group):
+            found = [self._file_row(fault) for fault in members] if group else map(self._file_row, members)
+            yield from [_together(group, list(found))] if group else found
+        for condition in CONDITIONS if "conditions" in parts else ():
             if only in condition.name:
-                row = self._condition_row(condition)
-                _progress(row)
-                yield row
+                yield self._condition_row(condition)
 
     def _good(self) -> dict[int, nibabel.Nifti1Image]:
         """Labels of the good study, by the number of words of the command."""
@@ -146,7 +136,7 @@ class Table:
             text, ended = condition.run(place, self.tools)
         except Skipped as reason:
             return Row(condition.name, "", f"*skipped: {reason}*", "")
-        except AssertionError as error:
+        except (AssertionError, subprocess.TimeoutExpired) as error:
             return Row(condition.name, "", str(error), "", f"{error}")
         wrong = _compared(ended, condition.code, condition.says)
         return Row(condition.name, self._shown(text, place), self._shown(ended.message, place), str(ended.code), wrong)
@@ -183,8 +173,16 @@ def _compared(ended: Done, code: int, says: str) -> str:
     return "" if ended.message or not code or code > 128 else "no message"
 
 
-def _progress(row: Row) -> None:
-    print(f"{row.code:>4} {'WRONG ' if row.wrong else ''}{row.name}", file=sys.stderr, flush=True)
+def _together(group: str, members: Sequence[Row]) -> Row:
+    wrong = "; ".join(f"{row.name}: {row.wrong}" for row in members if row.wrong)
+    return Row(
+        group, members[-1].command, f"{len(members)} runs, labels equal after going back", members[0].code, wrong
+    )
+
+
+def _tell(line: str, file: IO[str]) -> None:
+    print(line, flush=True)
+    print(line, file=file, flush=True)
 
 
 def _glimpseg(*words: str | Path) -> None:

@@ -42,7 +42,7 @@ PATIENCE_S = 30.0
 """By the clock, on a machine that may be busy with other things."""
 SPARE_BYTES = 1 << 30
 """What the reading process may take beyond its imports."""
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = 300.0
 """For imports, before the first file."""
 KINDS = {"nifti": makers.nifti, "dicom": makers.dicom, "archive": makers.archive}
 
@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.work)
+        work(arguments.work, arguments.only)
         return 0
     if arguments.only:
         return once(arguments.only, arguments.seed)
@@ -113,7 +113,7 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int) -> Tally:
         print(f"{kind}: left out, {missing}", file=sys.stderr)
         return tally
     with tempfile.TemporaryDirectory() as place:
-        worker = Worker(Path(place))
+        worker = Worker(Path(place), kind)
         for number in numbers:
             tally.take(str(number), worker.ask(kind, number, seed))
         worker.end()
@@ -124,8 +124,8 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int) -> Tally:
 class Worker:
     """The process that reads, started again whenever it dies or hangs."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, place: Path, kind: str) -> None:
+        self.place, self.kind = place, kind
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, kind: str, number: int, seed: int) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--work", str(self.place)]
+        command = [sys.executable, __file__, "--work", str(self.place), "--only", self.kind]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         if self._line(self.process, SETTLE_SECONDS) is None:
             raise RuntimeError("the reading process did not start")
@@ -180,24 +180,24 @@ class Worker:
 # The process that reads
 
 
-def work(place: Path) -> None:
+def work(place: Path, only: str) -> None:
     """Reads the files that are asked for on stdin, one answer a line on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    prepare_process()
+    prepare_process(only)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         kind, number, seed = json.loads(line)
         print(json.dumps(ended(kind, number, seed, place)), file=answers, flush=True)
 
 
-def prepare_process() -> None:
+def prepare_process(only: str) -> None:
     """Imports, limits, and a reader that is forked rather than started."""
     from glimpseg import untrusted
     from glimpseg.data import nifti, preprocess, unpack  # noqa: F401
 
-    if not makers.missing("dicom"):
+    if only == "dicom":
         import highdicom  # noqa: F401
 
         from glimpseg.data.dicom import files, read, stacks  # noqa: F401

@@ -383,7 +383,7 @@ def test_a_uid_that_names_a_path_writes_nothing_elsewhere(axial, tmp_path, here)
 def test_mutated_files_are_read_or_refused(axial, tmp_path, here):
     rng = np.random.default_rng(0)
     whole = {path: path.read_bytes() for path in axial.iterdir()}
-    for _ in range(60):
+    for _ in range(25):
         for path in whole:
             content = bytearray(whole[path])
             for at in rng.integers(132, len(content), 3):

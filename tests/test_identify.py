@@ -146,6 +146,12 @@ def test_an_agent_that_is_entered_even_before_the_injection_counts_for_nothing()
     assert sequences(visit(("T1 pre", agent), ("T1 ax", agent), ("T1 post", agent))) == ["t1", "t1", "t1c"]
 
 
+def test_an_agent_in_the_header_alone_tells_nothing_of_later_series():
+    first = series("Ax T2", {"ContrastBolusAgent": "Dotarem"}, number=1, acquired_s=100.0)
+    later = series("Ax T1", number=2, acquired_s=200.0)
+    assert sequences(identify_series([first, later], FOLDER)) == ["t2", "t1"]
+
+
 def test_a_header_that_contradicts_itself_on_contrast_agent_leaves_a_series_unnamed():
     (finding,) = visit(("T1 nativ Gd", T1SE)).findings
     assert finding.sequence is None

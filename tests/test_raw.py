@@ -7,11 +7,11 @@ import types
 import nibabel
 import numpy as np
 import pytest
-from conftest import ORIENTATIONS
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from conftest import ORIENTATIONS
 from glimpseg.data import phantom
 from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import Preprocess, prepare
@@ -60,7 +60,7 @@ def with_head(image, modality, seed=0, clipped=False):
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(voxels > 0, iterations=max(round(4 / side), 1)))
     out, place = ndimage.distance_transform_edt(~brain, sampling=side), np.indices(voxels.shape) * side
     low, high = (np.argwhere(brain) * side).min(0), (np.argwhere(brain) * side).max(0)
-    x, y, z = (p - c for p, c in zip(place, ((low + high) / 2)[:2].tolist() + [low[2]], strict=True))
+    x, y, z = (p - c for p, c in zip(place, [*((low + high) / 2)[:2].tolist(), low[2]], strict=True))
     soft = (out < 15) | ((np.hypot(x / 60, (y + 10) / 65) < 1) & (z < 30))
     fluid, fat, muscle = SHELLS[modality]
     signal = np.where(soft, muscle, 0.0)

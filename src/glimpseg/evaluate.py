@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +48,7 @@ from glimpseg.results import (
 )
 from glimpseg.scores import METRICS, OF_PROBABILITIES, Score, Scores, write_scores
 from glimpseg.scoring import Reference
-from glimpseg.study import Study
+from glimpseg.study import Frame, Study
 from glimpseg.summary import summary
 from glimpseg.version import __version__
 from glimpseg.volume import Volume
@@ -410,8 +410,13 @@ def _reliability(done: Sequence[_Study]) -> dict[tuple[str, str], Reliability]:
 def _case_record(study: Study, entry: _Study) -> dict[str, Any]:
     return {
         "id": study.id,
-        "images": {m.key: str(image.absolute()) for m, image in study.images.items() if isinstance(image, Path)},
+        "images": {m.key: _named(image) for m, image in study.images.items() if isinstance(image, Path | Frame)},
         "reference": str(study.reference.absolute()) if isinstance(study.reference, Path) else None,
         "reference_voxels": entry.reference,
         "labels": study.convention.name if study.convention else None,
     }
+
+
+def _named(image: Path | Frame) -> str:
+    """A file as its record names it; `study.image_named` reads that."""
+    return str(image.absolute() if isinstance(image, Path) else replace(image, path=image.path.absolute()))

@@ -24,6 +24,16 @@ class Frame:
     number: int
     """Along the fourth axis, from 0."""
 
+    def __str__(self) -> str:
+        """As a manifest writes it: `study.nii.gz#2`."""
+        return f"{self.path}#{self.number}"
+
+
+def image_named(text: str) -> Path | Frame:
+    """What `str` of a path or a frame says."""
+    name, _, number = text.rpartition("#")
+    return Frame(Path(name), int(number)) if number.isdigit() and not Path(text).exists() else Path(text)
+
 
 @dataclass(frozen=True, eq=False)
 class Study:

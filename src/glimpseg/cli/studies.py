@@ -70,9 +70,13 @@ def prepare(
 
     changes = changes_of(change) | ({"data.prior.kind": prior} if prior else {})
     wanted = methods.find_recipe(recipe, changes, backbone)
-    log.info("%s", survey(data, layout, labels).text())
-    references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
-    studies = find_studies(data, layout=layout, labels=labels, references=references)
+    found = survey(data, layout, labels)
+    log.info("%s", found.text())
+    if wanted.backbone is None and found.studies and not found.problems:
+        studies = list(found.studies)
+    else:
+        references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
+        studies = find_studies(data, layout=layout, labels=labels, references=references)
     studies = chosen(studies, split) if split else studies
     paths, priors = archive.prepare(studies, wanted, output, device=resolved_device(device), split=split)
     log.info("%5d  prepared", len(paths))

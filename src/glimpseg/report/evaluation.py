@@ -26,6 +26,7 @@ from glimpseg.report import figures
 from glimpseg.report.page import colour, interval, number, png, render, svg, write_tables
 from glimpseg.results import LABELS, Evaluation, read_evaluation
 from glimpseg.scores import METRICS, POSTPROCESSED, Metric
+from glimpseg.study import image_named
 from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 from glimpseg.volume import labels_onto, onto
 
@@ -263,7 +264,7 @@ def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
     """PNG as a data URI; None, with a warning, if a file is no longer where it was."""
     try:
         record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
-        images = {m: nifti.read_volume(record["images"][m.key]) for m in Modality if m in parse(subset)}
+        images = {m: nifti.read_volume(image_named(record["images"][m.key])) for m in Modality if m in parse(subset)}
         reference = nifti.read_labels(record["reference"], convention_named(record["labels"]))
         labels = nifti.read_labels(evaluation.folder / LABELS / study / f"{subset}.nii.gz")
         images = {modality: onto(image, labels.grid) for modality, image in images.items()}

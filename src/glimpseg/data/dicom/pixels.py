@@ -30,6 +30,8 @@ Kind = Literal["image", "segmentation"]
 
 BYTES_A_VOXEL = 24
 """What decoding may take: stored, decoded, rescaled and stacked."""
+BYTES_A_SEGMENT_VOXEL = 64
+"""For each frame of a segmentation; highdicom holds several forms of it at once."""
 MAXIMAL_SIDE, MAXIMAL_VOXELS = 1024, 200_000_000
 """As in `data.nifti`, which would bring torch along."""
 JPEG_2000_START = b"\xff\x4f\xff\x51"
@@ -101,7 +103,7 @@ def coded_size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _opened(path: Path) -> Dataset:
+def _opened(path: Path, *, pixels: bool = True) -> Dataset:
     import pydicom
     from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_file_meta_info
@@ -109,7 +111,7 @@ def _opened(path: Path) -> Dataset:
     try:
         if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
             raise InputError("Deflated data sets are not read. Export it again, uncompressed.")
-        return pydicom.dcmread(path)
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except (EOFError, OSError, InvalidDicomError) as error:
         raise InputError("A file is truncated, no DICOM, or no longer there. Copy or export it again.") from error
 
@@ -134,14 +136,14 @@ def _segmentation(path: Path) -> highdicom.Volume:
     """Segments as `Label` values."""
     import highdicom
 
-    limit_memory(SPARE_BYTES + 2 * path.stat().st_size)
-    dataset = _opened(path)
+    dataset = _opened(path, pixels=False)
     if value(dataset, "SOPClassUID") not in SEGMENTATIONS:
         raise InputError("It is no DICOM segmentation. Give a file whose Modality is SEG.")
     sides = [int(dataset.Columns), int(dataset.Rows), len(dataset.PerFrameFunctionalGroupsSequence)]
     if max(sides[:2]) > MAXIMAL_SIDE or np.prod(sides, dtype=float) > MAXIMAL_VOXELS * len(Label):
         raise InputError(f"Its header claims {sides[2]} frames of {sides[0]}x{sides[1]}, more than a brain scan has.")
-    segmentation = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+    limit_memory(SPARE_BYTES + BYTES_A_SEGMENT_VOXEL * int(np.prod(sides)) + 2 * path.stat().st_size)
+    segmentation = highdicom.seg.Segmentation.from_dataset(_opened(path), copy=False)
     meaning = np.zeros(1 + max(segmentation.segment_numbers), np.uint8)
     unknown = []
     for number in segmentation.segment_numbers:

@@ -22,6 +22,7 @@ LONGEST = 200
 """Characters of a text that are looked at; DICOM allows 64."""
 AGENT_POINTS = 3.0
 """For a contrast agent in the header: sites often enter it for scans before the injection, too."""
+AGENT_SAID = "the header names a contrast agent"
 TIME_POINTS = 3.0
 """For a beginning before or after the injection."""
 BODY_POINTS = 12.0
@@ -186,7 +187,7 @@ def named_agent(series: Series) -> bool:
 
 def _agent(series: Series) -> Iterator[Evidence]:
     if named_agent(series):
-        yield Evidence(vote="contrast", points=AGENT_POINTS, because="the header names a contrast agent")
+        yield Evidence(vote="contrast", points=AGENT_POINTS, because=AGENT_SAID)
 
 
 def _timing(series: Series) -> Iterator[Evidence]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from glimpseg.data.identify.evidence import Evidence, evidence_of, named_agent, slices, total
+from glimpseg.data.identify.evidence import AGENT_POINTS, AGENT_SAID, Evidence, evidence_of, named_agent, slices, total
 from glimpseg.data.identify.rules import Rules, Vote, folded
 from glimpseg.data.series import Series
 from glimpseg.modality import Modality
@@ -67,8 +68,10 @@ def verdicts(visit: Sequence[Series], rules: Rules) -> tuple[Finding, ...]:
     first = [
         evidence_of(series, rules, protocol_tells=series.words.get("ProtocolName", "") not in exams) for series in visit
     ]
-    own = [e + _volumes(s, visit) for s, e in zip(visit, _without_empty_agents(visit, first), strict=True)]
-    return tuple(_verdict(s, e + _around(s, visit, own)) for s, e in zip(visit, own, strict=True))
+    alike = Counter(map(_stack, visit))
+    own = [e + _volumes(s, alike[_stack(s)]) for s, e in zip(visit, _without_empty_agents(visit, first), strict=True)]
+    shown = _first_shown(visit, own)
+    return tuple(_verdict(s, e + _around(s, shown)) for s, e in zip(visit, own, strict=True))
 
 
 def choose(findings: Sequence[Finding]) -> tuple[dict[Modality, Series], tuple[Tie, ...]]:
@@ -91,14 +94,13 @@ def _verdict(series: Series, evidence: tuple[Evidence, ...]) -> Finding:
     ranked = sorted(((total(evidence, vote), vote, name) for vote, name in _WEIGHTINGS), key=lambda entry: -entry[0])
     (best, vote, name), (next_best, _, next_name) = ranked[:2]
     dropped = total(evidence, "drop")
-    contrast = total(evidence, "contrast") - total(evidence, "plain")
     finding = Finding(
         series=series,
         sequence=None,
         why="",
         score=0.0,
         second=total(evidence, "second") > 0,
-        contrast=contrast,
+        contrast=_agent(evidence),
         evidence=evidence,
     )
     if dropped and dropped >= best:
@@ -153,39 +155,45 @@ def _without_empty_agents(
     """The agent in the header counts for nothing in a visit where a series before the injection has it, too."""
     if not any(named_agent(s) and total(e, "plain") for s, e in zip(visit, evidence, strict=True)):
         return list(evidence)
-    because = "the header names a contrast agent, but here even series before it do"
+    because = f"{AGENT_SAID}, but here even series before it do"
     return [
-        tuple(replace(p, points=0.0, because=because) if "header names" in p.because else p for p in pieces)
+        tuple(replace(p, points=0.0, because=because) if p.because == AGENT_SAID else p for p in pieces)
         for pieces in evidence
     ]
 
 
-def _volumes(series: Series, visit: Sequence[Series]) -> tuple[Evidence, ...]:
+def _stack(series: Series) -> tuple[object, ...]:
+    return (series.numbers.get("SeriesNumber"), series.words.get("SeriesDescription"), series.plane, series.shape)
+
+
+def _volumes(series: Series, alike: int) -> tuple[Evidence, ...]:
     """A series of many volumes comes as as many series, alike in number and geometry."""
-    number = series.numbers.get("SeriesNumber")
-    alike = sum(
-        (s.numbers.get("SeriesNumber"), s.words.get("SeriesDescription"), s.plane, s.shape)
-        == (number, series.words.get("SeriesDescription"), series.plane, series.shape)
-        for s in visit
-    )
-    if number is None or series.source != "dicom" or alike < MANY_VOLUMES:
+    if "SeriesNumber" not in series.numbers or series.source != "dicom" or alike < MANY_VOLUMES:
         return ()
     return (Evidence(vote="drop", points=CERTAIN, because=f"one of {alike} volumes of a series"),)
 
 
-def _around(series: Series, visit: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]) -> tuple[Evidence, ...]:
-    """What the times of other series tell: after a perfusion series or one with contrast agent, there is agent."""
+def _first_shown(visit: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]) -> float | None:
+    """When the first series began that shows contrast agent, by more than an entry in its header, or its passage; None
+    if there is none, or if the clocks contradict the words."""
     times = [(s, e, s.acquired_s) for s, e in zip(visit, evidence, strict=True) if s.acquired_s is not None]
-    shown = [at for s, e, at in times if total(e, "contrast") > total(e, "plain") or _is_dynamic(s, e)]
-    plain = [at for _, e, at in times if total(e, "plain") > total(e, "contrast")]
-    if series.acquired_s is None or not shown or (plain and max(plain) > min(shown)):
-        return ()  # unknown, or the clocks contradict the words
-    if series.acquired_s > min(shown):
+    shown = [at for s, e, at in times if _agent(e) > AGENT_POINTS or _is_dynamic(s, e)]
+    plain = [at for _, e, at in times if _agent(e) < 0]
+    return None if not shown or (plain and max(plain) > min(shown)) else min(shown)
+
+
+def _agent(evidence: tuple[Evidence, ...]) -> float:
+    return total(evidence, "contrast") - total(evidence, "plain")
+
+
+def _around(series: Series, first_shown: float | None) -> tuple[Evidence, ...]:
+    """What the times of other series tell: after a perfusion series or one with contrast agent, there is agent."""
+    if series.acquired_s is None or first_shown is None or series.acquired_s == first_shown:
+        return ()
+    if series.acquired_s > first_shown:
         because = "begun after a series that shows contrast agent or its passage"
         return (Evidence(vote="contrast", points=AROUND_POINTS, because=because),)
-    if series.acquired_s < min(shown):
-        return (Evidence(vote="plain", points=1.0, because="begun before every series that shows contrast agent"),)
-    return ()
+    return (Evidence(vote="plain", points=1.0, because="begun before every series that shows contrast agent"),)
 
 
 def _is_dynamic(series: Series, evidence: tuple[Evidence, ...]) -> bool:

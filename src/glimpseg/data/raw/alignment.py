@@ -20,7 +20,7 @@ from glimpseg.data.raw.register import Pace, displacement_mm, refined, shift_mm,
 from glimpseg.errors import InputError
 from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, foreground, labels_onto, onto
 
-QUICK = Pace(spacing_mm=3.0, shrink=(2, 1), smooth_mm=(4.0, 0.0), share=1.0, last_step_mm=1e-2)
+QUICK = Pace(spacing_mm=3.0, shrink=(2, 1), smooth_mm=(4.0, 0.0), share=1.0, last_step_mm=1e-3)
 ALIGNED_MM, MISALIGNED_MM = 1.25, 1.5
 """Below the first sequences are registered, above the second they are not: mean displacement over the head. A turn of
 2 degrees is 1.8 mm. Sequences that are registered come out at up to 0.8 mm (docs/raw.md)."""

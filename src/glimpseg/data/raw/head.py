@@ -35,6 +35,8 @@ RING_MM = (3.0, 15.0)
 """Depth under the surface where the skull is looked for; skull and scalp together are 10 to 20 mm thick."""
 HEAD_RING = 0.15
 """Share of that ring that is dark in a head. Stripped phantoms have at most 0.10, patients 0.03 (docs/raw.md)."""
+CERTAIN_RING = 0.4
+"""No atrophy gives a brain so much dark under its surface; this alone makes a head."""
 BRAIN_RING = 0.12
 """No skull is seen below this share."""
 LARGEST_BRAIN_ML = 2150.0
@@ -61,16 +63,18 @@ def has_head(volume: Volume) -> Finding:
     """Whether skull and scalp are still in one image; no when it is skull-stripped.
 
     Four things speak for a head: noise in the air, more volume than a brain has, a larger axial section, a dark ring
-    under the surface. Two of them make it a yes, none a no, one alone is unsure.
+    under the surface. Two of them make it a yes, none a no, one alone is unsure; a ring beyond doubt counts twice.
     """
     found = measures(volume)
+    ring = found.ring or 0.0
     signs = (
         not found.constant,
         found.volume_ml > LARGEST_BRAIN_ML,
         found.section_cm2 > LARGEST_BRAIN_CM2,
-        found.ring is not None and found.ring > HEAD_RING,
+        ring > HEAD_RING,
+        ring > CERTAIN_RING,
     )
-    doubt = found.ring is not None and BRAIN_RING < found.ring <= HEAD_RING
+    doubt = BRAIN_RING < ring <= HEAD_RING
     verdict = Verdict.YES if sum(signs) > 1 else Verdict.UNSURE if any(signs) or doubt else Verdict.NO
     return Finding(verdict=verdict, evidence=_in_words(found))
 
