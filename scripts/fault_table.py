@@ -88,8 +88,8 @@ class Table:
         """Runs everything; rows of one group become one."""
         files = [fault for part in parts for fault in FILES.get(part, ()) if only in (fault.group or fault.name)]
         for group, members in itertools.groupby(files, lambda fault: fault.group):
-            found = [self._file_row(fault) for fault in members] if group else map(self._file_row, members)
-            yield from [_together(group, list(found))] if group else found
+            rows = map(self._file_row, members)
+            yield from [_together(group, list(rows))] if group else rows
         for condition in CONDITIONS if "conditions" in parts else ():
             if only in condition.name:
                 yield self._condition_row(condition)

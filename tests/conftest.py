@@ -19,7 +19,7 @@ CHECKED = [
         "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
         "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
         "nets.token_fusion", "methods.smml", "priors", "data.prior_file", "methods.voxunet", "methods.voxmmsd",
-        "transfer", "data.layouts", "data.metaimage", "data.nifti", "data.looks", "data.identify",
+        "transfer", "data.layouts", "data.metaimage", "data.nifti", "data.looks", "data.identify", "data.raw",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")

@@ -25,7 +25,7 @@ from glimpseg.data.raw.together import as_given, bring_together, look, registere
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.study import Study
-from glimpseg.volume import Volume, foreground, onto, same_grid
+from glimpseg.volume import Volume, foreground, labels_onto, onto, same_grid
 
 T1, T1C, T2, FLAIR = Modality
 CENTRE = np.array([-119.5, 119.5, 77.0])
@@ -382,9 +382,11 @@ def test_a_raw_study_gets_a_brain_for_every_sequence(study, raw, deepbet, sitk):
     brought = bring_together(pair)
     assert "deepbet found the brain in T1" in brought.notes[-1]
     prepared = prepare(brought.study, Preprocess(spacing_mm=3.0))
-    brain = (study.images[T1].voxels > 0).sum()
+    brain = brought.study.brain
     for channel in (0, 2):
-        assert prepared.inside[channel].sum() == pytest.approx(brain, rel=0.25)
+        assert prepared.inside[channel].sum() == pytest.approx(brain.voxels.sum(), rel=0.05)
+    there = labels_onto(brain, study.images[T1].grid).voxels > 0
+    assert (study.images[T1].voxels[there] > 0).mean() > 0.95
 
 
 def test_without_deepbet_the_command_is_named(monkeypatch, raw):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from glimpseg.errors import OutputError
 from glimpseg.version import __version__
 
 app = typer.Typer(
@@ -42,7 +43,10 @@ def _options(
     log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        try:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        except OSError as error:
+            raise OutputError(error.errno, f"The log cannot be written to {log_file} ({error.strerror}).") from error
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = handlers

@@ -280,14 +280,14 @@ def _check_extent(grid: Grid, path: Path) -> None:
         steps, farthest = np.array(grid.spacing_mm), np.abs(grid.corners_mm()).max()
         upright = abs(np.linalg.det(grid.affine[:3, :3] / steps))
         sides = steps * grid.shape
+    if not upright >= MINIMAL_UPRIGHTNESS:
+        raise _misplaced(grid.affine, path, "has axes that nearly lie in one plane")
     if not (steps.min() >= MINIMAL_SPACING_MM and sides.max() <= MAXIMAL_SIDE_MM and farthest <= MAXIMAL_DISTANCE_MM):
         raise InputError(
             f"{path} claims {_by(grid.shape)} voxels of {_by(steps)} mm, up to {farthest:.3g} mm from the scanner's "
             f"centre; read are voxels from {MINIMAL_SPACING_MM:g} mm, sides up to {MAXIMAL_SIDE_MM:g} mm and distances "
             f"up to {MAXIMAL_DISTANCE_MM:g} mm. Its header is damaged, or its unit is not the millimetre."
         )
-    if not upright >= MINIMAL_UPRIGHTNESS:
-        raise _misplaced(grid.affine, path, "has axes that nearly lie in one plane")
 
 
 def _misplaced(affine: np.ndarray, path: Path, what: str) -> InputError:

@@ -8,7 +8,7 @@ interpolation, and the brain mask travels by the same affines. The way back is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,15 +18,16 @@ from jaxtyping import Float
 
 from glimpseg.data import nifti
 from glimpseg.data.preprocess import GRID_ORDER
-from glimpseg.data.raw.alignment import misaligned
+from glimpseg.data.raw.alignment import common_inside, misaligned
 from glimpseg.data.raw.finding import Finding, Verdict
 from glimpseg.data.raw.head import any_head
 from glimpseg.data.raw.register import displacement_mm, moved, rigid, shift_mm, turn_degrees
 from glimpseg.data.raw.strip import brain_of, stripped_by
 from glimpseg.errors import InputError, UsageError
+from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Study
-from glimpseg.volume import Grid, Volume, labels_onto, onto, same_grid
+from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,13 @@ LARGEST_TURN_DEGREES = 45.0
 """No head is turned by more between two sequences of a visit; registration then found something else."""
 FAR_MM = 30.0
 """More than a patient moves in the coil: another session, or headers that lie. Worth a look."""
+
+
+SAME_MASK = 0.99
+"""Dice of two brain masks that are one, but for voxels that are 0 in one sequence."""
+PREPARED = Finding(
+    verdict=Verdict.NO, evidence=("one grid and one brain mask, as prepared archives have; not measured",)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +113,11 @@ def look(study: Study, reference: Modality | None = None) -> Look:
     begun = as_given(study, reference)
     images = _volumes(begun.study)
     fixed = images[begun.reference]
-    return Look(
-        head=None if study.brain is not None else any_head(images.values()),
-        apart={m: misaligned(fixed, image) for m, image in images.items() if m is not begun.reference},
-    )
+    others = {m: image for m, image in images.items() if m is not begun.reference}
+    head = None if study.brain is not None else any_head(images.values())
+    if (head is None or head.verdict is Verdict.NO) and _prepared_together(fixed, others.values()):
+        return Look(head=head, apart=dict.fromkeys(others, PREPARED))
+    return Look(head=head, apart={modality: misaligned(fixed, image) for modality, image in others.items()})
 
 
 def bring_together(study: Study, reference: Modality | None = None) -> Brought:
@@ -161,7 +170,7 @@ def registered(brought: Brought) -> Brought:
     for modality, image in images.items():
         if modality is brought.reference:
             continue
-        motion = rigid(fixed, image)
+        motion = rigid(fixed, image, within=common_inside(fixed, image))
         _refuse_turned(modality, brought.reference, motion)
         shift, turn = shift_mm(motion, middle), turn_degrees(motion)
         notes.append(
@@ -188,6 +197,15 @@ def with_brain(brought: Brought) -> Brought:
     size = float(brain.voxels.sum()) * brain.grid.voxel_ml
     note = f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask was carried to the other sequences."
     return replace(brought, study=replace(brought.study, brain=brain), notes=(*brought.notes, note))
+
+
+def _prepared_together(fixed: Volume, others: Iterable[Volume]) -> bool:
+    """One grid and one brain mask, as prepared archives have: what made them so had registered them before. To measure
+    it again would cost more than all the rest of reading."""
+    inside = foreground(fixed.voxels)
+    return all(
+        same_grid(image.grid, fixed.grid) and dice(inside, foreground(image.voxels)) > SAME_MASK for image in others
+    )
 
 
 def _volumes(study: Study) -> dict[Modality, Volume]:
