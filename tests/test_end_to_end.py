@@ -197,7 +197,9 @@ def test_prepare_says_what_it_found(tmp_path):
     write_head(tmp_path / "data", "S1", 1)
     done = run("prepare", tmp_path / "data", "-o", tmp_path / "cache", "--recipe", "unet/phantom")
     assert done.returncode == 0, done.stderr
-    assert "2  in all; labels: brats2023" in done.stderr
+    assert "2, 2 with a reference" in done.stderr
+    assert "brats2023: 1 NCR, 2 ED, 3 ET" in done.stderr
+    assert "2  prepared" in done.stderr
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
