@@ -125,7 +125,7 @@ def pair_row(
     """A row with a good T1c and a FLAIR that does not suit it."""
 
     def make(place: Path, scans: Scans) -> list[Word]:
-        return segment(plain(place, scans), "--flair", change(place / "flair.nii.gz", scans["flair"]))
+        return segment(plain(place, scans), "--flair", change(place / "flair.nii.gz", scans["flair"]), "--raw", "no")
 
     return Fault(name=name, make=make, code=code, says=says, same=same)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from glimpseg import checkpoint
 from glimpseg.checkpoint import Model
 from glimpseg.data.looks import warnings_of
-from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare
+from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
 from glimpseg.data.raw.together import bring_together
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.intake import ImageLike, Visit, named_images
@@ -113,6 +113,7 @@ def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "a
     """
     begun = time.perf_counter()
     with _warnings_kept() as warnings:
+        refuse_same_files(visit.study)
         if raw == "auto":
             brought = bring_together(visit.study, grid)
             visit = replace(visit, study=brought.study, notes=(*visit.notes, *brought.notes))

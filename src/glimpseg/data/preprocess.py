@@ -141,7 +141,7 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
     """
     if not study.images:
         raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
-    _refuse_same_files(study)
+    refuse_same_files(study)
     if own_of is not None and own_of not in study.images:
         raise UsageError(
             f"The result should lie on the grid of {own_of.title}, but study {study.id} has {study.available.title}. "
@@ -209,7 +209,8 @@ def bytes_of(box: Float[np.ndarray, "x y z"] | Int[np.ndarray, "x y z"]) -> UInt
     return np.clip(box * (255 / highest), 0, 255).astype(np.uint8)
 
 
-def _refuse_same_files(study: Study) -> None:
+def refuse_same_files(study: Study) -> None:
+    """Raises InputError if one file was given for two sequences."""
     for (one, first), (two, second) in itertools.combinations(study.images.items(), 2):
         if _same(first, second):
             raise InputError(
