@@ -9,9 +9,13 @@ import urllib.request
 import warnings
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from glimpseg.cli import app
+from glimpseg.modality import Modality
 from glimpseg.region import Label
 from glimpseg.volume import Volume
 
@@ -25,6 +29,7 @@ from glimpseg.data.dicom.files import find_series
 from glimpseg.data.dicom.read import read_series
 from glimpseg.data.dicom.report import write_report
 from glimpseg.data.dicom.seg import read_seg, write_seg
+from test_intake import SERIES, write_visit
 
 PROGRAM = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -134,3 +139,27 @@ def test_a_study_goes_through_an_archive_and_its_segmentation_comes_back(form, a
     assert len(series.files) == len(paths)
     stored = archive.search_for_series(study)
     assert sorted(one["00080060"]["Value"][0] for one in stored) == ["MR", "SEG", "SEG", "SR"]
+
+
+def test_the_command_segments_what_an_archive_gave_and_the_archive_keeps_it(archive, model_folder, tmp_path):
+    description, _ = SERIES[Modality.FLAIR]
+    written = write_visit(tmp_path / "scanner", 0, [Modality.FLAIR])
+    assert description in {pydicom.dcmread(path).SeriesDescription for path in (tmp_path / "scanner").iterdir()}
+    stow(archive, *(tmp_path / "scanner").iterdir())
+    study = pydicom.dcmread(next((tmp_path / "scanner").iterdir())).StudyInstanceUID
+
+    fetched = fetch(archive, tmp_path / "fetched", study)
+    types = "dicom-seg,dicom-sr"
+    arguments = ["segment", "-i", fetched, "-m", model_folder, "-o", tmp_path / "out", "--output-type", types]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exception is None, done.exception
+    place = tmp_path / "out" / "fetched"
+    stow(archive, place / "seg.dcm", place / "measurements.dcm")
+
+    again = fetch(archive, tmp_path / "again", study)
+    (path,) = [path for path in again.iterdir() if pydicom.dcmread(path, stop_before_pixels=True).Modality == "SEG"]
+    mask = nibabel.load(place / "seg.nii.gz")
+    labels = Volume(np.asarray(mask.dataobj).astype(np.uint8), mask.affine)
+    assert labels.voxels.any()
+    assert read_seg(path, labels.grid).voxels.tobytes() == labels.voxels.tobytes()
+    assert labels.voxels.size == written[Modality.FLAIR].size
