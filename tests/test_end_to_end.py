@@ -290,7 +290,8 @@ def test_grids_that_cannot_belong_together_are_refused(study, model_folder, tmp_
     far[:3, 3] += 900
     path = bad_image(tmp_path, head(3)[0][Modality.T2], far)
     t1 = paths(study, Modality.T1)["t1"]
-    refused(tmp_path, 3, "Register the sequences", "segment", "--t1", t1, "--t2", path, "-m", model_folder)
+    arguments = ("segment", "--t1", t1, "--t2", path, "-m", model_folder, "--raw", "no")
+    refused(tmp_path, 3, "Register the sequences", *arguments)
 
 
 def test_labels_outside_the_convention_are_refused(model_folder, tmp_path):

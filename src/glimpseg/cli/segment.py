@@ -110,9 +110,7 @@ def _refuse_ambiguous(images: bool, source: Path | None, series: Path | None) ->
     if len(given) > 1:
         raise UsageError(f"What is to be segmented was given as {' and as '.join(given)}. Give one of them.")
     if not given:
-        raise InputError(
-            "Nothing to segment was given. Name at least one of --t1, --t1c, --t2, --flair, or -i, --series."
-        )
+        raise InputError("No MRI sequence was given. Give one of --t1, --t1c, --t2, --flair, or -i, or --series.")
 
 
 def _tree(
