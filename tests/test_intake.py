@@ -190,3 +190,9 @@ def test_a_tree_without_studies_says_what_was_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(InputError, match="No study"):
         items(tmp_path)
+
+
+def test_a_brain_mask_for_a_whole_tree_is_refused(visit, model_folder, tmp_path):
+    folder, _ = visit
+    with pytest.raises(UsageError, match="--brain-mask is of one study"):
+        run("segment", "-i", folder, "--brain-mask", tmp_path / "m.nii.gz", "-m", model_folder, "-o", tmp_path / "o")

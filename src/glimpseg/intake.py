@@ -77,10 +77,8 @@ def items(place: str | Path, layout: str = "auto") -> list[Item]:
 
 
 @contextmanager
-def opened(item: Item, chosen: Mapping[Modality, Series] | None = None) -> Iterator[Visit]:
+def opened(item: Item) -> Iterator[Visit]:
     """The visit of an item; what an archive holds is there for as long as the context is.
-
-    `chosen` overrules which series is which sequence.
 
     Raises: InputError for a study that cannot be read.
     """
@@ -91,7 +89,7 @@ def opened(item: Item, chosen: Mapping[Modality, Series] | None = None) -> Itera
         return
     assert item.place is not None
     with unpacked(item.place) as folder:
-        yield visit_of(item.id, chosen if chosen is not None else _identified(folder))
+        yield visit_of(item.id, _identified(folder))
 
 
 def visit_of(name: str, series: Mapping[Modality, Series]) -> Visit:

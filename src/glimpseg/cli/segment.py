@@ -73,7 +73,7 @@ def segment(
     """
     from glimpseg import batch, predict
     from glimpseg.atomic import refuse_if_used
-    from glimpseg.intake import named_images, series_named_in, visit_of
+    from glimpseg.intake import named_images, series_named_in, visit_of, with_brain
     from glimpseg.modality import Modality, parse
     from glimpseg.segmentation import RECORD
 
@@ -89,11 +89,19 @@ def segment(
         raw=_raw(raw),
     )
     if source is not None:
+        if brain_mask is not None:
+            raise UsageError(
+                "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
+            )
         _tree(source, layout, predict.load(model, device, changes_of(change)), output, wanted, part, go_on, overwrite)
         return
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)
     loaded = predict.load(model, device, changes_of(change))
-    visit = named_images(images, brain_mask) if series is None else visit_of("study", series_named_in(series))
+    visit = (
+        named_images(images, brain_mask)
+        if series is None
+        else with_brain(visit_of("study", series_named_in(series)), brain_mask)
+    )
     _one(visit, loaded, output, wanted, overwrite)
 
 
