@@ -62,6 +62,16 @@ class Stream:
     """Crops taken from a phantom before the next one is made."""
     post_operative: float = 0.0
     """Share of phantoms after surgery."""
+    healthy: float = 0.0
+    """Share of phantoms without a tumour."""
+    variety: phantom.Variety = phantom.STANDARD
+    """What is drawn beyond the standard population."""
+
+    def settings(self, spacing_mm: float) -> phantom.Settings:
+        """What the phantoms are drawn from."""
+        return phantom.Settings.at_spacing(
+            spacing_mm, post_operative=self.post_operative, healthy=self.healthy, variety=self.variety
+        )
 
 
 @dataclass(frozen=True)
@@ -206,8 +216,8 @@ def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.devic
 
 
 def _phantom_case(number: int, stream: Stream, settings: Preprocess, prior: MakePrior | None) -> Case:
-    made = phantom.Settings.at_spacing(settings.spacing_mm, post_operative=stream.post_operative)
-    prepared = prepare(as_study(phantom.generate(stream.first_seed + number, made)), settings)
+    made = phantom.generate(stream.first_seed + number, stream.settings(settings.spacing_mm))
+    prepared = prepare(as_study(made), settings)
     case = in_memory(prepared)
     case.prior = prior(prepared) if prior else None
     return case

@@ -21,6 +21,7 @@ Departures
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from glimpseg.data.augment import MILD
 from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.phantom import WIDE
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
@@ -184,6 +186,22 @@ RECIPES = {
             stream=Stream(),
         ),
         optim=Optim(steps=650, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
+    ),
+    # The network in the box: phantoms far more varied than any test on them, no folder of studies, no epoch.
+    "box": Recipe(
+        method="unet",
+        config=Config(width=16, blocks=(1, 2, 2, 4), full_share=0.2),
+        data=Data(
+            preprocess=Preprocess(spacing_mm=2.0),
+            sampling=Sampling(
+                patch=(64, 80, 64),
+                batch=2,
+                tumour_share=0.5,
+                augment=replace(MILD, zooming=0.3, gamma=0.2, mirror=(True, False, False)),
+            ),
+            stream=Stream(first_seed=10_000_000, crops=4, post_operative=0.08, healthy=0.04, variety=WIDE),
+        ),
+        optim=Optim(steps=10_000, learning_rate=2e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
     # A day on one GPU, nnU-Net's budget of crops: BraTS at 1 mm.
     "brats": Recipe(

@@ -1,7 +1,22 @@
 """The digital phantom: tumour cases in four sequences, drawn from a seed, with no patient behind them."""
 
-from glimpseg.data.phantom.generate import Phantom, generate, render, stream
-from glimpseg.data.phantom.plan import Plan, sample
+from glimpseg.data.phantom.generate import Phantom, generate, render, sample, stream
+from glimpseg.data.phantom.plan import Plan
 from glimpseg.data.phantom.settings import NAME, VERSION, Settings
+from glimpseg.data.phantom.variety import SHIFTED, STANDARD, WIDE, Variety
 
-__all__ = ["NAME", "VERSION", "Phantom", "Plan", "Settings", "generate", "render", "sample", "stream"]
+__all__ = [
+    "NAME",
+    "SHIFTED",
+    "STANDARD",
+    "VERSION",
+    "WIDE",
+    "Phantom",
+    "Plan",
+    "Settings",
+    "Variety",
+    "generate",
+    "render",
+    "sample",
+    "stream",
+]

@@ -194,6 +194,10 @@ def dissect(plan: Plan, shape: Warp, fields: Fields) -> Brain:
     depth = read(source.maps[:1], at, fill=-2.0)[0]
     border = (0.5 * fields.on(lattice, "skull strip", 12.0)).flatten()
     candidate = (depth > BORDER_MM) & (depth + border > plan.head.strip_mm)
+    if plan.head.bites_mm or plan.head.rind_mm:
+        here = fields.on(lattice, "strip error", 28.0).flatten()
+        candidate &= depth > plan.head.bites_mm * (here - 0.6).clamp(0, 1.5)
+        candidate |= (depth > BORDER_MM - plan.head.rind_mm) & (-here > 0.4)
     inside = largest_parts(candidate.reshape(lattice.shape), share=0.5).flatten().nonzero()[:, 0]
     grey, white, t1 = read(source.maps[1:], at[:, inside])
     pools, near_grey = read(source.smooth[:2], at[:, inside] / 2)

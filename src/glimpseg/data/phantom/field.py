@@ -120,7 +120,9 @@ def linear_matrix(at_mm: np.ndarray, from_mm: np.ndarray) -> np.ndarray:
 
 def gaussian_matrix(count: int, sigma: float, shift: float = 0.0) -> np.ndarray:
     """Weights of a Gaussian blur of `sigma` voxels that also moves the content by `shift` voxels; rows sum to 1."""
-    offset = np.arange(count)[None, :] - np.arange(count)[:, None] + shift
+    voxels = np.arange(count)
+    # Beyond the ends lies what is at the ends.
+    offset = voxels[None, :] - np.clip(voxels - shift, -1, count)[:, None]
     weights = np.exp(-0.5 * (offset / sigma) ** 2)
     weights[np.abs(offset) > max(CUTOFF * sigma, 1)] = 0
     return weights / weights.sum(1, keepdims=True)

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from glimpseg.data.phantom.anatomy import Brain, dissect, warp
-from glimpseg.data.phantom.field import Fields
+from glimpseg.data.phantom.field import Fields, Lattice
 from glimpseg.data.phantom.growth import Growth, grow
 from glimpseg.data.phantom.image import contrasts, scan
-from glimpseg.data.phantom.plan import Plan, sample
+from glimpseg.data.phantom.plan import Coverage, Plan, standard
 from glimpseg.data.phantom.settings import NAME, Settings, checked_seed
 from glimpseg.data.phantom.tumour import delineate
+from glimpseg.data.phantom.wider import widened
 from glimpseg.modality import Modality
 from glimpseg.region import Label
 
@@ -39,6 +40,11 @@ class Phantom:
     """Voxel index to world RAS+ millimetres."""
     description: dict[str, object]
     """What was drawn and what came of it; fit for JSON."""
+
+
+def sample(seed: int, settings: Settings) -> Plan:
+    """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
+    return widened(standard(seed, settings))
 
 
 def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
@@ -65,7 +71,19 @@ def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
     images = _pasted(scan(plan, brain, signal, fields), brain, plan.settings)
     nothing = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
     labels = _pasted((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
+    if plan.coverage is not None:
+        outside = ~_covered(plan.coverage, growth, plan.settings).to(labels.device)
+        images[..., outside] = 0
+        labels[..., outside] = 0
     return Phantom(plan.seed, plan.settings, images, labels, _affine(plan.settings), _description(plan, growth, labels))
+
+
+def _covered(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
+    """Which planes were scanned."""
+    height = Lattice.over(settings.extent_mm, settings.spacing_mm).axes[2]
+    focus = growth.origins_mm[0][2] if growth is not None else 0.0
+    apart = np.abs(height - focus + coverage.offset * coverage.thickness_mm)
+    return torch.from_numpy(apart <= coverage.thickness_mm / 2)
 
 
 def _pasted(values: Tensor, brain: Brain, settings: Settings) -> Tensor:

@@ -29,6 +29,8 @@ INFRATENTORIAL = 0.04
 """How much rarer tumours are in the cerebellum and brain stem."""
 SATELLITE_MM = 30.0
 """Standard deviation of the distance of a second focus from the first."""
+MIDLINE_MM = 3.5
+"""Standard deviation of the distance from the midline of a tumour that crosses it."""
 DROPLET_MM = 3.0
 """Standard deviation of the first cells' density around the origin."""
 VISIBLE = 0.3
@@ -69,11 +71,13 @@ class _Ground:
     depth_mm: Float[Tensor, "x y z"]
     eligible: Float[Tensor, "x y z"]
     """Unnormalised probability that a tumour begins there."""
+    middle: Float[Tensor, "x y z"]
+    """The same of a tumour that begins near the midline."""
 
     def crop(self, box: Box) -> _Ground:
         return _Ground(
             self.lattice.crop(box),
-            *(x[box] for x in (self.white, self.grey, self.open, self.depth_mm, self.eligible)),
+            *(x[box] for x in (self.white, self.grey, self.open, self.depth_mm, self.eligible, self.middle)),
         )
 
 
@@ -108,8 +112,13 @@ def _ground(plan: Plan, shape: Warp) -> _Ground:
     low = ((y < -20) & (z < -20)) | ((x.abs() < 18) & (z < -12) & (y < 12))
     eligible = white * brain * (below > DEPTHS_MM[0]) * (below < DEPTHS_MM[1])
     eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _well_inside(plan, lattice)
+    # The corpus callosum lies deeper than other tumours begin.
+    middle = white * brain * (below > DEPTHS_MM[0]) * ~low * torch.exp(-((x / MIDLINE_MM) ** 2) / 2)
     fluid = (1 - white - grey).clamp(0, 1)
-    return _Ground(lattice, white * brain, grey * brain, brain & (fluid < 0.5), below, eligible)
+    opened = brain & (fluid < 0.5)
+    return _Ground(
+        lattice, white * brain, grey * brain, opened, below, eligible, middle * _well_inside(plan, lattice)
+    )
 
 
 def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
@@ -123,8 +132,8 @@ def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
 
 def _origin(ground: _Ground, focus: Focus, before: list[tuple[int, int, int]]) -> tuple[int, int, int]:
     """The voxel where a focus begins; a second one begins near the first."""
-    weight = ground.eligible.double().numpy()
-    if before:
+    weight = (ground.middle if focus.begins == "midline" else ground.eligible).double().numpy()
+    if focus.begins == "near":
         squares = [
             ((axis - axis[i]) ** 2).reshape([-1 if k == other else 1 for other in range(3)])
             for k, (axis, i) in enumerate(zip(ground.lattice.axes, before[0], strict=True))

@@ -10,8 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glimpseg.data.phantom.anatomy import Brain
-from glimpseg.data.phantom.field import Fields, gaussian_matrix, separable
+from glimpseg.data.phantom.artefact import profile
+from glimpseg.data.phantom.distractors import infarct, spots, vessels
+from glimpseg.data.phantom.field import Fields, separable
 from glimpseg.data.phantom.plan import Acquisition, Plan, Scanner
+from glimpseg.data.phantom.settings import random
 from glimpseg.data.phantom.signal import response
 from glimpseg.data.phantom.tumour import PARTS, Lesion
 from glimpseg.modality import Modality
@@ -22,15 +25,7 @@ RESIDUAL = 0.05
 """How much of the atlas' own T1 contrast, such as that of the deep nuclei, is kept beside the tissues'."""
 RESIDUAL_MEAN = 0.7
 """Mean of the atlas' T1 average inside the brain."""
-IN_PLANE_DEVIATION = 0.45
-"""Blur within a slice, standard deviation in mm at 1 mm voxels."""
-MINIMAL_SIGMA = 0.2
-"""In voxels; below it a sampled Gaussian is the identity."""
-PROFILE = 2.355
-"""Full width at half maximum of a Gaussian, in standard deviations."""
 INT16_CEILING = 32000
-LESION_SHARE = 0.8
-"""How much of a voxel a white-matter lesion takes where it is strongest."""
 
 
 def contrasts(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -> Float[Tensor, "m n"]:
@@ -54,27 +49,15 @@ def contrasts(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -
 def _composition(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:
     """Shares of all tissues without the tumour, and their names; they sum to 1."""
     white, grey, fluid = brain.normal
-    spots = (
-        brain.gather(fields.on(brain.lattice, "white-matter lesions", 7.0)) - plan.distractors.white_matter_lesions
-    ) * 3
-    ill = LESION_SHARE * 2 * spots.clamp(0, 1) * white * (white - 0.6).clamp(0, 1)
-    vessel = _vessels(plan, brain, fields)
+    ill, vessel = spots(plan, brain, fields), vessels(plan, brain, fields)
     kept = (1 - ill) * (1 - vessel)
-    return torch.stack([white * kept, grey * kept, fluid * kept, ill * (1 - vessel), vessel]), (
-        "white", "grey", "fluid", "oedema", "vessel",
-    )  # fmt: skip
-
-
-def _vessels(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
-    """Share of flowing blood: lines where two random fields vanish, mostly in fluid, and the choroid plexus."""
-    a, b = (brain.gather(fields.on(brain.lattice, f"vessels {k}", 16.0)) for k in "ab")
-    width = 0.10 * max(1.0, math.sqrt(plan.settings.spacing_mm))
-    fluid = brain.normal[2]
-    lines = 0.9 * torch.exp(-(a**2 + b**2) / (2 * width**2)) * (0.25 + 0.75 * fluid)
-    tufts = (3 * (brain.gather(fields.on(brain.lattice, "choroid plexus", 5.0)) - 1.5)).clamp(0, 1)
-    chamber = (4 * brain.ventricles).clamp(0, 1) * (fluid - 0.8).clamp(0, 1)
-    plexus = 3 * plan.distractors.choroid_plexus * tufts * chamber
-    return (lines + plexus).clamp(0, 0.9)
+    basis = torch.stack([white * kept, grey * kept, fluid * kept, ill * (1 - vessel), vessel])
+    if plan.distractors.infarct is not None:
+        swollen, hollow = infarct(plan, brain, fields)
+        basis = basis * (1 - swollen - hollow)
+        basis[2] += hollow
+        basis[3] += swollen
+    return basis, ("white", "grey", "fluid", "oedema", "vessel")
 
 
 def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m 2"]]:
@@ -82,8 +65,15 @@ def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Ten
     weights, slopes = torch.zeros(len(Modality), len(names)), torch.zeros(len(Modality), len(TEXTURE))
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
         given = modality is Modality.T1C
-        signal = [response(acquisition.sequence, scanner.tissues[name], given) for name in names]
-        longer = [response(acquisition.sequence, scanner.tissues[name], given, t1_factor=1.01) for name in TEXTURE]
+        gains = [acquisition.gains.get(name, 1.0) for name in names]
+        signal = [
+            gain * response(acquisition.sequence, scanner.tissues[name], given)
+            for gain, name in zip(gains, names, strict=True)
+        ]
+        longer = [
+            gain * response(acquisition.sequence, scanner.tissues[name], given, t1_factor=1.01)
+            for gain, name in zip(gains, TEXTURE, strict=False)
+        ]
         weights[channel] = torch.stack(signal) / signal[0]
         slopes[channel] = (torch.stack(longer) / torch.stack(signal[: len(TEXTURE)]) - 1) / 0.01
     return weights, slopes * weights[:, : len(TEXTURE)]
@@ -100,7 +90,7 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
             signal = response(
                 acquisition.sequence, scanner.tissues[name], given, lesion.t1_factor, lesion.t2_factor, uptake
             )
-            total[channel] += share * signal / unit
+            total[channel] += share * (acquisition.gains.get(name, 1.0) * signal) / unit
     return total
 
 
@@ -120,23 +110,37 @@ def _scanned(
     fluid = response(acquisition.sequence, tissues["fluid"], given) / response(
         acquisition.sequence, tissues["white"], given
     )
-    sensitivity = torch.exp(acquisition.bias * brain.gather(fields.on(brain.lattice, f"bias {name}", 110.0)))
-    profile = _profile(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
+    coils = brain.gather(fields.on(brain.lattice, f"bias {name}", acquisition.bias_mm))
+    sensitivity = torch.exp(acquisition.bias * coils)
+    if acquisition.stripes:
+        sensitivity = sensitivity * brain.gather(_stripes(plan.seed, acquisition, brain, name)).to(fields.device)
+    along = profile(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
     # Noise passes through the same slices and resampling as the signal; dividing by their gain keeps its level.
-    gain = math.prod(float(np.sqrt((m[len(m) // 2] ** 2).sum())) for m in profile)
+    gain = math.prod(float(np.sqrt((m[len(m) // 2] ** 2).sum())) for m in along)
     count = len(signal)
     noisy = signal * sensitivity + acquisition.noise / gain * fields.white(count, f"noise {name}")
     # Around the brain lies fluid, so blurred slices do not darken the cortex as a cut-out would.
-    seen = brain.gather(separable(brain.spread(noisy, fill=float(fluid)), profile))
+    seen = brain.gather(separable(brain.spread(noisy, fill=float(fluid)), along))
     magnitude = torch.hypot(seen, acquisition.noise * fields.white(count, f"noise {name} imaginary"))
-    return (acquisition.scale * magnitude**acquisition.gamma).round().clamp(1, INT16_CEILING)
+    if acquisition.ceiling is not None:
+        magnitude = magnitude.clamp(max=acquisition.ceiling)
+    values = (acquisition.scale * magnitude**acquisition.gamma).round().clamp(1, INT16_CEILING)
+    return values * _scanned_part(acquisition, brain) if any(acquisition.cut_mm) else values
 
 
-def _profile(acquisition: Acquisition, shape: tuple[int, int, int], spacing_mm: float) -> list[np.ndarray]:
-    """Blur and leftover shift along each axis, as matrices."""
-    sigmas = [IN_PLANE_DEVIATION / spacing_mm] * 3
-    sigmas[acquisition.slice_axis] = max(IN_PLANE_DEVIATION, acquisition.slice_mm / PROFILE) / spacing_mm
-    return [
-        gaussian_matrix(n, max(sigma, MINIMAL_SIGMA), shift / spacing_mm)
-        for n, sigma, shift in zip(shape, sigmas, acquisition.shift_mm, strict=True)
-    ]
+def _stripes(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Float[Tensor, "x y z"]:
+    """Brightness of each slice; neighbours differ, as where odd slices are taken before even ones."""
+    axis = acquisition.slice_axis
+    at = torch.from_numpy(brain.lattice.axes[axis])
+    number = ((at - at[0]) / max(acquisition.slice_mm, brain.lattice.spacing_mm)).floor().long()
+    drawn = random(seed, f"stripes {name}").standard_normal(int(number.max()) + 1).astype(np.float32)
+    slices = 1 + acquisition.stripes * torch.from_numpy(drawn)[number]
+    return slices.reshape([-1 if k == axis else 1 for k in range(3)]).expand(brain.lattice.shape)
+
+
+def _scanned_part(acquisition: Acquisition, brain: Brain) -> Float[Tensor, "n"]:
+    """1 where the sequence reaches, 0 at the bottom and the top that it lacks."""
+    height = torch.from_numpy(brain.lattice.axes[2].astype(np.float32)).expand(brain.lattice.shape)
+    height = brain.gather(height).to(brain.depth_mm.device)
+    bottom, top = acquisition.cut_mm
+    return ((height >= height.min() + bottom) & (height <= height.max() - top)).float()

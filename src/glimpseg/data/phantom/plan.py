@@ -8,7 +8,8 @@ source were chosen by eye against patients' images and against the tables in `do
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -47,6 +48,10 @@ class Head:
     """How deep random sulci cut the cortex."""
     strip_mm: float
     """How much of the surface skull-stripping takes away."""
+    bites_mm: float = 0.0
+    """How deep it bites into the brain here and there."""
+    rind_mm: float = 0.0
+    """How much of the membranes it leaves here and there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,8 @@ class Focus:
     oedema_ml: float
     front_mm: float
     """Width of the growing front: diffusion against proliferation."""
+    begins: Literal["alone", "near", "anywhere", "midline"] = "alone"
+    """Anywhere eligible; near the first focus; anywhere, though it is not the first; near the midline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,23 @@ class Tumour:
     """What a resection leaves of the core's outside."""
     remnant: float
     """Level of a random field above which that wall enhances."""
+    texture: float = 1.0
+    """How uneven the lesion's tissues are, relative to the standard population."""
+    cyst: float = 0.0
+    """How far dead tissue is like fluid, from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infarct:
+    """Brain that died of lack of blood: bright on T2 and FLAIR like tumour, in the end fluid."""
+
+    place: float
+    """Share of the eligible cortex, in voxel order, that comes before its middle."""
+    radius_mm: float
+    hollow: float
+    """Radius of what has become fluid, relative to the infarct's; none below 0."""
+    swollen: float
+    """Share of each voxel that is like oedema."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +121,25 @@ class Distractors:
     """Level of a random field above which white matter is bright with age."""
     choroid_plexus: float
     """How much of the ventricles' fluid enhances."""
+    caps: float = 0.0
+    """How ill the white matter beside the ventricles is with age, from 0 to 1."""
+    infarct: Infarct | None = None
+    vessel_width: float = 1.0
+    """Relative to the standard population."""
+    veins: float = 0.0
+    """How much blood flows through fine veins in the sulci."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ghost:
+    """What a movement leaves in one sequence."""
+
+    strength: float
+    """Of the copy, relative to the image."""
+    shift_mm: float
+    blur_mm: float
+    """Standard deviation of the position while the image was taken."""
+    axis: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +158,23 @@ class Acquisition:
     """What registration left over."""
     scale: float
     """Value that white matter gets in the file."""
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Factors on tissues' signals; those not named have 1."""
+    bias_mm: float = 110.0
+    """Over what distance the sensitivity varies."""
+    in_plane_mm: float = 0.45
+    """Standard deviation of the blur within a slice."""
+    sampled: bool = False
+    """Whether it was scanned in voxels of its own and interpolated back, or only blurred as by such voxels."""
+    ghost: Ghost | None = None
+    ringing_mm: float = 0.0
+    """Edge of the voxels at whose highest frequency the spectrum ends; 0 for no end."""
+    stripes: float = 0.0
+    """Standard deviation of the slices' brightness."""
+    ceiling: float | None = None
+    """Signal, relative to white matter, above which values are cut off."""
+    cut_mm: tuple[float, float] = (0.0, 0.0)
+    """What of the brain's bottom and top was not scanned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +184,15 @@ class Scanner:
     field_strength: float
     tissues: dict[str, Tissue]
     acquisitions: tuple[Acquisition, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """A slab that was scanned in place of the head."""
+
+    thickness_mm: float
+    offset: float
+    """Of the tumour's first focus from the slab's middle, as a share of the thickness."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +206,15 @@ class Plan:
     """None for a healthy head."""
     distractors: Distractors
     scanner: Scanner
+    coverage: Coverage | None = None
+    """None for the whole head."""
 
 
-def sample(seed: int, settings: Settings) -> Plan:
-    """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
+def standard(seed: int, settings: Settings) -> Plan:
+    """Draws the plan of case `seed`, without the settings' variety (see `wider`).
+
+    Raises: ValueError if the seed is negative or no whole number.
+    """
     seed = checked_seed(seed)
     return Plan(
         seed=seed,
@@ -213,7 +287,13 @@ def _focus(rng: np.random.Generator, settings: Settings, high: bool) -> Focus:
 def _satellite(rng: np.random.Generator, high: bool) -> Focus:
     core = float(rng.uniform(0.8, 5))
     oedema = core * math.exp(rng.normal(0.35 if high else -0.9, 0.55))
-    return Focus(place=float(rng.random()), core_ml=core, oedema_ml=oedema, front_mm=float(rng.uniform(2.2, 5.5)))
+    return Focus(
+        place=float(rng.random()),
+        core_ml=core,
+        oedema_ml=oedema,
+        front_mm=float(rng.uniform(2.2, 5.5)),
+        begins="near",
+    )
 
 
 def _distractors(rng: np.random.Generator) -> Distractors:

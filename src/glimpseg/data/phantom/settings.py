@@ -8,6 +8,8 @@ from zlib import crc32
 
 import numpy as np
 
+from glimpseg.data.phantom.variety import STANDARD, Variety
+
 VERSION: int = 1
 """A change of voxels is a new version."""
 NAME: str = f"phantom-{VERSION}"
@@ -51,6 +53,8 @@ class Settings:
     """Range of the standard deviation of the logarithm of the coils' sensitivity over the head."""
     thick_slices: float = 0.7
     """Probability that a two-dimensional sequence has slices of 2.5 to 5 mm."""
+    variety: Variety = STANDARD
+    """What is drawn beyond this population; nothing by default."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot be drawn. Raises: ValueError naming the field, what came and what to do."""

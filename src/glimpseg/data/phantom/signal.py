@@ -127,6 +127,27 @@ class InversionSpinEcho:
         return density * recovered * torch.exp(-self.te_ms / t2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VolumeSpinEcho(SpinEcho):
+    """Three-dimensional turbo spin echo, at its effective echo time."""
+
+    planar: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeInversionSpinEcho(InversionSpinEcho):
+    """The same after an inversion: three-dimensional FLAIR."""
+
+    planar: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientEcho(SpoiledGradientEcho):
+    """Two-dimensional gradient echo with a late echo, which sees T2*."""
+
+    planar: ClassVar[bool] = True
+
+
 Sequence = SpinEcho | InversionGradientEcho | SpoiledGradientEcho | InversionSpinEcho
 
 

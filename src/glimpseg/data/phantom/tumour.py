@@ -98,7 +98,7 @@ def delineate(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Lesio
     labels = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
     within = site.number >= 0
     labels[site.number[within]] = _drawn(soft)[within]
-    return _lesion(labels, _shares(soft, site), site)
+    return _lesion(labels, _shares(soft, site), site, plan.tumour.texture)
 
 
 def _site(growth: Growth, brain: Brain, fields: Fields) -> _Site:
@@ -198,7 +198,7 @@ def _shares(soft: Float[Tensor, "6 x y z"], site: _Site) -> Float[Tensor, "6 x y
     return shares
 
 
-def _lesion(labels: Tensor, shares: Tensor, site: _Site) -> Lesion:
+def _lesion(labels: Tensor, shares: Tensor, site: _Site, uneven: float) -> Lesion:
     """The lesion's vectors, and its texture."""
     chosen = (site.number >= 0) & (shares.sum(0) > SLIGHT)
     coarse = site.field("texture", 8.0)[chosen]
@@ -208,7 +208,7 @@ def _lesion(labels: Tensor, shares: Tensor, site: _Site) -> Lesion:
         labels=labels,
         touched=site.number[chosen],
         shares=shares[:, chosen],
-        t1_factor=(1 + 0.07 * coarse + 0.03 * fine).clamp(0.78, 1.3),
-        t2_factor=(1 + 0.15 * coarse + 0.08 * fine).clamp(0.6, 1.7),
+        t1_factor=(1 + 0.07 * uneven * coarse + 0.03 * uneven * fine).clamp(0.78, 1.3),
+        t2_factor=(1 + 0.15 * uneven * coarse + 0.08 * uneven * fine).clamp(0.6, 1.7),
         uptake=taken.clamp(-2, 1.1).exp(),
     )
