@@ -25,6 +25,10 @@ def phantom(
     post_operative: Annotated[
         float | None, typer.Option(help="Share after surgery. Default: 0, for brats2024 0.7.")
     ] = None,
+    healthy: Annotated[float, typer.Option(help="Share without a tumour.")] = 0.0,
+    population: Annotated[
+        str, typer.Option(help="standard; wide, which the shipped model learns from; shifted, which lies outside that.")
+    ] = "standard",
     incomplete: Annotated[float, typer.Option(help="Share of studies that lack one to three sequences.")] = 0.0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -35,8 +39,11 @@ def phantom(
     from glimpseg.predict import resolved_device
 
     share = post_operative if post_operative is not None else 0.7 if layout == "brats2024" else 0.0
+    if population not in generator.VARIETIES:
+        raise UsageError(f"--population is {', '.join(generator.VARIETIES)}, not '{population}'.")
+    variety = generator.VARIETIES[population]
     try:
-        settings = generator.Settings.at_spacing(spacing, post_operative=share)
+        settings = generator.Settings.at_spacing(spacing, post_operative=share, healthy=healthy, variety=variety)
     except ValueError as error:
         raise UsageError(str(error)) from error
     seeds = range(seed, seed + count)

@@ -116,9 +116,7 @@ def _ground(plan: Plan, shape: Warp) -> _Ground:
     middle = white * brain * (below > DEPTHS_MM[0]) * ~low * torch.exp(-((x / MIDLINE_MM) ** 2) / 2)
     fluid = (1 - white - grey).clamp(0, 1)
     opened = brain & (fluid < 0.5)
-    return _Ground(
-        lattice, white * brain, grey * brain, opened, below, eligible, middle * _well_inside(plan, lattice)
-    )
+    return _Ground(lattice, white * brain, grey * brain, opened, below, eligible, middle * _well_inside(plan, lattice))
 
 
 def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:

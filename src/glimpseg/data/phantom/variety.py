@@ -7,6 +7,7 @@ network learns not to rely on them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 
@@ -97,3 +98,6 @@ SHIFTED = Variety(
     strip=0.30, coverage=0.15, registration=0.20, outer=True,
 )  # fmt: skip
 """Held out: every width and strength lies outside what `WIDE` draws, so that nothing of it was trained on."""
+
+VARIETIES: Mapping[str, Variety] = {"standard": STANDARD, "wide": WIDE, "shifted": SHIFTED}
+"""By name."""
