@@ -208,3 +208,14 @@ def test_the_named_varieties_differ_from_the_standard():
     assert SHIFTED.outer
     assert not WIDE.outer
     assert len(Modality) == 4
+
+
+def test_flatness_takes_contrast_between_grey_and_white_matter():
+    def contrast(case):
+        image, white = case.images[T2].numpy(), case.images[T1].numpy()
+        brain = (case.images[0] > 0).numpy() & (case.labels == 0).numpy()
+        low, high = np.quantile(white[brain], [0.5, 0.8])
+        return image[brain & (white < low)].mean() / image[brain & (white > high)].mean()
+
+    plain, flat = generate(4, settings()), generate(4, settings(flatness=0.1))
+    assert contrast(flat) < contrast(plain)

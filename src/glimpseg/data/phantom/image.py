@@ -75,6 +75,8 @@ def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Ten
             for gain, name in zip(gains, TEXTURE, strict=False)
         ]
         weights[channel] = torch.stack(signal) / signal[0]
+        if acquisition.flatness != 1:
+            weights[channel, 1] **= acquisition.flatness
         slopes[channel] = (torch.stack(longer) / torch.stack(signal[: len(TEXTURE)]) - 1) / 0.01
     return weights, slopes * weights[:, : len(TEXTURE)]
 

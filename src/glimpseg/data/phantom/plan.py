@@ -160,6 +160,8 @@ class Acquisition:
     """Value that white matter gets in the file."""
     gains: Mapping[str, float] = field(default_factory=dict)
     """Factors on tissues' signals; those not named have 1."""
+    flatness: float = 1.0
+    """Exponent on the contrast between grey and white matter."""
     bias_mm: float = 110.0
     """Over what distance the sensitivity varies."""
     in_plane_mm: float = 0.45

@@ -208,7 +208,9 @@ def _acquisition(acquisition: Acquisition, modality: Modality, draw: Draw, fluid
     if not acquisition.sequence.planar:
         acquisition = replace(acquisition, slice_mm=min(acquisition.slice_mm, 1.2))
     gains = {name: draw.factor(variety.contrast) for name in (*NORMAL, *LESION) if name != "white"}
-    return _handled(_spoiled(replace(acquisition, gains=gains), draw), draw)
+    # Patients' grey and white matter differ less than the tissues' values have it, on T2 above all.
+    flatness = min(1.0, math.exp(-0.35 - draw.variety.flatness * draw.deviate())) if draw.variety.flatness else 1.0
+    return _handled(_spoiled(replace(acquisition, gains=gains, flatness=flatness), draw), draw)
 
 
 def _sequence(draw: Draw, modality: Modality, fluid_t1_ms: float) -> Sequence:
