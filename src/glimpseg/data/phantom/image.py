@@ -122,7 +122,7 @@ def _scanned(
     count = len(signal)
     noisy = signal * sensitivity + acquisition.noise / gain * fields.white(count, f"noise {name}")
     # Around the brain lies fluid, so blurred slices do not darken the cortex as a cut-out would.
-    seen = brain.gather(separable(brain.spread(noisy, fill=float(fluid)), along))
+    seen = brain.gather(separable(brain.spread(noisy, fill=acquisition.surround * float(fluid)), along))
     magnitude = torch.hypot(seen, acquisition.noise * fields.white(count, f"noise {name} imaginary"))
     if acquisition.ceiling is not None:
         magnitude = magnitude.clamp(max=acquisition.ceiling)

@@ -162,6 +162,8 @@ class Acquisition:
     """Factors on tissues' signals; those not named have 1."""
     flatness: float = 1.0
     """Exponent on the contrast between grey and white matter."""
+    surround: float = 1.0
+    """How bright what lies around the brain is before it is stripped, relative to fluid."""
     bias_mm: float = 110.0
     """Over what distance the sensitivity varies."""
     in_plane_mm: float = 0.45

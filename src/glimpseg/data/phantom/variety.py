@@ -39,13 +39,14 @@ class Variety:
     """Probability that a sequence is of another kind: three-dimensional spin echo, T1 with inversion, T2 gradient
     echo, FLAIR that nulls fluid badly."""
     tissue: float = 0.0
-    """Width of the logarithms of the lesion tissues' T1 and T2 between cases; a third of it for normal tissue."""
+    """Width of the logarithms of the lesion tissues' T1 and T2 between cases; half of it for normal tissue."""
     uptake: float = 0.0
     """Width of the logarithm of the contrast agent's concentration in enhancing tumour."""
     contrast: float = 0.0
     """Width of the logarithm of a factor on each tissue's signal in each sequence."""
     flatness: float = 0.0
-    """Width of the logarithm of how much of the contrast between grey and white matter there is."""
+    """Width of the logarithm of an exponent on the contrast between grey and white matter, and how far it lies below 1
+    on T2 and FLAIR and above 1 on T1c."""
     coarse: float = 0.0
     """Probability that a sequence was scanned in coarse voxels and interpolated back."""
     motion: float = 0.0
@@ -87,15 +88,15 @@ class Variety:
 STANDARD = Variety()
 """Nothing beyond the population that `phantom-1` is drawn from."""
 WIDE = Variety(
-    scattered=0.12, crossing=0.10, tiny=0.10, cystic=0.10, compact=0.15, dull=0.06, texture=0.45,
-    infarct=0.10, aged=0.20, vessels=0.35, sequences=0.25, tissue=0.16, uptake=0.5, contrast=0.08, flatness=0.35,
+    scattered=0.12, crossing=0.10, tiny=0.10, cystic=0.10, compact=0.25, dull=0.06, texture=0.45,
+    infarct=0.10, aged=0.20, vessels=0.35, sequences=0.25, tissue=0.20, uptake=0.5, contrast=0.08, flatness=0.35,
     coarse=0.30, motion=0.15, ringing=0.10, stripes=0.10, field=0.25, noisy=0.15, histogram=0.16,
     strip=0.25, coverage=0.15, registration=0.15,
 )  # fmt: skip
 """What the network in the box is trained on."""
 SHIFTED = Variety(
-    scattered=0.15, crossing=0.15, tiny=0.08, cystic=0.15, compact=0.15, dull=0.08, texture=0.45,
-    infarct=0.15, aged=0.30, vessels=0.35, sequences=0.40, tissue=0.16, uptake=0.5, contrast=0.08, flatness=0.35,
+    scattered=0.15, crossing=0.15, tiny=0.08, cystic=0.15, compact=0.25, dull=0.08, texture=0.45,
+    infarct=0.15, aged=0.30, vessels=0.35, sequences=0.40, tissue=0.20, uptake=0.5, contrast=0.08, flatness=0.35,
     coarse=0.50, motion=0.20, ringing=0.15, stripes=0.15, field=0.30, noisy=0.20, histogram=0.16,
     strip=0.30, coverage=0.15, registration=0.20, outer=True,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from glimpseg.data.phantom.artefact import PROFILE
 from glimpseg.data.phantom.plan import (
     Acquisition,
     Coverage,
@@ -47,12 +48,17 @@ ABOVE = 0.35
 """How far above the range of a strength an outer population goes, as a share of that range."""
 
 
+RESAMPLED_NOISE = -0.75
+"""Power of the spacing that is left of noise when images are resampled (measured at 2 mm: 0.5 to 0.7)."""
+
+
 class Draw:
     """Random numbers of one decision, from inside the widths or from outside of them."""
 
     def __init__(self, plan: Plan, name: str) -> None:
         self.rng = random(plan.seed, f"wider {name}")
         self.variety: Variety = plan.settings.variety
+        self.spacing_mm = plan.settings.spacing_mm
 
     def happens(self, probability: float) -> bool:
         """True with a probability."""
@@ -95,6 +101,7 @@ def widened(plan: Plan) -> Plan:
 
 
 def _head(head: Head, draw: Draw) -> Head:
+    head = replace(head, strip_mm=max(head.strip_mm, draw.between(0.3, 1.0)))
     if not draw.happens(draw.variety.strip):
         return head
     bites, rind = draw.strength(0.0, 6.0), draw.strength(0.0, 1.6)
@@ -124,6 +131,8 @@ def _tumour(tumour: Tumour, plan: Plan) -> Tumour:
 
 def _built(tumour: Tumour, draw: Draw, variety: Variety) -> Tumour:
     """A high-grade core that is a cyst, enhances throughout, or not at all."""
+    # Patients' rims are thicker than the standard population's, and more of them are closed.
+    tumour = replace(tumour, rim_mm=tumour.rim_mm * draw.between(1.0, 1.6), gaps=tumour.gaps - draw.between(0.0, 0.9))
     kind = draw.rng.random()
     if kind < variety.cystic:
         return replace(
@@ -132,7 +141,7 @@ def _built(tumour: Tumour, draw: Draw, variety: Variety) -> Tumour:
     if kind < variety.cystic + variety.compact:
         return replace(tumour, rim_mm=draw.between(7, 18), septa=draw.between(0.1, 0.6), gaps=draw.between(-2.2, -1.2))
     if kind < variety.cystic + variety.compact + variety.dull:
-        return replace(tumour, gaps=draw.between(2.2, 4.0), blood=None)
+        return replace(tumour, gaps=draw.between(3.2, 5.0), blood=None)
     return tumour
 
 
@@ -184,7 +193,7 @@ def _scanner(scanner: Scanner, tumour: Tumour | None, plan: Plan) -> Scanner:
 
 
 def _tissue(tissue: Tissue, name: str, draw: Draw) -> Tissue:
-    width = draw.variety.tissue if name in LESION else draw.variety.tissue / 3
+    width = draw.variety.tissue if name in LESION else draw.variety.tissue / 2
     t1, t2, taken = draw.factor(width), draw.factor(width), draw.factor(draw.variety.uptake)
     if name == "enhancing":
         tissue = replace(tissue, gadolinium_mm=tissue.gadolinium_mm * taken)
@@ -208,9 +217,29 @@ def _acquisition(acquisition: Acquisition, modality: Modality, draw: Draw, fluid
     if not acquisition.sequence.planar:
         acquisition = replace(acquisition, slice_mm=min(acquisition.slice_mm, 1.2))
     gains = {name: draw.factor(variety.contrast) for name in (*NORMAL, *LESION) if name != "white"}
-    # Patients' grey and white matter differ less than the tissues' values have it, on T2 above all.
-    flatness = min(1.0, math.exp(-0.35 - draw.variety.flatness * draw.deviate())) if draw.variety.flatness else 1.0
-    return _handled(_spoiled(replace(acquisition, gains=gains, flatness=flatness), draw), draw)
+    acquisition = replace(acquisition, gains=gains, flatness=_flatness(modality, draw), surround=draw.between(0, 1))
+    return _handled(_spoiled(_as_resampled(acquisition, draw), draw), draw)
+
+
+def _flatness(modality: Modality, draw: Draw) -> float:
+    """Patients' grey and white matter differ less than the tissues' values have it on T2 and FLAIR, more on T1c."""
+    width = draw.variety.flatness
+    middle = -1.0 if modality in Modality.T2 | Modality.FLAIR else float(modality is Modality.T1C)
+    return math.exp(width * (middle + draw.deviate()))
+
+
+def _as_resampled(acquisition: Acquisition, draw: Draw) -> Acquisition:
+    """Coarse voxels that were made from finer ones: blurred, and with the noise of what they average."""
+    spacing = draw.spacing_mm
+    if spacing <= 1:
+        return acquisition
+    finer = math.sqrt(spacing**2 - 1) / PROFILE
+    return replace(
+        acquisition,
+        in_plane_mm=math.hypot(acquisition.in_plane_mm, finer),
+        slice_mm=math.hypot(acquisition.slice_mm, finer * PROFILE),
+        noise=acquisition.noise * spacing**RESAMPLED_NOISE,
+    )
 
 
 def _sequence(draw: Draw, modality: Modality, fluid_t1_ms: float) -> Sequence:
@@ -250,7 +279,7 @@ def _spoiled(acquisition: Acquisition, draw: Draw) -> Acquisition:
         strength=draw.strength(0.03, 0.22), shift_mm=draw.between(4, 60), blur_mm=draw.strength(0.5, 3.0),
         axis=int(draw.rng.integers(3)),
     )  # fmt: skip
-    bias, length, noise = draw.strength(0.15, 0.38), draw.between(45, 110), draw.strength(1.2, 2.5)
+    bias, length, noise = draw.strength(0.15, 0.42), draw.between(45, 220), draw.strength(1.2, 2.0)
     rings_mm, stripes = draw.strength(1.2, 2.4), draw.strength(0.01, 0.06)
     return replace(
         acquisition,
