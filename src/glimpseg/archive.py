@@ -108,7 +108,9 @@ def cases_of(
     if not studies:
         assert recipe.data.stream is not None
         made = of_phantom(prior, settings.spacing_mm)
-        return Phantoms(recipe.data.stream, settings, made), {"data": {"stream": phantom.NAME, **_named(prior, [])}}
+        return Phantoms(recipe.data.stream, settings, made, device), {
+            "data": {"stream": phantom.NAME, **_named(prior, [])}
+        }
     folder = Path(cache) if cache else run / "cache"
     paths, supposed = _prepared(studies, recipe, folder, device)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}

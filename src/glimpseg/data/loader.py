@@ -124,11 +124,18 @@ class Archive:
 
 
 class Phantoms:
-    """An endless stream of phantoms, prepared like any study; `prior` makes what is supposed of their labels."""
+    """An endless stream of phantoms, drawn on `device` and prepared like any study; `prior` makes what is supposed of
+    their labels."""
 
-    def __init__(self, stream: Stream, settings: Preprocess, prior: MakePrior | None = None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        settings: Preprocess,
+        prior: MakePrior | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.stream = stream
-        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings, prior))
+        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings, prior, device))
 
     def case(self, n: int, seed: int) -> Case:
         """Phantom `n // crops`; the run's seed does not change the phantoms."""
@@ -215,8 +222,10 @@ def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.devic
     return batch
 
 
-def _phantom_case(number: int, stream: Stream, settings: Preprocess, prior: MakePrior | None) -> Case:
-    made = phantom.generate(stream.first_seed + number, stream.settings(settings.spacing_mm))
+def _phantom_case(
+    number: int, stream: Stream, settings: Preprocess, prior: MakePrior | None, device: torch.device | str
+) -> Case:
+    made = phantom.generate(stream.first_seed + number, stream.settings(settings.spacing_mm), device)
     prepared = prepare(as_study(made), settings)
     case = in_memory(prepared)
     case.prior = prior(prepared) if prior else None
