@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_recipe
 
+from conftest import small_recipe
 from glimpseg.checkpoint import newest_valid
 from glimpseg.errors import InputError
 from glimpseg.train import train

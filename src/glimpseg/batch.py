@@ -22,11 +22,13 @@ from glimpseg.checkpoint import Model
 from glimpseg.data.dicom.sources import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.errors import InputError, OutputError, Preempted, UsageError
+from glimpseg.expectation import EXPECTATIONS
 from glimpseg.intake import Item, opened
 from glimpseg.modality import Modality
 from glimpseg.predict import Raw, Read, read, segment_read
 from glimpseg.preemption import sigterm
-from glimpseg.segmentation import RECORD, Segmentation
+from glimpseg.segmentation import NOT_A_DEVICE, RECORD, Segmentation
+from glimpseg.uncertainty import Level
 from glimpseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 PLAN = "batch.json"
 """What was asked for; also the mark of a folder that may be replaced."""
 STATISTICS = "statistics.csv"
+NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_high_ml", "agreement")
+"""Of a study's statistics.json, in the table of all; what was not asked for or is not defined stays blank."""
 FAILURES = "failures.json"
 BIDS = "bids"
 """The output type that is a data set of all studies together, under `derivatives/`."""
@@ -77,6 +81,7 @@ class Wanted:
     deidentify: bool = False
     """Output folders are numbered and DICOM files name no patient; what leads back stands beside the output folder."""
     raw: Raw = "auto"
+    uncertainty: Level = "quick"
 
     def plan(self, model: Model) -> dict[str, Any]:
         """What makes two batches the same; --continue compares it."""
@@ -90,6 +95,8 @@ class Wanted:
             "probabilities": self.probabilities,
             "deidentify": self.deidentify,
             "raw": self.raw,
+            "uncertainty": self.uncertainty,
+            "expectations": model.provenance["sha256"].get(EXPECTATIONS),
         }
 
 
@@ -139,6 +146,7 @@ def segment_tree(
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             _work(run, waiting, reader, writer, stopped)
         write_statistics(output)
+    log.info("%s", NOT_A_DEVICE)
     if stopped and len(run.done) + len(run.failed) < len(waiting):
         raise Preempted(
             f"Stopped by SIGTERM with {len(kept) + len(run.done)} of {len(mine)} studies segmented. Go on with "
@@ -163,6 +171,8 @@ class _Run:
         self.names, self.part, self.pseudonyms = names, part, pseudonyms
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
+        self.explained: frozenset[Modality] = frozenset()
+        """Subsets of which it was said what to expect."""
 
     def read(self, item: Item) -> tuple[Read, ExitStack]:
         """A study's voxels, and what has to stay open until it is written."""
@@ -194,6 +204,10 @@ class _Run:
         self.done.append(name)
         volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
         log.info("%s: used %s. %s.", name, found.used.title, volumes)
+        if found.used not in self.explained:
+            self.explained |= {found.used}
+            for sentence in found.outlook:
+                log.info("%s", sentence)
 
     def fail(self, item: Item, error: Exception) -> None:
         """Keeps the reason, on the disk at once."""
@@ -236,7 +250,9 @@ def _work(
                 break
             continue
         try:
-            found = segment_read(done, run.model, probabilities=run.wanted.probabilities)
+            found = segment_read(
+                done, run.model, probabilities=run.wanted.probabilities, uncertainty=run.wanted.uncertainty
+            )
             del done
         except Exception as error:
             held.close()
@@ -326,7 +342,7 @@ def write_statistics(output: Path) -> None:
     """All studies' volumes in one tidy table, from their folders."""
     rows = list(_statistics(output))
     with atomic_file(output / STATISTICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("study", "sequences", "region", "volume_ml", "lesions"), lineterminator="\n")
+        writer = csv.DictWriter(file, ("study", "sequences", "region", *NUMBERS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -336,5 +352,5 @@ def _statistics(output: Path) -> Iterator[dict[str, Any]]:
         used = "+".join(json.loads(record.read_text("utf-8"))["sequences"]["used"])
         found = json.loads((record.parent / "statistics.json").read_text("utf-8"))
         for region, values in found.items():
-            numbers = {name: values[name] for name in ("volume_ml", "lesions")}
+            numbers = {name: values.get(name) for name in NUMBERS}
             yield {"study": record.parent.name, "sequences": used, "region": region, **numbers}

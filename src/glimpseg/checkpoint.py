@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -24,15 +24,18 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.atomic import atomic_folder
 from glimpseg.errors import ModelError, UsageError
+from glimpseg.expectation import EXPECTATIONS, Expectations, read_expectations
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
 from glimpseg.precision import computing, resolved_precision
 from glimpseg.recipe import Recipe
+from glimpseg.shipped import place_of
 from glimpseg.version import __version__
 
 FORMAT = 1
@@ -51,6 +54,8 @@ class Model:
     recipe: Recipe
     provenance: Mapping[str, Any]
     path: Path
+    expectations: Expectations | None = None
+    """What to expect of it, if that was measured (`calibrate`) as it is used here."""
 
     @property
     def name(self) -> str:
@@ -116,10 +121,47 @@ def save(
         (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
 
 
+def save_halved(found: Stored, folder: str | Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes a copy of a model with weights in half the bytes (fp16), without training state, whole or not at all.
+
+    Its provenance stays, and says what the weights were made of. `texts` are further files, by name, for people.
+
+    Raises: ModelError as `halved`.
+    """
+    with atomic_folder(folder, overwrite=True, mark=PROVENANCE) as place:
+        (place / WEIGHTS).write_bytes(packed(halved(found.weights)))  # save_file would make a file for its owner alone
+        before = found.provenance["sha256"]
+        for name in (RECIPE, EXPECTATIONS):
+            if name in before:
+                shutil.copyfile(found.path / name, place / name)
+        digests = {path.name: sha256_of(path) for path in sorted(place.iterdir())}
+        record = {**found.provenance, "halved_from": before[WEIGHTS], "halved_by": __version__, "sha256": digests}
+        (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
+        for name, text in texts.items():
+            (place / name).write_text(text, "utf-8")
+
+
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fp32 weights as fp16; what is no fp32 (counts) stays. Loading makes them fp32 again, for computing.
+
+    Raises: ModelError naming the first weight that fp16 cannot hold.
+    """
+    found = {}
+    for name, value in _plain(weights).items():
+        found[name] = value.half() if value.dtype == torch.float32 else value
+        if value.is_floating_point() and not torch.isfinite(found[name]).all():
+            raise ModelError(
+                f"The weights {name} reach {float(value.abs().max()):g}, and fp16 holds up to "
+                f"{torch.finfo(torch.float16).max:g}. Keep this model in fp32, or train it with more weight decay."
+            )
+    return found
+
+
 def load(
     path: str | Path, device: torch.device | str = "cpu", choices: Mapping[str, Any] = MappingProxyType({})
 ) -> Model:
-    """A model from its folder, from a checkpoint, or from a run (its finished model, else its newest checkpoint).
+    """A model from its folder, from a checkpoint, or from a run (its finished model, else its newest checkpoint); the
+    text `box` is the one that comes with the package.
 
     `choices` are values of recipe fields that its method leaves open until it is used (`Segmenter.choices`).
 
@@ -140,19 +182,24 @@ def load(
         network.load_state_dict(found.weights)
     except RuntimeError as error:
         raise ModelError(f"{_unfit(found)}: {str(error).splitlines()[0]}") from error
-    return Model(network.to(device).eval(), recipe, found.provenance, found.path)
+    model = Model(network.to(device).eval(), recipe, found.provenance, found.path)
+    if EXPECTATIONS not in found.provenance["sha256"]:
+        return model
+    told = read_expectations(found.path)
+    return replace(model, expectations=told) if told.choices == model.chosen else model
 
 
 def stored(path: str | Path) -> Stored:
-    """What a model folder, checkpoint or run holds (its finished model, else its newest checkpoint), nothing built.
+    """What a model folder, checkpoint or run holds (its finished model, else its newest checkpoint), nothing built;
+    weights that are kept in fp16 come as fp32.
 
     Raises: ModelError as `load`.
     """
-    folder = _model_folder(Path(path))
+    folder = _model_folder(place_of(path))
     record = verified(folder)
     recipe = _recipe(folder)
     try:
-        return Stored(load_file(folder / WEIGHTS), recipe, record, folder)
+        return Stored(_full(load_file(folder / WEIGHTS)), recipe, record, folder)
     except SafetensorError as error:
         raise ModelError(f"{_unfit(Stored({}, recipe, record, folder))}: {error}") from error
 
@@ -264,6 +311,10 @@ def _recipe(folder: Path) -> Recipe:
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
 
 
 def _environment() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from glimpseg.checkpoint import Model
 from glimpseg.data.looks import warnings_of
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
 from glimpseg.data.raw.together import bring_together
-from glimpseg.errors import ModelError, UsageError
+from glimpseg.errors import UsageError
 from glimpseg.intake import ImageLike, Visit, named_images
 from glimpseg.modality import Modality, as_mask, parse, union
 from glimpseg.region import Region
+from glimpseg.scoring import brain_of
 from glimpseg.segmentation import Segmentation
+from glimpseg.shipped import BOX
 from glimpseg.study import Study
+from glimpseg.uncertainty import Level, Uncertainty, calibrated, doubts, left_out, looks
 from glimpseg.volume import Volume, onto
 
 log = logging.getLogger(__name__)
@@ -41,8 +44,9 @@ WINDOWS_AT_ONCE = 2
 """On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
 
 
-def load(path: str | Path, device: str = "auto", choices: Mapping[str, Any] = MappingProxyType({})) -> Model:
-    """A model from the folder that training wrote, on `cpu`, `cuda`, `cuda:1`, `mps`, or the best there is.
+def load(path: str | Path = BOX, device: str = "auto", choices: Mapping[str, Any] = MappingProxyType({})) -> Model:
+    """A model from the folder that training wrote, on `cpu`, `cuda`, `cuda:1`, `mps`, or the best there is; `box`, or
+    none named, is the one that comes with the package.
 
     Some methods leave open how they segment: `load("smml", choices={"config.branch": 1})`.
 
@@ -57,11 +61,12 @@ def segment(
     t1c: ImageLike | None = None,
     t2: ImageLike | None = None,
     flair: ImageLike | None = None,
-    model: str | Path | Model | None = None,
+    model: str | Path | Model = BOX,
     brain_mask: ImageLike | None = None,
     grid: str | None = None,
     raw: Raw = "auto",
     probabilities: bool = False,
+    uncertainty: Level = "quick",
     device: str = "auto",
     choices: Mapping[str, Any] = MappingProxyType({}),
 ) -> Segmentation:
@@ -70,26 +75,45 @@ def segment(
     Each image is a path (NIfTI, or a folder of one DICOM series), a nibabel image or a `Volume`. The result lies on the
     grid of the sequence `grid`, by default of the first that exists of t1c, t1, flair, t2. With `raw="auto"` images
     that are not registered or not skull-stripped are, if the extras are installed; with `"no"` they are taken as they
-    are. `choices` as in `load`, where the model is a folder.
+    are. `model` is the one that comes with the package, unless another folder or a loaded model is given. `choices` as
+    in `load`, where it is not loaded.
+
+    With `uncertainty` the result says how sure it is (docs/trust.md): `quick` takes one pass more, of the mirrored
+    images; `full` mirrors them along all axes and leaves out each sequence; `none` is the plain pass. Labels are the
+    same in any case. Probabilities are calibrated if the model has temperatures.
 
     Raises: InputError for images that cannot be used, ModelError without a usable model, UsageError for raw scans
         without the extras.
     """
+    refuse_unknown_level(uncertainty)
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     visit = named_images({m: image for m, image in named.items() if image is not None}, brain_mask)
-    if model is None:
-        raise ModelError("No model was given. Name a folder that `glimpseg train` wrote (`make demo` makes demo/run).")
     loaded = model if isinstance(model, Model) else load(model, device, choices)
     wanted = None if grid is None else parse(grid)
-    return segment_read(read(visit, loaded, wanted, raw), loaded, probabilities=probabilities)
+    done = read(visit, loaded, wanted, raw)
+    return segment_read(done, loaded, probabilities=probabilities, uncertainty=uncertainty)
 
 
 def segment_study(
-    study: Study, model: Model, *, probabilities: bool = False, grid: Modality | None = None, raw: Raw = "auto"
+    study: Study,
+    model: Model,
+    *,
+    probabilities: bool = False,
+    uncertainty: Level = "none",
+    grid: Modality | None = None,
+    raw: Raw = "auto",
 ) -> Segmentation:
     """Segments a study with a model that is already loaded; with `probabilities`, keeps each region's. Results lie on
-    the grid of the sequence `grid`, by default of the first that exists of T1c, T1, FLAIR, T2. `raw` as in `read`."""
-    return segment_read(read(Visit(study), model, grid, raw), model, probabilities=probabilities)
+    the grid of the sequence `grid`, by default of the first that exists of T1c, T1, FLAIR, T2. `raw` as in `read`,
+    `uncertainty` as in `segment`."""
+    done = read(Visit(study), model, grid, raw)
+    return segment_read(done, model, probabilities=probabilities, uncertainty=uncertainty)
+
+
+def refuse_unknown_level(word: str) -> None:
+    """Raises UsageError for what is no level of uncertainty."""
+    if word not in get_args(Level):
+        raise UsageError(f"Uncertainty is {', '.join(get_args(Level))}, not '{word}'.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,21 +148,45 @@ def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "a
     return Read(visit, prepared, lies_on, time.perf_counter() - begun, tuple(warnings))
 
 
-def segment_read(done: Read, model: Model, *, probabilities: bool = False) -> Segmentation:
-    """What the network finds in a visit that has been read."""
-    begun = time.perf_counter()
-    (found,) = infer(done.prepared, model, [done.prepared.available], keep_probabilities=probabilities)
+def segment_read(done: Read, model: Model, *, probabilities: bool = False, uncertainty: Level = "none") -> Segmentation:
+    """What the network finds in a visit that has been read; `uncertainty` as in `segment`."""
+    begun, available = time.perf_counter(), done.prepared.available
+    (found,) = infer(done.prepared, model, [available], keep_probabilities=probabilities or uncertainty != "none")
+    seconds = {"reading": done.seconds, "network": time.perf_counter() - begun}
+    temperatures = model.expectations.temperatures(available) if model.expectations else {}
+    maps = found.probabilities and {
+        region: Volume(calibrated(volume.voxels, temperatures.get(region, 1.0)), volume.affine)
+        for region, volume in found.probabilities.items()
+    }
+    doubted: Uncertainty | None = None
+    if uncertainty != "none":
+        assert maps is not None
+        begun, brain = time.perf_counter(), brain_of(done.prepared)
+        members = _members(done.prepared, model, uncertainty)
+        doubted = doubts(found.labels, maps, brain, members, level=uncertainty, calibrated=bool(temperatures))
+        seconds["uncertainty"] = time.perf_counter() - begun
     return Segmentation(
         found.labels,
-        found.probabilities,
-        done.prepared.available,
+        maps if probabilities else None,
+        available,
         model,
         done.visit.study.images,
-        {"reading": done.seconds, "network": time.perf_counter() - begun},
+        seconds,
         done.warnings,
         done.visit.series.get(done.grid),
         done.visit.notes,
+        doubted,
     )
+
+
+def _members(prepared: Prepared, model: Model, level: Level) -> Iterator[tuple[str, Volume]]:
+    """What the network finds when it looks in other ways, by name; one at a time."""
+    for name, look in looks(prepared, level):
+        (found,) = infer(look, model, [look.available])
+        yield name, found.labels
+    names = left_out(prepared.available, level)
+    for found in infer(prepared, model, list(names)) if names else ():
+        yield names[found.subset], found.labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ class Reference:
         self.wanted = frozenset(wanted)
         self._box = _box(prepared)
         labels = prepared.reference.voxels[self._box]
-        self._brain = _brain(prepared)[self._box] if self.wanted & set(OF_PROBABILITIES) else None
+        self._brain = brain_of(prepared)[self._box] if self.wanted & set(OF_PROBABILITIES) else None
         self._regions = {region: _Side(region.of(labels), self) for region in regions}
 
     def rate(self, found: Volume, probabilities: Mapping[Region, Volume] | None) -> list[Rated]:
@@ -132,7 +132,7 @@ def _box(prepared: Prepared) -> tuple[slice, ...]:
     return found
 
 
-def _brain(prepared: Prepared) -> Bool[np.ndarray, "x y z"]:
+def brain_of(prepared: Prepared) -> Bool[np.ndarray, "x y z"]:
     """The brain on the own grid, as all sequences of the study show it."""
     return (
         labels_onto(

@@ -20,16 +20,22 @@ from glimpseg.data.dicom.sources import Pseudonyms
 from glimpseg.data.layouts import convention_named
 from glimpseg.data.series import Series
 from glimpseg.errors import UsageError
+from glimpseg.expectation import expected_tree, gain_tree
 from glimpseg.intake import ImageLike, volume_of
 from glimpseg.modality import ALL, Modality
 from glimpseg.picture import TITLES, preview
 from glimpseg.region import Label, Region
+from glimpseg.uncertainty import Uncertainty, doubt_tree
 from glimpseg.version import __version__
 from glimpseg.volume import Volume, onto
 
 RECORD = "run.json"
 """What was used and how; also the mark of a folder that may be overwritten."""
 NOT_A_DEVICE = "Research software, not a medical device: not for diagnosis or treatment."
+UNMEASURED = (
+    "What to expect from {} is not known of this model, which has no expectations.json for this use. Make a copy that "
+    "has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL"
+)
 DICOM = frozenset({"dicom-seg", "dicom-labelmap", "dicom-sr"})
 TYPES = ("nifti", *sorted(DICOM))
 """What can be written; NIfTI always is."""
@@ -42,6 +48,7 @@ class Segmentation:
     labels: Volume
     """`Label` values, uint8, on the study's own grid."""
     probabilities: Mapping[Region, Volume] | None
+    """At the model's temperatures, if it has any (`calibrated`)."""
     used: Modality
     model: Model
     images: Mapping[Modality, ImageLike] = field(repr=False)
@@ -51,6 +58,8 @@ class Segmentation:
     """The DICOM series on whose grid the labels lie; None for NIfTI."""
     notes: tuple[str, ...] = ()
     """What was done to the images before: conversion, registration, skull stripping."""
+    uncertainty: Uncertainty | None = None
+    """How sure the result is, if that was asked for."""
 
     @property
     def absent(self) -> Modality:
@@ -72,6 +81,24 @@ class Segmentation:
     def lesions(self) -> dict[Region, int]:
         """Connected parts of each region."""
         return {region: metrics.lesion_count(region.of(self.labels.voxels)) for region in self.regions}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the model has temperatures for these sequences, so that its probabilities are at them."""
+        return self.model.expectations is not None and bool(self.model.expectations.of(self.used))
+
+    @property
+    def outlook(self) -> list[str]:
+        """What to expect from these sequences, and which absent one would help most; for a person, line by line."""
+        told = self.model.expectations
+        return told.sentences(self.used) if told else [UNMEASURED.format(self.used.title)]
+
+    @property
+    def trust(self) -> list[str]:
+        """The outlook, and how sure this very result is."""
+        told = self.model.expectations.of(self.used) if self.model.expectations else {}
+        errors = {region: expected.estimate_error for region, expected in told.items()}
+        return [*self.outlook, *(self.uncertainty.sentences(errors) if self.uncertainty else ()), NOT_A_DEVICE]
 
     def save(
         self,
@@ -146,10 +173,30 @@ class Segmentation:
         }
 
     def _statistics(self) -> dict[str, Any]:
-        lesions = self.lesions
+        lesions, doubted = self.lesions, self.uncertainty.regions if self.uncertainty else {}
         return {
-            region.name: {"title": region.title, "volume_ml": round(volume, 4), "lesions": lesions[region]}
+            region.name: {
+                "title": region.title,
+                "volume_ml": round(volume, 4),
+                "lesions": lesions[region],
+                **(doubt_tree(doubted[region]) if region in doubted else {}),
+            }
             for region, volume in self.volumes_ml.items()
+        }
+
+    def _trusted(self) -> dict[str, Any]:
+        """What `trust` says, in numbers."""
+        told = self.model.expectations
+        best = told.most_helpful(self.used) if told else None
+        return {
+            "expected": told
+            and {
+                "population": told.population,
+                "studies": told.studies,
+                "regions": {region.name: expected_tree(one) for region, one in told.of(self.used).items()},
+            },
+            "most_helpful": best and {"sequence": best.sequence.key, **gain_tree(best)},
+            "uncertainty": self.uncertainty and self.uncertainty.as_tree(),
         }
 
     def _record(self, labels: str) -> dict[str, Any]:
@@ -170,6 +217,8 @@ class Segmentation:
             "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},
             "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
             "labels": labels,
+            "probabilities": self.probabilities and ("calibrated" if self.calibrated else "as the network gives them"),
+            "trust": self._trusted(),
             "device": str(self.model.device),
             "precision": self.model.precision,
             "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""The verbs about glimpseg itself: `methods`, `models`, `doctor`, `demo`.
+"""The verbs about glimpseg itself: `methods`, `models`, `doctor`, `demo`, `demo-train`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """
@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Output, Overwrite
+from glimpseg.cli.options import ModelFolder, Output, Overwrite
 from glimpseg.errors import UsageError
+from glimpseg.shipped import BOX, WEIGHTS_FOLDER
 from glimpseg.version import __version__
 
 models = typer.Typer(help="Models on disk: import weights of others.", no_args_is_help=True)
@@ -61,7 +62,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "missing"
-    found = {"glimpseg": __version__, "python": python_version(), "platform": f"{platform()} {machine()}", **versions}
+    box = "there" if (WEIGHTS_FOLDER / BOX).is_dir() else "not part of this installation"
+    about = {"glimpseg": __version__, "model box": box, "python": python_version()}
+    found = {**about, "platform": f"{platform()} {machine()}", **versions}
     bad = versions["torch"].startswith("2.9.")
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -76,6 +79,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
 
 @app.command()
 def demo(
+    output: Output = Path("demo"),
+    model: ModelFolder = BOX,
+    study: Annotated[
+        Path | None, typer.Option(help="A study of your own to segment, too: its folder, or an archive of DICOM.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment a phantom from four and from two sequences, compare with its known truth, and a study of yours."""
+    from glimpseg.demo import show
+
+    for line in show(output, model=model, study=study, overwrite=overwrite):
+        typer.echo(line)
+
+
+@app.command()
+def demo_train(
     output: Output = Path("demo"),
     overwrite: Overwrite = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. Default: the recipe's.")] = None,

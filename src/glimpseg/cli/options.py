@@ -22,7 +22,9 @@ Split = Annotated[
     str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
 ]
 Layout = Annotated[str, typer.Option(help="How the studies are laid out (see docs/data.md). Default: found out.")]
-ModelFolder = Annotated[Path, typer.Option("-m", "--model", help="Model or run folder that `train` wrote.")]
+MODEL = "Model or run folder that `train` wrote; box is the model that comes with glimpseg, ./box a folder."
+ModelFolder = Annotated[str, typer.Option("-m", "--model", help=MODEL)]
+ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
 Cache = Annotated[Path | None, typer.Option(help="Folder of prepared studies. Default: in the run.")]
 Backbone = Annotated[
     str | None, typer.Option(help="For pretraining: the network of this recipe, unet/brats, rfnet/brats2020 ...")

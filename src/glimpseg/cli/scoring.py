@@ -1,4 +1,4 @@
-"""The verbs that say how good a model is: `evaluate`, `compare`, `report`.
+"""The verbs that say how good a model is: `evaluate`, `calibrate`, `compare`, `report`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """
@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Choice, Device, Labels, Output, Overwrite, Split, changes_of
+from glimpseg.cli.options import Choice, Device, Labels, ModelArgument, Output, Overwrite, Split, changes_of
 from glimpseg.errors import InputError, UsageError
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model or run folder.")],
+    model: ModelArgument,
     data: Annotated[Path, typer.Option(help="Folder of studies with references.")],
     output: Output,
     protocol: Annotated[
@@ -71,6 +71,37 @@ def evaluate(
             "Repair them and run again with --resume.\n"
             + "\n".join(f"{study}: {message}" for study, message in failed.items())
         )
+
+
+@app.command()
+def calibrate(
+    model: ModelArgument,
+    data: Annotated[Path, typer.Option(help="Folder of studies with references, none of which it was trained on.")],
+    output: Output,
+    population: Annotated[
+        str, typer.Option(help='What the studies are, in words that users will read: "glioma, 1.5 T, our hospital".')
+    ] = "the studies it was calibrated on",
+    split: Split = None,
+    change: Choice = None,
+    labels: Labels = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what to expect of a model, and calibrate it; write a copy that says so whenever it segments."""
+    from glimpseg import calibrate as calibration
+    from glimpseg import predict
+    from glimpseg.data.layouts import find_studies
+    from glimpseg.data.splits import chosen
+
+    studies = find_studies(data, labels=labels)
+    if split is not None:
+        studies = chosen(studies, split)
+    loaded = predict.load(model, device, changes_of(change))
+    told = calibration.calibrate(loaded, studies, output, population=population, overwrite=overwrite)
+    for subset in told.subsets:
+        for sentence in told.sentences(subset):
+            log.info("%s", sentence)
+    typer.echo(output)
 
 
 @app.command()

@@ -13,12 +13,14 @@ import typer
 from glimpseg.cli.app import app, log
 from glimpseg.cli.options import Choice, Device, Layout, ModelFolder, Output, Overwrite, changes_of
 from glimpseg.errors import InputError, UsageError
+from glimpseg.shipped import BOX
 
 if TYPE_CHECKING:
     from glimpseg.batch import Wanted
     from glimpseg.checkpoint import Model
     from glimpseg.intake import Visit
     from glimpseg.predict import Raw
+    from glimpseg.uncertainty import Level
 
 _PLACE = "NIfTI file, or folder or archive of one DICOM series."
 
@@ -26,7 +28,7 @@ _PLACE = "NIfTI file, or folder or archive of one DICOM series."
 @app.command()
 def segment(
     output: Output,
-    model: ModelFolder,
+    model: ModelFolder = BOX,
     t1: Annotated[Path | None, typer.Option("--t1", "--t1n", "--t1w", help=f"T1 without contrast: {_PLACE}")] = None,
     t1c: Annotated[Path | None, typer.Option("--t1c", "--t1ce", "--t1gd", help="T1 with contrast.")] = None,
     t2: Annotated[Path | None, typer.Option("--t2", "--t2w", help="T2.")] = None,
@@ -56,6 +58,13 @@ def segment(
         str, typer.Option(help="nifti,dicom-seg,dicom-labelmap,dicom-sr; of a tree bids, too.")
     ] = "nifti",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each region's probabilities.")] = False,
+    uncertainty: Annotated[
+        str,
+        typer.Option(
+            help="How sure the result is. quick: one pass more, of the mirrored images; full: up to eleven more; none. "
+            "Labels are the same."
+        ),
+    ] = "quick",
     labels: Annotated[str, typer.Option(help="Label numbers to write: brats2021, brats2023, brats2024.")] = "brats2024",
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Results name no patient and no folder of the input.")
@@ -87,6 +96,7 @@ def segment(
         probabilities=probabilities,
         deidentify=deidentify,
         raw=_raw(raw),
+        uncertainty=_level(uncertainty),
     )
     if source is not None:
         if brain_mask is not None:
@@ -111,6 +121,13 @@ def _raw(word: str) -> Raw:
     if word not in get_args(Raw):
         raise UsageError(f"--raw is {' or '.join(get_args(Raw))}, not '{word}'.")
     return cast("Raw", word)
+
+
+def _level(word: str) -> Level:
+    from glimpseg.predict import refuse_unknown_level
+
+    refuse_unknown_level(word)
+    return cast("Level", word)
 
 
 def _refuse_ambiguous(images: bool, source: Path | None, series: Path | None) -> None:
@@ -143,9 +160,12 @@ def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bo
     from glimpseg.data.dicom.sources import Pseudonyms
     from glimpseg.predict import read, segment_read
 
-    found = segment_read(read(visit, model, wanted.grid, wanted.raw), model, probabilities=wanted.probabilities)
+    done = read(visit, model, wanted.grid, wanted.raw)
+    found = segment_read(done, model, probabilities=wanted.probabilities, uncertainty=wanted.uncertainty)
     pseudonyms = Pseudonyms() if wanted.deidentify else None
     found.save(output, labels=wanted.labels, types=wanted.types, pseudonyms=pseudonyms, overwrite=overwrite)
     volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
     log.info("Used %s%s. %s.", found.used.title, f", without {found.absent.title}" if found.absent else "", volumes)
+    for sentence in found.trust:
+        log.info("%s", sentence)
     typer.echo(output / "seg.nii.gz")
