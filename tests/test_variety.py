@@ -24,7 +24,7 @@ def settings(spacing_mm=3.0, **variety):
     return Settings.at_spacing(spacing_mm, variety=Variety(**variety))
 
 
-NOTHING = settings(outer=True)
+NOTHING = settings(outer=1.0)
 """Not the standard population, and nothing that a test looks for."""
 
 
@@ -45,7 +45,7 @@ def test_the_standard_population_is_left_as_it_is():
     assert widened(plan) is plan
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Variety) if field.name != "outer"])
+@pytest.mark.parametrize("field", [field.name for field in fields(Variety)])
 def test_a_variety_says_which_field_is_no_share(field):
     with pytest.raises(ValueError, match=field):
         Variety(**{field: 1.5})
@@ -111,7 +111,7 @@ def test_a_compact_core_enhances_more_and_a_dull_one_hardly():
 def test_an_infarct_is_bright_on_flair_and_carries_no_label():
     brighter = []
     for seed in range(4):
-        plain, ill = generate(seed, NOTHING), generate(seed, settings(infarct=1.0, outer=True))
+        plain, ill = generate(seed, NOTHING), generate(seed, settings(infarct=1.0, outer=1.0))
         assert torch.equal(plain.labels, ill.labels)
         changed = (ill.images[FLAIR] / plain.images[FLAIR].clamp(min=1))[plain.labels == 0]
         brighter.append(int((changed > 1.15).sum()))
@@ -119,7 +119,7 @@ def test_an_infarct_is_bright_on_flair_and_carries_no_label():
 
 
 def test_age_makes_white_matter_bright_where_no_tumour_is():
-    plain, aged = generate(2, NOTHING), generate(2, settings(aged=1.0, outer=True))
+    plain, aged = generate(2, NOTHING), generate(2, settings(aged=1.0, outer=1.0))
     assert torch.equal(plain.labels, aged.labels)
     assert (aged.images[FLAIR] > 1.1 * plain.images[FLAIR])[plain.labels == 0].sum() > 100
 
@@ -144,13 +144,13 @@ def test_errors_of_skull_stripping_move_the_brains_border():
 @pytest.mark.parametrize("name", ["tissue", "contrast", "histogram", "texture"])
 def test_outer_widths_begin_where_the_others_end(name):
     inner = [Draw(sample(seed, settings(tissue=0.1)), name).deviate() for seed in range(200)]
-    outer = [Draw(sample(seed, settings(tissue=0.1, outer=True)), name).deviate() for seed in range(200)]
+    outer = [Draw(sample(seed, settings(tissue=0.1, outer=1.0)), name).deviate() for seed in range(200)]
     assert max(map(abs, inner)) <= REACH < min(map(abs, outer))
 
 
 def test_outer_strengths_begin_where_the_others_end():
     inner = [Draw(sample(seed, settings(tissue=0.1)), "any").strength(1.0, 3.0) for seed in range(100)]
-    outer = [Draw(sample(seed, settings(outer=True)), "any").strength(1.0, 3.0) for seed in range(100)]
+    outer = [Draw(sample(seed, settings(outer=1.0)), "any").strength(1.0, 3.0) for seed in range(100)]
     assert min(inner) >= 1
     assert max(inner) <= 3 <= min(outer)
 
@@ -209,9 +209,15 @@ def test_the_named_varieties_differ_from_the_standard():
     assert Variety() == STANDARD
     assert STANDARD.none
     assert not WIDE.none
-    assert SHIFTED.outer
-    assert not WIDE.outer
+    assert SHIFTED.outer > 0
+    assert WIDE.outer == 0
     assert len(Modality) == 4
+
+
+def test_every_shifted_case_has_something_that_no_wide_one_has():
+    for seed in range(30):
+        wide, shifted = (sample(seed, Settings.at_spacing(3.0, variety=v)) for v in (WIDE, replace(WIDE, outer=0.15)))
+        assert wide != shifted
 
 
 def test_flatness_takes_contrast_between_grey_and_white_matter():

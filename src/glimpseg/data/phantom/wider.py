@@ -53,31 +53,36 @@ RESAMPLED_NOISE = -0.75
 
 
 class Draw:
-    """Random numbers of one decision, from inside the widths or from outside of them."""
+    """Random numbers of one decision, from inside the widths or, a share of them, from outside."""
 
     def __init__(self, plan: Plan, name: str) -> None:
         self.rng = random(plan.seed, f"wider {name}")
         self.variety: Variety = plan.settings.variety
         self.spacing_mm = plan.settings.spacing_mm
+        self._elsewhere = random(plan.seed, f"outer {name}")
+
+    def _outside(self) -> bool:
+        """Whether the next number comes from outside of the widths."""
+        return bool(self._elsewhere.random() < self.variety.outer)
 
     def happens(self, probability: float) -> bool:
         """True with a probability."""
         return bool(self.rng.random() < probability)
 
     def deviate(self) -> float:
-        """About N(0, 1), within +-`REACH`; of an outer population 1 to 1.5 times as far, always beyond it."""
+        """About N(0, 1), within +-`REACH`; outside, always beyond it."""
         inner = float(np.clip(self.rng.normal(), -REACH, REACH))
         outer = math.copysign(REACH + BEYOND * self.rng.random(), inner)
-        return outer if self.variety.outer else inner
+        return outer if self._outside() else inner
 
     def factor(self, width: float) -> float:
         """About log-normal around 1."""
         return math.exp(width * self.deviate())
 
     def strength(self, low: float, high: float) -> float:
-        """Uniform from `low` to `high`; of an outer population, just above `high`."""
+        """Uniform from `low` to `high`; outside, just above `high`."""
         u = float(self.rng.random())
-        return high + ABOVE * (high - low) * u if self.variety.outer else low + (high - low) * u
+        return high + ABOVE * (high - low) * u if self._outside() else low + (high - low) * u
 
     def between(self, low: float, high: float) -> float:
         """Uniform, whatever the population."""
