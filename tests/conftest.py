@@ -20,6 +20,8 @@ CHECKED = [
         "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
         "nets.token_fusion", "methods.smml", "priors", "data.prior_file", "methods.voxunet", "methods.voxmmsd",
         "transfer", "data.layouts", "data.metaimage", "data.nifti", "data.looks", "data.identify", "data.raw",
+        "expectation", "uncertainty", "calibrate", "data.phantom.wider", "data.phantom.artefact",
+        "data.phantom.distractors",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "typecheck.checked")

@@ -58,6 +58,7 @@ def test_help_names_every_verb_and_the_notice():
         "prepare",
         "train",
         "evaluate",
+        "calibrate",
         "compare",
         "report",
         "methods",

@@ -89,7 +89,7 @@ class Histogram:
         index = np.minimum(((logit - LOWEST) * PER_UNIT).astype(np.int64), bins - 1)
         return cls(
             np.bincount(index, minlength=bins),
-            np.bincount(index, logit, bins),
+            np.bincount(index, logit, bins).astype(np.float64),  # of no voxel, numpy counts in whole numbers
             np.bincount(index[truth], minlength=bins),
             np.bincount(index[mask], minlength=bins),
             int(truth.any()),
