@@ -201,7 +201,7 @@ RECIPES = {
             ),
             stream=Stream(first_seed=10_000_000, crops=4, post_operative=0.08, healthy=0.04, variety=WIDE),
         ),
-        optim=Optim(steps=12_000, learning_rate=2e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
+        optim=Optim(steps=12_000, learning_rate=1.5e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
     # A day on one GPU, nnU-Net's budget of crops: BraTS at 1 mm.
     "brats": Recipe(

@@ -89,15 +89,17 @@ STANDARD = Variety()
 """Nothing beyond the population that `phantom-1` is drawn from."""
 WIDE = Variety(
     scattered=0.12, crossing=0.10, tiny=0.10, cystic=0.10, compact=0.25, dull=0.06, texture=0.45,
-    infarct=0.10, aged=0.20, vessels=0.35, sequences=0.25, tissue=0.20, uptake=0.5, contrast=0.08, flatness=0.35,
-    coarse=0.30, motion=0.15, ringing=0.10, stripes=0.10, field=0.25, noisy=0.15, histogram=0.16,
+    infarct=0.10, aged=0.20, vessels=0.35, sequences=0.20, tissue=0.10, uptake=0.35, contrast=0.04, flatness=0.25,
+    coarse=0.25, motion=0.15, ringing=0.10, stripes=0.10, field=0.20, noisy=0.10, histogram=0.10,
     strip=0.25, coverage=0.15, registration=0.15,
 )  # fmt: skip
-"""What the network in the box is trained on."""
+"""What the network in the box is trained on. With twice the widths of tissue, contrast and histogram, oedema stood out
+on FLAIR (area under the ROC curve against brain) by less than 0.72 in one case of ten, which no patient does, and a
+network learned shapes in place of intensities."""
 SHIFTED = Variety(
     scattered=0.15, crossing=0.15, tiny=0.08, cystic=0.15, compact=0.25, dull=0.08, texture=0.45,
-    infarct=0.15, aged=0.30, vessels=0.35, sequences=0.40, tissue=0.20, uptake=0.5, contrast=0.08, flatness=0.35,
-    coarse=0.50, motion=0.20, ringing=0.15, stripes=0.15, field=0.30, noisy=0.20, histogram=0.16,
+    infarct=0.15, aged=0.30, vessels=0.35, sequences=0.40, tissue=0.10, uptake=0.35, contrast=0.04, flatness=0.25,
+    coarse=0.40, motion=0.20, ringing=0.15, stripes=0.15, field=0.30, noisy=0.15, histogram=0.10,
     strip=0.30, coverage=0.15, registration=0.20, outer=0.15,
 )  # fmt: skip
 """Held out: every case has several things, of some sixty that are drawn, outside of all that `WIDE` draws."""
