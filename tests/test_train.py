@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,13 @@ def test_a_run_is_not_overwritten(archive, undisturbed):
 def test_a_run_is_not_resumed_under_another_recipe(archive, undisturbed):
     with pytest.raises(UsageError, match="another recipe"):
         train(small_recipe(seed=9), undisturbed, data=archive, device=CPU, resume=True)
+
+
+def test_a_run_whose_recipe_file_is_gone_is_still_not_resumed_under_another(archive, undisturbed, tmp_path):
+    moved = shutil.copytree(undisturbed, tmp_path / "moved")
+    (moved / "recipe.yaml").unlink()
+    with pytest.raises(UsageError, match="another recipe"):
+        train(small_recipe(seed=9), moved, data=archive, device=CPU, resume=True)
 
 
 def test_a_run_is_not_resumed_on_other_data(archive, undisturbed, tmp_path):

@@ -258,17 +258,20 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Writes the recipe into a new run, or checks that it is the one an old run began with."""
     if rank_and_world()[0]:
         return
-    path = run / "recipe.yaml"
+    newest = checkpoint.newest_valid(run)
+    # Where the run's own file has gone, its newest checkpoint knows the recipe as well.
+    kept = [run / checkpoint.RECIPE, *([newest / checkpoint.RECIPE] if newest else [])]
+    path = next((place for place in kept if place.exists()), None)
     tree = methods.as_tree(recipe)
-    if path.exists():
+    if path is not None:
         if not resume:
             raise UsageError(
                 f"{run} already holds a run. Add --resume to go on with it, or name another folder with -o."
             )
         if yaml.safe_load(path.read_text("utf-8")) != tree:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
-    else:
-        write_text(path, yaml.safe_dump(tree, sort_keys=False))
+    if not (run / checkpoint.RECIPE).exists():
+        write_text(run / checkpoint.RECIPE, yaml.safe_dump(tree, sort_keys=False))
 
 
 @contextmanager
