@@ -1,4 +1,4 @@
-# make demo         the shipped model on a phantom, and on a study of yours: make demo STUDY=folder; two minutes
+# make demo         the shipped model on a phantom, and on a study of yours: make demo STUDY=folder; half a minute
 # make demo-train   phantoms, training, 15 subsets, a report: about six minutes on two cores
 # make test         the whole suite, in two processes
 # Each sets up everything it needs in .venv on a machine that has Python 3.11 or later.

@@ -6,7 +6,7 @@ MODEL is a model or run folder, or `box`. Each case is a folder below FOLDER wit
 What it cannot find out by itself (which file is the reference, what its numbers mean, a brain mask, where images are
 real) stands in `CASES`, or in a JSON file of the same form (`--manifest`). Images are taken as registered and stripped.
 
-Real cases choose nothing: settings are chosen on phantoms of held-out settings. So each look is written down: `--log`
+Settings are to be chosen on phantoms of held-out settings, not on real cases. So each look is written down: `--log`
 names a CSV that grows by the date, the candidate and every number that was seen.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from glimpseg.atomic import atomic_folder, write_text
-from glimpseg.checkpoint import WEIGHTS, Model
+from glimpseg.checkpoint import Model, trained_digest
 from glimpseg.data import nifti
 from glimpseg.data.layouts import convention_named, find_studies
 from glimpseg.data.preprocess import Prepared, prepare
@@ -129,7 +129,7 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Found, list
     prepared = prepare(study, model.recipe.data.preprocess)
     reference = Reference(prepared, model.network.regions, METRICS)
     names = {region.name for region in model.network.regions}
-    weights = model.provenance.get("halved_from", model.provenance["sha256"][WEIGHTS])
+    weights = trained_digest(model.provenance)
     covered = _covered(study, case, prepared)
     for found in infer(prepared, model, subsets_of(prepared.available)):
         kept = replace(found, labels=Volume(found.labels.voxels * covered, found.labels.affine))

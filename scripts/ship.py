@@ -25,7 +25,7 @@ import jinja2
 import numpy as np
 
 from glimpseg import checkpoint, methods
-from glimpseg.checkpoint import WEIGHTS, Model, Stored
+from glimpseg.checkpoint import WEIGHTS, Model, Stored, trained_digest
 from glimpseg.data.phantom import Settings, generate
 from glimpseg.data.phantom_archive import MANIFEST, as_study
 from glimpseg.errors import InputError, ModelError
@@ -89,11 +89,6 @@ def refuse_other_weights(found: Stored, evaluation: Evaluation | None, looks: Se
             )
     if looks and digest not in {look.weights for look in looks}:
         raise InputError(f"The log of looks has none at the weights {digest[:8]}. Run scripts/real_cases.py with them.")
-
-
-def trained_digest(provenance: Mapping[str, Any]) -> str:
-    """Of the weights as they were trained, whether these are them or their halves."""
-    return str(provenance.get("halved_from", provenance["sha256"][WEIGHTS]))
 
 
 def compared(full: Model, half: Model, spacing_mm: float) -> Iterator[str]:

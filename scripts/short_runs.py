@@ -47,8 +47,6 @@ def main() -> int:
     if (chosen.pieces / MANIFEST).is_file() and newest_step(chosen.output) < step_in(chosen.pieces):
         join(chosen.pieces, chosen.output)
     train_for(chosen.minutes, chosen)
-    if not chosen.output.is_dir():
-        raise SystemExit("Nothing was trained; see above.")
     count = split(chosen.output, chosen.pieces)
     ended = (chosen.output / "model").is_dir()
     print(f"step {newest_step(chosen.output)}: {count} pieces in {chosen.pieces}; {'ended' if ended else 'call again'}")
@@ -66,6 +64,10 @@ def train_for(minutes: float, chosen: argparse.Namespace) -> None:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         process.wait(GRACE_S)
+    if process.returncode not in (0, GO_ON):
+        raise SystemExit(
+            f"Training failed with exit code {process.returncode}; see above. The pieces stay as they were."
+        )
 
 
 def newest_step(run: Path) -> int:

@@ -64,3 +64,12 @@ def test_a_piece_that_did_not_arrive_is_named_and_nothing_is_written(short_runs,
 def test_the_manifest_is_written_last_and_names_every_piece(pieces):
     named = json.loads((pieces / "pieces.json").read_text())["sha256"]
     assert sorted(named) == sorted(path.name for path in pieces.glob("piece-*"))
+
+
+def test_a_training_that_fails_leaves_the_pieces_as_they_were(short_runs, pieces, tmp_path, monkeypatch):
+    before = (pieces / "pieces.json").read_text()
+    words = ["short_runs.py", "unet/nothing", "-o", str(tmp_path / "other"), "--pieces", str(pieces)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="exit code 2"):
+        short_runs.main()
+    assert (pieces / "pieces.json").read_text() == before

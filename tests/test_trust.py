@@ -461,7 +461,7 @@ def test_an_interrupted_calibration_leaves_what_was_there(model, studies, model_
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "sha256_of", stopped)  # while the copy is being written
+    monkeypatch.setattr(checkpoint, "sha256_of", stopped)  # while the copy is being written
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, studies[:1], tmp_path / "m", population="some", overwrite=True)
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "m").iterdir()) == before

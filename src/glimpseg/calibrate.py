@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
-from glimpseg.atomic import atomic_file, atomic_folder, only_one, refuse_if_used
-from glimpseg.checkpoint import PROVENANCE, STATE, STATE_SCALARS, WEIGHTS, Model, sha256_of
+from glimpseg.atomic import atomic_file, only_one, refuse_if_used
+from glimpseg.checkpoint import PROVENANCE, WEIGHTS, Model, save_copy
 from glimpseg.data.cache import study_digest
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError
@@ -195,16 +195,10 @@ def calibrate(
 
 def write_calibrated(model: Model, told: Expectations, folder: str | Path, *, overwrite: bool = False) -> None:
     """A copy of a model's folder, without training state, with these expectations; whole or not at all."""
-    with atomic_folder(folder, overwrite=overwrite, mark=PROVENANCE) as place:
-        vouched = [name for name in model.provenance["sha256"] if name not in (STATE, STATE_SCALARS, EXPECTATIONS)]
-        for name in {*vouched, *(path.name for path in model.path.glob("*.md"))}:
-            shutil.copyfile(model.path / name, place / name)
-        (place / EXPECTATIONS).write_text(json.dumps(told.as_tree(), indent=1) + "\n", "utf-8")
-        # What was copied keeps the digest it had, so that a file that is damaged by now is noticed on loading.
-        digests = {name: model.provenance["sha256"][name] for name in vouched}
-        digests[EXPECTATIONS] = sha256_of(place / EXPECTATIONS)
-        record = {**model.provenance, "calibrated_by": __version__, "sha256": digests}
-        (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
+    told_text = json.dumps(told.as_tree(), indent=1) + "\n"
+    cards = {path.name: path.read_text("utf-8") for path in model.path.glob("*.md")}
+    note = {"calibrated_by": __version__}
+    save_copy(model, folder, {EXPECTATIONS: told_text.encode()}, note, texts=cards, overwrite=overwrite)
 
 
 def _draw(study: Study) -> str:

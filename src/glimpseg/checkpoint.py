@@ -121,24 +121,46 @@ def save(
         (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
 
 
-def save_halved(found: Stored, folder: str | Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes a copy of a model with weights in half the bytes (fp16), without training state, whole or not at all.
-
-    Its provenance stays, and says what the weights were made of. `texts` are further files, by name, for people.
-
-    Raises: ModelError as `halved`.
-    """
-    with atomic_folder(folder, overwrite=True, mark=PROVENANCE) as place:
-        (place / WEIGHTS).write_bytes(packed(halved(found.weights)))  # save_file would make a file for its owner alone
-        before = found.provenance["sha256"]
-        for name in (RECIPE, EXPECTATIONS):
-            if name in before:
-                shutil.copyfile(found.path / name, place / name)
-        digests = {path.name: sha256_of(path) for path in sorted(place.iterdir())}
-        record = {**found.provenance, "halved_from": before[WEIGHTS], "halved_by": __version__, "sha256": digests}
+def save_copy(
+    source: Stored | Model,
+    folder: str | Path,
+    files: Mapping[str, bytes],
+    note: Mapping[str, Any],
+    *,
+    texts: Mapping[str, str] = MappingProxyType({}),
+    overwrite: bool = False,
+) -> None:
+    """Writes a copy of a model's folder, without training state, whole or not at all; `files` take the place of its
+    own, `note` is added to its provenance, and `texts` are further files, by name, for people."""
+    before = source.provenance["sha256"]
+    with atomic_folder(folder, overwrite=overwrite, mark=PROVENANCE) as place:
+        kept = [name for name in before if name not in (STATE, STATE_SCALARS, *files)]
+        for name in kept:
+            shutil.copyfile(source.path / name, place / name)
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+        # What was copied keeps the digest it had, so that a file that is damaged by now is noticed on loading.
+        digests = {name: before[name] for name in kept} | {name: sha256_of(place / name) for name in files}
+        record = {**source.provenance, **note, "sha256": dict(sorted(digests.items()))}
         (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
         for name, text in texts.items():
             (place / name).write_text(text, "utf-8")
+
+
+def save_halved(found: Stored, folder: str | Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes a copy of a model with weights in half the bytes (fp16), as `save_copy` does; its provenance says what the
+    weights were made of.
+
+    Raises: ModelError as `halved`.
+    """
+    weights = packed(halved(found.weights))  # save_file would make a file for its owner alone
+    note = {"halved_from": found.provenance["sha256"][WEIGHTS], "halved_by": __version__}
+    save_copy(found, folder, {WEIGHTS: weights}, note, texts=texts, overwrite=True)
+
+
+def trained_digest(provenance: Mapping[str, Any]) -> str:
+    """SHA-256 of the weights as they were trained, whether these are them or their halves."""
+    return str(provenance.get("halved_from", provenance["sha256"][WEIGHTS]))
 
 
 def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -176,6 +176,11 @@ class Brain:
         """The brain's voxels of an array over the box."""
         return volume.flatten()[self.inside]
 
+    def positions_mm(self, device: torch.device) -> Float[Tensor, "3 n"]:
+        """Where each brain voxel lies, from the middle of the field of view."""
+        axes = (torch.from_numpy(axis.astype(np.float32)) for axis in self.lattice.axes)
+        return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).to(device)[:, self.inside]
+
     def spread(self, values: Shaped[Tensor, "n"], fill: float = 0.0) -> Shaped[Tensor, "x y z"]:
         """An array over the box that holds `values` in the brain and `fill` around it."""
         count = math.prod(self.lattice.shape)
@@ -256,9 +261,8 @@ def _fold_distance(brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     """
     coarse = Lattice.over(fields.extent_mm, FOLD_LATTICE_MM)
     field = fields.on(coarse, "folds", FOLD_MM)
-    grid = torch.meshgrid(*(torch.from_numpy(axis.astype(np.float32)) for axis in brain.lattice.axes), indexing="ij")
     middle = torch.tensor(HEAD_OFFSET_MM, device=fields.device)[:, None]
-    at = torch.stack(grid).flatten(1).to(fields.device)[:, brain.inside] - middle
+    at = brain.positions_mm(fields.device) - middle
     outwards = (FOLD_RADIUS_MM / at.norm(dim=0).clamp(min=1.0)) ** UPRIGHT
     first = torch.tensor([axis[0] for axis in coarse.axes], dtype=torch.float32, device=fields.device)[:, None]
     level = read(field[None], (at * outwards + middle - first) / coarse.spacing_mm)[0] / FOLD_LEVELS

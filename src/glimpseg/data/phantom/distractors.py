@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,22 +42,14 @@ def spots(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     return ill
 
 
-def infarct(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "2 n"]:
+def infarct(drawn: Infarct, brain: Brain, fields: Fields) -> Float[Tensor, "2 n"]:
     """Shares of what is swollen and of what has become fluid."""
-    drawn = plan.distractors.infarct
-    if drawn is None:
-        return torch.zeros_like(brain.normal[:2])
-    at = _positions(brain, fields.device)
+    at = brain.positions_mm(fields.device)
     apart = (at - at[:, _middle(drawn, brain)][:, None]).norm(dim=0)
     apart = apart + 0.18 * drawn.radius_mm * brain.gather(fields.on(brain.lattice, "infarct", 12.0))
     dead = torch.sigmoid((drawn.radius_mm - apart) / EDGE_MM) * (1 - brain.normal[2])
     hollow = torch.sigmoid((drawn.hollow * drawn.radius_mm - apart) / EDGE_MM) * dead if drawn.hollow > 0 else 0 * dead
     return torch.stack([drawn.swollen * (dead - hollow).clamp(min=0), hollow])
-
-
-def _positions(brain: Brain, device: torch.device) -> Float[Tensor, "3 n"]:
-    grid = torch.meshgrid(*(torch.from_numpy(axis.astype(np.float32)) for axis in brain.lattice.axes), indexing="ij")
-    return torch.stack(grid).flatten(1).to(device)[:, brain.inside]
 
 
 def _middle(drawn: Infarct, brain: Brain) -> int:

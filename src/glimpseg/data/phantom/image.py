@@ -53,7 +53,7 @@ def _composition(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor
     kept = (1 - ill) * (1 - vessel)
     basis = torch.stack([white * kept, grey * kept, fluid * kept, ill * (1 - vessel), vessel])
     if plan.distractors.infarct is not None:
-        swollen, hollow = infarct(plan, brain, fields)
+        swollen, hollow = infarct(plan.distractors.infarct, brain, fields)
         basis = basis * (1 - swollen - hollow)
         basis[2] += hollow
         basis[3] += swollen

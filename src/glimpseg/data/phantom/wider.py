@@ -46,8 +46,6 @@ BEYOND = 0.7
 """How far beyond it an outer population goes."""
 ABOVE = 0.35
 """How far above the range of a strength an outer population goes, as a share of that range."""
-
-
 RESAMPLED_NOISE = -0.75
 """Power of the spacing that is left of noise when images are resampled (measured at 2 mm: 0.5 to 0.7)."""
 
