@@ -31,10 +31,11 @@ from glimpseg.data import nifti
 from glimpseg.data.layouts import convention_named, find_studies
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError
+from glimpseg.inference import Found, infer
 from glimpseg.intake import volume_of
 from glimpseg.modality import Modality, parse, subsets_of
 from glimpseg.picture import preview
-from glimpseg.predict import Found, infer, load
+from glimpseg.predict import load
 from glimpseg.scoring import Reference
 from glimpseg.study import Study
 from glimpseg.volume import Volume, onto

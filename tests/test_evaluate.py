@@ -17,7 +17,7 @@ import torch
 
 from conftest import AFFINE, head, write_head
 from glimpseg import evaluate as module
-from glimpseg import metrics, predict
+from glimpseg import inference, metrics, predict
 from glimpseg.atomic import only_one
 from glimpseg.checkpoint import Model
 from glimpseg.data.layouts import find_studies
@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_label_maps_that_lie_beside_them(whole, studies)
 
 def test_calibration_is_that_of_the_probabilities_in_the_brain(model, studies, whole):
     prepared = prepare(studies[0], model.recipe.data.preprocess)
-    (found,) = predict.infer(prepared, model, [FEW[0]], keep_probabilities=True)
+    (found,) = inference.infer(prepared, model, [FEW[0]], keep_probabilities=True)
     images, labels = head(0)
     brain = np.any([image != 0 for image in images.values()], axis=0)
     expected = metrics.ece(found.probabilities[Region.WT].voxels[brain], labels[brain] > 0)
@@ -210,7 +210,7 @@ def test_windows_shrink_to_a_small_study_unless_the_network_forbids_it(model, st
     recipe = replace(model.recipe, data=replace(model.recipe.data, sampling=Sampling(patch=(64, 64, 64))))
     network = kind().eval()
     prepared = prepare(studies[0], replace(recipe.data.preprocess, background="shifted", clip=None))
-    (found,) = predict.infer(prepared, Model(network, recipe, model.provenance, model.path), [parse("t1c+t2")])
+    (found,) = inference.infer(prepared, Model(network, recipe, model.provenance, model.path), [parse("t1c+t2")])
     assert found.labels.grid.shape == prepared.own.shape
     if kind is Whole:
         assert network.shown.shape[2:] == (64, 64, 64)
@@ -220,12 +220,28 @@ def test_windows_shrink_to_a_small_study_unless_the_network_forbids_it(model, st
         assert corner[0] == 0  # absent
 
 
+@pytest.mark.parametrize(("reach", "most", "whole"), [(1.0, 1 << 21, False), (2.0, 1 << 21, True), (2.0, 1000, False)])
+def test_a_brain_larger_than_a_crop_is_seen_in_one_piece_where_the_network_can(
+    model, studies, monkeypatch, reach, most, whole
+):
+    prepared = prepare(studies[0], model.recipe.data.preprocess)
+    longest = max(prepared.image.shape[1:])
+    patch = (longest // 2 + 4,) * 3
+    monkeypatch.setattr(Late, "whole_up_to", reach)
+    monkeypatch.setattr(inference, "WHOLE_VOXELS", most)
+    recipe = replace(model.recipe, data=replace(model.recipe.data, sampling=Sampling(patch=patch)))
+    network = Late().eval()
+    (found,) = inference.infer(prepared, Model(network, recipe, model.provenance, model.path), [ALL])
+    assert found.labels.grid.shape == prepared.own.shape
+    assert (network.encoded == 1) is whole
+
+
 def test_shared_work_changes_no_label_and_no_probability(model, studies):
     prepared = prepare(studies[0], model.recipe.data.preprocess)
     results = []
     for network in (Late, Early):
         one, _ = with_network(model, network)
-        found = {f.subset: f for f in predict.infer(prepared, one, SUBSETS, keep_probabilities=True)}
+        found = {f.subset: f for f in inference.infer(prepared, one, SUBSETS, keep_probabilities=True)}
         results.append(found)
     for subset in SUBSETS:
         late, early = (found[subset] for found in results)
@@ -236,9 +252,9 @@ def test_shared_work_changes_no_label_and_no_probability(model, studies):
 def test_a_window_is_encoded_once_for_all_subsets(model, studies):
     prepared = prepare(studies[0], model.recipe.data.preprocess)
     one, late = with_network(model, Late)
-    list(predict.infer(prepared, one, SUBSETS[:1]))
+    list(inference.infer(prepared, one, SUBSETS[:1]))
     single, late.encoded = late.encoded, 0
-    list(predict.infer(prepared, one, SUBSETS))
+    list(inference.infer(prepared, one, SUBSETS))
     assert late.encoded == single
 
 
@@ -251,8 +267,8 @@ def test_subsets_that_see_another_box_are_encoded_apart(model, studies):
     prepared = prepare(replace(studies[0], images=images), model.recipe.data.preprocess)
     one, _ = with_network(model, Late)
     other, _ = with_network(model, Early)
-    shared = {f.subset: f.labels.voxels for f in predict.infer(prepared, one, SUBSETS)}
-    for found in predict.infer(prepared, other, SUBSETS):
+    shared = {f.subset: f.labels.voxels for f in inference.infer(prepared, one, SUBSETS)}
+    for found in inference.infer(prepared, other, SUBSETS):
         assert np.array_equal(shared[found.subset], found.labels.voxels), found.subset
 
 
@@ -269,7 +285,7 @@ class Stopped(BaseException):
 
 def stop_after(monkeypatch, predictions):
     """Lets `evaluate` see so many predictions and then dies."""
-    real, count = predict.infer, [0]
+    real, count = inference.infer, [0]
 
     def infer(*arguments, **options):
         for found in real(*arguments, **options):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import glimpseg
 from conftest import AFFINE, WORDS, head, small_recipe, write_head
 from glimpseg import calibrate as module
-from glimpseg import checkpoint, methods, metrics, predict
+from glimpseg import checkpoint, inference, methods, metrics, predict
 from glimpseg.batch import STATISTICS, Wanted, segment_tree
 from glimpseg.calibrate import Histogram, calibrate, write_calibrated
 from glimpseg.cli.app import app
@@ -232,9 +232,9 @@ def test_a_mirrored_pass_is_that_of_a_mirrored_patient_turned_back(model, axes):
     plain = Study("S", {m: Volume(images[m], AFFINE) for m in TWO})
     turned = Study("S", {m: Volume(np.flip(images[m], axes).copy(), AFFINE) for m in TWO})
     settings = model.recipe.data.preprocess
-    (expected,) = predict.infer(prepare(turned, settings), model, [TWO], keep_probabilities=True)
+    (expected,) = inference.infer(prepare(turned, settings), model, [TWO], keep_probabilities=True)
     look = mirrored(prepare(plain, settings), axes)
-    (found,) = predict.infer(look, model, [TWO], keep_probabilities=True)
+    (found,) = inference.infer(look, model, [TWO], keep_probabilities=True)
     for region in REGIONS:
         by_hand = np.flip(expected.probabilities[region].voxels, axes)
         np.testing.assert_allclose(found.probabilities[region].voxels, by_hand, atol=1e-5)
@@ -247,8 +247,8 @@ def test_a_mirrored_pass_returns_to_a_grid_of_another_spacing_and_order(model):
     plain = Study("S", {m: Volume(images[m], affine) for m in TWO})
     prepared = prepare(plain, model.recipe.data.preprocess)
     look = mirrored(mirrored(prepared, (0,)), (0,))
-    (twice,) = predict.infer(look, model, [TWO], keep_probabilities=True)
-    (once,) = predict.infer(prepared, model, [TWO], keep_probabilities=True)
+    (twice,) = inference.infer(look, model, [TWO], keep_probabilities=True)
+    (once,) = inference.infer(prepared, model, [TWO], keep_probabilities=True)
     np.testing.assert_allclose(twice.probabilities[Region.WT].voxels, once.probabilities[Region.WT].voxels, atol=1e-6)
 
 
@@ -393,7 +393,7 @@ def test_temperatures_and_calibration_are_of_different_halves(model, studies, to
     for study in fitting:
         prepared = prepare(study, model.recipe.data.preprocess)
         brain = np.any([np.asarray(nibabel.load(path).dataobj) != 0 for path in study.images.values()], axis=0)
-        for found in predict.infer(prepared, model, subsets_of(THREE), keep_probabilities=True):
+        for found in inference.infer(prepared, model, subsets_of(THREE), keep_probabilities=True):
             truth = Region.ET.of(prepared.reference.voxels)[brain]
             total += counted(found.probabilities[Region.ET].voxels[brain], truth)
     one = told.of(TWO)[Region.ET]

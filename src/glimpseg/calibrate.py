@@ -31,10 +31,10 @@ from glimpseg.data.cache import study_digest
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError
 from glimpseg.expectation import EXPECTATIONS, FORMAT, JUDGED, Expectations, Expected, Gain
+from glimpseg.inference import Found, infer
 from glimpseg.metrics import Reliability
 from glimpseg.metrics.calibration import BINS
 from glimpseg.modality import SUBSETS, Modality, parse, subsets_of
-from glimpseg.predict import Found, infer
 from glimpseg.region import Region
 from glimpseg.scores import Score, Scores
 from glimpseg.scoring import Reference, brain_of

@@ -31,9 +31,9 @@ from glimpseg.data import nifti
 from glimpseg.data.cache import study_digest
 from glimpseg.data.preprocess import Prepared, Preprocess
 from glimpseg.errors import InputError, UsageError
+from glimpseg.inference import Found, infer
 from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS, Modality, subsets_of
-from glimpseg.predict import Found, infer
 from glimpseg.protocol import Protocol, protocol_named
 from glimpseg.region import Region
 from glimpseg.results import (

@@ -143,6 +143,12 @@ class Segmenter(Learner):
         """Whether it has to be shown crops of the size it was trained on and no smaller ones. Default: no."""
         return False
 
+    @property
+    def whole_up_to(self) -> float:
+        """How many times as long as a training crop, along each axis, a brain may be and still be seen in one piece;
+        a longer one is seen through windows of a crop's size. Default: 1."""
+        return 1.0
+
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Any:
         """What of `forward` does not depend on the subset: computed once for all 15. Default: nothing.
 

@@ -97,6 +97,11 @@ class UNet(Segmenter):
         """One halving for each level below the first."""
         return 2 ** (len(self.config.blocks) - 1)
 
+    @property
+    def whole_up_to(self) -> float:
+        """Twice: the statistics of its norms hold for a brain as for a crop of half its length."""
+        return 2.0
+
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probability of each region, in the order of `regions`. They overlap: the channels do not sum to 1."""
         return self.logits(image, available)[0].float().sigmoid()
