@@ -132,9 +132,9 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """An untrained small network, as a model on disk."""
+    """An untrained small network, as a model on disk; it sees a `head` in one piece."""
     folder = tmp_path_factory.mktemp("model") / "model"
-    recipe = small_recipe()
+    recipe = small_recipe(data__sampling__patch=[24, 24, 24])
     torch.manual_seed(0)
     checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     return folder

@@ -13,7 +13,7 @@ from glimpseg.data.phantom.anatomy import Brain
 from glimpseg.data.phantom.artefact import profile
 from glimpseg.data.phantom.distractors import infarct, spots, vessels
 from glimpseg.data.phantom.field import Fields, separable
-from glimpseg.data.phantom.plan import Acquisition, Plan, Scanner
+from glimpseg.data.phantom.plan import Acquisition, Brightening, Plan, Scanner
 from glimpseg.data.phantom.settings import random
 from glimpseg.data.phantom.signal import response
 from glimpseg.data.phantom.tumour import PARTS, Lesion
@@ -21,8 +21,6 @@ from glimpseg.modality import Modality
 
 TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
 """Variation of normal tissues' T1: relative standard deviation, correlation length in mm."""
-RESIDUAL = 0.05
-"""How much of the atlas' own T1 contrast, such as that of the deep nuclei, is kept beside the tissues'."""
 RESIDUAL_MEAN = 0.7
 """Mean of the atlas' T1 average inside the brain."""
 INT16_CEILING = 32000
@@ -40,8 +38,8 @@ def contrasts(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -
     if lesion is not None:
         total[:, lesion.touched] *= 1 - lesion.shares.sum(0)
         total[:, lesion.touched] += _lesion_signal(plan.scanner, lesion)
-    nuclei = RESIDUAL * (brain.t1 - RESIDUAL_MEAN)
-    for channel, modality in enumerate(Modality):
+    for channel, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True)):
+        nuclei = acquisition.nuclei * (brain.t1 - RESIDUAL_MEAN)
         total[channel] *= 1 + nuclei if modality in Modality.T1 | Modality.T1C else 1 - nuclei
     return total
 
@@ -114,6 +112,8 @@ def _scanned(
     )
     coils = brain.gather(fields.on(brain.lattice, f"bias {name}", acquisition.bias_mm))
     sensitivity = torch.exp(acquisition.bias * coils)
+    if acquisition.brightening is not None:
+        sensitivity = sensitivity * _brighter(acquisition.brightening, brain).to(fields.device)
     if acquisition.stripes:
         sensitivity = sensitivity * brain.gather(_stripes(plan.seed, acquisition, brain, name)).to(fields.device)
     along = profile(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
@@ -128,6 +128,12 @@ def _scanned(
         magnitude = magnitude.clamp(max=acquisition.ceiling)
     values = (acquisition.scale * magnitude**acquisition.gamma).round().clamp(1, INT16_CEILING)
     return values * _scanned_part(acquisition, brain) if any(acquisition.cut_mm) else values
+
+
+def _brighter(brightening: Brightening, brain: Brain) -> Float[Tensor, "n"]:
+    """Factor on the signal of each brain voxel."""
+    away = brain.positions_mm(torch.device("cpu")) - torch.tensor(brightening.middle_mm)[:, None]
+    return 1 + brightening.strength * torch.exp(-0.5 * (away / brightening.width_mm).square().sum(0))
 
 
 def _stripes(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Float[Tensor, "x y z"]:

@@ -143,6 +143,18 @@ class Ghost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Brightening:
+    """What makes the middle of the head brighter where the head is as large as the waves: at 3 T and above."""
+
+    strength: float
+    """Signal gained in the middle, relative to far from it."""
+    width_mm: float
+    """Standard deviation of the Gaussian that it falls off by."""
+    middle_mm: Three
+    """From the middle of the field of view."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Acquisition:
     """How one sequence is scanned and then handled."""
 
@@ -166,6 +178,9 @@ class Acquisition:
     """How bright what lies around the brain is before it is stripped, relative to fluid."""
     bias_mm: float = 110.0
     """Over what distance the sensitivity varies."""
+    brightening: Brightening | None = None
+    nuclei: float = 0.05
+    """How much of the atlas' own T1 contrast, such as that of the deep nuclei, is kept beside the tissues'."""
     in_plane_mm: float = 0.45
     """Standard deviation of the blur within a slice."""
     sampled: bool = False

@@ -57,6 +57,9 @@ class Variety:
     """Probability that slices differ in brightness."""
     field: float = 0.0
     """Probability of a coil whose sensitivity varies more, and over shorter distances."""
+    central: float = 0.0
+    """Probability that a sequence is brighter in the middle of the head, as at 3 T, and that the deep structures'
+    own contrast on T1 and T1c is stronger."""
     noisy: float = 0.0
     """Probability of more noise than the settings say."""
     histogram: float = 0.0
@@ -90,7 +93,7 @@ STANDARD = Variety()
 WIDE = Variety(
     scattered=0.12, crossing=0.10, tiny=0.10, cystic=0.10, compact=0.25, dull=0.06, texture=0.45,
     infarct=0.10, aged=0.20, vessels=0.35, sequences=0.20, tissue=0.10, uptake=0.35, contrast=0.04, flatness=0.25,
-    coarse=0.25, motion=0.15, ringing=0.10, stripes=0.10, field=0.20, noisy=0.10, histogram=0.10,
+    coarse=0.25, motion=0.15, ringing=0.10, stripes=0.10, field=0.20, central=0.35, noisy=0.10, histogram=0.10,
     strip=0.25, coverage=0.15, registration=0.15,
 )  # fmt: skip
 """What the network in the box learns from. A wider one (tissue 0.20, contrast 0.08, flatness 0.35, histogram 0.16) was
@@ -99,7 +102,7 @@ mean is 0.96, and what was trained on it read them badly."""
 SHIFTED = Variety(
     scattered=0.15, crossing=0.15, tiny=0.08, cystic=0.15, compact=0.25, dull=0.08, texture=0.45,
     infarct=0.15, aged=0.30, vessels=0.35, sequences=0.40, tissue=0.10, uptake=0.35, contrast=0.04, flatness=0.25,
-    coarse=0.40, motion=0.20, ringing=0.15, stripes=0.15, field=0.30, noisy=0.15, histogram=0.10,
+    coarse=0.40, motion=0.20, ringing=0.15, stripes=0.15, field=0.30, central=0.40, noisy=0.15, histogram=0.10,
     strip=0.30, coverage=0.15, registration=0.20, outer=0.15,
 )  # fmt: skip
 """Held out: every case has several things, of some sixty that are drawn, outside of all that `WIDE` draws."""

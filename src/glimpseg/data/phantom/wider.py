@@ -14,6 +14,7 @@ import numpy as np
 from glimpseg.data.phantom.artefact import PROFILE
 from glimpseg.data.phantom.plan import (
     Acquisition,
+    Brightening,
     Coverage,
     Distractors,
     Focus,
@@ -189,7 +190,13 @@ def _scanner(scanner: Scanner, tumour: Tumour | None, plan: Plan) -> Scanner:
     if tumour is not None and tumour.cyst:
         tissues["necrosis"] = _between(tissues["necrosis"], tissues["cavity"], tumour.cyst)
     acquisitions = tuple(
-        _acquisition(acquisition, modality, Draw(plan, f"acquisition {modality.key}"), scanner.tissues["fluid"].t1_ms)
+        _centred(
+            _acquisition(
+                acquisition, modality, Draw(plan, f"acquisition {modality.key}"), scanner.tissues["fluid"].t1_ms
+            ),
+            modality,
+            Draw(plan, f"central {modality.key}"),
+        )
         for modality, acquisition in zip(Modality, scanner.acquisitions, strict=True)
     )
     return replace(scanner, tissues=tissues, acquisitions=acquisitions)
@@ -295,6 +302,19 @@ def _spoiled(acquisition: Acquisition, draw: Draw) -> Acquisition:
         bias=bias if uneven else acquisition.bias,
         bias_mm=length if uneven else acquisition.bias_mm,
         noise=acquisition.noise * noise if noisy else acquisition.noise,
+    )
+
+
+def _centred(acquisition: Acquisition, modality: Modality, draw: Draw) -> Acquisition:
+    """Brighter in the middle of the head, and there with stronger contrasts."""
+    if not draw.happens(draw.variety.central):
+        return acquisition
+    strength, width, nuclei = draw.strength(0.0, 0.35), draw.between(28, 60), draw.strength(0.0, 0.45)
+    middle = (draw.between(-10, 10), draw.between(-20, 20), draw.between(-25, 15))
+    return replace(
+        acquisition,
+        brightening=Brightening(strength=strength, width_mm=width, middle_mm=middle),
+        nuclei=nuclei if modality in Modality.T1 | Modality.T1C else acquisition.nuclei,
     )
 
 
