@@ -1,6 +1,6 @@
 """Times Dice and HD95 of one case, 3 regions x 15 subsets on 240x240x155, against MONAI in the same run.
 
-    python benchmarks/metrics.py [--repeat 5] [--seed 4]
+    python benchmarks/metrics.py [--repeat 5] [--seed 4] [--record FILE]
 
 The reference is a phantom of 1 mm, the predictions are the reference with a smoothly moved outline, a little further
 off for each subset. What takes part in turns and what came of it: benchmarks/README.md.
@@ -9,8 +9,6 @@ off for each subset. What takes part in turns and what came of it: benchmarks/RE
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -23,6 +21,7 @@ from glimpseg.data.phantom import generate
 from glimpseg.metrics import Surface, SurfaceDistances
 from glimpseg.modality import SUBSETS
 from glimpseg.region import Region
+from turns import Contest, add_options, in_turns, tell
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what MONAI's imports say of themselves
@@ -45,10 +44,10 @@ Scores = np.ndarray
 
 
 def main() -> None:
-    """Prints median seconds, ratios and the largest difference of values. Raises: SystemExit if values disagree."""
+    """Measures and tells. Raises: SystemExit if values disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=5, help="rounds; each runs all three once")
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
+    add_options(parser, repeat=5)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
 
@@ -58,35 +57,38 @@ def main() -> None:
     truth = one_hot(reference)
     shown = [one_hot(masks) for masks in predictions]
     contestants: dict[str, Callable[[], Scores]] = {
-        "a: glimpseg, dice and hd95 of masks": lambda: of_masks(predictions, reference),
-        "b: glimpseg, reference's surface kept": lambda: of_surfaces(predictions, reference),
-        "c: MONAI, compute_dice and compute_hausdorff_distance": lambda: of_monai(shown, truth),
+        "glimpseg, `dice` and `hd95` of whole grids": lambda: of_masks(predictions, reference),
+        "glimpseg, as `evaluate`: the reference's surface kept": lambda: of_surfaces(predictions, reference),
+        "MONAI, `compute_dice` and `compute_hausdorff_distance`": lambda: of_monai(shown, truth),
     }
 
     scores = {name: run() for name, run in contestants.items()}  # also warms up
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(arguments.repeat):
-        for name, run in contestants.items():
-            begun = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begun)
-
     ours, kept, theirs = contestants
+    apart = max(np.abs(scores[name] - scores[theirs]).max() for name in (ours, kept))
+    for name in (ours, kept):
+        if not np.allclose(scores[name], scores[theirs], rtol=AGREEMENT, atol=AGREEMENT):
+            raise SystemExit(f"'{name}' does not agree with MONAI: {apart:.1e}.")
     volumes = ", ".join(
         f"{region.name} {mask.sum() / 1000:.1f}" for region, mask in zip(REGIONS, reference, strict=True)
     )
-    print(f"phantom {arguments.seed}, {'x'.join(map(str, labels.shape))}, ml: {volumes}; torch {torch.__version__}")
     low, high = scores[ours].min((0, 1)), scores[ours].max((0, 1))
-    print(f"Dice {low[0]:.2f} to {high[0]:.2f}, HD95 {low[1]:.1f} to {high[1]:.1f} mm, {arguments.repeat} rounds")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, times in seconds.items():
-        print(f"{median[name]:8.2f} s  ({min(times):.2f} to {max(times):.2f})  {name}")
-    print(f"c/a {median[theirs] / median[ours]:.1f}, c/b {median[theirs] / median[kept]:.1f}")
-    apart = max(np.abs(scores[name] - scores[theirs]).max() for name in (ours, kept))
-    print(f"largest difference to MONAI: {apart:.1e}")
-    for name in (ours, kept):
-        if not np.allclose(scores[name], scores[theirs], rtol=AGREEMENT, atol=AGREEMENT):
-            raise SystemExit(f"'{name}' does not agree with MONAI.")
+    setting = (
+        f"Phantom {arguments.seed}, {'x'.join(map(str, labels.shape))} voxels, {volumes} ml; 15 predictions, Dice "
+        f"{low[0]:.2f} to {high[0]:.2f}, HD95 {low[1]:.1f} to {high[1]:.1f} mm"
+    )
+    tell(
+        [
+            Contest(
+                question="Dice and HD95 of 3 regions in 15 subsets",
+                setting=setting,
+                unit="s",
+                ours=kept,
+                rounds=in_turns(contestants, arguments.repeat),
+                agreement=f"Largest difference of a value to MONAI's: {apart:.1e}",
+            )
+        ],
+        arguments.record,
+    )
 
 
 def moved(reference: Masks, subset: int) -> list[np.ndarray]:

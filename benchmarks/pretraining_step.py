@@ -1,6 +1,6 @@
 """Time and peak memory of Vox-MMSD's pretraining: ours, against the way of its authors' code.
 
-    python benchmarks/pretraining_step.py [--side 64] [--steps 3] [--samples 8] [--repeat 2]
+    python benchmarks/pretraining_step.py [--side 64] [--steps 3] [--samples 8] [--repeat 2] [--record FILE]
 
 Each form runs in processes of its own, in turns, on the same phantom of 1 mm, network, crops and seeds, in fp32:
 
@@ -39,6 +39,7 @@ from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
 from glimpseg.methods.voxmmsd.views import Pairs
 from training_step import rss
+from turns import Contest, add_options, tell
 
 FORMS = ("ours", "authors")
 GIB, MIB = 2**30, 2**20
@@ -46,34 +47,46 @@ STEPS = 60_000
 
 
 def main() -> None:
-    """Prints seconds, memory and ratios. Raises: SystemExit if the forms do not compute the same."""
+    """Measures and tells. Raises: SystemExit if the forms do not compute the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=64, help="of the crops of a step; views are of 96")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--repeat", type=int, default=2)
+    add_options(parser, repeat=2)
     parser.add_argument("--share", nargs=2, metavar=("PART", "FORM"), help="one process's share of the work")
     wanted = parser.parse_args()
     if wanted.share:
         part, form = wanted.share
         print(json.dumps({"step": step, "views": viewing}[part](form, wanted)))
         return
-    for part in ("views", "step"):
-        found: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
-        for number in range(wanted.repeat):
-            for form in FORMS[:: 1 if number % 2 == 0 else -1]:
-                command = [sys.executable, __file__, *sys.argv[1:], "--share", part, form]
-                done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[form].append(json.loads(done))
-        one, other = (np.array(found[form][0]["check"]) for form in FORMS)
-        worst = float((np.abs(one - other) / np.maximum(np.abs(one), 1e-12)).max())
-        print(f"{part}: the forms' numbers differ by at most {worst:.1e}")
-        if worst > 1e-4:
-            sys.exit("The forms do not compute the same.")
-        for what in (name for name in found["ours"][0] if name != "check"):
-            values = {form: statistics.median(share[what] for share in shares) for form, shares in found.items()}
-            ratio = values["authors"] / values["ours"]
-            print(f"  {what:28}" + "  ".join(f"{k} {v:.3f}" for k, v in values.items()) + f"  ratio {ratio:.2f}")
+    contests = [contest for part in ("views", "step") for contest in _contests(part, wanted)]
+    tell(contests, wanted.record)
+
+
+def _contests(part: str, wanted: argparse.Namespace) -> list[Contest]:
+    """What one process after the other measures of a part. Raises: SystemExit if they do not compute the same."""
+    found: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
+    for number in range(wanted.repeat):
+        for form in FORMS[:: 1 if number % 2 == 0 else -1]:
+            command = [sys.executable, __file__, *sys.argv[1:], "--share", part, form]
+            done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[form].append(json.loads(done))
+    one, other = (np.array(found[form][0]["check"]) for form in FORMS)
+    worst = float((np.abs(one - other) / np.maximum(np.abs(one), 1e-12)).max())
+    if worst > 1e-4:
+        sys.exit(f"The forms do not compute the same: {part} differ by {worst:.1e}.")
+    measured = [name for name in found["ours"][0] if name != "check"]
+    return [
+        Contest(
+            question=f"Vox-MMSD: {name}",
+            setting=f"Crops of {wanted.side}^3 in a step, views of 96^3, a phantom of 1 mm, fp32",
+            unit=name.split()[0].replace("processor", "s").replace("seconds", "s"),
+            ours="ours",
+            rounds={form: [share[name] for share in shares] for form, shares in found.items()},
+            agreement=f"Losses, gradients and voxels differ by at most {worst:.1e}",
+        )
+        for name in measured
+    ]
 
 
 def study() -> Case:

@@ -1,6 +1,6 @@
 """Times 15-subset inference of one phantom: encoded once and fused 15 times, against 15 forward passes.
 
-    python benchmarks/sharing.py mmformer/brats2020 [--windows 4] [--fp32]
+    python benchmarks/sharing.py mmformer/brats2020 [--windows 4] [--fp32] [--record FILE]
 
 Every window of the phantom's brain at the recipe's patch and half overlap; at each, the contestants run in turns, their
 order rotating. Weights are as initialised: time does not depend on them. What came of it: benchmarks/README.md.
@@ -12,6 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
@@ -26,18 +27,20 @@ from glimpseg.data.preprocess import prepare
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, SUBSETS, as_mask
 from glimpseg.precision import resolved_precision
+from turns import Contest, tell
 
 MASKS = [as_mask(subset)[None] for subset in SUBSETS]
 EVERYTHING = as_mask(ALL)[None]
 
 
 def main() -> None:
-    """Prints seconds, ratios and the largest difference. Raises: SystemExit if the results are not the same."""
+    """Measures and tells. Raises: SystemExit if the results are not the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--windows", type=int, help="only the first so many")
     parser.add_argument("--fp32", action="store_true", help="else bf16 where the processor has it")
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
+    parser.add_argument("--record", type=Path, help="a JSON file for `results.py`")
     wanted = parser.parse_args()
     recipe = methods.find_recipe(wanted.recipe)
     torch.manual_seed(0)
@@ -50,7 +53,8 @@ def main() -> None:
         "forwards": forwards,
         "released": released,
     }
-    names, seconds, largest = list(contestants), dict.fromkeys(contestants, 0.0), 0.0
+    names, largest = list(contestants), 0.0
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     precision = "fp32" if wanted.fp32 else resolved_precision("auto", torch.device("cpu"))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         contestants["shared"](network, image[:, :, *places[0]])  # warm-up
@@ -59,18 +63,24 @@ def main() -> None:
             for name in names[number % 3 :] + names[: number % 3]:
                 begun = time.perf_counter()
                 found[name] = contestants[name](network, image[:, :, *place])
-                seconds[name] += time.perf_counter() - begun
+                seconds[name].append(time.perf_counter() - begun)
             for one, *others in zip(*(found[name] for name in names), strict=True):
                 largest = max(largest, *(float((one - other).abs().max()) for other in others))
-    print(
-        f"{wanted.recipe}, {precision}, {torch.get_num_threads()} threads, {len(places)} windows of {patch}, "
-        f"brain box {tuple(image.shape[2:])}"
-    )
-    for name, taken in seconds.items():
-        print(f"{name:10} {taken:8.1f} s   {taken / seconds['shared']:.2f} x")
-    print(f"largest difference of a probability: {largest:g}")
     if largest:
-        raise SystemExit("The results differ.")
+        raise SystemExit(f"The results differ, by up to {largest:g}.")
+    setting = (
+        f"{wanted.recipe}, {precision}, {torch.get_num_threads()} threads, {len(places)} windows of "
+        f"{' x '.join(map(str, patch))}, brain box {' x '.join(map(str, image.shape[2:]))}; a round is a window"
+    )
+    contest = Contest(
+        question=f"15 subsets of one study: {wanted.recipe}",
+        setting=setting,
+        unit="s",
+        ours="shared",
+        rounds=seconds,
+        agreement="All probabilities are the same bits",
+    )
+    tell([contest], wanted.record)
 
 
 def shared(network: Segmenter, window: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """Peak memory and time of MST-KDNet's training step: one summed backward, against the alternating form of its authors.
 
-    python benchmarks/training_step.py [--config LITE] [--shape 96x96x96] [--steps 3] [--repeat 2]
+    python benchmarks/training_step.py [--config LITE] [--shape 96x96x96] [--steps 3] [--repeat 2] [--record FILE]
 
 Each form runs in a process of its own, in turns, on the same network, crop and seeds, in fp32:
 
@@ -36,6 +36,7 @@ from glimpseg.method import blanked
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.objective import MSTKDNet, label_maps
 from glimpseg.region import Label
+from turns import Contest, add_options, tell
 
 GIB = 2**30
 SEEN = torch.tensor([[False, True, False, True]])
@@ -43,12 +44,12 @@ ALL = torch.ones(1, 4, dtype=torch.bool)
 
 
 def main() -> None:
-    """Prints seconds, gibibytes and ratios. Raises: SystemExit if the gradients are not the same."""
+    """Measures and tells. Raises: SystemExit if the gradients are not the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=["Config", "LITE"], default="Config")
     parser.add_argument("--shape", default="96x96x96")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=2)
+    add_options(parser, repeat=2)
     parser.add_argument("--form", choices=["summed", "alternating"], help="one process's share of the work")
     wanted = parser.parse_args()
     if wanted.form:
@@ -61,21 +62,27 @@ def main() -> None:
             found[form].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     one, other = (found[form][0]["gradients"] for form in found)
     worst = max(abs(a - b) / max(a, b) for a, b in zip(one, other, strict=True))
-    print(f"{wanted.config}, {wanted.shape}, {wanted.steps} steps, {wanted.repeat} processes each")
-    print(f"norms of the first step's gradients differ by at most {worst:.1e}")
     if worst > 1e-3:
-        sys.exit("The forms do not compute the same.")
+        sys.exit(f"The forms do not compute the same: gradients' norms differ by {worst:.1e}.")
+    still = found["summed"][0]["still"]
     rows = (
-        ("seconds", "seconds a step", 0.0),
-        ("peak", "GiB at most", 0.0),
-        ("held", "GiB after a step", 0.0),
-        ("peak", "  beside the weights", found["summed"][0]["still"]),
-        ("held", "  beside the weights", found["summed"][0]["still"]),
+        ("seconds", "s", "a training step", 0.0),
+        ("peak", "GiB", "most memory held", 0.0),
+        ("peak", "GiB", "most memory held, beside weights, gradients and moments", still),
+        ("held", "GiB", "memory held after a step, beside weights, gradients and moments", still),
     )
-    for what, words, still in rows:
-        values = {form: statistics.median(part[what] for part in parts) - still for form, parts in found.items()}
-        ratio = values["alternating"] / values["summed"]
-        print(f"{words:22}" + "  ".join(f"{k} {v:.2f}" for k, v in values.items()) + f"  ratio {ratio:.2f}")
+    contests = [
+        Contest(
+            question=f"MST-KDNet: {words}",
+            setting=f"{wanted.config}, a crop of {wanted.shape}, fp32, {wanted.steps} steps in each process",
+            unit=unit,
+            ours="summed",
+            rounds={form: [part[what] - taken for part in parts] for form, parts in found.items()},
+            agreement=f"Norms of the first step's gradients differ by at most {worst:.1e}",
+        )
+        for what, unit, words, taken in rows
+    ]
+    tell(contests, wanted.record)
 
 
 def run(wanted: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""Contestants in turns, and what came of it: printed, and kept for `results.py`.
+
+In every round each contestant runs once; the order turns from round to round, so that whatever else the machine does
+meets all of them. A ratio is taken within each round; what is told is the median of the rounds and their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glimpseg.atomic import write_text
+
+PACKAGES = ("glimpseg", "torch", "monai", "numpy", "scipy", "nibabel", "openvino", "onnxruntime", "isal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What was measured of several ways to do the same."""
+
+    question: str
+    setting: str
+    """On what it was measured, and how often."""
+    unit: str
+    ours: str
+    """The contestant that the others are compared with."""
+    rounds: Mapping[str, Sequence[float]]
+    """By contestant, one number for each round."""
+    agreement: str
+    """How far the results are the same."""
+
+    def ratio(self, name: str) -> tuple[float, float, float]:
+        """How many times as much a contestant takes as `ours`: the median of the rounds, the least, the most."""
+        each = [theirs / own for theirs, own in zip(self.rounds[name], self.rounds[self.ours], strict=True)]
+        return statistics.median(each), min(each), max(each)
+
+
+def in_turns(contestants: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of each in every round. Run all once before, to warm up and to compare what they return."""
+    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(repeat):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            begun = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def add_options(parser: argparse.ArgumentParser, repeat: int) -> None:
+    """`--repeat` and `--record`, which all benchmarks have."""
+    parser.add_argument("--repeat", type=int, default=repeat, help="rounds; in each all contestants run once")
+    parser.add_argument("--record", type=Path, help="a JSON file for `results.py`")
+
+
+def tell(contests: Sequence[Contest], record: Path | None) -> None:
+    """Prints the contests, and writes them down."""
+    for contest in contests:
+        print(f"{contest.question}\n{contest.setting}. {contest.agreement}.")
+        for name, values in contest.rounds.items():
+            middle, low, high = contest.ratio(name)
+            ratio = "" if name == contest.ours else f"  {middle:.2f} x ({low:.2f} to {high:.2f})"
+            print(f"{statistics.median(values):10.3f} {contest.unit}  {name}{ratio}")
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        found = {"contests": [asdict(contest) for contest in contests], **surroundings()}
+        write_text(record, json.dumps(found, indent=1) + "\n")
+
+
+def surroundings() -> dict[str, Any]:
+    """The machine, what is installed, and which state of the project it was."""
+
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "processor": _processor(),
+        "cores": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git("rev-parse", "--short", "HEAD") + (", changed" if git("status", "--porcelain", "../src") else ""),
+    }
+
+
+def _processor() -> str:
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text("utf-8").splitlines() if about.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"

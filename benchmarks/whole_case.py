@@ -1,0 +1,162 @@
+"""Times a whole study, four NIfTI files in and a label file out: each engine here, against how peers do it.
+
+    python benchmarks/whole_case.py MODEL [--repeat 3] [--engines torch openvino onnx] [--record FILE]
+
+Each contestant runs in a process of its own, in turns; measured is from the first file's opening until the labels stand
+on the disk, with the model loaded before, and the most memory that the process held.
+
+- peer: files as float64 (nibabel's `get_fdata`), each image normalised over its non-zero voxels and resampled to the
+  network's spacing on the whole grid, MONAI's sliding window over all of it at half overlap in fp32, labels back on the
+  file's grid, written by nibabel.
+- torch, openvino, onnx: `glimpseg.predict.segment_study` with that engine, one plain pass, written as `segment` does.
+
+Both see what was stripped and registered before. The study is a phantom of 1 mm; Dice of WT, TC and ET with its truth
+is told for each, so that nothing is gained by doing worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+import nibabel
+import numpy as np
+import torch
+from nibabel.processing import resample_from_to, resample_to_output
+
+from glimpseg import metrics
+from glimpseg.checkpoint import Model
+from glimpseg.cli.pages import keep_pages
+from glimpseg.data.layouts import find_studies
+from glimpseg.data.phantom import Settings
+from glimpseg.data.phantom_archive import write_phantoms
+from glimpseg.predict import load, segment_study
+from glimpseg.region import Region
+from turns import Contest, add_options, tell
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what MONAI's imports say of themselves
+    from monai.inferers import SlidingWindowInferer
+
+PEER = "peer"
+WORDS = ("t1n", "t1c", "t2w", "t2f")
+"""In file names, in the order of the network's channels."""
+REGIONS = (Region.WT, Region.TC, Region.ET)
+
+
+def main() -> None:
+    """Measures and tells."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="box")
+    parser.add_argument("--engines", nargs="+", default=["torch", "openvino", "onnx"])
+    parser.add_argument("--seed", type=int, default=4, help="of the phantom")
+    parser.add_argument("--share", nargs=3, metavar=("WHO", "STUDY", "OUTPUT"), help="one process's share of the work")
+    add_options(parser, repeat=3)
+    wanted = parser.parse_args()
+    if wanted.share:
+        who, study, output = wanted.share
+        print(json.dumps(run(who, wanted.model, Path(study), Path(output))))
+        return
+    names = [*wanted.engines, PEER]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        (study,) = write_phantoms(Path(folder) / "archive", [wanted.seed], Settings(), "brats2023")
+        truth = np.asarray(nibabel.load(study / f"{study.name}-seg.nii.gz").dataobj)
+        for number in range(wanted.repeat):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                output = Path(folder) / f"{name}.nii.gz"
+                share = [sys.executable, __file__, wanted.model, "--share", name, str(study), str(output)]
+                done = subprocess.run(share, check=True, capture_output=True, text=True).stdout
+                found[name].append(json.loads(done.splitlines()[-1]))
+        labels = {name: np.asarray(nibabel.load(Path(folder) / f"{name}.nii.gz").dataobj) for name in names}
+    dice = {name: "/".join(f"{100 * value:.2f}" for value in _dice(found, truth)) for name, found in labels.items()}
+    said = ", ".join(f"{name} {values}" for name, values in dice.items())
+    ours = wanted.engines[-1] if "openvino" not in wanted.engines else "openvino"
+    setting = (
+        f"{wanted.model}, a phantom of {' x '.join(map(str, truth.shape))} voxels of 1 mm, four sequences, "
+        f"{torch.get_num_threads()} threads, {wanted.repeat} processes each"
+    )
+    tell(
+        [
+            Contest(
+                question=question,
+                setting=setting,
+                unit=unit,
+                ours=ours,
+                rounds={name: [share[key] for share in shares] for name, shares in found.items()},
+                agreement=f"Dice of WT/TC/ET with the truth: {said}",
+            )
+            for key, unit, question in (
+                ("seconds", "s", "A whole study, files in, file out"),
+                ("peak", "GiB", "A whole study: most memory held"),
+            )
+        ],
+        wanted.record,
+    )
+
+
+def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
+    """What one process measures."""
+    if who != PEER:
+        keep_pages()  # as the command line does
+    loaded = load(model, "cpu", engine="torch" if who == PEER else who)
+    begun = time.perf_counter()
+    (as_peers if who == PEER else as_here)(loaded, folder, output)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def as_here(model: Model, folder: Path, output: Path) -> None:
+    """One plain pass, as `glimpseg segment --uncertainty none` takes it."""
+    (study,) = find_studies(folder.parent)
+    found = segment_study(study, model, raw="no").labels
+    nibabel.save(nibabel.Nifti1Image(found.voxels, found.affine), output)
+
+
+def as_peers(model: Model, folder: Path, output: Path) -> None:
+    """The same network in a pipeline of nibabel and MONAI."""
+    preparation, patch = model.recipe.data.preprocess, model.recipe.data.sampling.patch
+    files = [nibabel.load(next(folder.glob(f"*-{word}.nii.gz"))) for word in WORDS]
+    own = files[0]
+    channels = [_normalised(image.get_fdata()) for image in files]
+    if preparation.spacing_mm != 1:
+        turned = [nibabel.Nifti1Image(values, own.affine) for values in channels]
+        files = [resample_to_output(image, (preparation.spacing_mm,) * 3, order=1) for image in turned]
+        channels = [image.get_fdata() for image in files]
+    image = torch.from_numpy(np.stack(channels).astype(np.float32))[None]
+    everything = torch.ones(1, len(WORDS), dtype=torch.bool)
+    inferer = SlidingWindowInferer(patch, 2, 0.5, "gaussian")
+    with torch.inference_mode():
+        found = inferer(image, lambda windows: model.network(windows, everything.expand(len(windows), -1)))
+        if preparation.spacing_mm != 1:
+            back = [
+                resample_from_to(nibabel.Nifti1Image(values.numpy(), files[0].affine), own, order=1).get_fdata()
+                for values in found[0]
+            ]
+            found = torch.from_numpy(np.stack(back).astype(np.float32))[None]
+        labels = model.network.decode(found)[0].numpy().astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, own.affine), output)
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    inside = values != 0
+    return np.where(inside, (values - values[inside].mean()) / values[inside].std(), 0)
+
+
+def _dice(found: np.ndarray, truth: np.ndarray) -> list[float]:
+    return [metrics.dice(region.of(found), region.of(truth)) for region in REGIONS]
+
+
+if __name__ == "__main__":
+    main()
