@@ -1,11 +1,12 @@
 """Puts a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
 
-    python scripts/ship.py MODEL [--run RUN] [--evaluation EVALUATION --phantoms FOLDER] [--real looks.csv]
+    python scripts/ship.py MODEL [--run RUN] [--begun RUN] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
 
 MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
-`calibrate` made; EVALUATION is of the phantoms in FOLDER, whose `phantoms.json` says what they were drawn from. Numbers
-of MODEL_CARD.md come from these files; what is not given is said to be missing. Nothing is written if the weights
-exceed 24 MB, or a weight does not fit fp16.
+`calibrate` made; `--begun` names the run whose model its training began with; EVALUATION is of the phantoms in FOLDER,
+whose `phantoms.json` says what they were drawn from; LOOKS is the log of looks at real cases. Numbers of MODEL_CARD.md
+come from these files; what is not given is said to be missing. Nothing is written if the weights exceed 24 MB, or a
+weight does not fit fp16.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def main() -> int:
     found = checkpoint.stored(arguments.model)
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     looks = read_looks(arguments.real) if arguments.real else []
-    scored = scored_phantoms(arguments.phantoms, evaluation, found) if evaluation else ""
+    before = begun_with(found, arguments.begun)
+    begun = told(before, arguments.begun) if before else ""
+    trained = [one for one in (before, found) if one]
+    scored = scored_phantoms(arguments.phantoms, evaluation, trained) if evaluation else ""
     if arguments.real and not looks:
         raise InputError(f"{arguments.real} holds no look. Make it with scripts/real_cases.py --log.")
     journal = metrics_of(arguments.run or arguments.model)
@@ -70,7 +74,7 @@ def main() -> int:
         )
     comparison = list(compared(checkpoint.load(found.path), half, arguments.spacing))
     print("\n".join(comparison))
-    text = card(found, half, size, comparison, journal, evaluation, scored, looks)
+    text = card(found, half, size, comparison, journal, begun, evaluation, scored, looks)
     checkpoint.save_halved(found, arguments.target, {CARD: text})
     shipped = checkpoint.load(arguments.target)
     print(f"{shipped.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
@@ -125,6 +129,7 @@ def card(
     megabytes: float,
     comparison: Sequence[str],
     journal: Sequence[Mapping[str, Any]],
+    begun: str,
     evaluation: Evaluation | None,
     scored: str,
     looks: Sequence[Look],
@@ -145,6 +150,7 @@ def card(
         recipe_name=recipe_name(found),
         regions=[region.name for region in half.network.regions],
         cost=cost(journal, found),
+        begun=begun,
         stream=found.recipe.data.stream,
         phantoms=phantoms_seen(found),
         patch=" x ".join(map(str, found.recipe.data.sampling.patch)),
@@ -158,6 +164,34 @@ def card(
         looks=markdown(looks_table(looks, digest)) if looks else "",
         comparison=comparison,
         log=markdown(log_table(journal)) if journal else "Not given.",
+    )
+
+
+def begun_with(found: Stored, run: Path | None) -> Stored | None:
+    """The model that its training began with, which is that of `run`.
+
+    Raises: InputError if `run` is not what it began with, or is missing.
+    """
+    init = found.provenance.get("init")
+    if init is None:
+        if run is not None:
+            raise InputError(f"{found.path} began with no other model. Leave out --begun {run}.")
+        return None
+    if run is None:
+        raise InputError(f"{found.path} began with the model {init['weights'][:8]}. Name its run: --begun RUN.")
+    before = checkpoint.stored(run)
+    if before.provenance["sha256"][WEIGHTS] != init["weights"]:
+        raise InputError(f"{run} holds another model than {init['weights'][:8]}, which {found.path} began with.")
+    return before
+
+
+def told(before: Stored, run: Path) -> str:
+    """An earlier training in words."""
+    record, stream = before.provenance, before.recipe.data.stream
+    seeds = f"{phantoms_seen(before)} phantoms from seed {stream.first_seed}; " if stream else ""
+    return (
+        f"{recipe_name(before)}, commit {record.get('commit') or 'not recorded'}, weights "
+        f"`{record['sha256'][WEIGHTS][:8]}`; {seeds}{cost(metrics_of(run), before)}"
     )
 
 
@@ -222,8 +256,9 @@ def written_value(value: object) -> str:
     return str(tuple(value) if isinstance(value, list) else value)
 
 
-def scored_phantoms(folder: Path | None, evaluation: Evaluation, found: Stored) -> str:
-    """Of what the evaluation is, in words, from the phantoms' own record.
+def scored_phantoms(folder: Path | None, evaluation: Evaluation, models: Sequence[Stored]) -> str:
+    """Of what the evaluation is, in words, from the phantoms' own record. `models` are those that were trained one
+    after the other, the last the one that was evaluated.
 
     Raises: InputError if the folder holds other studies than were scored, or one that was trained on.
     """
@@ -237,10 +272,13 @@ def scored_phantoms(folder: Path | None, evaluation: Evaluation, found: Stored) 
         raise InputError(
             f"{folder} does not hold the studies of {evaluation.folder}. Name the phantoms that it scored."
         )
-    ours, trained = [seeds[study] for study in scores.studies], dict(stream_settings(found))
-    stream = found.recipe.data.stream
-    if stream and any(stream.first_seed <= seed < stream.first_seed + phantoms_seen(found) for seed in ours):
-        raise InputError(f"{folder} holds seeds that the model was trained on. Make others: glimpseg phantom --seed.")
+    ours, trained = [seeds[study] for study in scores.studies], dict(stream_settings(models[-1]))
+    for model in models:
+        stream = model.recipe.data.stream
+        if stream and any(0 <= seed - stream.first_seed < phantoms_seen(model) for seed in ours):
+            raise InputError(
+                f"{folder} holds seeds that the model was trained on. Make others: glimpseg phantom --seed."
+            )
     drawn = {name: written_value(value) for name, value in flat(manifest["settings"])}
     other = [f"{name} {value}" for name, value in drawn.items() if value != trained.get(name)]
     return (
@@ -370,6 +408,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--run", type=Path, help="the run whose log tells the cost; default: MODEL")
+    parser.add_argument("--begun", type=Path, help="the run whose model its training began with, if it did")
     parser.add_argument("--evaluation", type=Path, help="folder that `evaluate` wrote, of held-out phantoms")
     parser.add_argument("--phantoms", type=Path, help="the phantoms that were evaluated; phantoms.json describes them")
     parser.add_argument("--real", type=Path, help="log of looks that scripts/real_cases.py wrote")
