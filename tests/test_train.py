@@ -153,11 +153,20 @@ def test_sigterm_saves_and_exits_with_75(archive, undisturbed, tmp_path):
     assert checkpoint.newest_valid(run) is not None
 
 
+EQUAL = ("unet",)
+"""Methods of which two ranks make the same bits as one."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", NETWORKS)
 def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
     """Also where each sees another sequence, and in most steps none all of them. Apart from what ranks gather: SMML's
-    relations are among all samples, however they are divided."""
+    relations are among all samples, however they are divided.
+
+    With two ranks it is a matter of bits: the loss is halved before the backward pass in one process and the gradient
+    after it in two, which is the same for a power of two, and a sum of two gradients has no order. Batch norms keep
+    their running statistics from the first rank's crops alone, so that a file with those has another digest.
+    """
     archive = tmp_path / "archive"
     write_head(archive, "S0", 0, (Modality.T1C,))
     write_head(archive, "S1", 1, (Modality.T2, Modality.FLAIR))
@@ -179,28 +188,23 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
     # A batch norm's running statistics are of the first rank's crops alone.
     learned = [name for name in first if "running_" not in name and "num_batches" not in name]
     assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in learned)
+    if method in EQUAL:
+        assert weights(alone) == weights(shared)
 
 
 GATHERING = """
+from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from glimpseg.methods.smml import objective
 from glimpseg.ranks import gathered, joined, rank_and_world
 
-torch.manual_seed(0)
-layer, seen, peer = nn.Linear(3, 2), torch.randn(4, 5, 3), torch.randn(4, 5, 2)
-present, entropy = torch.rand(4, 5) > 0.3, torch.rand(4, 5)
 def related(network, part):
     own = objective.Nodes(network(seen[part]), present[part], entropy[part])
     return objective.relation_distance(own, objective.Nodes(peer[part], present[part], entropy[part]))
-objective.gathered = lambda values: values
-alone = related(layer, slice(0, 4))
-alone.backward()
-wanted = [p.grad.clone() for p in layer.parameters()]
-layer.zero_grad()
-objective.gathered = gathered
-with joined(torch.device("cpu")):
+
+def compare(layer, alone, wanted):
     rank, world = rank_and_world()
     spread = DistributedDataParallel(layer)
     value = related(spread, slice(2 * rank, 2 * rank + 2))
@@ -210,6 +214,24 @@ with joined(torch.device("cpu")):
     for p, exact in zip(layer.parameters(), wanted):
         assert exact.any()
         assert torch.allclose(p.grad, exact, rtol=1e-4, atol=1e-7), (p.grad, exact)
+
+def threads():
+    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+
+torch.manual_seed(0)
+layer, seen, peer = nn.Linear(3, 2), torch.randn(4, 5, 3), torch.randn(4, 5, 2)
+present, entropy = torch.rand(4, 5) > 0.3, torch.rand(4, 5)
+objective.gathered = lambda values: values
+alone = related(layer, slice(0, 4))
+alone.backward()
+wanted = [p.grad.clone() for p in layer.parameters()]
+layer.zero_grad()
+objective.gathered = gathered
+with joined(torch.device("cpu")):
+    compare(layer, alone.detach(), wanted)
+    assert "pt_gloo_runloop" in threads() or not threads()
+# A thread that outlives the group may still need Python when there is none any more, and abort the process.
+assert not any("gloo" in name for name in threads()), threads()
 """
 
 
@@ -220,6 +242,56 @@ def test_what_ranks_gather_has_the_gradient_of_one_process(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(torchrun, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
+
+
+def rank_of(torchrun, number):
+    """The process of a rank, once there is one."""
+    while torchrun.poll() is None:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                known = folder.joinpath("environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if parent == torchrun.pid and f"RANK={number}".encode() in known:
+                return int(folder.name)
+        time.sleep(0.1)
+    raise AssertionError(torchrun.stderr.read())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank in /proc")
+def test_a_rank_that_is_killed_ends_the_others_with_its_name_and_cause(archive, tmp_path):
+    run = tmp_path / "run"
+    script = tmp_path / "go.py"
+    script.write_text("import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*torchrun, *command(archive, run, "--set=optim.steps=4000")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    begun = time.time()
+    while not list((run / "checkpoints").glob("step-*")) and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(rank_of(process, 1), signal.SIGKILL)
+    # Half a minute; where the machine is so busy that the start took longer, the end may, too.
+    _, text = process.communicate(timeout=max(30, time.time() - begun))
+    assert process.returncode == 1
+    assert "rank      : 1" in text
+    assert "Signal 9 (SIGKILL)" in text
+    assert "Rank 0 lost the connection to another rank" in text
+    newest = checkpoint.newest_valid(run)
+    step = checkpoint.load_state(newest)[0].step
+    again = glimpseg(*command(archive, run, "--set=optim.steps=4000", "--resume"))
+    while checkpoint.checkpoints(run)[:1] == [newest] and again.poll() is None:
+        time.sleep(0.05)
+    again.send_signal(signal.SIGTERM)
+    assert f"Resumed from {newest}" in again.communicate()[1]
+    assert again.returncode == 75
+    assert checkpoint.load_state(checkpoint.newest_valid(run))[0].step > step
 
 
 def test_a_run_is_not_overwritten(archive, undisturbed):
