@@ -29,6 +29,7 @@ from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.atomic import atomic_folder
+from glimpseg.engine import Engine, resolved_engine
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.expectation import EXPECTATIONS, Expectations, read_expectations
 from glimpseg.method import Segmenter
@@ -56,6 +57,8 @@ class Model:
     path: Path
     expectations: Expectations | None = None
     """What to expect of it, if that was measured (`calibrate`) as it is used here."""
+    computed_by: str = "torch"
+    """The engine asked for: `torch`, `openvino` or `onnx`."""
 
     @property
     def name(self) -> str:
@@ -74,12 +77,22 @@ class Model:
 
     @cached_property
     def precision(self) -> str:
-        """What the network computes in: fp32 if it was trained so, else bf16 where the processor has it natively."""
+        """What torch computes it in: fp32 if it was trained so, else bf16 where the processor has it natively."""
         wanted = self.recipe.optim.precision
         return resolved_precision("fp32" if wanted == "fp32" else "auto", self.device)
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes it; keeps its copies of the network for the windows to come."""
+        return Engine(self.network, self.computed_by, self.precision, self.device)
+
+    @property
+    def by_torch(self) -> Model:
+        """The model as torch computes it."""
+        return self if self.computed_by == "torch" else replace(self, computed_by="torch")
+
     def computing(self) -> AbstractContextManager[None]:
-        """The context to run the network in."""
+        """The context to run the network in, by torch."""
         return computing(self.precision, self.device)
 
 
@@ -180,17 +193,22 @@ def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(
-    path: str | Path, device: torch.device | str = "cpu", choices: Mapping[str, Any] = MappingProxyType({})
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    choices: Mapping[str, Any] = MappingProxyType({}),
+    engine: str = "torch",
 ) -> Model:
     """A model from its folder, from a checkpoint, or from a run (its finished model, else its newest checkpoint); the
     text `box` is the one that comes with the package.
 
-    `choices` are values of recipe fields that its method leaves open until it is used (`Segmenter.choices`).
+    `choices` are values of recipe fields that its method leaves open until it is used (`Segmenter.choices`). `engine`
+    computes the network: `torch`, `openvino`, `onnx`, or `auto` (`engine.resolved_engine`).
 
     Raises: ModelError if there is none, if a file is missing or damaged, or if it is of another format or method;
-        UsageError for a field that is no choice.
+        UsageError for a field that is no choice, or an engine that cannot be used.
     """
     found = stored(path)
+    computed_by = resolved_engine(engine, torch.device(device), found.recipe.data.preprocess.spacing_mm)
     if found.recipe.backbone is not None:
         raise ModelError(
             f"{found.path} holds a {found.recipe.method}, which is pretraining and segments nothing. Train from it: "
@@ -204,7 +222,7 @@ def load(
         network.load_state_dict(found.weights)
     except RuntimeError as error:
         raise ModelError(f"{_unfit(found)}: {str(error).splitlines()[0]}") from error
-    model = Model(network.to(device).eval(), recipe, found.provenance, found.path)
+    model = Model(network.to(device).eval(), recipe, found.provenance, found.path, computed_by=computed_by)
     if EXPECTATIONS not in found.provenance["sha256"]:
         return model
     told = read_expectations(found.path)

@@ -95,6 +95,8 @@ def evaluate(
     scored = [study for study in scored if study.id not in left_out["without_subset"]]
     if not scored:
         raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
+    if model.network.shares and len(subsets) > 1:
+        model = model.by_torch  # for all, also where a study allows but one
     plan = json.loads(json.dumps(_plan(model, protocol, scored, subsets, metrics, split)))  # as it will be read back
     _open(folder, plan, resume=resume, overwrite=overwrite)
     # Shifted z-scores are what the protocol rfnet shows, so that a model trained on them is at home there.
@@ -114,6 +116,7 @@ def evaluate(
         outcome = {
             **_conclude(folder, [study for study in scored if study.id not in failures]),
             "failed": failures,
+            "engine": model.engine.record,
             **left_out,
             "incomplete": sum(len(study.available) < len(Modality) for study in scored),
         }
@@ -299,7 +302,8 @@ def _plan(
         "studies": [study.id for study in studies],
         "computed": {
             "device": model.device.type,
-            "precision": model.precision,
+            "engine": model.computed_by,
+            "precision": model.engine.precision,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "fast": [name for name in ("edt", "cc3d") if find_spec(name)],
@@ -356,7 +360,7 @@ def _refuse_another(folder: Path, old: Mapping[str, Any], plan: Mapping[str, Any
             "folder with -o."
         )
     if old.get("computed") != plan["computed"]:
-        log.warning("This evaluation was begun on another machine or thread count: the last digits may differ.")
+        log.warning("This evaluation was begun on another machine, engine or thread count: the last digits may differ.")
 
 
 def _short(value: Any) -> str:

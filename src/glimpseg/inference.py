@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from glimpseg.checkpoint import Model
 from glimpseg.data.preprocess import Prepared
+from glimpseg.errors import InputError
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality, as_mask, union
 from glimpseg.region import Region
 from glimpseg.volume import Volume, onto
+
+log = logging.getLogger(__name__)
 
 OVERLAP = 0.5
 """Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
@@ -25,6 +29,7 @@ WINDOWS_AT_ONCE = 2
 """On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
 WHOLE_VOXELS = 128**3
 """Of a window that shows the whole brain, at most."""
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad allocation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +54,17 @@ def infer(
     """What each of `subsets` alone shows, on the study's own grid; one result at a time, not always in their order.
 
     Windows run over the brain's box on the working grid. A network that `shares` encodes each window once for all
-    subsets whose box is the same. Probabilities, not labels, are interpolated back. `weighting` is how overlapping
-    windows are averaged: `gaussian` or `constant`.
+    subsets whose box is the same; of several subsets that is torch's work, else the model's engine computes.
+    Probabilities, not labels, are interpolated back. `weighting` is how overlapping windows are averaged: `gaussian` or
+    `constant`.
+
+    Raises: InputError if the memory does not suffice even for one window at a time.
     """
-    for group in _groups(prepared, subsets) if model.network.shares else [(subset,) for subset in subsets]:
+    if model.network.shares and len(subsets) > 1:
+        model, groups = model.by_torch, _groups(prepared, subsets)
+    else:
+        groups = [(subset,) for subset in subsets]
+    for group in groups:
         shown = prepared.restricted_to(union(group))
         for subset, working in zip(group, _windows(model, shown, group, weighting), strict=True):
             yield _found(subset, working[0].cpu(), shown, model, keep_probabilities)
@@ -73,18 +85,52 @@ def _windows(
     network, device = model.network, model.device
     roi = _window(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
     image, inner = _with_air(shown, roi)
-    inferer = SlidingWindowInferer(roi, sw_batch_size=WINDOWS_AT_ONCE, overlap=OVERLAP, mode=weighting)
     masks = [as_mask(subset)[None].to(device) for subset in subsets]
     wanted = as_mask(union(subsets))[None].to(device)
 
     def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
+        if len(masks) == 1:
+            return (model.engine(windows, wanted.expand(len(windows), -1)),)
         features = network.encode(windows, wanted.expand(len(windows), -1))
         return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
-    with torch.inference_mode(), model.computing():
-        result = inferer(torch.from_numpy(image)[None].to(device), probabilities)
-    results = (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
+    with torch.inference_mode(), model.engine.computing():
+        results = _stitched(image, roi, weighting, device, probabilities)
     return tuple(found[:, :, *inner] for found in results)
+
+
+def _stitched(
+    image: Float[np.ndarray, "m x y z"],
+    roi: Sequence[int],
+    weighting: str,
+    device: torch.device,
+    probabilities: Callable[[Tensor], tuple[Tensor, ...]],
+) -> tuple[Float[Tensor, "1 k x y z"], ...]:
+    """Windows over the image, averaged where they overlap. When the memory does not suffice, one window at a time; then
+    with the image and the averages in the processor's memory."""
+    cpu = torch.device("cpu")
+    plans = [(WINDOWS_AT_ONCE, device), (1, device), *([(1, cpu)] if device != cpu else [])]
+    for at_once, place in plans:
+        inferer = SlidingWindowInferer(roi, at_once, OVERLAP, weighting, sw_device=device, device=place)
+        try:
+            result = inferer(torch.from_numpy(image)[None].to(place), probabilities)
+            return (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        log.warning("The memory of %s did not suffice for windows %d at a time.", device, at_once)
+        torch.cuda.empty_cache()  # nothing without a GPU
+    x, y, z = image.shape[1:]
+    raise InputError(
+        f"The memory of {device} does not suffice for one window of {'x'.join(map(str, roi))} voxels of an image of "
+        f"{x}x{y}x{z}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a model with "
+        "smaller windows or larger voxels."
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class for a GPU's, and only words for a processor's and for MPS."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _window(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> Sequence[int]:

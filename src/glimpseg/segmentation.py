@@ -60,6 +60,8 @@ class Segmentation:
     """What was done to the images before: conversion, registration, skull stripping."""
     uncertainty: Uncertainty | None = None
     """How sure the result is, if that was asked for."""
+    engine: Mapping[str, str] | None = None
+    """What computed the network, and in which precision."""
 
     @property
     def absent(self) -> Modality:
@@ -202,6 +204,7 @@ class Segmentation:
     def _record(self, labels: str) -> dict[str, Any]:
         grid = self.labels.grid
         prior = self.model.provenance.get("data", {}).get("prior")
+        engine = self.engine or self.model.engine.record
         return {
             "glimpseg": __version__,
             "notice": NOT_A_DEVICE,
@@ -220,7 +223,8 @@ class Segmentation:
             "probabilities": self.probabilities and ("calibrated" if self.calibrated else "as the network gives them"),
             "trust": self._trusted(),
             "device": str(self.model.device),
-            "precision": self.model.precision,
+            "engine": dict(engine),
+            "precision": engine["precision"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},

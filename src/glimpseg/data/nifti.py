@@ -6,7 +6,6 @@ here; a volume keeps its file's order and says in its affine where it lies.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import logging
@@ -23,6 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from glimpseg.atomic import atomic_file
 from glimpseg.data import metaimage
+from glimpseg.data.gunzip import inflating
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.study import Frame
@@ -222,7 +222,7 @@ def _check_file(path: Path) -> None:
 
 
 def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+    with inflating(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
         block = stream.read(_HEADER_BYTES)
     two = _HEADER_BYTES in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
     kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
@@ -347,7 +347,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
     if size > max(packed * LARGE_RATIO, LARGE_BYTES):
         raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
-    with gzip.open(path) as stream:
+    with inflating(path) as stream:
         content = stream.read(size)
         rest = stream.read(SLACK_BYTES + 1)
     if len(content) < size:

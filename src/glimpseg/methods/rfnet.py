@@ -242,8 +242,9 @@ class RFNet(Segmenter):
     ) -> list[Float[Tensor, "b m ..."]]:
         """The encoders' features, finest first, modalities in `ORDER`. Eq. (1)."""
         image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
-        # In training all run, so that every rank has the same gradients to add.
-        needed = [True] * len(ORDER) if self.training else available.any(0).tolist()
+        # In training all run, so that every rank has the same gradients to add; in an export, so that it serves all.
+        every = self.training or torch.compiler.is_exporting()
+        needed = [True] * len(ORDER) if every else available.any(0).tolist()
         return encoded(self.encoders.values(), image, needed)
 
     def pyramid(

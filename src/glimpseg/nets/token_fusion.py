@@ -250,8 +250,9 @@ class TokenFusion(nn.Module):
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
         """The encoders' features and each modality's tokens; encoders of modalities that the whole batch lacks are not
         run."""
-        # In training all run, so that every rank has the same gradients to add.
-        needed = [True] * len(ORDER) if self.training else available.any(0).tolist()
+        # In training all run, so that every rank has the same gradients to add; in an export, so that it serves all.
+        every = self.training or torch.compiler.is_exporting()
+        needed = [True] * len(ORDER) if every else available.any(0).tolist()
         levels = encoded(self.encoders.values(), image, needed)
         found = [
             tokens(deepest) if wanted else None

@@ -1,0 +1,38 @@
+"""The verb `export`.
+
+Heavy modules are imported inside the verb, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glimpseg.cli.app import app, log
+from glimpseg.cli.options import Choice, ModelArgument, changes_of
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    to: Annotated[str, typer.Option(help="onnx, openvino (a folder), or pt2 (torch.export).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; of openvino a folder.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run what was written, and keep it only if it finds torch's labels.")
+    ] = False,
+    change: Choice = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write a model's network for other programs, with its preparation and decision rule in the file's metadata."""
+    from glimpseg import checkpoint
+    from glimpseg import export as exporting
+
+    loaded = checkpoint.load(model, "cpu", changes_of(change))
+    found = exporting.export(loaded, output, to, verify=verify, overwrite=overwrite)
+    if found is not None:
+        log.info(
+            "Beside torch, probabilities differ by %.1e at most, and %.1e of the labels.", found.largest, found.changed
+        )
+    typer.echo(output)
