@@ -33,7 +33,7 @@ FLOORS = (
     ("method", "priors", "protocol", "scoring", "uncertainty"),
     ("recipe",),
     ("methods", "report"),
-    ("checkpoint",),
+    ("checkpoint", "engine"),
     (
         "journal",
         "transfer",
@@ -45,9 +45,10 @@ FLOORS = (
         "inference",
         "predict",
         "segmentation",
+        "export",
     ),
-    ("evaluate", "compare", "calibrate", "batch"),
-    ("demo",),
+    ("evaluate", "compare", "calibrate", "batch", "tally", "work"),
+    ("demo", "fleet"),
     ("cli",),
     ("__main__",),
 )

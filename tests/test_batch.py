@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import write_head
-from glimpseg import batch, predict
+from glimpseg import predict, work
 from glimpseg.batch import FAILURES, JOURNAL, PLAN, STATISTICS, Part, Wanted, segment_tree
 from glimpseg.cli import app
 from glimpseg.errors import OutputError, Preempted, UsageError
@@ -175,7 +175,7 @@ def test_an_unexpected_error_in_the_network_costs_one_study(tree, model, tmp_pat
             raise RuntimeError("boom")
         return whole(done, *args, **kwargs)
 
-    monkeypatch.setattr(batch, "segment_read", fragile)
+    monkeypatch.setattr(work, "segment_read", fragile)
     outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
     assert sorted(outcome.failed) == ["P1", "P2"]
     assert outcome.failed["P2"] == "unexpected error (RuntimeError: boom)"

@@ -8,10 +8,11 @@ import sys
 from types import FrameType
 
 # isort: off  (the order of --help)
-from glimpseg.cli import about, scoring, segment, studies, training  # noqa: F401
+from glimpseg.cli import about, export, scoring, segment, fleet, studies, training  # noqa: F401
 
 # isort: on
 from glimpseg.cli.app import app
+from glimpseg.cli.pages import keep_pages
 from glimpseg.errors import InputError, ModelError, OutputError, Preempted, TrainingError, UsageError
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -31,6 +32,7 @@ def main() -> None:
     # Threads that wait for each other spin by default: beside another busy process a training step then took
     # six times as long (5.6 s against 0.9 s on two cores). Read when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_pages()
     signal.signal(signal.SIGTERM, _stopped)  # training and batches end in their own time instead
     try:
         app()

@@ -32,20 +32,26 @@ Backbone = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="Threads that cut crops.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="What computes the network: torch, openvino, onnx, or auto, of what is installed (docs/engines.md)."
+    ),
+]
 Labels = Annotated[
     str | None,
     typer.Option(help="What label numbers mean: brats2015, brats2021, brats2023, brats2024. Default: found out."),
 ]
 
 
-def changes_of(texts: list[str] | None) -> dict[str, Any]:
-    """Fields and their new values. Raises: UsageError for a text without `=`."""
+def changes_of(texts: list[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Fields and their new values, of an option. Raises: UsageError for a text without `=`."""
     import yaml
 
     changes: dict[str, Any] = {}
     for text in texts or []:
         path, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set takes field=value, not '{text}'.")
+            raise UsageError(f"{option} takes field=value, not '{text}'.")
         changes[path] = yaml.safe_load(value)
     return changes

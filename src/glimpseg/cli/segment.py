@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Choice, Device, Layout, ModelFolder, Output, Overwrite, changes_of
+from glimpseg.cli.options import Choice, Device, Engine, Layout, ModelFolder, Output, Overwrite, changes_of
 from glimpseg.errors import InputError, UsageError
 from glimpseg.shipped import BOX
 
 if TYPE_CHECKING:
-    from glimpseg.batch import Wanted
     from glimpseg.checkpoint import Model
     from glimpseg.intake import Visit
     from glimpseg.predict import Raw
     from glimpseg.uncertainty import Level
+    from glimpseg.work import Wanted
 
 _PLACE = "NIfTI file, or folder or archive of one DICOM series."
 
@@ -73,6 +73,7 @@ def segment(
     go_on: Annotated[bool, typer.Option("--continue", help="Of a tree: go on where an earlier run stopped.")] = False,
     change: Choice = None,
     device: Device = "auto",
+    engine: Engine = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Segment one study from the sequences it has, or a tree of studies; order never matters.
@@ -80,16 +81,42 @@ def segment(
     Leave out what does not exist. Of a tree each study gets a folder; those that cannot be used stop no other and are
     listed in failures.json.
     """
-    from glimpseg import batch, predict
+    from glimpseg import predict
     from glimpseg.atomic import refuse_if_used
     from glimpseg.intake import named_images, series_named_in, visit_of, with_brain
-    from glimpseg.modality import Modality, parse
+    from glimpseg.modality import Modality
     from glimpseg.segmentation import RECORD
 
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     images = {modality: image for modality, image in named.items() if image is not None}
     _refuse_ambiguous(bool(images), source, series)
-    wanted = batch.Wanted(
+    wanted = wanted_of(labels, output_type, grid, probabilities, deidentify, raw, uncertainty)
+    if source is not None:
+        if brain_mask is not None:
+            raise UsageError(
+                "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
+            )
+        loaded = predict.load(model, device, changes_of(change), engine)
+        _tree(source, layout, loaded, output, wanted, part, go_on, overwrite)
+        return
+    refuse_if_used(output, overwrite=overwrite, mark=RECORD)
+    loaded = predict.load(model, device, changes_of(change), engine)
+    visit = (
+        named_images(images, brain_mask)
+        if series is None
+        else with_brain(visit_of("study", series_named_in(series)), brain_mask)
+    )
+    _one(visit, loaded, output, wanted, overwrite)
+
+
+def wanted_of(
+    labels: str, output_type: str, grid: str | None, probabilities: bool, deidentify: bool, raw: str, uncertainty: str
+) -> Wanted:
+    """What the options say of each study. Raises: UsageError for a word that is none of theirs."""
+    from glimpseg.modality import parse
+    from glimpseg.work import Wanted
+
+    return Wanted(
         labels=labels,
         types=tuple(word.strip() for word in output_type.split(",")),
         grid=None if grid is None else parse(grid),
@@ -98,21 +125,6 @@ def segment(
         raw=_raw(raw),
         uncertainty=_level(uncertainty),
     )
-    if source is not None:
-        if brain_mask is not None:
-            raise UsageError(
-                "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
-            )
-        _tree(source, layout, predict.load(model, device, changes_of(change)), output, wanted, part, go_on, overwrite)
-        return
-    refuse_if_used(output, overwrite=overwrite, mark=RECORD)
-    loaded = predict.load(model, device, changes_of(change))
-    visit = (
-        named_images(images, brain_mask)
-        if series is None
-        else with_brain(visit_of("study", series_named_in(series)), brain_mask)
-    )
-    _one(visit, loaded, output, wanted, overwrite)
 
 
 def _raw(word: str) -> Raw:

@@ -1,0 +1,306 @@
+"""A tree of studies on Slurm and Ray: every study once, whatever is killed, and the same files as on one machine."""
+
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from conftest import write_head
+from glimpseg import batch, predict
+from glimpseg.batch import FAILURES, PLAN, STATISTICS, Part, Wanted, begin, combine, segment_tree
+from glimpseg.cli import app
+from glimpseg.cli.fleet import _order
+from glimpseg.errors import UsageError
+from glimpseg.fleet.order import Order
+from glimpseg.intake import items
+from glimpseg.segmentation import RECORD
+from glimpseg.work import Work
+
+needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs glimpseg[slurm]")
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs glimpseg[ray]")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+STUDIES = ["P0", "P1", "P2", "P3", "P4"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Five studies, of which the second is cut short."""
+    folder = tmp_path_factory.mktemp("tree")
+    for seed, name in enumerate(STUDIES):
+        write_head(folder, name, seed)
+    cut = folder / "P1" / "P1-t1n.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:4000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tree, model_folder, tmp_path_factory):
+    """What one process makes of it, with one thread."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    command = ["segment", "-i", tree, "-o", output, "-m", model_folder, "--device", "cpu", "--engine", "torch"]
+    alone([sys.executable, "-m", "glimpseg", *map(str, command)], 3)
+    return output
+
+
+def alone(command, code, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def told(output):
+    """Every file of every study: bytes, but of run.json what does not depend on the day."""
+    found = {}
+    for path in sorted(output.glob("[!.]*/*")):  # parts keep their locks in hidden folders
+        if path.name == RECORD:
+            found[path.parent.name, path.name] = {**json.loads(path.read_text()), "seconds": None}
+        else:
+            found[path.parent.name, path.name] = path.read_bytes()
+    return found
+
+
+def studies_in_journals(output):
+    journals = [path.read_text() for path in output.glob("batch*.jsonl")]
+    return sorted(json.loads(line)["study"] for text in journals for line in text.splitlines())
+
+
+def same_batch(output, undisturbed):
+    assert told(output) == told(undisturbed)
+    assert studies_in_journals(output) == ["P0", "P2", "P3", "P4"]
+    for name in (STATISTICS, PLAN):
+        assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert json.loads((output / FAILURES).read_text()) == json.loads((undisturbed / FAILURES).read_text())
+    assert not list(output.glob(".*.tmp-*"))
+
+
+# What travels, and what comes together
+
+
+def test_the_options_are_those_of_segment(tmp_path, model_folder):
+    words = [
+        "-i",
+        str(tmp_path),
+        "-o",
+        "out",
+        "-m",
+        str(model_folder),
+        "--labels",
+        "brats2021",
+        "--output-type",
+        "bids",
+    ]
+    order, given = _order([*words, "--uncertainty", "none", "--continue", "--device", "cpu", "--engine", "torch"])
+    wanted = Wanted(labels="brats2021", types=("bids",), uncertainty="none")
+    place = Path("out").absolute()
+    assert order == Order(source=tmp_path, output=place, model=str(model_folder), wanted=wanted, device="cpu")
+    assert given["go_on"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--t1", "a.nii.gz"], "without --t1"),
+        ([], "name one with -i"),
+        (["-i", "tree", "--part", "1/2"], "Leave --part out"),
+    ],
+)
+def test_what_is_no_tree_for_a_cluster_is_refused(words, message):
+    with pytest.raises(UsageError, match=message):
+        _order(["-o", "out", *words])
+
+
+def test_an_option_that_segment_does_not_know_is_refused_before_anything_is_submitted(tmp_path):
+    done = CliRunner().invoke(app, ["on", "slurm", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "--nonsense"])
+    assert done.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_that_have_ended_are_brought_together(tree, model_folder, tmp_path):
+    model, output = predict.load(model_folder, "cpu"), tmp_path / "out"
+    for number in (0, 1):
+        segment_tree(items(tree), model, output, Wanted(uncertainty="none"), part=Part(number=number, of=3))
+    work = begin(items(tree), model, output, Wanted(uncertainty="none"))
+    outcome = combine(work, items(tree))
+    assert outcome.kept == ("P0", "P3", "P4")
+    assert "P1-t1n.nii.gz is damaged" in outcome.failed["P1"]
+    assert outcome.failed["P2"] == batch.UNREACHED
+    listed = json.loads((output / FAILURES).read_text())["failed"]
+    assert [entry["study"] for entry in listed] == ["P1", "P2"]
+
+
+def test_parts_may_begin_at_the_same_moment(tree, model_folder, tmp_path):
+    """Each makes the folder or finds it made; all have one key."""
+    model, errors = predict.load(model_folder, "cpu"), []
+    works: list[Work] = []
+
+    def one(number):
+        try:
+            part = Part(number=number, of=8)
+            works.append(begin(items(tree), model, tmp_path / "out", Wanted(deidentify=True), part=part))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len({work.pseudonyms.key for work in works}) == 1
+
+
+def test_a_study_whose_folder_stands_is_told_of_and_not_done_again(tree, model_folder, tmp_path, monkeypatch):
+    work = begin(items(tree), predict.load(model_folder, "cpu"), tmp_path / "out", Wanted(uncertainty="none"))
+    first = work.whole(items(tree)[0])
+    monkeypatch.setattr(Work, "read", None)
+    again = work.whole(items(tree)[0])
+    assert (again.study, again.used, again.volumes) == (first.study, first.used, first.volumes)
+    assert again.seconds == pytest.approx(first.seconds, abs=0.02)
+
+
+# Slurm, by submitit
+
+
+@needs_submitit
+def test_without_slurm_submitit_says_so(tree, model_folder, tmp_path, monkeypatch):
+    from glimpseg.fleet.on_slurm import Jobs, segment_on_slurm
+
+    monkeypatch.setenv("PATH", "")
+    order = Order(source=tree, output=tmp_path / "out", model=str(model_folder), device="cpu")
+    with pytest.raises(UsageError, match="srun"):
+        segment_on_slurm(order, Jobs())
+    assert not (tmp_path / "out").exists()
+
+
+SUBMIT = """
+import sys
+from pathlib import Path
+from glimpseg.fleet.on_slurm import Jobs, segment_on_slurm
+from glimpseg.fleet.order import Order
+tree, output, model = sys.argv[1:]
+order = Order(source=Path(tree), output=Path(output), model=model, device="cpu")
+outcome = segment_on_slurm(order, Jobs(parts=2, cluster="local", options={"timeout_min": 60}))
+assert sorted(outcome.failed) == ["P1"], outcome
+"""
+
+
+def jobs_below(process, phrase):
+    """The descendants of a process whose command line holds a phrase."""
+    parents, lines = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            lines[int(folder.name)] = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    below = {process}
+    for _ in range(8):
+        below |= {child for child, parent in parents.items() if parent in below}
+    return sorted(number for number in below - {process} if phrase in lines.get(number, ""))
+
+
+def holds(process, ending):
+    """Whether a process has a file open."""
+    return any(os.readlink(one).endswith(ending) for one in Path(f"/proc/{process}/fd").iterdir() if one.is_symlink())
+
+
+@pytest.mark.slow
+@needs_submitit
+@needs_proc
+def test_a_job_that_is_stopped_goes_on_and_results_are_those_of_one_process(tree, model_folder, undisturbed, tmp_path):
+    """SIGTERM to a job after its first study: it is put back into the queue and does the rest."""
+    output, script = tmp_path / "out", tmp_path / "submit.py"
+    script.write_text(SUBMIT)
+    process = subprocess.Popen(
+        [sys.executable, script, tree, output, model_folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(output.glob(".P0.tmp-*")) and process.poll() is None:  # of the first part: P0, P2 and P4
+        time.sleep(0.01)
+    stopped = [job for job in jobs_below(process.pid, "submitit.core._submit") if holds(job, "/.part-0-of-2/.lock")]
+    for job in stopped:
+        os.kill(job, signal.SIGTERM)
+    _, text = process.communicate()
+    assert process.returncode == 0, text
+    logs = "".join(path.read_text() for path in tmp_path.glob("out.jobs/*log*"))
+    assert len(stopped) == 1
+    assert "Requeued job" in logs
+    same_batch(output, undisturbed)
+
+
+# Ray
+
+ON_RAY = """
+import os, signal, sys, threading, time
+from glimpseg.fleet.on_ray import Workers, segment_on_ray
+from glimpseg.fleet.order import Order
+tree, output, model, how = sys.argv[1:5]
+killed, over = [], []
+
+def kill():
+    while not over:
+        working = jobs_below(os.getpid(), "ray::Worker.segment")
+        first = how == "once" and any(Path(output).glob("*/run.json"))
+        if working and (first or how == "always"):
+            os.kill(working[0], signal.SIGKILL)
+            killed.append(working[0])
+            if how == "once":
+                return
+        time.sleep(0.02)
+
+watch = threading.Thread(target=kill)
+watch.start()
+order = Order(source=Path(tree), output=Path(output), model=model, device="cpu")
+try:
+    outcome = segment_on_ray(order, Workers(count=2))
+finally:
+    over.append(True)
+    watch.join()
+print(len(set(killed)), sorted(outcome.done), sorted(outcome.failed.items()))
+"""
+
+
+def on_ray(tree, output, model, how, tmp_path):
+    script = tmp_path / "on_ray.py"
+    script.write_text(f"from pathlib import Path\n{inspect.getsource(jobs_below)}{ON_RAY}")
+    return alone([sys.executable, script, tree, output, model, how], 0).stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@needs_ray
+@needs_proc
+def test_a_killed_worker_costs_no_study_and_changes_no_byte(tree, model_folder, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    text = on_ray(tree, output, model_folder, "once", tmp_path)
+    assert text.startswith("1 ['P0', 'P2', 'P3', 'P4'] [('P1', ")
+    same_batch(output, undisturbed)
+
+
+@pytest.mark.slow
+@needs_ray
+@needs_proc
+def test_a_study_that_kills_every_worker_is_given_up(model_folder, tmp_path):
+    write_head(tmp_path / "tree", "P0")
+    text = on_ray(tmp_path / "tree", tmp_path / "out", model_folder, "always", tmp_path)
+    assert text.startswith("3 [] [('P0', 'its worker was killed 3 times")
+
+
+def test_an_order_asks_for_the_model_of_its_own_machine(model_folder, tmp_path):
+    order = Order(source=tmp_path, output=tmp_path / "out", model=str(model_folder), device="cpu")
+    assert str(order.load().device) == "cpu"
+    with pytest.raises(UsageError, match="cuda:99"):
+        replace(order, device="cuda:99").load()
+    assert str(replace(order, device="cuda:99").plain().device) == "cpu"
