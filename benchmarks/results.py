@@ -8,6 +8,7 @@ Every record in `benchmarks/measured/` becomes a section, in the order of its fi
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from pathlib import Path
@@ -28,9 +29,13 @@ of any round. Absolute numbers are of the machine named and mean little elsewher
 
 
 def main() -> None:
-    """Reads the records and writes the page."""
+    """Reads the records and writes the page. Raises: SystemExit without a record."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    paths = sorted(RECORDS.glob("*.json"))
+    if not paths:
+        raise SystemExit(f"{RECORDS} holds no record. Make one: python benchmarks/loading.py --record FILE.")
     parts = [HEAD]
-    for path in sorted(RECORDS.glob("*.json")):
+    for path in paths:
         record = json.loads(path.read_text("utf-8"))
         parts += [_section(Contest(**contest)) for contest in record["contests"]]
         parts.append(_foot(path.stem, record))

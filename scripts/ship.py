@@ -57,7 +57,7 @@ def main() -> int:
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     looks = read_looks(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
-    begun = told(before, arguments.begun) if before else ""
+    begun = in_words(before, arguments.begun) if before else ""
     trained = [one for one in (before, found) if one]
     scored = scored_phantoms(arguments.phantoms, evaluation, trained) if evaluation else ""
     if arguments.real and not looks:
@@ -185,7 +185,7 @@ def begun_with(found: Stored, run: Path | None) -> Stored | None:
     return before
 
 
-def told(before: Stored, run: Path) -> str:
+def in_words(before: Stored, run: Path) -> str:
     """An earlier training in words."""
     record, stream = before.provenance, before.recipe.data.stream
     seeds = f"{phantoms_seen(before)} phantoms from seed {stream.first_seed}; " if stream else ""

@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 
 from conftest import write_head
 from glimpseg import predict, work
-from glimpseg.batch import FAILURES, JOURNAL, PLAN, STATISTICS, Part, Wanted, segment_tree
+from glimpseg.batch import PLAN, STATISTICS, segment_tree
 from glimpseg.cli import app
 from glimpseg.errors import OutputError, Preempted, UsageError
 from glimpseg.intake import items
 from glimpseg.modality import Modality
 from glimpseg.segmentation import RECORD, Segmentation
+from glimpseg.tally import FAILURES, JOURNAL, Part
+from glimpseg.work import Wanted
 
 
 @pytest.fixture(scope="module")

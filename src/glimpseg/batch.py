@@ -24,7 +24,6 @@ from glimpseg.predict import Read
 from glimpseg.preemption import sigterm
 from glimpseg.segmentation import NOT_A_DEVICE, RECORD, Segmentation
 from glimpseg.tally import FAILURES, WHOLE, Outcome, Part, Tally, write_failures
-from glimpseg.tally import JOURNAL as JOURNAL
 from glimpseg.work import Wanted, Work
 
 log = logging.getLogger(__name__)

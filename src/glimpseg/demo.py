@@ -23,7 +23,7 @@ from glimpseg.modality import ALL, Modality
 from glimpseg.picture import preview
 from glimpseg.predict import load, read, segment_read, segment_study
 from glimpseg.results import LABELS
-from glimpseg.segmentation import NOT_A_DEVICE
+from glimpseg.segmentation import NOT_A_DEVICE, volumes_in_words
 from glimpseg.shipped import BOX
 from glimpseg.study import Study
 from glimpseg.train import train
@@ -144,7 +144,7 @@ def _only_one(source: str | Path) -> Item:
 def _segmented(visit: Visit, model: Model, place: Path) -> Iterator[str]:
     found = segment_read(read(visit, model), model, uncertainty="quick")
     found.save(place)
-    volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
+    volumes = volumes_in_words(found.volumes_ml)
     yield f"Your study was segmented from {found.used.title}: {volumes}; {place / 'preview.png'}."
     yield from found.trust
 

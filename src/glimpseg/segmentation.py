@@ -41,6 +41,11 @@ TYPES = ("nifti", *sorted(DICOM))
 """What can be written; NIfTI always is."""
 
 
+def volumes_in_words(volumes_ml: Mapping[Region, float]) -> str:
+    """`WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
+    return ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in volumes_ml.items())
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """What was found in one study."""

@@ -20,7 +20,8 @@ from glimpseg.expectation import EXPECTATIONS
 from glimpseg.intake import Item, opened
 from glimpseg.modality import Modality, parse
 from glimpseg.predict import Raw, Read, read, segment_read
-from glimpseg.segmentation import RECORD, Segmentation
+from glimpseg.region import Region
+from glimpseg.segmentation import RECORD, Segmentation, volumes_in_words
 from glimpseg.uncertainty import Level
 from glimpseg.version import __version__
 
@@ -106,8 +107,8 @@ class Work:
             if BIDS in self.wanted.types:
                 digest = self.model.provenance["sha256"][checkpoint.WEIGHTS]
                 write_derivative(self.output, name, found.labels, model=self.model.name, version=digest[:12])
-        volumes = {region.name: volume for region, volume in found.volumes_ml.items()}
-        return Written(name, sum(found.seconds.values()), found.used, _sentence(volumes), tuple(found.outlook))
+        volumes = volumes_in_words(found.volumes_ml)
+        return Written(name, sum(found.seconds.values()), found.used, volumes, tuple(found.outlook))
 
     def whole(self, item: Item) -> Written:
         """All of it for one study. One whose folder stands is not done again, so that whoever was killed before telling
@@ -135,9 +136,9 @@ class Work:
         """What the files of a study say that was written before."""
         record = json.loads((folder / RECORD).read_text("utf-8"))
         statistics = json.loads((folder / "statistics.json").read_text("utf-8"))
-        volumes = {region: values["volume_ml"] for region, values in statistics.items()}
+        volumes = volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()})
         used = parse("+".join(record["sequences"]["used"]))
-        return Written(folder.name, sum(record["seconds"].values()), used, _sentence(volumes))
+        return Written(folder.name, sum(record["seconds"].values()), used, volumes)
 
 
 def clear(output: Path, names: Iterable[str]) -> None:
@@ -149,10 +150,6 @@ def clear(output: Path, names: Iterable[str]) -> None:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def _sentence(volumes_ml: Mapping[str, float]) -> str:
-    return ", ".join(f"{region} {volume:.1f} ml" for region, volume in volumes_ml.items())
 
 
 def _without_names(reason: str, item: Item, name: str) -> str:

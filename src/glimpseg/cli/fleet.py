@@ -13,13 +13,12 @@ import typer
 
 from glimpseg.cli.app import app
 from glimpseg.cli.options import changes_of
-from glimpseg.cli.segment import wanted_of
-from glimpseg.errors import InputError, UsageError
+from glimpseg.cli.segment import conclude, wanted_of
+from glimpseg.errors import UsageError
 from glimpseg.shipped import BOX
 
 if TYPE_CHECKING:
     from glimpseg.fleet.order import Order
-    from glimpseg.tally import Outcome
 
 on = typer.Typer(help="Segment a tree of studies on a cluster.", no_args_is_help=True)
 app.add_typer(on, name="on")
@@ -52,10 +51,12 @@ def slurm(
 ) -> None:
     """Segment a tree as an array of Slurm jobs, and wait for them. All other options are those of `segment`."""
     from glimpseg.fleet.on_slurm import Jobs, segment_on_slurm
+    from glimpseg.tally import FAILURES
 
     order, given = _order(context.args)
     jobs = Jobs(parts=parts, options=changes_of(ask, "--slurm"))
-    _tell(order, segment_on_slurm(order, jobs, go_on=given["go_on"], overwrite=given["overwrite"]))
+    outcome = segment_on_slurm(order, jobs, go_on=given["go_on"], overwrite=given["overwrite"])
+    conclude(order.output, outcome, FAILURES)
 
 
 @on.command(context_settings=OTHERS)
@@ -70,10 +71,12 @@ def ray(
 ) -> None:
     """Segment a tree with Ray. All other options are those of `segment`."""
     from glimpseg.fleet.on_ray import Workers, segment_on_ray
+    from glimpseg.tally import FAILURES
 
     order, given = _order(context.args)
     hands = Workers(count=workers, cpus=cpus, gpus=gpus, address=address)
-    _tell(order, segment_on_ray(order, hands, go_on=given["go_on"], overwrite=given["overwrite"]))
+    outcome = segment_on_ray(order, hands, go_on=given["go_on"], overwrite=given["overwrite"])
+    conclude(order.output, outcome, FAILURES)
 
 
 def _order(arguments: list[str]) -> tuple[Order, dict[str, Any]]:
@@ -99,14 +102,3 @@ def _order(arguments: list[str]) -> tuple[Order, dict[str, Any]]:
         engine=given["engine"],
     )
     return order, given
-
-
-def _tell(order: Order, outcome: Outcome) -> None:
-    from glimpseg.tally import FAILURES
-
-    typer.echo(order.output)
-    if outcome.failed:
-        raise InputError(
-            f"{len(outcome.failed)} studies were not segmented; {order.output / FAILURES} says why. "
-            f"The {len(outcome.done) + len(outcome.kept)} others are there. Repair them and run again with --continue."
-        )

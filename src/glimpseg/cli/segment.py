@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from glimpseg.checkpoint import Model
     from glimpseg.intake import Visit
     from glimpseg.predict import Raw
+    from glimpseg.tally import Outcome
     from glimpseg.uncertainty import Level
     from glimpseg.work import Wanted
 
@@ -153,17 +154,21 @@ def _refuse_ambiguous(images: bool, source: Path | None, series: Path | None) ->
 def _tree(
     source: Path, layout: str, model: Model, output: Path, wanted: Wanted, part: str, go_on: bool, overwrite: bool
 ) -> None:
-    from glimpseg import batch
+    from glimpseg.batch import segment_tree
     from glimpseg.intake import items
+    from glimpseg.tally import FAILURES, Part
 
-    share = batch.Part.parse(part)
-    outcome = batch.segment_tree(
-        items(source, layout), model, output, wanted, part=share, go_on=go_on, overwrite=overwrite
-    )
+    share = Part.parse(part)
+    outcome = segment_tree(items(source, layout), model, output, wanted, part=share, go_on=go_on, overwrite=overwrite)
+    conclude(output, outcome, share.file(FAILURES))
+
+
+def conclude(output: Path, outcome: Outcome, failures: str) -> None:
+    """Names the folder of a tree. Raises: InputError where studies failed, which stand in the file `failures`."""
     typer.echo(output)
     if outcome.failed:
         raise InputError(
-            f"{len(outcome.failed)} studies could not be segmented; {output / share.file(batch.FAILURES)} says why. "
+            f"{len(outcome.failed)} studies could not be segmented; {output / failures} says why. "
             f"The {len(outcome.done) + len(outcome.kept)} others are there. Repair them and run again with --continue."
         )
 
@@ -171,12 +176,13 @@ def _tree(
 def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bool) -> None:
     from glimpseg.data.dicom.sources import Pseudonyms
     from glimpseg.predict import read, segment_read
+    from glimpseg.segmentation import volumes_in_words
 
     done = read(visit, model, wanted.grid, wanted.raw)
     found = segment_read(done, model, probabilities=wanted.probabilities, uncertainty=wanted.uncertainty)
     pseudonyms = Pseudonyms() if wanted.deidentify else None
     found.save(output, labels=wanted.labels, types=wanted.types, pseudonyms=pseudonyms, overwrite=overwrite)
-    volumes = ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in found.volumes_ml.items())
+    volumes = volumes_in_words(found.volumes_ml)
     log.info("Used %s%s. %s.", found.used.title, f", without {found.absent.title}" if found.absent else "", volumes)
     for sentence in found.trust:
         log.info("%s", sentence)
