@@ -28,7 +28,8 @@ class Protocol:
 
 
 _BOTH = {
-    "windows": "the recipe's patch, overlapping by half",
+    "windows": "the recipe's patch, overlapping by half; one window for a smaller brain, or a larger one of which the "
+    "method says that it sees it whole (unet: up to twice the patch)",
     "post-processing": "none; ET is also given as ET_pp, by the rule of the RFNet family: fewer than 500 predicted "
     "voxels of 1 mm (0.5 ml) count as no ET, in the ET score alone",
     "test-time augmentation": "none",
