@@ -19,8 +19,9 @@ from scipy import ndimage
 from glimpseg import metrics
 from glimpseg.data.phantom import generate
 from glimpseg.metrics import Surface, SurfaceDistances
-from glimpseg.modality import SUBSETS
+from glimpseg.modality import SUBSETS, Modality
 from glimpseg.region import Region
+from glimpseg.volume import bounding_box, foreground
 from turns import Contest, add_options, in_turns, tell
 
 with warnings.catch_warnings():
@@ -51,14 +52,19 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
 
-    labels = generate(arguments.seed).labels.numpy()
+    phantom = generate(arguments.seed)
+    labels = phantom.labels.numpy()
+    brain = bounding_box(foreground(phantom.images[list(Modality).index(Modality.T1)].numpy()))
+    assert brain is not None, "a phantom has a brain"
     reference = [region.of(labels) for region in REGIONS]
     predictions = [moved(reference, subset) for subset in range(len(SUBSETS))]
     truth = one_hot(reference)
     shown = [one_hot(masks) for masks in predictions]
     contestants: dict[str, Callable[[], Scores]] = {
         "glimpseg, `dice` and `hd95` of whole grids": lambda: of_masks(predictions, reference),
-        "glimpseg, as `evaluate`: the reference's surface kept": lambda: of_surfaces(predictions, reference),
+        "glimpseg, as `evaluate`: the brain's box, the reference's surface kept": lambda: of_surfaces(
+            predictions, reference, brain
+        ),
         "MONAI, `compute_dice` and `compute_hausdorff_distance`": lambda: of_monai(shown, truth),
     }
 
@@ -128,8 +134,10 @@ def of_masks(predictions: Sequence[Masks], reference: Masks) -> Scores:
     )
 
 
-def of_surfaces(predictions: Sequence[Masks], reference: Masks) -> Scores:
-    """As `glimpseg evaluate` does it: what depends on the reference alone is made once."""
+def of_surfaces(predictions: Sequence[Masks], reference: Masks, brain: tuple[slice, slice, slice]) -> Scores:
+    """As `glimpseg evaluate` does it: on the box of the brain, and what depends on the reference alone is made once."""
+    predictions = [[mask[brain].copy() for mask in masks] for masks in predictions]
+    reference = [mask[brain].copy() for mask in reference]
     surfaces = [Surface(mask, SPACING_MM) for mask in reference]
     return np.array(
         [

@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,19 @@ def in_turns(contestants: Mapping[str, Callable[[], Any]], repeat: int) -> dict[
             contestants[name]()
             seconds[name].append(time.perf_counter() - begun)
     return seconds
+
+
+def in_processes(forms: Sequence[str], repeat: int, options: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """What each form measures in processes of its own: in every round this script runs once for each, with the options
+    of this call, `options` and the form behind them, and prints JSON as its last line."""
+    found: dict[str, list[dict[str, Any]]] = {form: [] for form in forms}
+    for number in range(repeat):
+        first = number % len(forms)
+        for form in (*forms[first:], *forms[:first]):
+            command = [sys.executable, *sys.argv, *options, form]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found[form].append(json.loads(done.splitlines()[-1]))
+    return found
 
 
 def add_options(parser: argparse.ArgumentParser, repeat: int) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import stat
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -216,3 +217,9 @@ def test_images_and_a_tree_at_once_are_refused(tree, model_folder, tmp_path):
 def test_a_plan_marks_the_folder(tree, model, tmp_path):
     segment_tree(items(tree), model, tmp_path / "out", Wanted())
     assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_batch_does_not_go_on_with_another_engine(tree, model, tmp_path):
+    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    with pytest.raises(UsageError, match="engine"):
+        segment_tree(items(tree), replace(model, computed_by="openvino"), tmp_path / "out", Wanted(), go_on=True)

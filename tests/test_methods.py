@@ -18,6 +18,7 @@ from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
 from glimpseg.modality import SUBSETS, as_mask
+from glimpseg.nets.recompute import recompute
 
 NAMES = methods.names()
 SEGMENTERS = [name for name in NAMES if issubclass(methods.module(name).METHOD, Segmenter)]
@@ -155,6 +156,41 @@ def test_the_loss_falls_on_one_batch(recipe, batch):
         # What it costs to agree with a teacher that moves has no fixed goal; what is restored has.
         history.append(float(terms.get("restoration", loss).detach()))
     assert np.mean(history[-3:]) < 0.8 * np.mean(history[:3])
+
+
+def one_pass(recipe, batch, again):
+    """Bytes that are kept for the backward pass, the gradients, and all that a checkpoint would hold."""
+    torch.manual_seed(0)
+    learner = methods.build(recipe)
+    if again:
+        recompute(learner.stages)
+    own, kept = {p.data_ptr() for p in learner.parameters()}, {}
+
+    def note(tensor):
+        if tensor.data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        terms = learner.losses(batch, Progress(1, 2))
+    total = sum(kept.values())
+    sum(terms.values()).backward()
+    learner.after_step(Progress(1, 2))
+    return total, {name: p.grad for name, p in learner.named_parameters()}, learner.state_dict()
+
+
+def test_recomputing_keeps_less_and_changes_no_bit(recipe, batch):
+    """Nor do dropout and what norms count of their batches."""
+    whole, gradients, state = one_pass(recipe, batch, again=False)
+    less, again, after = one_pass(recipe, batch, again=True)
+    assert less < 0.6 * whole
+    assert gradients.keys() == again.keys()
+    for name, gradient in gradients.items():
+        assert (gradient is None) == (again[name] is None)
+        assert gradient is None or torch.equal(gradient, again[name]), name
+    assert state.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
 
 
 @segmenters

@@ -17,6 +17,7 @@ from glimpseg.errors import ModelError, UsageError
 from glimpseg.evaluate import evaluate
 from glimpseg.method import Progress, authors_name
 from glimpseg.methods import mstkdnet
+from glimpseg.methods.mstkdnet import objective
 from glimpseg.methods.mstkdnet.network import Seen
 from glimpseg.methods.mstkdnet.objective import (
     attention_distance,
@@ -155,6 +156,48 @@ def test_samples_of_a_batch_do_not_mix(distance):
 def test_what_is_alike_is_at_no_distance(distance):
     assert distance(seen(0), seen(0)).abs().max() < 1e-6
     assert distance(seen(0), seen(100)).min() > 1e-4
+
+
+def attention_pass(at_once, monkeypatch, tokens=24):
+    """The distance, its gradients, and how many bytes are kept for them beside the attentions."""
+    monkeypatch.setattr(objective, "AT_ONCE", at_once)
+    teacher, student = (needing_gradients(seen(seed, tokens=tokens)) for seed in (0, 100))
+    given = [*teacher.attentions, *student.attentions]
+    own, kept = {value.untyped_storage().data_ptr() for value in given}, {}
+
+    def note(value):
+        if value.untyped_storage().data_ptr() not in own:
+            kept[value.untyped_storage().data_ptr()] = (value.untyped_storage().nbytes(), value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        distance = attention_distance(teacher, student)
+    bytes_kept = sum(size for size, _ in kept.values())
+    return distance, torch.autograd.grad(distance.sum(), given), bytes_kept, sum(4 * value.numel() for value in given)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 7, 24])  # 5 and 7 leave a remainder
+def test_attention_compared_in_rows_is_the_same_distance_with_the_same_gradients(rows, monkeypatch):
+    whole, gradients, _, _ = attention_pass(2**23, monkeypatch)
+    entries = 2 * 4 * 2 * 2 * 24  # networks, layers, samples, heads, columns
+    parts, of_parts, _, _ = attention_pass(rows * entries, monkeypatch)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
+    for one, other in zip(of_parts, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_attention_compared_in_rows_keeps_nothing_of_the_matrices_size(monkeypatch):
+    _, _, whole, matrices = attention_pass(2**23, monkeypatch)
+    _, _, parts, _ = attention_pass(1000, monkeypatch)
+    assert whole > 3 * matrices
+    assert parts < 0.01 * matrices
+
+
+def test_the_released_crop_is_compared_in_one_piece():
+    config = mstkdnet.Config()
+    tokens = int(np.prod(config.grid))
+    assert tokens == 120
+    assert 2 * 4 * config.heads * tokens**2 <= objective.AT_ONCE
 
 
 def test_attention_is_weighed_alike_for_any_number_of_tokens():

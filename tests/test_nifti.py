@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from glimpseg import volume as volumes
 from glimpseg.data import nifti
 from glimpseg.errors import InputError
+from glimpseg.study import Frame
 from glimpseg.volume import Volume
 
 
@@ -197,3 +199,64 @@ def test_a_label_outside_the_convention_is_named(tmp_path):
     labels[0, 0, 0] = 7
     with pytest.raises(InputError, match=r"labels \[7\]"):
         nifti.read_labels(save(tmp_path / "a.nii.gz", labels), CONVENTIONS["brats2023"])
+
+
+# Large files, part by part
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Files of a few hundred voxels are read in parts, as those of 34 million are."""
+    monkeypatch.setattr(volumes, "LARGE_VOXELS", 500)
+    monkeypatch.setattr(volumes, "SLAB_VOXELS", 300)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", ["<i2", ">u2", "<f8", "u1"])
+@pytest.mark.parametrize("slope", [1, 0.37])
+def test_a_large_file_is_read_in_parts_to_the_same_voxels(tmp_path, small_parts, monkeypatch, suffix, kind, slope):
+    image = nibabel.Nifti1Image(ball().astype(kind), np.eye(4))
+    image.header.set_data_dtype(kind)
+    image.header.set_slope_inter(slope, slope - 1)
+    nibabel.save(image, tmp_path / f"a{suffix}")
+    parts = nifti.read_volume(tmp_path / f"a{suffix}").voxels
+    monkeypatch.setattr(volumes, "LARGE_VOXELS", 10**9)
+    assert np.array_equal(parts, nifti.read_volume(tmp_path / f"a{suffix}").voxels)
+    assert np.array_equal(parts, np.asanyarray(nibabel.load(tmp_path / f"a{suffix}").dataobj).astype(np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_one_volume_of_a_large_series_is_read_in_parts(tmp_path, small_parts, suffix, number):
+    series = np.random.default_rng(0).integers(1, 99, (12, 11, 10, 4)).astype(np.int16)
+    path = save(tmp_path / f"a{suffix}", series)
+    assert np.array_equal(nifti.read_volume(Frame(path, number)).voxels, series[..., number])
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_a_truncated_large_file_is_refused(tmp_path, small_parts, share):
+    for name in ("a.nii", "a.nii.gz"):
+        path = save(tmp_path / name, ball())
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+        with pytest.raises(InputError, match=r"a\.nii"):
+            nifti.read_volume(path)
+
+
+def test_a_large_file_that_goes_on_after_its_voxels_is_refused(tmp_path, small_parts):
+    path = save(tmp_path / "a.nii.gz", ball())
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(5000)))
+    with pytest.raises(InputError, match="goes on after the last voxel"):
+        nifti.read_volume(path)
+
+
+def test_a_claimed_grid_is_that_of_the_header_without_a_word(tmp_path, caplog):
+    image = nibabel.Nifti1Image(ball(), np.diag([1, 2, 3, 1]))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    with caplog.at_level(logging.WARNING, "glimpseg"):
+        grid = nifti.claimed_grid(tmp_path / "a.nii.gz")
+    assert grid.shape == (16, 16, 16)
+    assert not caplog.text
+    nifti.read_header(tmp_path / "a.nii.gz")
+    assert "orientation" in caplog.text

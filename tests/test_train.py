@@ -81,6 +81,34 @@ def test_two_runs_of_one_recipe_are_one(archive, undisturbed, tmp_path):
     assert weights(tmp_path / "again") == weights(undisturbed)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_train_the_same_weights(archive, tmp_path, precision):
+    """In bf16, too: coarse convolutions are in fp32 both times."""
+    for again in (False, True):
+        recipe = small_recipe(optim__recompute=again, optim__precision=precision, optim__steps=4)
+        train(recipe, tmp_path / str(again), data=archive, device=CPU)
+    assert weights(tmp_path / "True") == weights(tmp_path / "False")
+
+
+def test_a_run_begun_before_a_field_existed_is_resumed(archive, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    train(small_recipe(), run, data=archive, device=CPU)
+    shutil.rmtree(checkpoint.checkpoints(run)[0])
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    for field in ("compile", "recompute"):
+        del tree["optim"][field]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    assert weights(run) == weights(undisturbed)
+    with pytest.raises(UsageError, match="another recipe"):
+        train(small_recipe(optim__recompute=True), run, data=archive, device=CPU, resume=True)
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("on", True), ("false", False)])
+def test_compile_is_written_as_yaml_writes_truth(text, value):
+    assert methods.find_recipe("unet/phantom", {"optim.compile": yaml.safe_load(text)}).optim.compile == value
+
+
 def test_another_seed_is_another_run(archive, undisturbed, tmp_path):
     train(small_recipe(seed=1), tmp_path / "other", data=archive, device=CPU)
     assert weights(tmp_path / "other") != weights(undisturbed)

@@ -33,7 +33,7 @@ from glimpseg.region import Label, Region
 from glimpseg.segmentation import NOT_A_DEVICE
 from glimpseg.statistics import Interval
 from glimpseg.study import Study
-from glimpseg.uncertainty import calibrated, doubts, estimated_dice, mirrored
+from glimpseg.uncertainty import DiceEstimate, calibrated, doubts, estimated_dice, mirrored
 from glimpseg.volume import Volume
 
 REGIONS = (Region.WT, Region.TC, Region.ET)
@@ -206,21 +206,27 @@ def cube(side):
 
 
 def test_range_and_agreement_of_members_are_as_by_hand():
-    sure = {Region.ET: Volume((cube(2).voxels > 0).astype(np.float32), cube(2).affine)}
-    found = doubts(
-        cube(2), sure, np.ones((4, 4, 4), bool), [("larger", cube(3)), ("none", cube(0))], level="full", calibrated=True
-    )
+    found = doubts(cube(2), {Region.ET: 0.8}, [("larger", cube(3)), ("none", cube(0))], level="full", calibrated=True)
     one = found.regions[Region.ET]
     assert one.spread_ml == pytest.approx((0, 27))
     assert one.agreement == pytest.approx((2 * 8 / (8 + 27) + 0) / 2)
-    assert one.estimated_dice == 1
+    assert one.estimated_dice == 0.8
 
 
 def test_voxels_outside_the_brain_say_nothing_of_the_dice():
-    everywhere = {Region.ET: Volume(np.full((4, 4, 4), 0.6, np.float32), cube(2).affine)}
-    brain = cube(3).voxels > 0
-    found = doubts(cube(2), everywhere, brain, [], level="quick", calibrated=False).regions[Region.ET]
-    assert found.estimated_dice == pytest.approx(2 * 0.6 * 8 / (0.6 * 27 + 8))
+    everywhere, brain = {Region.ET: np.full((4, 4, 4), 0.6, np.float32)}, cube(3).voxels > 0
+    estimate = DiceEstimate()
+    estimate.add(cube(2).voxels, everywhere, brain)
+    assert estimate.dice[Region.ET] == pytest.approx(2 * 0.6 * 8 / (0.6 * 27 + 8))
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_the_dice_estimated_part_by_part_is_that_of_the_whole(cut):
+    probability = np.random.default_rng(0).random((4, 4, 4)).astype(np.float32)
+    labels, estimate = cube(2).voxels, DiceEstimate()
+    for part in (slice(None, cut), slice(cut, None)):
+        estimate.add(labels[part], {Region.ET: probability[part]}, np.ones_like(labels[part], bool))
+    assert estimate.dice[Region.ET] == pytest.approx(estimated_dice(probability, labels > 0))
 
 
 # Mirrors

@@ -5,6 +5,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from conftest import ORIENTATIONS
+from glimpseg import volume as volumes
 from glimpseg.volume import (
     Grid,
     Volume,
@@ -15,6 +16,8 @@ from glimpseg.volume import (
     onto,
     overlap,
     same_grid,
+    slabs,
+    thinned,
 )
 
 
@@ -133,3 +136,79 @@ def test_holes_inside_the_brain_are_brain():
     voxels[4, 4, 4] = 0
     assert foreground(voxels)[4, 4, 4]
     assert not foreground(voxels)[0, 0, 0]
+
+
+# Large volumes, part by part
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """What is cut from a few hundred voxels on instead of 34 million."""
+    monkeypatch.setattr(volumes, "LARGE_VOXELS", 500)
+    monkeypatch.setattr(volumes, "SLAB_VOXELS", 300)
+
+
+def turned(degrees, spacing, shift=0.3):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.array([[c, -s, 0, shift], [s, c, 0, -shift], [0, 0, 1, 0.2], [0, 0, 0, 1.0]])
+    return affine @ np.diag([*spacing, 1.0])
+
+
+TARGETS = [
+    Grid((9, 11, 8), turned(0, (2.0, 2.0, 2.0))),
+    Grid((9, 11, 8), turned(5, (2.1, 1.9, 2.0))),
+    Grid((17, 20, 15), turned(40, (1.0, 1.0, 1.0))),
+    Grid((24, 9, 20), turned(0, (0.7, 2.0, 0.8), -3.0)),
+    Grid((8, 9, 11), turned(0, (2.0, 2.0, 2.0))[:, [2, 0, 1, 3]]),
+    Grid((6, 6, 6), turned(0, (2.0, 2.0, 2.0), 500.0)),
+]
+
+
+@pytest.mark.parametrize("grid", TARGETS, ids=["coarser", "oblique", "turned", "finer", "other axes", "elsewhere"])
+def test_a_large_image_is_resampled_in_parts_to_the_same_voxels(grid, small_parts, monkeypatch):
+    image = ras_volume((19, 22, 17), (1, 1, 1))
+    image = Volume(image.voxels, np.eye(4))
+    parts = onto(image, grid).voxels
+    monkeypatch.setattr(volumes, "LARGE_VOXELS", 10**9)
+    assert np.abs(parts - onto(image, grid).voxels).max() < 1e-5
+
+
+@pytest.mark.parametrize("grid", TARGETS[:5], ids=["coarser", "oblique", "turned", "finer", "other axes"])
+def test_large_labels_are_resampled_in_parts_to_the_same_labels(grid, small_parts, monkeypatch):
+    labels = Volume(np.random.default_rng(0).integers(0, 3, (19, 22, 17)).astype(np.uint8), np.eye(4))
+    parts = labels_onto(labels, grid).voxels
+    monkeypatch.setattr(volumes, "LARGE_VOXELS", 10**9)
+    assert np.array_equal(parts, labels_onto(labels, grid).voxels)
+
+
+@pytest.mark.parametrize("grid", TARGETS, ids=["coarser", "oblique", "turned", "finer", "other axes", "elsewhere"])
+def test_slabs_of_a_grid_are_filled_as_the_whole_is(grid, small_parts):
+    image = Volume(ras_volume((7, 8, 6)).voxels, np.diag([3.0, 3, 3, 1]))
+    whole, count = np.full(grid.shape, np.nan, np.float32), 0
+    for box in slabs(grid):
+        whole[box], count = onto(image, grid.crop(box)).voxels, count + 1
+    assert count > 1 or np.prod(grid.shape) <= 500
+    assert np.abs(whole - onto(image, grid).voxels).max() < 1e-5
+
+
+def test_a_head_of_one_millimetre_is_one_slab():
+    assert len(list(slabs(Grid((256, 256, 256), np.eye(4))))) == 1
+
+
+def test_no_slab_is_much_larger_than_it_should_be():
+    sizes = [(box[0].stop - box[0].start) * 512 * 512 for box in slabs(Grid((512, 512, 512), np.eye(4)))]
+    assert sum(sizes) == 512**3
+    assert max(sizes) <= volumes.SLAB_VOXELS
+
+
+def test_a_thinned_volume_has_every_second_voxel_where_it_was(small_parts):
+    whole = Volume(ras_volume((10, 11, 12)).voxels, turned(20, (0.5, 0.5, 2.0)))
+    fewer = thinned(whole)
+    assert fewer.voxels.shape == (5, 6, 12)
+    assert np.array_equal(fewer.voxels, whole.voxels[::2, ::2])
+    assert np.allclose(fewer.affine @ (2, 3, 4, 1), whole.affine @ (4, 6, 4, 1))
+
+
+def test_a_small_volume_is_not_thinned():
+    volume = ras_volume()
+    assert thinned(volume) is volume

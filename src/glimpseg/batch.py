@@ -165,8 +165,8 @@ def _open(output: Path, plan: dict[str, Any], part: Part, go_on: bool, overwrite
     if path.is_file():
         if json.loads(path.read_text("utf-8")) != plan:
             raise UsageError(
-                f"{output} was begun with another model, version or other options ({path.name} has them). Repeat "
-                "those, or name another folder with -o."
+                f"{output} was begun with another model, version, engine or other options ({path.name} has them). "
+                "Repeat those, or name another folder with -o."
             )
         if (output / part.file(FAILURES)).exists() and not go_on:
             raise UsageError(f"{output} holds this batch already. Add --continue to go on with it.")

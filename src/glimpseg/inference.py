@@ -19,7 +19,9 @@ from glimpseg.errors import InputError
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality, as_mask, union
 from glimpseg.region import Region
-from glimpseg.volume import Volume, onto
+from glimpseg.scoring import brain_of
+from glimpseg.uncertainty import DiceEstimate, calibrated
+from glimpseg.volume import Grid, Volume, onto, slabs
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,9 @@ class Found:
     labels: Volume
     """`Label` values, uint8, on the study's own grid."""
     probabilities: Mapping[Region, Volume] | None
-    """On the own grid, if they were asked for."""
+    """On the own grid, if they were asked for; at temperatures, if those were given."""
+    estimates: Mapping[Region, float] | None = None
+    """The Dice to expect of each region, if temperatures were given (`uncertainty.estimated_dice`)."""
 
 
 def infer(
@@ -49,14 +53,16 @@ def infer(
     subsets: Sequence[Modality],
     *,
     keep_probabilities: bool = False,
+    temperatures: Mapping[Region, float] | None = None,
     weighting: str = "gaussian",
 ) -> Iterator[Found]:
     """What each of `subsets` alone shows, on the study's own grid; one result at a time, not always in their order.
 
     Windows run over the brain's box on the working grid. A network that `shares` encodes each window once for all
     subsets whose box is the same; of several subsets that is torch's work, else the model's engine computes.
-    Probabilities, not labels, are interpolated back. `weighting` is how overlapping windows are averaged: `gaussian` or
-    `constant`.
+    Probabilities, not labels, are interpolated back, to a large grid slab by slab. With `temperatures` (1 for a region
+    that has none) they are calibrated, and the Dice of each region is estimated. `weighting` is how overlapping windows
+    are averaged: `gaussian` or `constant`.
 
     Raises: InputError if the memory does not suffice even for one window at a time.
     """
@@ -67,7 +73,7 @@ def infer(
     for group in groups:
         shown = prepared.restricted_to(union(group))
         for subset, working in zip(group, _windows(model, shown, group, weighting), strict=True):
-            yield _found(subset, working[0].cpu(), shown, model, keep_probabilities)
+            yield _found(subset, working[0].cpu(), shown, model, keep_probabilities, temperatures)
 
 
 def _groups(prepared: Prepared, subsets: Sequence[Modality]) -> list[tuple[Modality, ...]]:
@@ -157,16 +163,32 @@ def _with_air(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, 
 
 
 def _found(
-    subset: Modality, working: Float[Tensor, "k x y z"], prepared: Prepared, model: Model, keep_probabilities: bool
+    subset: Modality,
+    working: Float[Tensor, "k x y z"],
+    prepared: Prepared,
+    model: Model,
+    keep_probabilities: bool,
+    temperatures: Mapping[Region, float] | None,
 ) -> Found:
-    network, affine = model.network, prepared.own.affine
-    own = torch.stack([torch.from_numpy(_back(channel.numpy(), prepared)) for channel in working])[None]
-    labels = Volume(network.decode(own)[0].numpy().astype(np.uint8), affine)
-    if not keep_probabilities:
-        return Found(subset, labels, None)
-    maps = {region: Volume(p[0].numpy(), affine) for region, p in network.region_probabilities(own).items()}
-    return Found(subset, labels, maps)
+    network, own = model.network, prepared.own
+    labels, estimate = np.zeros(own.shape, np.uint8), DiceEstimate()
+    maps: dict[Region, np.ndarray] = {}
+    for box in slabs(own):
+        part = own.crop(box)
+        shown = torch.stack([torch.from_numpy(_onto(channel.numpy(), prepared, part)) for channel in working])[None]
+        labels[box] = network.decode(shown)[0].numpy()
+        if not keep_probabilities and temperatures is None:
+            continue
+        probabilities = {region: p[0].numpy() for region, p in network.region_probabilities(shown).items()}
+        if temperatures is not None:
+            probabilities = {r: calibrated(p, temperatures.get(r, 1.0)) for r, p in probabilities.items()}
+            estimate.add(labels[box], probabilities, brain_of(prepared, part))
+        if keep_probabilities:
+            for region, values in probabilities.items():
+                maps.setdefault(region, np.empty(own.shape, np.float32))[box] = values
+    kept = {region: Volume(values, own.affine) for region, values in maps.items()} if keep_probabilities else None
+    return Found(subset, Volume(labels, own.affine), kept, estimate.dice if temperatures is not None else None)
 
 
-def _back(values: Float[np.ndarray, "x y z"], prepared: Prepared) -> Float[np.ndarray, "i j k"]:
-    return onto(Volume(values, prepared.grid.affine), prepared.own).voxels
+def _onto(values: Float[np.ndarray, "x y z"], prepared: Prepared, grid: Grid) -> Float[np.ndarray, "i j k"]:
+    return onto(Volume(values, prepared.grid.affine), grid).voxels

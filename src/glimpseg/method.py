@@ -73,6 +73,18 @@ class Learner(nn.Module):
         return self.stride
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What is worth compiling (`optim.compile`): modules that are called with tensors of the same shapes in every
+        step. Default: none."""
+        return ()
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """What may be computed again in the backward pass where memory is short (`optim.recompute`): modules that make
+        many activations of one input. Default: none."""
+        return ()
+
+    @property
     def kept(self) -> dict[str, Tensor]:
         """The weights that a model folder holds. Default: all."""
         return self.state_dict()

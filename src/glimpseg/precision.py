@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,12 +28,13 @@ def resolved_precision(wanted: str, device: torch.device) -> str:
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
     """The context to run a network in, forward."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        if precision == "bf16" and device.type == "cpu":
-            with _CoarseInFp32():
-                yield
-        else:
-            yield
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), beside_autocast(precision, device):
+        yield
+
+
+def beside_autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """What of `computing` autocast does not know."""
+    return _CoarseInFp32() if precision == "bf16" and device.type == "cpu" else nullcontext()
 
 
 _CONV: Any = torch.conv3d

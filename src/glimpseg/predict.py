@@ -22,13 +22,12 @@ from glimpseg.data.raw.together import bring_together
 from glimpseg.errors import UsageError
 from glimpseg.inference import infer
 from glimpseg.intake import ImageLike, Visit, named_images
+from glimpseg.memory import refuse_if_short
 from glimpseg.modality import Modality, parse
-from glimpseg.scoring import brain_of
 from glimpseg.segmentation import Segmentation
 from glimpseg.shipped import BOX
 from glimpseg.study import Study
-from glimpseg.uncertainty import Level, Uncertainty, calibrated, doubts, left_out, looks
-from glimpseg.volume import Volume
+from glimpseg.uncertainty import Level, Uncertainty, doubts, left_out, looks
 
 log = logging.getLogger(__name__)
 
@@ -133,11 +132,13 @@ def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "a
 
     `raw`: `auto` registers and skull-strips what needs it (`data.raw`), `no` takes the images as they are.
 
-    Raises: InputError for images that cannot be used; UsageError where something is needed that is not installed.
+    Raises: InputError for images that cannot be used, or that need clearly more memory than there is; UsageError where
+        something is needed that is not installed.
     """
     begun = time.perf_counter()
     with _warnings_kept() as warnings:
         refuse_same_files(visit.study)
+        refuse_if_short(visit.study, model.recipe.data.preprocess.spacing_mm, len(model.network.labels) + 1)
         if raw == "auto":
             brought = bring_together(visit.study, grid)
             visit = replace(visit, study=brought.study, notes=(*visit.notes, *brought.notes))
@@ -151,24 +152,20 @@ def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "a
 def segment_read(done: Read, model: Model, *, probabilities: bool = False, uncertainty: Level = "none") -> Segmentation:
     """What the network finds in a visit that has been read; `uncertainty` as in `segment`."""
     begun, available = time.perf_counter(), done.prepared.available
-    (found,) = infer(done.prepared, model, [available], keep_probabilities=probabilities or uncertainty != "none")
+    temperatures = model.expectations.temperatures(available) if model.expectations else {}
+    wanted = temperatures if probabilities or uncertainty != "none" else None
+    (found,) = infer(done.prepared, model, [available], keep_probabilities=probabilities, temperatures=wanted)
     computed = model.engine.record
     seconds = {"reading": done.seconds, "network": time.perf_counter() - begun}
-    temperatures = model.expectations.temperatures(available) if model.expectations else {}
-    maps = found.probabilities and {
-        region: Volume(calibrated(volume.voxels, temperatures.get(region, 1.0)), volume.affine)
-        for region, volume in found.probabilities.items()
-    }
     doubted: Uncertainty | None = None
     if uncertainty != "none":
-        assert maps is not None
-        begun, brain = time.perf_counter(), brain_of(done.prepared)
-        members = _members(done.prepared, model, uncertainty)
-        doubted = doubts(found.labels, maps, brain, members, level=uncertainty, calibrated=bool(temperatures))
+        assert found.estimates is not None
+        begun, members = time.perf_counter(), _members(done.prepared, model, uncertainty)
+        doubted = doubts(found.labels, found.estimates, members, level=uncertainty, calibrated=bool(temperatures))
         seconds["uncertainty"] = time.perf_counter() - begun
     return Segmentation(
         found.labels,
-        maps if probabilities else None,
+        found.probabilities,
         available,
         model,
         done.visit.study.images,
@@ -220,7 +217,8 @@ class _warnings_kept(logging.Handler):
         self.reader = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.reader:
+        # A large file is read more than once.
+        if record.thread == self.reader and record.getMessage() not in self.messages:
             self.messages.append(record.getMessage())
 
     def __enter__(self) -> list[str]:

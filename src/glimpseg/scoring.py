@@ -18,7 +18,7 @@ from glimpseg.data.preprocess import Prepared
 from glimpseg.metrics import Lesions, Reliability, Surface, SurfaceDistances
 from glimpseg.region import Region
 from glimpseg.scores import OF_PROBABILITIES, POSTPROCESSED
-from glimpseg.volume import Volume, bounding_box, labels_onto, onto
+from glimpseg.volume import Grid, Volume, bounding_box, labels_onto, onto
 
 _OF_SURFACES = {"hd95", "hd95_pooled", "surface_dice_1mm", "surface_dice_2mm"}
 _OF_LESIONS = {"lesion_dice", "lesion_hd95"}
@@ -132,11 +132,7 @@ def _box(prepared: Prepared) -> tuple[slice, ...]:
     return found
 
 
-def brain_of(prepared: Prepared) -> Bool[np.ndarray, "x y z"]:
-    """The brain on the own grid, as all sequences of the study show it."""
-    return (
-        labels_onto(
-            Volume(np.logical_or.reduce(prepared.inside).view(np.uint8), prepared.grid.affine), prepared.own
-        ).voxels
-        > 0
-    )
+def brain_of(prepared: Prepared, grid: Grid | None = None) -> Bool[np.ndarray, "x y z"]:
+    """The brain as all sequences of the study show it; on the own grid, or another."""
+    brain = np.logical_or.reduce(prepared.inside).view(np.uint8)
+    return labels_onto(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0

@@ -27,7 +27,7 @@ from glimpseg.picture import TITLES, preview
 from glimpseg.region import Label, Region
 from glimpseg.uncertainty import Uncertainty, doubt_tree
 from glimpseg.version import __version__
-from glimpseg.volume import Volume, onto
+from glimpseg.volume import Volume, onto, thinned
 
 RECORD = "run.json"
 """What was used and how; also the mark of a folder that may be overwritten."""
@@ -157,9 +157,10 @@ class Segmentation:
 
     def preview(self) -> Any:
         """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
-        volumes = {m: onto(volume_of(self.images[m], m.title), self.labels.grid) for m in Modality if m in self.used}
+        labels = thinned(self.labels)
+        volumes = {m: onto(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""
-        return preview(volumes, self.labels, title=f"{self.used.title}{absent}   ({self.model.name})")
+        return preview(volumes, labels, title=f"{self.used.title}{absent}   ({self.model.name})")
 
     def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
         assert self.series is not None

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ from torch.nn.parallel import DistributedDataParallel
 from glimpseg import checkpoint, methods
 from glimpseg.archive import cases_of, studies_of
 from glimpseg.atomic import atomic_file, only_one, write_text
+from glimpseg.compiling import compile_networks, is_wanted
 from glimpseg.data.loader import Cases, batches
 from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.journal import Journal, Meter
 from glimpseg.method import Learner, Progress, ema
-from glimpseg.precision import computing, resolved_precision
+from glimpseg.nets.recompute import recompute
+from glimpseg.precision import beside_autocast, computing, resolved_precision
 from glimpseg.preemption import sigterm
 from glimpseg.ranks import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.readiness import refuse_beginning, refuse_unfit
 from glimpseg.recipe import Optim, Recipe
+from glimpseg.selftest import refuse_untrustworthy
 from glimpseg.study import Batch
 from glimpseg.transfer import begin_with
 
@@ -57,9 +61,10 @@ def fit(
     """Trains from the run's newest checkpoint, or from the beginning; returns the folder of the model.
 
     Raises: UsageError if the network cannot take crops of the recipe's size, or its prior; TrainingError when a term
-        is not finite; Preempted after SIGTERM, the state saved.
+        is not finite, or a graphics processor computes wrongly; Preempted after SIGTERM, the state saved.
     """
     refuse_unfit(recipe)
+    refuse_untrustworthy(device, resolved_precision(recipe.optim.precision, device))
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
@@ -86,10 +91,11 @@ def fit(
             progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():
                 pieces = next(feed)
+            if step == start and is_wanted(optim.compile, device):
+                training.compile(pieces[0], progress)
             for (number, _), batch in zip(parts, pieces, strict=True):
                 torch.manual_seed(_step_seed(recipe.seed, step, number))
-                with computing(training.precision, device):
-                    terms: dict[str, Tensor] = training.objective(batch, progress)
+                terms = training.losses(training.objective, batch, progress)
                 _refuse_non_finite(terms, batch, run, step)
                 (sum(terms.values(), torch.zeros((), device=device)) / len(pieces)).backward()
                 meter.add(terms)
@@ -199,10 +205,26 @@ class _Training:
         for group in optimizer.param_groups:
             group.setdefault("scale", 1.0)  # a method's group may run at its own multiple of the learning rate
         averaged = ema(learner, optim.ema) if optim.ema else None
+        precision = resolved_precision(optim.precision, device)
+        if optim.recompute:  # after the average, which is never run
+            recompute(learner.stages, partial(beside_autocast, precision, device))
         objective: nn.Module = Objective(learner)
         if rank_and_world()[1] > 1:
             objective = DistributedDataParallel(objective)
-        return cls(learner, optimizer, averaged, objective, device, resolved_precision(optim.precision, device))
+        return cls(learner, optimizer, averaged, objective, device, precision)
+
+    def losses(self, objective: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The objective's terms, in the run's precision."""
+        with computing(self.precision, self.device):
+            return objective(batch, progress)
+
+    def compile(self, batch: Batch, progress: Progress) -> None:
+        """Compiles the network if a pass over this batch can be computed so."""
+
+        def trial(learner: Learner) -> None:
+            sum(self.losses(Objective(learner), batch, progress).values(), torch.zeros(())).backward()
+
+        compile_networks(self.learner, trial, self.device, self.precision)
 
     def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
         """Clips, steps, averages; returns the gradient's norm and the learning rate."""
@@ -268,7 +290,8 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
             raise UsageError(
                 f"{run} already holds a run. Add --resume to go on with it, or name another folder with -o."
             )
-        if yaml.safe_load(path.read_text("utf-8")) != tree:
+        # Fields that did not exist when the run began have their defaults.
+        if methods.as_tree(methods.from_tree(yaml.safe_load(path.read_text("utf-8")))) != tree:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
     if not (run / checkpoint.RECIPE).exists():
         write_text(run / checkpoint.RECIPE, yaml.safe_dump(tree, sort_keys=False))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from scipy import special
 
 from glimpseg import metrics
@@ -128,11 +128,37 @@ def estimated_dice(probability: Float[np.ndarray, "..."], mask: Bool[np.ndarray,
     """2 sum(p m) / (sum p + sum m): the Dice to expect of a mask when each voxel belongs to the region with its
     probability. NaN for an empty mask. Give the voxels of the brain: far from it nothing was calibrated. Eq. (3) of the
     page on trust."""
-    found = int(mask.sum())
-    if not found:
-        return math.nan
-    total = float(probability.sum(dtype=np.float64))
-    return 2 * float(probability[mask].sum(dtype=np.float64)) / (total + found)
+    shared, total = (float(p.sum(dtype=np.float64)) for p in (probability[mask], probability))
+    return _dice_of(shared, total, int(mask.sum()))
+
+
+def _dice_of(shared: float, total: float, voxels: float) -> float:
+    return 2 * shared / (total + voxels) if voxels else math.nan
+
+
+class DiceEstimate:
+    """`estimated_dice` of each region, from a label map and probabilities that come part by part."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Region, np.ndarray] = {}
+
+    def add(
+        self,
+        labels: UInt8[np.ndarray, "x y z"],
+        probabilities: Mapping[Region, Float[np.ndarray, "x y z"]],
+        brain: Bool[np.ndarray, "x y z"],
+    ) -> None:
+        """Takes one more part; beyond the brain and the mask itself nothing counts."""
+        for region, probability in probabilities.items():
+            mask = region.of(labels)
+            shared, total = (probability[where].sum(dtype=np.float64) for where in (mask, brain | mask))
+            so_far = self._sums.get(region, np.zeros(3))
+            self._sums[region] = so_far + np.array([shared, total, mask.sum()])
+
+    @property
+    def dice(self) -> dict[Region, float]:
+        """By region, of all parts together."""
+        return {region: _dice_of(*sums.tolist()) for region, sums in self._sums.items()}
 
 
 def mirrored(prepared: Prepared, axes: Sequence[int]) -> Prepared:
@@ -167,25 +193,23 @@ def left_out(available: Modality, level: Level) -> dict[Modality, str]:
 
 def doubts(
     labels: Volume,
-    probabilities: Mapping[Region, Volume],
-    brain: Bool[np.ndarray, "x y z"],
+    estimates: Mapping[Region, float],
     members: Iterable[tuple[str, Volume]],
     *,
     level: Level,
     calibrated: bool,
 ) -> Uncertainty:
-    """What a segmentation's probabilities and other looks at the study say of it; all on the study's own grid.
+    """What a segmentation's probabilities and other looks at the study say of it.
 
-    `members` are named label maps; each is let go after it was compared.
+    `estimates` are the Dice to expect of each region (`DiceEstimate`). `members` are named label maps on the grid of
+    `labels`; each is let go after it was compared.
     """
-    seen = tuple(_member(name, other, labels, tuple(probabilities)) for name, other in members)
+    seen = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
     voxel, found = labels.grid.voxel_ml, {}
-    for region, probability in probabilities.items():
-        mask = region.of(labels.voxels)
-        where = brain | mask
-        volumes = [metrics.volume_ml(mask, voxel), *(member.volumes_ml[region] for member in seen)]
+    for region, estimate in estimates.items():
+        volumes = [metrics.volume_ml(region.of(labels.voxels), voxel), *(member.volumes_ml[region] for member in seen)]
         found[region] = Doubt(
-            estimated_dice=estimated_dice(probability.voxels[where], mask[where]),
+            estimated_dice=estimate,
             lowest_ml=min(volumes),
             highest_ml=max(volumes),
             agreement=float(np.mean([member.dice[region] for member in seen])) if seen else math.nan,

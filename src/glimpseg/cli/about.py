@@ -6,14 +6,18 @@ Heavy modules are imported inside the verbs, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from glimpseg.cli.app import app, log
 from glimpseg.cli.options import ModelFolder, Output, Overwrite
-from glimpseg.errors import UsageError
+from glimpseg.errors import TrainingError, UsageError
 from glimpseg.shipped import BOX, WEIGHTS_FOLDER
 from glimpseg.version import __version__
 
@@ -51,30 +55,82 @@ def import_model(
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Say what is installed; the first thing to send with a question."""
-    from importlib import metadata
+    """Say what is installed, and try convolutions on every device; the first thing to send with a question."""
     from platform import machine, platform, python_version
 
-    packages = ("torch", "monai", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "matplotlib")
-    versions: dict[str, str] = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "missing"
+    versions = {package: _version(package) for package in PACKAGES}
     box = "there" if (WEIGHTS_FOLDER / BOX).is_dir() else "not part of this installation"
     about = {"glimpseg": __version__, "model box": box, "python": python_version()}
-    found = {**about, "platform": f"{platform()} {machine()}", **versions}
-    bad = versions["torch"].startswith("2.9.")
-    if as_json:
-        typer.echo(json.dumps(found, indent=1))
-    else:
-        for name, version in found.items():
-            typer.echo(f"{name:12} {version}")
-    if bad:
-        log.warning("torch 2.9 computes 3-D convolutions wrongly or slowly on some GPUs. Use another version.")
+    found: dict[str, Any] = {**about, "platform": f"{platform()} {machine()}", **versions, "memory": _memory()}
+    found["extras"] = _extras()
+    broken, cautions = None, []
+    if versions["torch"] != "missing":
+        from glimpseg import selftest
+
+        checks = [selftest.check(device, name) for device in selftest.devices() for name in selftest.precisions(device)]
+        found["conv3d"] = [check.record() for check in checks]
+        broken, cautions = selftest.failure(checks), selftest.cautions()
+    found["cautions"] = cautions
+    typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
+    for caution in cautions:
+        log.warning("%s", caution)
     if "missing" in versions.values():
         raise UsageError("A package is missing. Install again: pip install glimpseg")
+    if broken is not None:
+        raise TrainingError(broken)
+
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "matplotlib")
+NO_USERS = ("all", "test", "docs", "dev")
+"""Extras that are none of a user's."""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _extras() -> dict[str, dict[str, str]]:
+    """The packages of each extra, with their versions or as missing."""
+    try:
+        wanted = metadata.requires("glimpseg") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for line in wanted:
+        named = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", line)
+        if named and named[2] not in NO_USERS:
+            found.setdefault(named[2], {})[named[1]] = _version(named[1])
+    return found
+
+
+def _memory() -> str:
+    """Of the machine, as far as the system says."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES", "SC_AVPHYS_PAGES"} <= set(names):
+        return "unknown"
+    page = os.sysconf("SC_PAGE_SIZE") / 2**30
+    total, free = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    return f"{total:.1f} GiB, {free:.1f} GiB unused"
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What `doctor` found, for people."""
+    for name, value in found.items():
+        if name == "extras":
+            for extra, packages in value.items():
+                listed = ", ".join(f"{package} {version}" for package, version in packages.items())
+                yield f"{f'[{extra}]':12} {listed}"
+        elif name == "conv3d":
+            for check in value:
+                verdict = "right" if check["passed"] else f"WRONG: {check['where']}"
+                error = "no result" if check["error"] is None else f"error {check['error']:.1e}"
+                told = f"{check['device']} {check['precision']}, {error}, at most {check['bound']:.0e}"
+                yield f"{name:12} {told}: {verdict}"
+        elif name != "cautions":
+            yield f"{name:12} {value}"
 
 
 @app.command()

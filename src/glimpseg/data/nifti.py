@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import nibabel
@@ -26,7 +26,7 @@ from glimpseg.data.gunzip import inflating
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.study import Frame
-from glimpseg.volume import Grid, Volume, background_value, connected_to_border
+from glimpseg.volume import Grid, Volume, background_value, connected_to_border, parts
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ WIDESPREAD = 0.01
 """Share of voxels that may be NaN or infinite beside an ordinary background."""
 _HEADER_BYTES = 540
 """Of NIfTI-2, the longer one."""
+_PIECE_BYTES = 1 << 24
 _UNREADABLE = (
     OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, MemoryError, OverflowError, TypeError,
 )  # fmt: skip
@@ -73,16 +74,13 @@ def read_volume(source: str | Path | Frame, called: str = "") -> Volume:
         with a usable affine.
     """
     if isinstance(source, Frame):
-        return _checked(_frame(source, called), source.path, called)
+        return _checked(_series(source, called), source.path, called, source.number)
     path = Path(source)
     return _checked(_open(path, called), path, called)
 
 
-def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, called: str = "") -> Volume:
-    voxels = _voxels(image, path)
-    with np.errstate(over="ignore", invalid="ignore"):
-        voxels = voxels.astype(np.float32)  # beyond its range is infinity, which the next line judges
-    voxels = _finite(voxels, path, called)
+def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, called: str = "", number: int = 0) -> Volume:
+    voxels = _finite(_intensities(image, path, number), path, called)
     if voxels.min() == voxels.max():
         raise InputError(
             f"{path} holds the single value {voxels.flat[0]:g} and no image. Leave this sequence out: "
@@ -106,7 +104,7 @@ def read_labels(path: str | Path, convention: Convention | None = None) -> Volum
     """
     path = Path(path)
     image = _open(path)
-    values = _voxels(image, path)
+    values = _whole(image, path)
     labels = whole_numbers(values, str(path)) if convention is None else convention.read(values, str(path))
     if labels.min() < 0 or labels.max() > 255:
         raise InputError(
@@ -120,6 +118,20 @@ def read_header(source: str | Path | Frame) -> Grid:
     image = _series(source) if isinstance(source, Frame) else _open(Path(source))
     x, y, z = image.shape[:3]
     return Grid((x, y, z), image.affine.astype(np.float64))
+
+
+def claimed_grid(source: Path | Frame) -> Grid:
+    """As `read_header`, without a word on what the header leaves open: to plan before anything is read."""
+    path = source.path if isinstance(source, Frame) else source
+    image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
+    if len(image.shape) < 3:
+        _check_shape(image, path)
+    _check_size(image, path)
+    _check_placed(image.affine, path)
+    x, y, z = image.shape[:3]
+    grid = Grid((x, y, z), image.affine.astype(np.float64))
+    _check_extent(grid, path)
+    return grid
 
 
 def write_labels(path: str | Path, labels: Volume, names: Mapping[int, str] | None = None) -> None:
@@ -199,13 +211,6 @@ def _series(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
     _check_size(image, path)
     _check_affine(image, path, called)
     return image
-
-
-def _frame(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
-    """One volume of a series, read."""
-    image = _series(frame, called)
-    voxels = _stored(image, frame.path)[..., frame.number]
-    return type(image)(voxels, image.affine, image.header)
 
 
 def _check_file(path: Path) -> None:
@@ -316,19 +321,34 @@ def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
         return None, 0
 
 
-def _voxels(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
-    voxels = _stored(image, path)
-    return voxels.reshape(voxels.shape[:3])
+def _intensities(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) -> np.ndarray:
+    """Volume `number` of a file as float32, in the order of its axes; of a large one a part at a time is read."""
+    x, y, z = image.shape[:3]
+    voxels = np.empty((x, y, z), np.float32, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond its range is infinity, which the caller judges
+        for part, values in _stored(image, path, number):
+            voxels[:, :, part] = values
+    return voxels
 
 
-def _stored(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
+def _whole(image: nibabel.spatialimages.SpatialImage, path: Path) -> np.ndarray:
+    """The only volume of a file, in the type that it is stored in or scaled to."""
+    return np.concatenate([values for _, values in _stored(image, path, 0)], axis=2)
+
+
+def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The slices of volume `number`, part by part, in the type that they are stored in or scaled to."""
+    x, y, z = image.shape[:3]
+    source = image.dataobj
     try:
-        source = image.dataobj
-        if path.name.lower().endswith(".gz") and nibabel.is_proxy(source):
-            spec = (source.shape, source.dtype, source.offset, source.slope, source.inter)
-            source = ArrayProxy(io.BytesIO(_inflated(path, image)), spec)
         with np.errstate(all="ignore"):  # beyond the range is infinity, which the caller judges
-            return np.asanyarray(source)
+            if path.name.lower().endswith(".gz") and nibabel.is_proxy(source):
+                yield from _inflated(path, image, number)
+            elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
+                for part in parts(z, x * y * z):
+                    yield part, np.asanyarray(source[:, :, part])
+            else:
+                yield slice(0, z), np.asanyarray(source).reshape((x, y, z, -1))[..., number]
     except _UNREADABLE as error:
         raise InputError(
             f"{path} is damaged: its header promises {'x'.join(map(str, image.shape))} voxels, and reading them "
@@ -336,25 +356,42 @@ def _stored(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
         ) from error
 
 
-def _inflated(path: Path, image: nibabel.Nifti1Image) -> bytes:
-    """The whole content of a gz file, no more than its header promises, its checksum compared.
+def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The slices of volume `number` of a gz file, which holds no more than its header promises; its checksum compared.
 
     nibabel reads no further than the last voxel and so never meets the checksum, which comes after it.
     """
-    size = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    source, kind = image.dataobj, image.get_data_dtype()
+    (x, y, z), begin = image.shape[:3], int(image.dataobj.offset)
+    size = begin + math.prod(image.shape) * kind.itemsize
     packed = path.stat().st_size
     if size > max(packed * DEFLATE_RATIO, SLACK_BYTES):
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
     if size > max(packed * LARGE_RATIO, LARGE_BYTES):
         raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
     with inflating(path) as stream:
-        content = stream.read(size)
-        rest = stream.read(SLACK_BYTES + 1)
-    if len(content) < size:
-        raise EOFError(f"it ends after {len(content):,} of {size:,} bytes")
-    if len(rest) > SLACK_BYTES:
-        raise OSError("it goes on after the last voxel")
-    return content
+        place = begin + number * x * y * z * kind.itemsize
+        _pass(stream, 0, place, size)
+        for part in parts(z, x * y * z):
+            shape = (x, y, part.stop - part.start)
+            content = stream.read(math.prod(shape) * kind.itemsize)
+            if len(content) < math.prod(shape) * kind.itemsize:
+                raise EOFError(f"it ends after {place + len(content):,} of {size:,} bytes")
+            place += len(content)
+            yield part, np.asanyarray(ArrayProxy(io.BytesIO(content), (shape, kind, 0, source.slope, source.inter)))
+            del content
+        _pass(stream, place, size, size)
+        if len(stream.read(SLACK_BYTES + 1)) > SLACK_BYTES:
+            raise OSError("it goes on after the last voxel")
+
+
+def _pass(stream: io.BufferedIOBase, begin: int, end: int, size: int) -> None:
+    """Reads from one byte to another, of `size` in all, and keeps nothing."""
+    while begin < end:
+        found = len(stream.read(min(end - begin, _PIECE_BYTES)))
+        if not found:
+            raise EOFError(f"it ends after {begin:,} of {size:,} bytes")
+        begin += found
 
 
 def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
@@ -43,6 +43,8 @@ VERSION = 2
 """Raised when the same files would give other voxels; part of every cache key and provenance."""
 AIR_SAMPLE = 10_000
 """Voxels whose median is the level of the air; all but those at the brain's edge are alike."""
+SAMPLE_VOXELS = 1 << 16
+"""Of an image, about, by which another is told to differ from it."""
 GRID_ORDER = (Modality.T1C, Modality.T1, Modality.FLAIR, Modality.T2)
 """The first of these that exists gives the study its own grid: T1c is where surgeons and readers look."""
 
@@ -147,20 +149,22 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
             f"The result should lie on the grid of {own_of.title}, but study {study.id} has {study.available.title}. "
             "Name one sequence that it has."
         )
-    # By the sequence, not the file: a file's name may be a patient's, and warnings are kept.
-    volumes = {m: _image(study.images[m], f"{study.id}: {m.title}") for m in Modality if m in study.images}
-    _refuse_same_voxels(study.id, volumes)
-    own = volumes[own_of or next(modality for modality in GRID_ORDER if modality in volumes)].grid
-    warnings = tuple(filter(None, (_check_grid(study, m, volume.grid, own) for m, volume in volumes.items())))
+    first = own_of or next(modality for modality in GRID_ORDER if modality in study.images)
+    brain = None if study.brain is None else _brain_mask(study.brain)
+    own, notes = None, {}
+    for modality, volume in _one_by_one(study, first):
+        if own is None:
+            own, grid = volume.grid, volume.grid.at_spacing(settings.spacing_mm)
+            image = np.zeros((len(Modality), *grid.shape), np.float32)
+            inside = np.zeros((len(Modality), *grid.shape), bool)
+        notes[modality] = _check_grid(study, modality, volume.grid, own)
+        channel = list(Modality).index(modality)
+        image[channel], inside[channel] = _on_working_grid(volume, brain, grid, settings)
+        del volume  # or two would be held while the next is read
+    assert own is not None
+    warnings = tuple(note for modality in Modality if (note := notes.get(modality)))
     for warning in warnings:
         log.warning("%s: %s", study.id, warning)
-    grid = own.at_spacing(settings.spacing_mm)
-    brain = None if study.brain is None else _brain_mask(study.brain, volumes.values())
-    image = np.zeros((len(Modality), *grid.shape), np.float32)
-    inside = np.zeros((len(Modality), *grid.shape), bool)
-    for channel, modality in enumerate(Modality):
-        if modality in volumes:
-            image[channel], inside[channel] = _on_working_grid(volumes[modality], brain, grid, settings)
     reference = reference_on(study, own)
     whole = Prepared(
         id=study.id,
@@ -224,13 +228,30 @@ def _same(first: Volume | Path | Frame, second: Volume | Path | Frame) -> bool:
     return isinstance(first, Path) and isinstance(second, Path) and realpath(first) == realpath(second)
 
 
-def _refuse_same_voxels(study: str, volumes: dict[Modality, Volume]) -> None:
-    for (one, first), (two, second) in itertools.combinations(volumes.items(), 2):
-        if np.array_equal(first.voxels, second.voxels):
-            raise InputError(
-                f"Study {study}: the images given as {one.title} and {two.title} hold the same voxels. "
-                "One of them is a copy; leave the absent sequence out."
-            )
+def _one_by_one(study: Study, first: Modality) -> Iterator[tuple[Modality, Volume]]:
+    """The images, `first` before the others; none is kept. Raises: InputError when two hold the same voxels."""
+    samples: dict[Modality, np.ndarray] = {}
+    for modality in (first, *(m for m in Modality if m in study.images and m is not first)):
+        # By the sequence, not the file: a file's name may be a patient's, and warnings are kept.
+        volume = _image(study.images[modality], f"{study.id}: {modality.title}")
+        step = max(round((volume.voxels.size / SAMPLE_VOXELS) ** (1 / 3)), 1)
+        sample = volume.voxels[::step, ::step, ::step].copy()
+        for other, known in samples.items():
+            # What differs in a few thousand voxels need not be read again.
+            if np.array_equal(known, sample):
+                _refuse_same_voxels(study, volume, modality, other)
+        samples[modality] = sample
+        yield modality, volume
+        del volume
+
+
+def _refuse_same_voxels(study: Study, volume: Volume, modality: Modality, other: Modality) -> None:
+    if np.array_equal(_image(study.images[other], f"{study.id}: {other.title}").voxels, volume.voxels):
+        one, two = (m for m in Modality if m in modality | other)
+        raise InputError(
+            f"Study {study.id}: the images given as {one.title} and {two.title} hold the same voxels. "
+            "One of them is a copy; leave the absent sequence out."
+        )
 
 
 def _image(image: Volume | Path | Frame, called: str) -> Volume:
@@ -259,19 +280,22 @@ def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str 
 def _on_working_grid(
     volume: Volume, brain: Volume | None, grid: Grid, settings: Preprocess
 ) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
-    inside = foreground(volume.voxels) if brain is None else labels_onto(brain, volume.grid).voxels > 0
+    inside = foreground(volume.voxels) if brain is None else _brain_on(brain, volume.grid)
     # Background becomes 0 before interpolation, so that no value from outside bleeds into the brain.
     image = onto(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
-    tissue = labels_onto(Volume(inside.astype(np.uint8), volume.affine), grid).voxels > 0
+    tissue = labels_onto(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
     return normalised(image, tissue, settings), tissue
 
 
-def _brain_mask(brain: Volume | Path, volumes: Iterable[Volume]) -> Volume:
+def _brain_mask(brain: Volume | Path) -> Volume:
     mask = _image(brain, "The brain mask")
-    for volume in volumes:
-        if overlap(mask.grid, volume.grid) < MINIMAL_OVERLAP:
-            raise InputError(f"The brain mask ({_in_words(mask.grid)}) lies elsewhere than the images. Give theirs.")
     return Volume((mask.voxels > 0.5).astype(np.uint8), mask.affine)
+
+
+def _brain_on(mask: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
+    if overlap(mask.grid, grid) < MINIMAL_OVERLAP:
+        raise InputError(f"The brain mask ({_in_words(mask.grid)}) lies elsewhere than the images. Give theirs.")
+    return labels_onto(mask, grid).voxels > 0
 
 
 def reference_on(study: Study, own: Grid) -> Volume | None:

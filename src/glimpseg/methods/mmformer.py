@@ -32,7 +32,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
@@ -45,6 +45,7 @@ from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_wei
 from glimpseg.nets import token_fusion
 from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import CHANNELS, ORDER
+from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
@@ -77,6 +78,16 @@ class MMFormer(Segmenter):
     def fixed_windows(self) -> bool:
         """The released layout means another arrangement for every size."""
         return self.config.layout == "released"
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Encoders, transformers and decoders."""
+        return tuple(outermost(self, token_fusion.NETWORKS))
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Encoders' stages, layers of the transformers, and the decoders' blocks."""
+        return tuple(outermost(self, token_fusion.STAGES))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Fused probabilities; encoders of modalities that the whole batch lacks are not run."""

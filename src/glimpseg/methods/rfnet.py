@@ -42,19 +42,21 @@ from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import (
     CHANNELS,
     ORDER,
     Encoder,
     SingleDecoder,
+    Stage,
     UpBlock,
     drop_biases,
     encoded,
     initialise,
     present,
     side_by_side,
-    upsampled,
 )
+from glimpseg.nets.recompute import outermost
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
@@ -99,7 +101,7 @@ class PostNorm(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="reflect")
+        self.conv = convolution(inputs, outputs, kernel, stride)
         self.norm = nn.InstanceNorm3d(outputs)
         self.activation = nn.LeakyReLU(0.2)
 
@@ -115,7 +117,7 @@ class CoarseMap(nn.Module):
             PostNorm(width // 4, width // 4, 3),
             PostNorm(width // 4, width, 1),
         )
-        self.head = nn.Sequential(PostNorm(width if deepest else 2 * width, head, 1), nn.Conv3d(head, classes, 1))
+        self.head = nn.Sequential(PostNorm(width if deepest else 2 * width, head, 1), Pointwise(head, classes))
 
     def forward(
         self, stacked: Float[Tensor, "b mc x y z"], above: Float[Tensor, "b c x y z"] | None
@@ -189,7 +191,7 @@ class JointDecoder(nn.Module):
         )
         self.fuse = nn.ModuleList(RegionFusion(width, config.gate_width, classes) for width in widths)
         self.levels = nn.ModuleList(UpBlock(below, width, PostNorm) for width, below in pairwise(widths))
-        self.segment = nn.Conv3d(widths[0], classes, 1)
+        self.segment = Pointwise(widths[0], classes)
 
     def forward(self, features: Sequence[Float[Tensor, "b m ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
         """Fused probabilities, and the coarse maps, finest first. Eq. (7)."""
@@ -232,6 +234,16 @@ class RFNet(Segmenter):
     def smallest(self) -> int:
         """Two voxels at the deepest level: fewer cannot be reflected at the border."""
         return 2 * self.stride
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Encoders and decoders."""
+        return (*self.encoders.values(), self.joint, self.single)
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Encoders' stages, and the decoders' blocks."""
+        return tuple(outermost(self, (Stage, PostNorm)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Fused probabilities; encoders of modalities that the whole batch lacks are not run."""

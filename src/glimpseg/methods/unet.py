@@ -28,9 +28,10 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from monai.networks.nets import SegResNetDS
+from monai.networks.nets.segresnet_ds import SegResBlock
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
-from torch import Tensor
+from torch import Tensor, nn
 
 from glimpseg.data.augment import MILD
 from glimpseg.data.loader import Sampling, Stream
@@ -39,6 +40,7 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
+from glimpseg.nets.recompute import outermost
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
@@ -102,6 +104,16 @@ class UNet(Segmenter):
     def whole_up_to(self) -> float:
         """Twice, for speed; what it costs in Dice is on the method's page."""
         return 2.0
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All of it."""
+        return (self.network,)
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Residual blocks."""
+        return tuple(outermost(self.network, SegResBlock))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probability of each region, in the order of `regions`. They overlap: the channels do not sum to 1."""

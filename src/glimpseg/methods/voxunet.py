@@ -37,7 +37,8 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import coarsened, one_hot, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.modality import Modality
-from glimpseg.nets.pyramid import upsampled
+from glimpseg.nets.layers import Pointwise, upsampled
+from glimpseg.nets.recompute import outermost
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
 from glimpseg.study import Batch
@@ -112,7 +113,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, below: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.narrow = nn.Conv3d(below, width, 1)
+        self.narrow = Pointwise(below, width)
         self.block = Block(2 * width, width, dropout)
 
     def forward(
@@ -150,12 +151,22 @@ class VoxUNet(Segmenter):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.heads = nn.ModuleList(nn.Conv3d(width, len(labels) + 1, 1) for width in config.widths[: config.heads])
+        self.heads = nn.ModuleList(Pointwise(width, len(labels) + 1) for width in config.widths[: config.heads])
 
     @property
     def stride(self) -> int:
         """One halving for each level below the first."""
         return 2 ** (len(self.config.dropout) - 1)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Encoder and decoder."""
+        return self.encoder, self.decoder
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Pairs of convolutions."""
+        return tuple(outermost(self, Block))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probabilities of background and labels."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from glimpseg.modality import Modality
+from glimpseg.nets.layers import Pointwise, upsampled
 
 Block = Callable[..., nn.Module]
 
@@ -22,11 +22,6 @@ ORDER = (Modality.FLAIR, Modality.T1C, Modality.T1, Modality.T2)
 """The order of modalities in the authors' codes; inside these networks everything stands in it, because their weights
 do."""
 CHANNELS = [list(Modality).index(modality) for modality in ORDER]
-
-
-def upsampled(x: Float[Tensor, "b c x y z"], factor: int = 2) -> Float[Tensor, "b c u v w"]:
-    """Trilinear; the outermost voxel centres keep their places."""
-    return functional.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=True)
 
 
 def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c x y z"]:
@@ -127,7 +122,7 @@ class SingleDecoder(nn.Module):
     def __init__(self, widths: Sequence[int], classes: int, block: Block) -> None:
         super().__init__()
         self.levels = nn.ModuleList(UpBlock(below, width, block) for width, below in pairwise(widths))
-        self.segment = nn.Conv3d(widths[0], classes, 1)
+        self.segment = Pointwise(widths[0], classes)
 
     def forward(self, features: Sequence[Float[Tensor, "b m ..."]]) -> Float[Tensor, "b m k x y z"]:
         """Probabilities from each modality's own features, finest first; here the raised map comes first."""

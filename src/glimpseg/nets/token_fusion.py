@@ -20,17 +20,18 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from glimpseg.losses import Maps
+from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.positions import positions_on
 from glimpseg.nets.pyramid import (
     ORDER,
     Encoder,
     SingleDecoder,
+    Stage,
     UpBlock,
     drop_biases,
     encoded,
     initialise,
     side_by_side,
-    upsampled,
 )
 
 
@@ -109,7 +110,7 @@ class PreNorm(nn.Sequential):
         super().__init__()
         self.norm = nn.InstanceNorm3d(inputs)
         self.activation = nn.LeakyReLU(0.2)
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, padding_mode=padding_mode)
+        self.conv = convolution(inputs, outputs, kernel, stride, padding_mode)
 
 
 class Layer(nn.Module):
@@ -161,7 +162,7 @@ class Tokens(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.grid = config.grid
-        self.embed = nn.Conv3d(config.widths[-1], config.token_width, 1)
+        self.embed = Pointwise(config.widths[-1], config.token_width)
         self.position = nn.Parameter(
             torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], config.token_width)
         )
@@ -191,8 +192,8 @@ class JointDecoder(nn.Module):
             for width in widths
         )
         self.levels = nn.ModuleList(UpBlock(below, width, PreNorm) for width, below in pairwise(widths))
-        self.deep = nn.ModuleList(nn.Conv3d(below, classes, 1) for below in widths[1:])
-        self.segment = nn.Conv3d(widths[0], classes, 1)
+        self.deep = nn.ModuleList(Pointwise(below, classes) for below in widths[1:])
+        self.segment = Pointwise(widths[0], classes)
 
     def forward(self, stacks: Sequence[Float[Tensor, "b ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
         """Fused logits, and probabilities of the deeper levels at their own resolution, finest first."""
@@ -240,7 +241,7 @@ class TokenFusion(nn.Module):
         )
         self.tokens = nn.ModuleDict({modality.key: Tokens(config) for modality in ORDER})
         self.inter = Transformer(config)
-        self.untoken = nn.Conv3d(len(ORDER) * config.token_width, len(ORDER) * widths[-1], 1)
+        self.untoken = Pointwise(len(ORDER) * config.token_width, len(ORDER) * widths[-1])
         self.joint = JointDecoder(widths, classes)
         self.single = SingleDecoder(widths, classes, PreNorm)
         initialise(self)
@@ -322,6 +323,11 @@ class TokenFusion(nn.Module):
             last: Any = self.inter.layers[-1]
             yield last.mlp.linear2
 
+
+NETWORKS = (Encoder, Tokens, Transformer, JointDecoder, SingleDecoder)
+"""What of a `TokenFusion` is worth compiling: `Learner.networks`."""
+STAGES = (Stage, Layer, PreNorm)
+"""What of it may be computed again: `Learner.stages`."""
 
 NAMES = (
     (r"encoders\.(?P<m>\w+)\.stages\.(?P<l>\d)\.entry", "{m}_encoder.e{l}_c1"),

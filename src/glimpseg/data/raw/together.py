@@ -26,8 +26,8 @@ from glimpseg.data.raw.strip import brain_of, stripped_by
 from glimpseg.errors import InputError, UsageError
 from glimpseg.metrics import dice
 from glimpseg.modality import Modality
-from glimpseg.study import Study
-from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid
+from glimpseg.study import Frame, Study
+from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid, thinned
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class Brought:
     """A study whose images lie at one place, and the way back to the grids they came on."""
 
     study: Study
-    """All images as volumes in the world of the reference sequence; `brain` set if it was found or given."""
+    """All images in the world of the reference sequence, as volumes but for large files that are not moved; `brain` set
+    if it was found or given."""
     reference: Modality
     grids: Mapping[Modality, Grid]
     """Where each image was given."""
@@ -110,7 +111,7 @@ def look(study: Study, reference: Modality | None = None) -> Look:
 
     Raises: InputError for files that cannot be read; UsageError if the study has no such reference.
     """
-    begun = as_given(study, reference)
+    begun = _looked_at(study, reference)
     images = _volumes(begun.study)
     fixed = images[begun.reference]
     others = {m: image for m, image in images.items() if m is not begun.reference}
@@ -124,17 +125,20 @@ def bring_together(study: Study, reference: Modality | None = None) -> Brought:
     """Looks, and does what is needed: registers when a sequence lies elsewhere or the head is still there, and finds
     the brain when the head is still there and no mask was given.
 
+    Large images are looked at with fewer voxels (`volume.thinned`), one after another; those that stay where they are
+    come back as they were given, files as files.
+
     Raises: UsageError that says what to install or run, when something needed is not installed; InputError for
         images that cannot be used.
     """
-    begun = as_given(study, reference)
+    begun = _looked_at(study, reference)
     found = look(begun.study, begun.reference)
     together = all(finding.verdict is Verdict.NO for finding in found.apart.values())
     brought = replace(begun, study=replace(begun.study, registered=together), notes=found.notes)
     # Raw scans are registered in any case: what moved by a millimetre is not seen, and mended all the same.
     if found.needs_registration or (found.needs_brain and find_spec("SimpleITK") is not None):
         brought = registered(brought)
-    return with_brain(brought) if found.needs_brain else brought
+    return _whole(with_brain(brought) if found.needs_brain else brought, study)
 
 
 def as_given(study: Study, reference: Modality | None = None) -> Brought:
@@ -142,15 +146,8 @@ def as_given(study: Study, reference: Modality | None = None) -> Brought:
 
     Raises: InputError for files that cannot be read, or no sequence; UsageError if the study lacks the reference.
     """
-    if not study.images:
-        raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
-    chosen = reference or next(modality for modality in GRID_ORDER if modality in study.images)
-    if chosen not in study.images:
-        raise UsageError(f"Study {study.id} has no {chosen.title} to register to. It has {study.available.title}.")
-    images = {
-        m: image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {m.title}")
-        for m, image in study.images.items()
-    }
+    chosen = _chosen(study, reference)
+    images = {m: _read(study, m) for m in study.images}
     return Brought(
         study=replace(study, images=images),
         reference=chosen,
@@ -206,6 +203,46 @@ def _prepared_together(fixed: Volume, others: Iterable[Volume]) -> bool:
     return all(
         same_grid(image.grid, fixed.grid) and dice(inside, foreground(image.voxels)) > SAME_MASK for image in others
     )
+
+
+def _chosen(study: Study, reference: Modality | None) -> Modality:
+    if not study.images:
+        raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
+    chosen = reference or next(modality for modality in GRID_ORDER if modality in study.images)
+    if chosen not in study.images:
+        raise UsageError(f"Study {study.id} has no {chosen.title} to register to. It has {study.available.title}.")
+    return chosen
+
+
+def _read(study: Study, modality: Modality) -> Volume:
+    image = study.images[modality]
+    return image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {modality.title}")
+
+
+def _looked_at(study: Study, reference: Modality | None) -> Brought:
+    """The study as it is, its images read one by one; large ones with fewer voxels, but their own grids."""
+    _chosen(study, reference)  # before anything is read
+    images, grids = {}, {}
+    for modality in study.images:
+        volume = _read(study, modality)
+        images[modality], grids[modality] = thinned(volume), volume.grid
+        del volume
+    return replace(as_given(replace(study, images=images), reference), grids=grids)
+
+
+def _whole(brought: Brought, given: Study) -> Brought:
+    """All voxels again of what was looked at with fewer: as given, or read anew if it was moved."""
+    seen = _volumes(brought.study)
+    images: dict[Modality, Volume | Path | Frame] = dict(seen)
+    for modality, grid in brought.grids.items():
+        motion = brought.motions[modality]
+        if seen[modality].voxels.shape == grid.shape:
+            continue
+        if np.array_equal(motion, np.eye(4)):
+            images[modality] = given.images[modality]
+        else:
+            images[modality] = Volume(_read(given, modality).voxels, moved(grid, motion).affine)
+    return replace(brought, study=replace(brought.study, images=images))
 
 
 def _volumes(study: Study) -> dict[Modality, Volume]:

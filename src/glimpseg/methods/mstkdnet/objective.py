@@ -8,16 +8,22 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, frozen
 from glimpseg.methods.mstkdnet.config import Config
-from glimpseg.methods.mstkdnet.network import Discriminator, Network, Seen
+from glimpseg.methods.mstkdnet.network import Discriminator, Layer, Network, Residual, Seen
 from glimpseg.modality import ALL, Modality
+from glimpseg.nets.recompute import outermost
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
+
+AT_ONCE = 2**23
+"""Entries of attention, of both networks, all layers, heads and samples, that are compared at a time: some 300 MB. The
+released crop has a sixth of it for each sample."""
 
 
 def label_maps(target: Int[Tensor, "b x y z"], labels: Sequence[int]) -> Float[Tensor, "b k x y z"]:
@@ -47,13 +53,29 @@ def attention_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
     """Between attentions, each weighted by the largest, the smallest and the mean of its entry over the tapped layers
     (MS-TKD's extreme values). Relative to even attention, so that it does not depend on how many tokens there are.
 
-    Eq. (7).
+    Where there are many tokens, some rows of the matrices are compared at a time, and again in the backward pass:
+    nothing of the matrices' size is kept beside them. Eq. (7).
     """
-    both = [torch.stack(list(seen.attentions), 1) * seen.attentions[0].shape[-1] for seen in (teacher, student)]
+    both = (*teacher.attentions, *student.attentions)
+    tokens = both[0].shape[-1]
+    rows = max(1, AT_ONCE * tokens // sum(attention.numel() for attention in both))
+    if rows >= tokens:
+        return rows_distance(*both)
     total = both[0].new_zeros(len(both[0]))
+    for part in zip(*(attention.split(rows, 2) for attention in both), strict=True):
+        apart: Tensor = checkpoint(rows_distance, *part, use_reentrant=False, preserve_rng_state=False)
+        total = total + apart * (part[0].shape[2] / tokens)
+    return total
+
+
+def rows_distance(*both: Float[Tensor, "b h r n"]) -> Float[Tensor, "b"]:
+    """The same of some rows: those of the teacher's layers, then those of the student's."""
+    layers = len(both) // 2
+    stacks = [torch.stack(half, 1) * half[0].shape[-1] for half in (both[:layers], both[layers:])]
+    total = stacks[0].new_zeros(len(stacks[0]))
     for extreme in (torch.amax, torch.amin, torch.mean):
-        one, other = (stack * extreme(stack, 1, keepdim=True) for stack in both)
-        total = total + len(teacher.attentions) * mean_square(one, other)
+        one, other = (stack * extreme(stack, 1, keepdim=True) for stack in stacks)
+        total = total + layers * mean_square(one, other)
     return total
 
 
@@ -136,6 +158,16 @@ class MSTKDNet(Segmenter):
     def training_only(self) -> tuple[str, ...]:
         """All but the student."""
         return ("teacher", "discriminator")
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Student and teacher."""
+        return self.student, self.teacher
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Residual blocks and layers of the transformers."""
+        return tuple(outermost(self, (Residual, Layer)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """The student's probability of each label, and of none of them; they are independent and do not sum to 1."""

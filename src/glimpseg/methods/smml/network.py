@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from glimpseg.nets.layers import Pointwise
 from glimpseg.nets.pyramid import initialise
 
 LEVELS = 4
@@ -55,7 +56,7 @@ class Refiner(nn.Module):
         )
         self.up = nn.ModuleList(nn.ConvTranspose3d(below, above, 2, 2) for above, below in pairwise(widths))
         self.merge = nn.ModuleList(Block(2 * above, above, norm) for above in widths[:-1])
-        self.segment = nn.Conv3d(width, classes, 1)
+        self.segment = Pointwise(width, classes)
         initialise(self, (nn.Conv3d, nn.Linear))
 
     def gated(

@@ -13,8 +13,10 @@ from torch.nn import functional
 from glimpseg.losses import Maps, coarsened, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
 from glimpseg.method import Progress, Segmenter, blanked, subsets_within
 from glimpseg.methods.smml.config import Config
-from glimpseg.methods.smml.network import HALVED, Refiner
+from glimpseg.methods.smml.network import HALVED, Block, Refiner
+from glimpseg.nets import token_fusion
 from glimpseg.nets.pyramid import CHANNELS
+from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import Features, TokenFusion
 from glimpseg.ranks import gathered
 from glimpseg.region import Label
@@ -182,6 +184,16 @@ class SMML(Segmenter):
     def needs_prior(self) -> bool:
         """Only refiners use one."""
         return bool(self.config.refinement)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Encoders, transformers and decoders of the branches, and the refiners."""
+        return tuple(outermost(self, (*token_fusion.NETWORKS, Refiner)))
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Encoders' stages, layers of the transformers, and the blocks of decoders and refiners."""
+        return tuple(outermost(self, (*token_fusion.STAGES, Block)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probabilities of one branch, or from the mean of both branches' logits. Eq. (3)."""

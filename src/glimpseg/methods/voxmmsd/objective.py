@@ -19,7 +19,7 @@ from glimpseg.method import Learner, Progress, Segmenter, by_role
 from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.methods.voxmmsd.views import Pair, Pairs, collated, pair
 from glimpseg.modality import Modality
-from glimpseg.nets.pyramid import upsampled
+from glimpseg.nets.layers import Pointwise, upsampled
 from glimpseg.ranks import gathered
 from glimpseg.schedule import begun, cosine
 from glimpseg.study import Batch
@@ -50,7 +50,7 @@ class Restorer(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.read = nn.ModuleList(nn.Conv3d(width, len(Modality), 1) for width in widths)
+        self.read = nn.ModuleList(Pointwise(width, len(Modality)) for width in widths)
 
     def forward(self, levels: Sequence[Float[Tensor, "b ..."]]) -> Float[Tensor, "b m x y z"]:
         """Coarser levels are up-sampled and added. Eq. (4)."""
@@ -93,6 +93,16 @@ class VoxMMSD(Learner):
     def smallest(self) -> int:
         """Of the network; a crop has two blocks at least."""
         return max(self._sides[1], 2 * self.config.block)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Those of the student and its teacher."""
+        return self.student.networks + self.teacher.networks
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Those of the student; the teacher keeps nothing anyway."""
+        return self.student.stages
 
     @property
     def kept(self) -> dict[str, Tensor]:

@@ -1,0 +1,120 @@
+"""Time and memory of MST-KDNet's distillation of attention: all rows of the matrices at once, against some at a time.
+
+    python benchmarks/distillation.py [--tokens 120 512 960] [--layers 4] [--heads 12] [--repeat 3] [--record FILE]
+
+Each form runs in a process of its own, in turns, on the same matrices of teacher and student, forward and backward, in
+fp32. The released crop has 120 tokens, which are few enough to be compared at once; the number grows with the crop's
+volume, the matrices with its square. The second form is `attention_distance` as it is, the first with no limit to what
+it compares at once.
+
+The distance and the gradients' norm are compared before anything is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+import torch
+from torch import Tensor
+
+from glimpseg.methods.mstkdnet import objective
+from glimpseg.methods.mstkdnet.network import Seen
+from turns import Contest, add_options, tell
+
+LEAST = 2**-10
+"""GiB: a page more or less is no difference."""
+FORMS = ("in rows", "at once")
+
+
+def main() -> None:
+    """Measures and tells. Raises: SystemExit if the forms do not give the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[120, 512, 960])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=12)
+    add_options(parser, repeat=3)
+    parser.add_argument("--form", choices=FORMS, help="one process's share of the work, at the first count of tokens")
+    wanted = parser.parse_args()
+    if wanted.form:
+        print(json.dumps(run(wanted)))
+        return
+    contests = [contest for tokens in wanted.tokens for contest in compared(wanted, tokens)]
+    tell(contests, wanted.record)
+
+
+def compared(wanted: argparse.Namespace, tokens: int) -> list[Contest]:
+    """Time and memory of both forms."""
+    found: dict[str, list[dict[str, float]]] = {form: [] for form in FORMS}
+    size = [f"--tokens={tokens}", f"--layers={wanted.layers}", f"--heads={wanted.heads}"]
+    for number in range(wanted.repeat):
+        for form in FORMS[:: 1 if number % 2 == 0 else -1]:
+            command = [sys.executable, __file__, *size, f"--form={form}"]
+            found[form].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    one, other = (found[form][0] for form in FORMS)
+    apart = {what: abs(one[what] - other[what]) / abs(other[what]) for what in ("distance", "gradient")}
+    if max(apart.values()) > 1e-4:
+        sys.exit(f"The forms do not compute the same: {apart}.")
+    setting = f"{wanted.layers} layers of {wanted.heads} heads between {tokens} tokens, two networks, fp32"
+    return [
+        Contest(
+            question=f"MST-KDNet's distance of attentions, {tokens} tokens: {words}",
+            setting=f"{setting}; {wanted.repeat} processes of each form",
+            unit=unit,
+            ours=FORMS[0],
+            rounds={form: [part[what] for part in parts] for form, parts in found.items()},
+            agreement=f"Distances differ by {apart['distance']:.0e} of it, gradients' norms by {apart['gradient']:.0e}",
+        )
+        for what, unit, words in (
+            ("seconds", "s", "forward and backward"),
+            ("peak", "GiB", "most memory held, beside the matrices"),
+        )
+    ]
+
+
+def run(wanted: argparse.Namespace) -> dict[str, float]:
+    """What one process measures: seconds of the second pass, and the most memory of both beside what was there."""
+    if wanted.form == "at once":
+        objective.AT_ONCE = 2**62
+    tokens, draws = wanted.tokens[0], torch.Generator().manual_seed(0)
+    shape = (1, wanted.heads, tokens, tokens)
+    both = [[torch.randn(shape, generator=draws).softmax(-1) for _ in range(wanted.layers)] for _ in range(2)]
+    teacher, student = (seen([matrix.requires_grad_() for matrix in half]) for half in both)
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the most is counted from here
+    before = most()
+    for _ in range(2):
+        begun = time.perf_counter()
+        distance = objective.attention_distance(teacher, student).sum()
+        gradients = torch.autograd.grad(distance, [*teacher.attentions, *student.attentions])
+        seconds = time.perf_counter() - begun
+        norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+        del gradients
+    return {
+        "seconds": seconds,
+        "peak": max(most() - before, LEAST),
+        "distance": float(distance.detach()),
+        "gradient": float(norm),
+    }
+
+
+def seen(attentions: list[Tensor]) -> Seen:
+    """A network's attentions, and nothing else of it."""
+    nothing = torch.empty(0)
+    return Seen(nothing, nothing, nothing, nothing, [], attentions)
+
+
+def most() -> float:
+    """The most that this process has held since it was last asked to begin anew, in GiB."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
+if __name__ == "__main__":
+    main()

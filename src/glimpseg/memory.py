@@ -1,0 +1,119 @@
+"""How much memory a study will need, before its voxels are read, and how much there is.
+
+What the system says is asked of Linux alone (`/proc/meminfo`, and the limit of a container or batch job); elsewhere
+nothing is compared.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from glimpseg.data import nifti
+from glimpseg.errors import InputError
+from glimpseg.study import Study
+from glimpseg.volume import LARGE_VOXELS, SLAB_VOXELS, Grid, Volume
+
+log = logging.getLogger(__name__)
+
+MEMINFO = Path("/proc/meminfo")
+OWN_GROUPS = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+SURE = 0.8
+"""Of what is estimated: less than this is surely too little."""
+MODALITIES = 4
+READ_BYTES = 12
+"""For each voxel of the image that is being read: float32, the mask of its air, and what numbers the parts of that."""
+RESULT_BYTES = 10
+"""For each voxel of the result: two label maps, masks, and what numbers the lesions."""
+WORKING_BYTES = 5 * MODALITIES
+"""For each voxel of the working grid: the images in float32, and where they have tissue."""
+
+
+def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
+    """Raises InputError if a study clearly needs more memory than there is, on a model of `channels` probabilities that
+    works on voxels of `spacing_mm`. Nothing is compared where the system does not say what there is."""
+    there = available_bytes()
+    if there is None or not study.images:
+        return
+    known = {m: image.grid for m, image in study.images.items() if isinstance(image, Volume)}
+    unread = {m: nifti.claimed_grid(image) for m, image in study.images.items() if not isinstance(image, Volume)}
+    grids = [*known.values(), *unread.values()]
+    needed = kept_bytes(unread.values()) + needed_bytes(grids, spacing_mm, channels)
+    log.debug("%s: about %d MB of memory are needed, %d MB are there.", study.id, needed >> 20, there >> 20)
+    if SURE * needed > there:
+        largest = max(grids, key=_voxels)
+        shape, side = "x".join(map(str, largest.shape)), "x".join(f"{mm:.2g}" for mm in largest.spacing_mm)
+        raise InputError(
+            f"Study {study.id} needs about {needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are free. Its "
+            f"largest image has {shape} voxels of {side} mm. Close other programs, give the job more memory, resample "
+            "the images to larger voxels, or take a model that works on larger voxels."
+        )
+
+
+def kept_bytes(grids: Iterable[Grid]) -> int:
+    """What ordinary images take until the preview is drawn; large ones are read again instead."""
+    return sum(4 * n for n in map(_voxels, grids) if n <= LARGE_VOXELS)
+
+
+def needed_bytes(grids: Iterable[Grid], spacing_mm: float, channels: int) -> int:
+    """About what else a study takes beyond what the process holds before, if its label map lies on the largest grid."""
+    sides = list(grids)
+    largest = max(map(_voxels, sides))
+    working = WORKING_BYTES * max(_voxels(grid.at_spacing(spacing_mm)) for grid in sides)
+    part = largest if largest <= LARGE_VOXELS else SLAB_VOXELS
+    reading = READ_BYTES * largest + 8 * part
+    # The probabilities twice, while they are stacked; then the largest of them as a number of 8 bytes, and its label.
+    result = RESULT_BYTES * largest + (8 * channels + 16) * part
+    return working + max(reading, result)
+
+
+def available_bytes() -> int | None:
+    """What this process may still take: what is free or can be freed, within the limits of its control groups. None
+    where the system does not say."""
+    known = [n for n in (_free_bytes(), *_left_in_groups()) if n is not None]
+    return min(known) if known else None
+
+
+def _free_bytes() -> int | None:
+    for line in _lines(MEMINFO):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return None
+
+
+def _left_in_groups() -> Iterable[int | None]:
+    """For the group of this process and all above it, in both versions of the kernel's interface."""
+    for line in _lines(OWN_GROUPS):
+        number, names, place = line.split(":", 2)
+        if number == "0":
+            root, limit, usage, file = GROUPS, "memory.max", "memory.current", "inactive_file"
+        elif names == "memory":
+            root, limit = GROUPS / "memory", "memory.limit_in_bytes"
+            usage, file = "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        inside = Path(place.strip("/"))
+        for above in (inside, *inside.parents):  # a container sees its own group as the root
+            yield _left(root / above, limit, usage, file)
+
+
+def _left(group: Path, limit: str, usage: str, file: str) -> int | None:
+    numbers = [line for name in (limit, usage) for line in _lines(group / name)]
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        return None  # no such group, or `max`
+    freed = sum(int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith(f"{file} "))
+    return max(int(numbers[0]) - int(numbers[1]) + freed, 0)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def _voxels(grid: Grid) -> int:
+    x, y, z = grid.shape
+    return x * y * z
