@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 from glimpseg.cli.pages import keep_pages
-from turns import Contest, add_options, in_processes, tell
+from turns import Contest, add_options, furthest, in_processes, steps_of, tell
 
 FORMS = ("bf16", "fp32", "authors")
 GIB = 2**30
@@ -78,33 +78,24 @@ def main() -> None:
 def contests(method: str, wanted: argparse.Namespace) -> list[Contest]:
     """What was measured of one method. Raises: SystemExit if the forms do not compute the same."""
     found = in_processes(FORMS, wanted.repeat, ["--share", method])
-    one, other = (found[form][0]["gradients"] for form in ("fp32", "authors"))
-    worst = max(abs(a - b) / max(a, b) for a, b in zip(one, other, strict=True))
-    if not worst < 1e-3:
-        raise SystemExit(f"The forms of {method} do not compute the same: gradients' norms differ by {worst:.1e}.")
+    worst = furthest(*(found[form][0]["gradients"] for form in ("fp32", "authors")), 1e-3)
     still = found["fp32"][0]["still"]
     rows = (
         ("seconds", "s", "a training step", 0.0),
         ("peak", "GiB", "most memory held", 0.0),
         ("peak", "GiB", "most memory held, beside program, network, gradients and moments", still),
     )
-    return [
-        Contest(
-            question=f"{method}: {words}",
-            setting=f"The network of {method}/brats, a crop of {SETTINGS[method].side}^3, {wanted.steps} steps",
-            unit=unit,
-            ours="fp32",
-            rounds={form: [part[what] - taken for part in parts] for form, parts in found.items()},
-            agreement=f"Norms of the first step's gradients, fp32 and authors, differ by at most {worst:.1e}",
-        )
-        for what, unit, words, taken in rows
-    ]
+    setting = (
+        f"The network of {method}/brats, a crop of {SETTINGS[method].side}^3, {wanted.steps} steps in each process"
+    )
+    agreement = f"Norms of the first step's gradients, fp32 and authors, differ by at most {worst:.1e}"
+    return steps_of(method, setting, "fp32", found, rows, agreement)
 
 
 def run(method: str, form: str, steps: int) -> dict[str, Any]:
     """What one process measures: the median step's seconds without the first, and its peak."""
     if form != "authors":
-        keep_pages()  # before torch is there
+        keep_pages()  # as the command line does
     import torch
 
     from glimpseg import methods

@@ -21,6 +21,7 @@ from monai.data.utils import dense_patch_slices
 from torch import Tensor
 
 from glimpseg import methods
+from glimpseg.cli.pages import keep_pages
 from glimpseg.data.phantom import generate
 from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
     parser.add_argument("--record", type=Path, help="a JSON file for `results.py`")
     wanted = parser.parse_args()
+    keep_pages()  # as the command line does
     recipe = methods.find_recipe(wanted.recipe)
     torch.manual_seed(0)
     network = methods.build(recipe).eval()

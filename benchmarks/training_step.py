@@ -18,8 +18,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +34,7 @@ from glimpseg.method import blanked
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.objective import MSTKDNet, label_maps
 from glimpseg.region import Label
-from turns import Contest, add_options, tell
+from turns import add_options, furthest, in_processes, steps_of, tell
 
 GIB = 2**30
 SEEN = torch.tensor([[False, True, False, True]])
@@ -55,15 +53,8 @@ def main() -> None:
     if wanted.form:
         print(json.dumps(run(wanted)))
         return
-    found: dict[str, list[dict[str, Any]]] = {"summed": [], "alternating": []}
-    for number in range(wanted.repeat):
-        for form in list(found)[:: 1 if number % 2 == 0 else -1]:
-            command = [sys.executable, __file__, *sys.argv[1:], f"--form={form}"]
-            found[form].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    one, other = (found[form][0]["gradients"] for form in found)
-    worst = max(abs(a - b) / max(a, b) for a, b in zip(one, other, strict=True))
-    if worst > 1e-3:
-        sys.exit(f"The forms do not compute the same: gradients' norms differ by {worst:.1e}.")
+    found = in_processes(("summed", "alternating"), wanted.repeat, ["--form"])
+    worst = furthest(*(found[form][0]["gradients"] for form in found), 1e-3)
     still = found["summed"][0]["still"]
     rows = (
         ("seconds", "s", "a training step", 0.0),
@@ -71,18 +62,9 @@ def main() -> None:
         ("peak", "GiB", "most memory held, beside weights, gradients and moments", still),
         ("held", "GiB", "memory held after a step, beside weights, gradients and moments", still),
     )
-    contests = [
-        Contest(
-            question=f"MST-KDNet: {words}",
-            setting=f"{wanted.config}, a crop of {wanted.shape}, fp32, {wanted.steps} steps in each process",
-            unit=unit,
-            ours="summed",
-            rounds={form: [part[what] - taken for part in parts] for form, parts in found.items()},
-            agreement=f"Norms of the first step's gradients differ by at most {worst:.1e}",
-        )
-        for what, unit, words, taken in rows
-    ]
-    tell(contests, wanted.record)
+    setting = f"{wanted.config}, a crop of {wanted.shape}, fp32, {wanted.steps} steps in each process"
+    agreement = f"Norms of the first step's gradients differ by at most {worst:.1e}"
+    tell(steps_of("MST-KDNet", setting, "summed", found, rows, agreement), wanted.record)
 
 
 def run(wanted: argparse.Namespace) -> dict[str, Any]:

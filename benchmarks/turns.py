@@ -74,6 +74,36 @@ def in_processes(forms: Sequence[str], repeat: int, options: Sequence[str] = ())
     return found
 
 
+def furthest(one: Sequence[float], other: Sequence[float], bound: float) -> float:
+    """The largest relative difference of what two forms computed. Raises: SystemExit if it reaches the bound."""
+    worst = max(abs(a - b) / max(a, b) for a, b in zip(one, other, strict=True))
+    if not worst < bound:
+        raise SystemExit(f"The forms do not compute the same: they differ by {worst:.1e}.")
+    return worst
+
+
+def steps_of(
+    subject: str,
+    setting: str,
+    ours: str,
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Sequence[tuple[str, str, str, float]],
+    agreement: str,
+) -> list[Contest]:
+    """A contest for each row: what was measured of a training step, its unit, in words, and what is taken off it."""
+    return [
+        Contest(
+            question=f"{subject}: {words}",
+            setting=setting,
+            unit=unit,
+            ours=ours,
+            rounds={form: [part[what] - taken for part in parts] for form, parts in found.items()},
+            agreement=agreement,
+        )
+        for what, unit, words, taken in rows
+    ]
+
+
 def add_options(parser: argparse.ArgumentParser, repeat: int) -> None:
     """`--repeat` and `--record`, which all benchmarks have."""
     parser.add_argument("--repeat", type=int, default=repeat, help="rounds; in each all contestants run once")

@@ -40,7 +40,7 @@ def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
     known = {m: image.grid for m, image in study.images.items() if isinstance(image, Volume)}
     unread = {m: nifti.claimed_grid(image) for m, image in study.images.items() if not isinstance(image, Volume)}
     grids = [*known.values(), *unread.values()]
-    needed = kept_bytes(unread.values()) + needed_bytes(grids, spacing_mm, channels)
+    needed = drawn_bytes(unread.values()) + needed_bytes(grids, spacing_mm, channels)
     log.debug("%s: about %d MB of memory are needed, %d MB are there.", study.id, needed >> 20, there >> 20)
     if SURE * needed > there:
         largest = max(grids, key=_voxels)
@@ -52,9 +52,10 @@ def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
         )
 
 
-def kept_bytes(grids: Iterable[Grid]) -> int:
-    """What ordinary images take until the preview is drawn; large ones are read again instead."""
-    return sum(4 * n for n in map(_voxels, grids) if n <= LARGE_VOXELS)
+def drawn_bytes(grids: Iterable[Grid]) -> int:
+    """What the images take that the preview is drawn of: ordinary ones are kept until then, large ones read again and
+    thinned."""
+    return sum(4 * min(n, LARGE_VOXELS) for n in map(_voxels, grids))
 
 
 def needed_bytes(grids: Iterable[Grid], spacing_mm: float, channels: int) -> int:
