@@ -48,10 +48,10 @@ SETTINGS = {
     "rfnet": Setting(80, {}),
     "mmformer": Setting(96, {"config.dropout": 0, "config.crop": [96, 96, 96]}),
     "smml": Setting(
-        96,
+        64,
         {
             "config.network.dropout": 0,
-            "config.network.crop": [96, 96, 96],
+            "config.network.crop": [64, 64, 64],
             "config.refinement": 0,
             "config.agreement": 0,
         },

@@ -3,7 +3,8 @@
     python benchmarks/loading.py --record benchmarks/measured/loading.json
     python benchmarks/results.py
 
-Every record in `benchmarks/measured/` becomes a section, in the order of its file's name.
+Every record in `benchmarks/measured/` becomes a section, in the order of its file's name, which begins with the name of
+its script; `sharing-rfnet.json` is one of `sharing.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _foot(script: str, record: dict[str, Any]) -> str:
         f"{name} {version}" for name, version in record["versions"].items() if version != "not installed"
     )
     return (
-        f"`benchmarks/{script}.py`, {record['date']}, commit {record['commit']}: {record['cores']} threads on "
+        f"`benchmarks/{script.split('-')[0]}.py`, {record['date']}, commit {record['commit']}: {record['cores']} threads on "
         f"{record['processor']}, Python {record['python']}, {versions}.\n"
     )
 
