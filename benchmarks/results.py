@@ -62,8 +62,9 @@ def _foot(script: str, record: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {version}" for name, version in record["versions"].items() if version != "not installed"
     )
+    name = script.split("-")[0]
     return (
-        f"`benchmarks/{script.split('-')[0]}.py`, {record['date']}, commit {record['commit']}: {record['cores']} threads on "
+        f"`benchmarks/{name}.py`, {record['date']}, commit {record['commit']}: {record['cores']} threads on "
         f"{record['processor']}, Python {record['python']}, {versions}.\n"
     )
 
