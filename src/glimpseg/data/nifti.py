@@ -324,10 +324,13 @@ def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
 def _intensities(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) -> np.ndarray:
     """Volume `number` of a file as float32, in the order of its axes; of a large one a part at a time is read."""
     x, y, z = image.shape[:3]
-    voxels = np.empty((x, y, z), np.float32, order="F")
+    voxels: np.ndarray | None = None
     with np.errstate(over="ignore", invalid="ignore"):  # beyond its range is infinity, which the caller judges
         for part, values in _stored(image, path, number):
+            if voxels is None:  # only now: a header that lies has been refused
+                voxels = np.empty((x, y, z), np.float32, order="F")
             voxels[:, :, part] = values
+    assert voxels is not None, "an image has slices"
     return voxels
 
 
