@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from glimpseg.methods.mstkdnet import objective
 from glimpseg.methods.mstkdnet.network import Seen
-from turns import Contest, add_options, tell
+from turns import Contest, add_options, furthest, in_processes, steps_of, tell
 
 LEAST = 2**-10
 """GiB: a page more or less is no difference."""
@@ -52,31 +50,17 @@ def main() -> None:
 
 def compared(wanted: argparse.Namespace, tokens: int) -> list[Contest]:
     """Time and memory of both forms."""
-    found: dict[str, list[dict[str, float]]] = {form: [] for form in FORMS}
-    size = [f"--tokens={tokens}", f"--layers={wanted.layers}", f"--heads={wanted.heads}"]
-    for number in range(wanted.repeat):
-        for form in FORMS[:: 1 if number % 2 == 0 else -1]:
-            command = [sys.executable, __file__, *size, f"--form={form}"]
-            found[form].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    one, other = (found[form][0] for form in FORMS)
-    apart = {what: abs(one[what] - other[what]) / abs(other[what]) for what in ("distance", "gradient")}
-    if max(apart.values()) > 1e-4:
-        sys.exit(f"The forms do not compute the same: {apart}.")
-    setting = f"{wanted.layers} layers of {wanted.heads} heads between {tokens} tokens, two networks, fp32"
-    return [
-        Contest(
-            question=f"MST-KDNet's distance of attentions, {tokens} tokens: {words}",
-            setting=f"{setting}; {wanted.repeat} processes of each form",
-            unit=unit,
-            ours=FORMS[0],
-            rounds={form: [part[what] for part in parts] for form, parts in found.items()},
-            agreement=f"Distances differ by {apart['distance']:.0e} of it, gradients' norms by {apart['gradient']:.0e}",
-        )
-        for what, unit, words in (
-            ("seconds", "s", "forward and backward"),
-            ("peak", "GiB", "most memory held, beside the matrices"),
-        )
-    ]
+    found = in_processes(FORMS, wanted.repeat, ["--tokens", str(tokens), "--form"])
+    measured = [[found[form][0][what] for what in ("distance", "gradient")] for form in FORMS]
+    worst = furthest(*measured, 1e-4)
+    setting = f"{wanted.layers} layers of {wanted.heads} heads, two networks, fp32, {wanted.repeat} processes each"
+    rows = (
+        ("seconds", "s", "forward and backward", 0.0),
+        ("peak", "GiB", "most memory held, beside the matrices", 0.0),
+    )
+    subject = f"MST-KDNet's distance of attentions, {tokens} tokens"
+    agreement = f"Distances and gradients' norms differ by at most {worst:.0e} of them"
+    return steps_of(subject, setting, FORMS[0], found, rows, agreement)
 
 
 def run(wanted: argparse.Namespace) -> dict[str, float]:

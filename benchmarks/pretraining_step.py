@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -39,7 +38,7 @@ from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
 from glimpseg.methods.voxmmsd.views import Pairs
 from training_step import rss
-from turns import Contest, add_options, tell
+from turns import Contest, add_options, in_processes, tell
 
 FORMS = ("ours", "authors")
 GIB, MIB = 2**30, 2**20
@@ -65,12 +64,7 @@ def main() -> None:
 
 def _contests(part: str, wanted: argparse.Namespace) -> list[Contest]:
     """What one process after the other measures of a part. Raises: SystemExit if they do not compute the same."""
-    found: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
-    for number in range(wanted.repeat):
-        for form in FORMS[:: 1 if number % 2 == 0 else -1]:
-            command = [sys.executable, __file__, *sys.argv[1:], "--share", part, form]
-            done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[form].append(json.loads(done))
+    found = in_processes(FORMS, wanted.repeat, ["--share", part])
     one, other = (np.array(found[form][0]["check"]) for form in FORMS)
     worst = float((np.abs(one - other) / np.maximum(np.abs(one), 1e-12)).max())
     if worst > 1e-4:
