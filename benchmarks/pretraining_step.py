@@ -115,7 +115,7 @@ def viewing(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
 def search_everywhere(case: Case, side: int) -> None:
     """Looks for candidates as the authors do: all that is not 0 in the volume, once for each crop, then what lies in
     both."""
-    volume = case.crop((0, 0, 0), case.shape).image
+    volume = case.crop((0, 0, 0), case.shape).image.astype(np.float32)
 
     def candidates(tissue: np.ndarray, starts: np.ndarray, *, by_channel: bool) -> np.ndarray:
         inside = []

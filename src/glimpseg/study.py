@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from glimpseg.modality import Modality, union
@@ -70,11 +70,11 @@ class Batch:
     """Normalised intensities. Absent channels hold anything; no method may look."""
     available: Bool[Tensor, "b m"]
     """What the scanner gave, never what a method dropped."""
-    target: Int[Tensor, "b x y z"] | None = None
-    """`Label` values, int64; None in pretraining."""
+    target: Integer[Tensor, "b x y z"] | None = None
+    """`Label` values, int64 once on the device; None in pretraining."""
     study: list[str] = field(default_factory=list)
     """Where each crop came from, for messages."""
-    prior: Int[Tensor, "b m x y z"] | None = None
+    prior: Integer[Tensor, "b m x y z"] | None = None
     """What is supposed of the labels from each modality by itself, `Label` values; None unless the recipe has one."""
 
     def to(self, device: torch.device) -> Batch:

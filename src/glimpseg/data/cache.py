@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -33,11 +32,11 @@ MAXIMAL_SEEDS = 2000
 
 
 class Crop(NamedTuple):
-    """A box cut out of a case; outside the study, air."""
+    """A box cut out of a case, as narrow as it is stored (float16, uint8); outside the study, air."""
 
     image: Float[np.ndarray, "m x y z"]
-    target: Int[np.ndarray, "x y z"] | None
-    prior: Int[np.ndarray, "m x y z"] | None
+    target: UInt8[np.ndarray, "x y z"] | None
+    prior: UInt8[np.ndarray, "m x y z"] | None
 
 
 class Case:
@@ -52,7 +51,7 @@ class Case:
         self.seeds = seeds
         """Tumour voxels: label, x, y, z."""
         # Rounded as the voxels are, so that what is padded equals the air that is stored.
-        self._levels: Float[np.ndarray, "n"] = np.asarray(arrays["levels"][:], np.float16).astype(np.float32)
+        self._levels: Float[np.ndarray, "n"] = np.asarray(arrays["levels"][:], np.float16)
         self._image = arrays["image"]
         self._target = arrays["target"]
 
@@ -72,25 +71,18 @@ class Case:
 
     def crop(self, start: Sequence[int], size: Sequence[int]) -> Crop:
         """The box that begins at voxel `start` (may be negative)."""
+        low, high = (np.clip(np.add(start, ahead), 0, self.shape) for ahead in (0, size))
+        if (low >= high).any():  # safetensors reads nothing only at the beginning
+            low, high = np.zeros_like(low), np.zeros_like(high)
+        box = tuple(map(slice, low.tolist(), high.tolist()))
+        into = tuple(map(slice, low - start, high - start))
         channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
-        image = np.zeros((len(Modality), *size), np.float32)
-        target = np.zeros(tuple(size), np.int64) if self.has_target else None
-        prior = None if self.prior is None else np.zeros(image.shape, np.int64)
-        ends = [(max(a, 0), min(a + n, side)) for a, n, side in zip(start, size, self.shape, strict=True)]
-        if any(high - low < n for (low, high), n in zip(ends, size, strict=True)):
-            image[channels] = self._levels[:, None, None, None]
-        if any(low >= high for low, high in ends):
-            return Crop(image, target, prior)
-        box: tuple[Any, ...] = tuple(slice(low, high) for low, high in ends)
-        into: tuple[Any, ...] = tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, start, strict=True))
-        for channel, values in zip(channels, self._image[(slice(None), *box)], strict=True):
-            # torch widens float16 ten times as fast as numpy.
-            torch.from_numpy(image[(channel, *into)]).copy_(torch.from_numpy(values))
-        if target is not None:
-            target[into] = self._target[box]
-        if prior is not None:
-            prior[(channels, *into)] = self.prior[(slice(None), *box)]
-        return Crop(image, target, prior)
+        whole = (len(Modality), *size)
+        return Crop(
+            image=_laid(whole, channels, into, self._image[(slice(None), *box)], self._levels),
+            target=_laid((1, *size), [0], into, self._target[box][None])[0] if self.has_target else None,
+            prior=None if self.prior is None else _laid(whole, channels, into, self.prior[(slice(None), *box)]),
+        )
 
 
 class CachedCase(Case):
@@ -214,6 +206,24 @@ def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:
         seeds.append(np.concatenate([np.full((len(chosen), 1), label), chosen], axis=1))
     # In C order: safetensors writes an array as it lies in memory and reads it back as if in C order.
     return np.ascontiguousarray(np.concatenate(seeds), np.int32) if seeds else np.zeros((0, 4), np.int32)
+
+
+def _laid(
+    shape: tuple[int, ...],
+    channels: list[int],
+    into: tuple[slice, ...],
+    values: Shaped[np.ndarray, "n i j k"],
+    air: Shaped[np.ndarray, "n"] | int = 0,
+) -> Shaped[np.ndarray, "m x y z"]:
+    """Channels' voxels in their place among others, air around them, 0 in channels that are not there."""
+    if values.shape == shape:
+        return values
+    laid = np.zeros(shape, values.dtype)
+    if values.shape[1:] != shape[1:]:
+        laid[channels] = np.reshape(air, (-1, 1, 1, 1))
+    for channel, part in zip(channels, values, strict=True):
+        laid[channel][into] = part
+    return laid
 
 
 def _digest(arrays: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
@@ -80,10 +80,10 @@ class Sample:
 
     image: Float[np.ndarray, "m x y z"]
     available: Modality
-    target: Int[np.ndarray, "x y z"] | None
+    target: UInt8[np.ndarray, "x y z"] | None
     transform: Transform
     study: str
-    prior: Int[np.ndarray, "m x y z"] | None = None
+    prior: UInt8[np.ndarray, "m x y z"] | None = None
 
 
 MakePrior = Callable[[Prepared], UInt8[np.ndarray, "m x y z"]]
@@ -160,7 +160,8 @@ def view(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
-    """A batch of crops as they were cut, and the transforms that await them on the device."""
+    """A batch of crops as they were cut, as narrow as they are stored, and the transforms that await them on the
+    device."""
     targets = [torch.from_numpy(sample.target) for sample in samples if sample.target is not None]
     priors = [torch.from_numpy(sample.prior) for sample in samples if sample.prior is not None]
     batch = Batch(
@@ -209,7 +210,7 @@ def _sample(cases: Cases, views: Views, sampling: Sampling, seed: int, n: int) -
 
 
 def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.device) -> Batch:
-    batch = batch.to(device)
+    batch = _widened(batch.to(device))
     if not transforms:
         return batch
     if batch.target is None or batch.prior is None:
@@ -219,6 +220,15 @@ def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.devic
         labels = torch.cat([batch.target[:, None], batch.prior], 1)
         batch.image, labels = augment.apply(transforms, batch.image, labels)  # type: ignore[assignment]
         batch.target, batch.prior = labels[:, 0], labels[:, 1:]
+    return batch
+
+
+def _widened(batch: Batch) -> Batch:
+    """In the types that networks and losses take. Crops reach the device in those they are stored in, for a third of
+    the bytes."""
+    batch.image = batch.image.float()
+    batch.target = None if batch.target is None else batch.target.long()
+    batch.prior = None if batch.prior is None else batch.prior.long()
     return batch
 
 

@@ -185,7 +185,7 @@ class _Study:
         x, y, _ = self.shape
         target = self.case.crop((0, 0, places.start), (x, y, places.stop - places.start)).target
         assert target is not None
-        return target.astype(np.uint8)
+        return target
 
     @cached_property
     def tumour(self) -> list[int]:
@@ -197,7 +197,7 @@ class _Study:
         missing = [modality for modality, path in self._files.items() if not _is_whole(path)]
         image = self.case.crop((0, 0, 0), self.shape).image if missing else np.zeros(0)
         for modality in missing:
-            channel = image[list(Modality).index(modality)]
+            channel = image[list(Modality).index(modality)].astype(np.float32)
             brain = channel != np.float16(self.case.level(modality))
             pictures, places = slices_of(channel, brain, self._spacing_mm)
             with atomic_file(self._files[modality]) as temporary:

@@ -93,7 +93,7 @@ def _synthetic(case: Path, settings: Prior, spacing_mm: float, folder: Path) -> 
         target = found.crop((0, 0, 0), found.shape).target
         if target is None:
             raise InputError(f"The study {found.id} has no reference, which the prior synthetic spoils.")
-        maps = _each(target.astype(np.uint8), len(found.available), settings, spacing_mm, found.id)
+        maps = _each(target, len(found.available), settings, spacing_mm, found.id)
         write_prior(path, maps, {**about, "study": found.id, "uses_reference": True})
     return path
 

@@ -152,7 +152,7 @@ def view(
     config: Config,
 ) -> View:
     """The crop at voxel `start`; `blocks` are uniform numbers, one for each block of each modality."""
-    raw = case.crop(start.tolist(), patch).image
+    raw = case.crop(start.tolist(), patch).image.astype(np.float32)
     air = np.array([case.level(m) if m in case.available else 0 for m in Modality], np.float32)
     return scaled_view(raw, raw != air[:, None, None, None], blocks, config)
 
