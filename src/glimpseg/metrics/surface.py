@@ -21,6 +21,8 @@ from glimpseg.volume import bounding_box
 
 MANY_POINTS = 60_000
 """Surface voxels above which a distance transform of the box is faster than a search tree."""
+CLOSE = 2
+"""Times the spacing: distances up to here are looked up, longer ones searched for."""
 ROUNDING_MM = 1e-5
 """Distances this little above a tolerance are within it: sums of spacings like 0.2 mm, headers and `edt` are exact to
 single precision only, and voxels at just the tolerance are many."""
@@ -71,15 +73,24 @@ class Surface:
 
     def nearest_mm(self, start: Surface) -> Float[np.ndarray, "n"]:
         """From each voxel of `start` to the nearest of this surface, neither empty, in millimetres."""
-        low = np.minimum(self.voxels.min(0), start.voxels.min(0))
-        outside = np.ones(np.maximum(self.voxels.max(0), start.voxels.max(0)) - low + 1, bool)
+        offsets, lengths_mm = _around(self.spacing_mm)
+        margin = offsets.max(0)
+        low = np.minimum(self.voxels.min(0), start.voxels.min(0)) - margin
+        shape = np.maximum(self.voxels.max(0), start.voxels.max(0)) - low + 1 + margin
+        outside = np.ones(shape, bool)
         outside[tuple((self.voxels - low).T)] = False
-        places = tuple((start.voxels - low).T)
         if len(self) + len(start) > MANY_POINTS:
-            return _distance_field_mm(outside, self.spacing_mm)[places]
-        # Surfaces of good segmentations coincide in half of their voxels: those need no search.
-        distances, apart = np.zeros(len(start)), outside[places]
-        distances[apart] = self._tree.query(start.points_mm[apart])[0]
+            return _distance_field_mm(outside, self.spacing_mm)[tuple((start.voxels - low).T)]
+        # Surfaces of good segmentations lie close together: most voxels find the other one among their neighbours,
+        # looked up nearest first, and only the rest is searched for.
+        strides, flat = np.array([shape[1] * shape[2], shape[2], 1]), outside.reshape(-1)
+        distances, left, places = np.zeros(len(start)), np.arange(len(start)), (start.voxels - low) @ strides
+        for step, length_mm in zip(offsets @ strides, lengths_mm, strict=True):
+            apart = flat[places + step]
+            distances[left[~apart]] = length_mm
+            left, places = left[apart], places[apart]
+        if len(left):
+            distances[left] = self._tree.query(start.points_mm[left])[0]
         return distances
 
 
@@ -204,6 +215,17 @@ def _surface_voxels(mask: Bool[np.ndarray, "x y z"]) -> Int[np.ndarray, "n 3"]:
             core[axis] = shift
             inner[1:-1, 1:-1, 1:-1] &= part[tuple(core)]
     return np.argwhere(part & ~inner) + [side.start for side in box]
+
+
+def _around(spacing_mm: tuple[float, float, float]) -> tuple[Int[np.ndarray, "k 3"], Float[np.ndarray, "k"]]:
+    """Every voxel within `CLOSE` of the shortest spacing, itself first, by distance, and their distances in mm."""
+    reach_mm = CLOSE * min(spacing_mm) + ROUNDING_MM
+    sides = [np.arange(-int(reach_mm / side), int(reach_mm / side) + 1) for side in spacing_mm]
+    offsets = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths_mm = np.linalg.norm(offsets * np.array(spacing_mm), axis=1)
+    order = np.argsort(lengths_mm, kind="stable")
+    order = order[lengths_mm[order] <= reach_mm]
+    return offsets[order], lengths_mm[order]
 
 
 def _distance_field_mm(
