@@ -45,7 +45,7 @@ def batch(recipe, learner):
     spacing = recipe.data.preprocess.spacing_mm
     made = prepare(as_study(generate(5, Settings.at_spacing(spacing))), recipe.data.preprocess)
     case, rng = in_memory(made), np.random.default_rng(0)
-    return learner.collate([learner.view(case, recipe.data.sampling, rng) for _ in range(2)])[0]
+    return learner.collate([learner.view(case, recipe.data.sampling, rng) for _ in range(2)])[0].to(torch.device("cpu"))
 
 
 def test_there_is_at_least_the_baseline():

@@ -210,7 +210,7 @@ def _sample(cases: Cases, views: Views, sampling: Sampling, seed: int, n: int) -
 
 
 def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.device) -> Batch:
-    batch = _widened(batch.to(device))
+    batch = batch.to(device)
     if not transforms:
         return batch
     if batch.target is None or batch.prior is None:
@@ -220,15 +220,6 @@ def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.devic
         labels = torch.cat([batch.target[:, None], batch.prior], 1)
         batch.image, labels = augment.apply(transforms, batch.image, labels)  # type: ignore[assignment]
         batch.target, batch.prior = labels[:, 0], labels[:, 1:]
-    return batch
-
-
-def _widened(batch: Batch) -> Batch:
-    """In the types that networks and losses take. Crops reach the device in those they are stored in, for a third of
-    the bytes."""
-    batch.image = batch.image.float()
-    batch.target = None if batch.target is None else batch.target.long()
-    batch.prior = None if batch.prior is None else batch.prior.long()
     return batch
 
 
