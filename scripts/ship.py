@@ -1,12 +1,12 @@
 """Puts a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
 
-    python scripts/ship.py MODEL [--run RUN] [--begun RUN] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
+    python scripts/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
 
 MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
-`calibrate` made; `--begun` names the run whose model its training began with; EVALUATION is of the phantoms in FOLDER,
-whose `phantoms.json` says what they were drawn from; LOOKS is the log of looks at real cases. Numbers of MODEL_CARD.md
-come from these files; what is not given is said to be missing. Nothing is written if the weights exceed 24 MB, or a
-weight does not fit fp16.
+`calibrate` made; `--begun` names the runs whose models its training began with, first to last; EVALUATION is of the
+phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOOKS is the log of looks at real cases.
+Numbers of MODEL_CARD.md come from these files; what is not given is said to be missing. Nothing is written if the
+weights exceed 24 MB, or a weight does not fit fp16.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def main() -> int:
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     looks = read_looks(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
-    begun = in_words(before, arguments.begun) if before else ""
-    trained = [one for one in (before, found) if one]
-    scored = scored_phantoms(arguments.phantoms, evaluation, trained) if evaluation else ""
+    begun = [in_words(*both) for both in zip(before, arguments.begun, strict=True)]
+    scored = scored_phantoms(arguments.phantoms, evaluation, [*before, found]) if evaluation else ""
     if arguments.real and not looks:
         raise InputError(f"{arguments.real} holds no look. Make it with scripts/real_cases.py --log.")
     journal = metrics_of(arguments.run or arguments.model)
@@ -129,7 +128,7 @@ def card(
     megabytes: float,
     comparison: Sequence[str],
     journal: Sequence[Mapping[str, Any]],
-    begun: str,
+    begun: Sequence[str],
     evaluation: Evaluation | None,
     scored: str,
     looks: Sequence[Look],
@@ -167,22 +166,22 @@ def card(
     )
 
 
-def begun_with(found: Stored, run: Path | None) -> Stored | None:
-    """The model that its training began with, which is that of `run`.
+def begun_with(found: Stored, runs: Sequence[Path]) -> list[Stored]:
+    """The models that its training began with, one after the other: those of `runs`, first to last.
 
-    Raises: InputError if `run` is not what it began with, or is missing.
+    Raises: InputError if a run is missing, or is not what the next one began with.
     """
     init = found.provenance.get("init")
     if init is None:
-        if run is not None:
-            raise InputError(f"{found.path} began with no other model. Leave out --begun {run}.")
-        return None
-    if run is None:
+        if runs:
+            raise InputError(f"{found.path} began with no other model. Leave out --begun {runs[-1]}.")
+        return []
+    if not runs:
         raise InputError(f"{found.path} began with the model {init['weights'][:8]}. Name its run: --begun RUN.")
-    before = checkpoint.stored(run)
+    before = checkpoint.stored(runs[-1])
     if before.provenance["sha256"][WEIGHTS] != init["weights"]:
-        raise InputError(f"{run} holds another model than {init['weights'][:8]}, which {found.path} began with.")
-    return before
+        raise InputError(f"{runs[-1]} holds another model than {init['weights'][:8]}, which {found.path} began with.")
+    return [*begun_with(before, runs[:-1]), before]
 
 
 def in_words(before: Stored, run: Path) -> str:
@@ -408,7 +407,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--run", type=Path, help="the run whose log tells the cost; default: MODEL")
-    parser.add_argument("--begun", type=Path, help="the run whose model its training began with, if it did")
+    parser.add_argument("--begun", type=Path, nargs="*", default=[], help="earlier runs, first to last")
     parser.add_argument("--evaluation", type=Path, help="folder that `evaluate` wrote, of held-out phantoms")
     parser.add_argument("--phantoms", type=Path, help="the phantoms that were evaluated; phantoms.json describes them")
     parser.add_argument("--real", type=Path, help="log of looks that scripts/real_cases.py wrote")

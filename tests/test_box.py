@@ -263,22 +263,34 @@ def test_phantoms_that_were_trained_on_are_refused(run_folder, tmp_path, monkeyp
     assert not (tmp_path / "box").exists()
 
 
+def going_on(folder, before, first_seed):
+    """A run that began with the model of the run `before`."""
+    recipe = small_recipe(optim__steps=4, data__stream__first_seed=first_seed)
+    begun = {"weights": checkpoint.stored(before).provenance["sha256"][checkpoint.WEIGHTS]}
+    record = {"steps": 4, "device": "cpu", "data": {"stream": "phantom-1"}, "init": begun}
+    torch.manual_seed(first_seed)
+    checkpoint.save(folder / "model", methods.build(recipe).state_dict(), recipe, record)
+    return folder
+
+
 @pytest.fixture
 def second_folder(run_folder, tmp_path):
-    """A run that began with the model of `run_folder`."""
-    recipe = small_recipe(optim__steps=4, data__stream__first_seed=2_000_000)
-    begun = {"weights": checkpoint.stored(run_folder).provenance["sha256"][checkpoint.WEIGHTS]}
-    record = {"steps": 4, "device": "cpu", "data": {"stream": "phantom-1"}, "init": begun}
-    checkpoint.save(tmp_path / "second" / "model", methods.build(recipe).state_dict(), recipe, record)
-    return tmp_path / "second"
+    return going_on(tmp_path / "second", run_folder, 2_000_000)
 
 
 def test_the_card_tells_what_the_training_began_with(run_folder, second_folder, tmp_path, monkeypatch):
-    shipping(monkeypatch, second_folder, "--begun", run_folder, "--target", tmp_path / "box", "--spacing", 4)
+    third = going_on(tmp_path / "third", second_folder, 3_000_000)
+    words = ["--begun", run_folder, second_folder, "--target", tmp_path / "box", "--spacing", 4]
+    shipping(monkeypatch, third, *words)
     card = (tmp_path / "box" / "MODEL_CARD.md").read_text()
-    row = next(line for line in card.splitlines() if line.startswith("| begun with |"))
-    assert "4 phantoms from seed 1000000; 16 steps in 0.40 hours" in row
-    assert "seeds\n2000000 to 2000000" in card
+    first, second = (line for line in card.splitlines() if line.startswith("| begun with |"))
+    assert "4 phantoms from seed 1000000; 16 steps in 0.40 hours" in first
+    assert "1 phantoms from seed 2000000; not recorded: no log" in second
+    assert "seeds\n3000000 to 3000000" in card
+    with pytest.raises(InputError, match="another model"):
+        shipping(monkeypatch, third, "--begun", second_folder, run_folder, "--target", tmp_path / "box")
+    with pytest.raises(InputError, match="Name its run"):
+        shipping(monkeypatch, third, "--begun", second_folder, "--target", tmp_path / "box")
 
 
 def test_a_training_whose_beginning_is_not_named_is_not_shipped(run_folder, second_folder, tmp_path, monkeypatch):
