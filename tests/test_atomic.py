@@ -1,5 +1,7 @@
 """Files and folders appear whole or not at all."""
 
+import os
+
 import pytest
 
 from glimpseg import atomic
@@ -35,6 +37,19 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
         (temporary / "new").write_text("half")
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_a_folder_can_be_read_by_whom_the_mask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "made") as place:
+            (place / "inner").mkdir()
+            for path in (place / "a", place / "inner" / "b"):
+                path.touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "made").rglob("*")}
+    assert modes["a"] == modes["b"] == 0o640
 
 
 def test_a_folder_in_use_is_refused_unless_it_may_be_replaced(tmp_path):

@@ -51,7 +51,8 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; it becomes `path` if the block ends well.
+    """Yields a temporary folder beside `path`; it becomes `path` if the block ends well, and its files get the
+    permissions that the process's mask allows.
 
     With `overwrite`, a folder that holds the file `mark` is replaced at the very end.
 
@@ -66,6 +67,8 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
             yield temporary
             for file in temporary.rglob("*"):
                 _flush(file)
+                if file.is_file():  # safetensors makes files for their owner alone
+                    file.chmod(0o666 & ~_umask())
             temporary.chmod(0o777 & ~_umask())
             refuse_if_used(path, overwrite=overwrite, mark=mark)  # by another process, while this one worked
             _swap(temporary, path, overwrite=overwrite)

@@ -166,7 +166,7 @@ def save_halved(found: Stored, folder: str | Path, texts: Mapping[str, str] = Ma
 
     Raises: ModelError as `halved`.
     """
-    weights = packed(halved(found.weights))  # save_file would make a file for its owner alone
+    weights = packed(halved(found.weights))
     note = {"halved_from": found.provenance["sha256"][WEIGHTS], "halved_by": __version__}
     save_copy(found, folder, {WEIGHTS: weights}, note, texts=texts, overwrite=True)
 
