@@ -467,6 +467,23 @@ def test_a_trained_model_can_be_begun_with_too(model_folder):
     assert len(taken.weights) > 20
 
 
+def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, tmp_path):
+    begin = {"init__weights": str(model_folder), "init__part": "whole"}
+    still = {"optim__steps": 1, "optim__learning_rate": 0.0, "optim__ema": 0}
+    train(small_recipe(**begin, **still), tmp_path / "run", data=archive, device=CPU)
+    before, after = (checkpoint.stored(place).weights for place in (model_folder, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("change", [{"labels": ("NCR", "ED", "ET", "RC")}, {"config__width": 16}, {"method": "voxunet"}])
+def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path, change):
+    recipe = small_recipe(change.pop("method", "unet"), **change, init__weights=str(model_folder), init__part="whole")
+    with pytest.raises(ModelError, match="Take over encoder\\+decoder"):
+        train(recipe, tmp_path / "run", data=archive, device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_of_another_shape_are_left_with_all_that_their_norms_counted():
     recipe = pretraining()
     found = Stored(methods.build(recipe).kept, recipe, {}, Path())

@@ -44,4 +44,4 @@ def refuse_beginning(recipe: Recipe, run: Path) -> None:
         learner: Learner = methods.build(recipe)
     if not isinstance(learner, Segmenter):
         raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
-    fitting(learner, recipe.init)
+    fitting(learner, recipe)

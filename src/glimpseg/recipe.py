@@ -124,8 +124,8 @@ class Init:
 
     weights: str | None = None
     """Model or run folder; null begins with random ones."""
-    part: Literal["encoder", "encoder+decoder"] = "encoder"
-    """What is taken over. Vox-MMSD's code: the encoder."""
+    part: Literal["encoder", "encoder+decoder", "whole"] = "encoder"
+    """What is taken over. Vox-MMSD's code: the encoder. `whole` goes on with the same network, heads and all."""
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -78,11 +78,15 @@ class Batch:
     """What is supposed of the labels from each modality by itself, `Label` values; None unless the recipe has one."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device, there in the types that networks and losses take: float32 and int64. Before, crops
-        are as narrow as they are stored, for a third of the bytes on the way."""
+        """The same batch on a device, there in the types that networks and losses take: float32 and int64. Before that,
+        crops are as narrow as they are stored, for a third of the bytes on the way."""
         held = {part.name: getattr(self, part.name) for part in fields(self)}
-        tensors: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-        return replace(self, **{name: _wide(value.to(device, non_blocking=True)) for name, value in tensors.items()})
+        moved: dict[str, Any] = {
+            name: _wide(value.to(device, non_blocking=True))
+            for name, value in held.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def _wide(tensor: Tensor) -> Tensor:

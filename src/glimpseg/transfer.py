@@ -19,6 +19,10 @@ from glimpseg.recipe import Init, Recipe
 log = logging.getLogger(__name__)
 
 
+WHOLE = "whole"
+"""The part of a network that is all of it."""
+
+
 class Transfer(NamedTuple):
     """What is taken over."""
 
@@ -31,7 +35,13 @@ class Transfer(NamedTuple):
 
 
 def transfer(network: Segmenter, found: Stored, init: Init) -> Transfer:
-    """Weights of a model that have the role and the shape of one of the network's, in the wanted parts."""
+    """Weights of a model that have the role and the shape of one of the network's, in the wanted parts; all or none if
+    the whole is wanted."""
+    if init.part == WHOLE:
+        state = network.state_dict()
+        fits = {n: v.shape for n, v in found.weights.items()} == {n: v.shape for n, v in state.items()}
+        weights = dict(found.weights) if fits else {}
+        return Transfer(weights, {WHOLE: (len(weights), len(state))}, [])
     given, state, roles = roles_of(found), network.state_dict(), by_role(network)
     both = [role for role in roles if role in given and _part(role) in init.parts]
     alike = {role for role in both if given[role].shape == state[roles[role][0]].shape}
@@ -56,14 +66,21 @@ def roles_of(found: Stored) -> Mapping[str, Tensor]:
     return {role: found.weights[name] for role, name in roles.items() if name is not None}
 
 
-def fitting(network: Segmenter, init: Init) -> tuple[Stored, Transfer]:
-    """The model to begin with, and what of it fits.
+def fitting(network: Segmenter, recipe: Recipe) -> tuple[Stored, Transfer]:
+    """The model that the recipe's `init` begins with, and what of it fits.
 
-    Raises: ModelError if there is no such model, or nothing of it fits.
+    Raises: ModelError if there is no such model, or nothing of it fits, or not the whole that is wanted.
     """
+    init = recipe.init
     assert init.weights is not None
     found = checkpoint.stored(init.weights)
     taken = transfer(network, found, init)
+    if init.part == WHOLE and (not taken.weights or found.recipe.labels != recipe.labels):
+        raise ModelError(
+            f"Part {WHOLE} goes on with the same network, but {init.weights} is of {trained(found)} and tells "
+            f"{', '.join(found.recipe.labels)} apart, this {type(network).__name__} {', '.join(recipe.labels)}, or "
+            "their configurations differ. Take over encoder+decoder in its place, or begin with a recipe like its own."
+        )
     if not taken.weights:
         raise ModelError(
             f"Nothing of {init.weights} fits into this {type(network).__name__}: it comes from {trained(found)}, and "
@@ -84,7 +101,7 @@ def begin_with(network: Segmenter, recipe: Recipe) -> dict[str, Any]:
     Raises: ModelError as `fitting`.
     """
     init = recipe.init
-    found, taken = fitting(network, init)
+    found, taken = fitting(network, recipe)
     source, kind = trained(found), type(network).__name__
     steps, planned = found.provenance.get("steps"), found.recipe.optim.steps
     if steps is not None and steps < planned:

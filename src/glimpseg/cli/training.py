@@ -30,7 +30,8 @@ def train(
         Path | None, typer.Option(help="Begin with the weights of a pretraining, or of another model.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="What of --init is taken over: encoder, or encoder+decoder. Default: encoder.")
+        str | None,
+        typer.Option(help="What of --init is taken over: encoder (the default), encoder+decoder, or whole: all of it."),
     ] = None,
     labelled: Annotated[
         float | None, typer.Option(help="Learn from this share of the studies, chosen by the recipe's seed.")
