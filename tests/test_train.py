@@ -204,13 +204,22 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
     script.write_text(code)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     refined = {"config.refinement": 1, "config.agreement": 1, "data.prior.kind": "synthetic", "config.feature": 0}
-    apart = [f"--set={name}={value}" for name, value in refined.items()] if method == "smml" else []
+    apart = refined if method == "smml" else {}
+    recipe = methods.find_recipe(f"{method}/phantom", {**small(method), **apart, "optim.accumulate": 2})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(recipe, alone, data=archive, device=CPU)
+    torch.set_num_threads(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, str(script), *command(archive, alone, "--set=optim.accumulate=2", *apart, method=method)]
-    subprocess.run(one, check=True, capture_output=True, env=environment)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run(
-        [*torchrun, *command(archive, shared, *apart, method=method)], check=True, capture_output=True, env=environment
+        [
+            *torchrun,
+            *command(archive, shared, *(f"--set={name}={value}" for name, value in apart.items()), method=method),
+        ],
+        check=True,
+        capture_output=True,
+        env=environment,
     )
     first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (alone, shared))
     # A batch norm's running statistics are of the first rank's crops alone.
