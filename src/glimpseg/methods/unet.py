@@ -226,8 +226,8 @@ RECIPES = {
         ),
         optim=Optim(steps=3000, learning_rate=2e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
-    # And goes on here: phantoms more varied than any test on them, no folder of studies, no epoch.
-    "box": Recipe(
+    # It goes on here: phantoms more varied than any test on them, no folder of studies, no epoch.
+    "box-crops": Recipe(
         method="unet",
         config=BOX,
         data=Data(
@@ -236,6 +236,17 @@ RECIPES = {
             stream=Stream(first_seed=20_000_000, crops=4, post_operative=0.08, healthy=0.04, variety=WIDE),
         ),
         optim=Optim(steps=5500, learning_rate=1e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
+    ),
+    # And ends here, on whole brains, which is how it is used: group norms see what they will see then.
+    "box": Recipe(
+        method="unet",
+        config=BOX,
+        data=Data(
+            preprocess=Preprocess(spacing_mm=2.0),
+            sampling=Sampling(patch=(72, 88, 72), batch=1, tumour_share=0.5, augment=ONE_SIDED),
+            stream=Stream(first_seed=40_000_000, crops=2, post_operative=0.08, healthy=0.04, variety=WIDE),
+        ),
+        optim=Optim(steps=1400, learning_rate=4e-4, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
     # A day on one GPU, nnU-Net's budget of crops: BraTS at 1 mm.
     "brats": Recipe(
