@@ -102,7 +102,7 @@ class UNet(Segmenter):
 
     @property
     def whole_up_to(self) -> float:
-        """Twice, for speed; what it costs in Dice is on the method's page."""
+        """Twice, for speed; what it does to Dice is on the method's page."""
         return 2.0
 
     @property
