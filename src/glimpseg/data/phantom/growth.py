@@ -168,11 +168,23 @@ def _grow_focus(
     start = [i - side.start for i, side in zip(origin, box, strict=True)]
     core = _invade(near, focus, ease, fibre, vigour, start)
     uneven = torch.exp(0.35 * fields.on(near.lattice, f"oedema {number}", 12.0))
+    if any(focus.lean):
+        uneven = uneven * _leaning(near.lattice, _place(ground.lattice, origin), focus)
     wet = _seep(near, ease, fibre, core) * uneven
     wet[core] = 2.0  # above any oedema, so that the volume below counts the core first
     count = min(int((focus.core_ml + focus.oedema_ml) * 1000 / h**3), wet.numel() - 1)
     border = max(float(wet.flatten().sort(descending=True).values[count]), 0.02)
     return box, blur(_signed_distance(core), 0.8) * h, 0.5 * torch.log(wet.clamp(min=1e-4) / border)
+
+
+def _leaning(lattice: Lattice, origin_mm: tuple[float, float, float], focus: Focus) -> Float[Tensor, "x y z"]:
+    """Factor by which oedema is stronger to one side of the core than to the other."""
+    x, y, z = (
+        torch.from_numpy((part * (axis - place)).astype(np.float32))
+        for part, axis, place in zip(focus.lean, lattice.axes, origin_mm, strict=True)
+    )
+    along = (x[:, None, None] + y[:, None] + z) / _radius_mm(focus.core_ml + focus.oedema_ml)
+    return torch.exp(along.clamp(-2.5, 2.5))
 
 
 def _radius_mm(volume_ml: float) -> float:

@@ -90,7 +90,11 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
             signal = response(
                 acquisition.sequence, scanner.tissues[name], given, lesion.t1_factor, lesion.t2_factor, uptake
             )
-            total[channel] += share * (acquisition.gains.get(name, 1.0) * signal) / unit
+            signal = acquisition.gains.get(name, 1.0) * signal
+            if acquisition.flatness != 1 and modality in Modality.T1 | Modality.T1C:
+                # What is darker than white matter differs from it as much more, or less, as grey matter does.
+                signal = torch.where(signal < unit, unit * (signal / unit) ** acquisition.flatness, signal)
+            total[channel] += share * signal / unit
     return total
 
 

@@ -66,6 +66,8 @@ class Focus:
     """Width of the growing front: diffusion against proliferation."""
     begins: Literal["alone", "near", "anywhere", "midline"] = "alone"
     """Anywhere eligible; near the first focus; anywhere, though it is not the first; near the midline."""
+    lean: Three = (0.0, 0.0, 0.0)
+    """Where its oedema lies: by the length, a power of e for each radius of the focus, stronger on that side."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,7 @@ def _tumour(tumour: Tumour, plan: Plan) -> Tumour:
         foci[0] = _tiny(foci[0], draw)
     if crossing:
         foci[0] = replace(foci[0], begins="midline")
+    foci[0] = _lopsided(foci[0], Draw(plan, "lean"))
     if scattered:
         foci += [_elsewhere(Draw(plan, f"focus {number}")) for number in range(int(draw.rng.integers(1, 4)))]
     tumour = replace(
@@ -147,6 +148,15 @@ def _built(tumour: Tumour, draw: Draw, variety: Variety) -> Tumour:
     if kind < variety.cystic + variety.compact + variety.dull:
         return replace(tumour, gaps=draw.between(3.2, 5.0), blood=None)
     return tumour
+
+
+def _lopsided(focus: Focus, draw: Draw) -> Focus:
+    """Oedema that runs away from the core to one side."""
+    if not draw.happens(draw.variety.lopsided):
+        return focus
+    x, y, z = draw.rng.normal(size=3)
+    share = draw.strength(0.4, 2.2) / math.sqrt(x * x + y * y + z * z)
+    return replace(focus, lean=(float(share * x), float(share * y), float(share * z)))
 
 
 def _tiny(focus: Focus, draw: Draw) -> Focus:
