@@ -87,6 +87,21 @@ def test_a_crossing_tumour_lies_in_both_hemispheres():
     assert crossing >= 5
 
 
+def test_lopsided_oedema_lies_to_the_side_that_was_drawn():
+    def shift(lopsided):
+        """From the core's centre to that of the oedema, in mm, along where the focus leans."""
+        (focus,) = (plan := high_grade(lopsided=lopsided)).tumour.foci
+        (leaning,) = high_grade(lopsided=1.0).tumour.foci
+        labels, towards = render(plan).labels, np.array(leaning.lean)
+        core, oedema = (
+            np.argwhere(np.isin(labels.numpy(), wanted)).mean(0) for wanted in ((Label.NCR, Label.ET), (Label.ED,))
+        )
+        assert any(focus.lean) == (lopsided > 0)
+        return float(3.0 * (oedema - core) @ towards / np.linalg.norm(towards))
+
+    assert shift(1.0) > shift(0.0) + 3
+
+
 def test_a_tiny_core_is_tiny():
     for seed in range(6):
         plan = sample(seed, replace(settings(tiny=1.0), second_focus=0.0))
@@ -218,6 +233,20 @@ def test_every_shifted_case_has_something_that_no_wide_one_has():
     for seed in range(30):
         wide, shifted = (sample(seed, Settings.at_spacing(3.0, variety=v)) for v in (WIDE, replace(WIDE, outer=0.15)))
         assert wide != shifted
+
+
+def test_flatness_takes_contrast_from_lesions_darker_than_white_matter():
+    plan = high_grade()
+
+    def darkness(channel, flatness):
+        """Of dead tissue, relative to bright white matter."""
+        acquisitions = tuple(replace(one, flatness=flatness) for one in plan.scanner.acquisitions)
+        case = render(replace(plan, scanner=replace(plan.scanner, acquisitions=acquisitions)))
+        image, brain = case.images[channel], (case.images[channel] > 0) & (case.labels == 0)
+        return float(1 - image[case.labels == Label.NCR].mean() / image[brain].quantile(0.8))
+
+    for channel in (T1, T1C):
+        assert darkness(channel, 0.5) < darkness(channel, 1.0) < darkness(channel, 1.3)
 
 
 def test_flatness_takes_contrast_between_grey_and_white_matter():

@@ -194,7 +194,7 @@ ONE_SIDED = replace(MILD, zooming=0.3, gamma=0.2, mirror=(True, False, False))
 """Mirrors left and right alone, because the other mirrors show no patient."""
 NARROWER = replace(
     WIDE, tissue=0.05, uptake=0.2, contrast=0.02, flatness=0.12, histogram=0.05, sequences=0.1, coarse=0.1, strip=0.15,
-    central=0.0,
+    central=0.0, lopsided=0.0,
 )  # fmt: skip
 """Phantoms of which a network learns first where tumours are and what they look like."""
 
