@@ -21,7 +21,7 @@ from glimpseg.volume import bounding_box
 
 MANY_POINTS = 60_000
 """Surface voxels above which a distance transform of the box is faster than a search tree."""
-CLOSE = 2
+CLOSE = 2.5
 """Times the spacing: distances up to here are looked up, longer ones searched for."""
 ROUNDING_MM = 1e-5
 """Distances this little above a tolerance are within it: sums of spacings like 0.2 mm, headers and `edt` are exact to
