@@ -208,8 +208,10 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
     recipe = methods.find_recipe(f"{method}/phantom", {**small(method), **apart, "optim.accumulate": 2})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(recipe, alone, data=archive, device=CPU)
-    torch.set_num_threads(threads)
+    try:
+        train(recipe, alone, data=archive, device=CPU)
+    finally:
+        torch.set_num_threads(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run(

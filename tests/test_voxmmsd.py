@@ -477,7 +477,13 @@ def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"labels": ("NCR", "ED", "ET", "RC")}, {"config__width": 16}, {"method": "voxunet"}]
+    "change",
+    [
+        {"labels": ("NCR", "ED", "ET", "RC")},
+        {"labels": ("ED", "NCR", "ET")},
+        {"config__width": 16},
+        {"method": "voxunet"},
+    ],
 )
 def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path, change):
     recipe = small_recipe(change.pop("method", "unet"), **change, init__weights=str(model_folder), init__part="whole")

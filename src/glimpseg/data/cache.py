@@ -32,7 +32,10 @@ MAXIMAL_SEEDS = 2000
 
 
 class Crop(NamedTuple):
-    """A box cut out of a case, as narrow as it is stored (float16, uint8); outside the study, air."""
+    """A box cut out of a case, as narrow as it is stored (float16, uint8); outside the study, air.
+
+    It may share its memory with the case: not to be changed in place.
+    """
 
     image: Float[np.ndarray, "m x y z"]
     target: UInt8[np.ndarray, "x y z"] | None

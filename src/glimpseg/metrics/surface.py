@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -73,7 +73,7 @@ class Surface:
 
     def nearest_mm(self, start: Surface) -> Float[np.ndarray, "n"]:
         """From each voxel of `start` to the nearest of this surface, neither empty, in millimetres."""
-        offsets, lengths_mm = _around(self.spacing_mm)
+        offsets, lengths_mm = _around(tuple(self.spacing_mm))
         margin = offsets.max(0)
         low = np.minimum(self.voxels.min(0), start.voxels.min(0)) - margin
         shape = np.maximum(self.voxels.max(0), start.voxels.max(0)) - low + 1 + margin
@@ -217,6 +217,7 @@ def _surface_voxels(mask: Bool[np.ndarray, "x y z"]) -> Int[np.ndarray, "n 3"]:
     return np.argwhere(part & ~inner) + [side.start for side in box]
 
 
+@lru_cache
 def _around(spacing_mm: tuple[float, float, float]) -> tuple[Int[np.ndarray, "k 3"], Float[np.ndarray, "k"]]:
     """Every voxel within `CLOSE` of the shortest spacing, itself first, by distance, and their distances in mm."""
     reach_mm = CLOSE * min(spacing_mm) + ROUNDING_MM
