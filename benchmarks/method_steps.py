@@ -144,7 +144,7 @@ def as_authors() -> None:
 
     from glimpseg import losses
     from glimpseg.methods.rfnet import RegionFusion
-    from glimpseg.nets import layers
+    from glimpseg.nets import layers, pyramid
     from glimpseg.nets.pyramid import SingleDecoder
 
     together = SingleDecoder.forward
@@ -178,7 +178,7 @@ def as_authors() -> None:
             total = total + (2 * both + smooth[0]) / (probabilities[:, k].sum() + target[:, k].sum() + smooth[1])
         return 1 - total / target.shape[1]
 
-    layers._on_processor = lambda x: False
+    layers.on_processor = pyramid.on_processor = lambda x: False
     SingleDecoder.forward, RegionFusion.forward = one_by_one, stacked
     losses.weighted_cross_entropy, losses.soft_dice = cross_entropy, dice
 

@@ -35,7 +35,7 @@ EVERYTHING = as_mask(ALL)[None]
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the results are not the same."""
+    """Measures and tells. Raises: SystemExit if the results are not the same, or if there is nothing to share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--windows", type=int, help="only the first so many")
@@ -47,6 +47,8 @@ def main() -> None:
     recipe = methods.find_recipe(wanted.recipe)
     torch.manual_seed(0)
     network = methods.build(recipe).eval()
+    if not network.shares:
+        raise SystemExit(f"{recipe.method} takes all sequences in at its first layer: 15 subsets are 15 forward passes.")
     image = torch.from_numpy(prepare(as_study(generate(wanted.seed)), recipe.data.preprocess).image)[None]
     patch = recipe.data.sampling.patch
     places = dense_patch_slices(image.shape[2:], patch, [side // 2 for side in patch])[: wanted.windows]

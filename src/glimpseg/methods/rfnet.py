@@ -103,7 +103,7 @@ class PostNorm(nn.Sequential):
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel, stride)
         self.norm = nn.InstanceNorm3d(outputs)
-        self.activation = nn.LeakyReLU(0.2)
+        self.activation = nn.LeakyReLU(0.2, inplace=True)
 
 
 class CoarseMap(nn.Module):
@@ -173,7 +173,7 @@ class RegionFusion(nn.Module):
     ) -> Float[Tensor, "b k c x y z"]:
         """Each class's features: its weighted sum over modalities, where it is. Eq. (5)."""
         total = einsum(weights.to(features.dtype), features, "b k m, b m c x y z -> b k c x y z")
-        return total * coarse[:, :, None].to(features.dtype)
+        return total.mul_(coarse[:, :, None].to(features.dtype))  # nothing else needs it
 
     @staticmethod
     def _block(inputs: int, width: int) -> nn.Sequential:

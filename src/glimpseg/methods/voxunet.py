@@ -80,11 +80,11 @@ class Block(nn.Sequential):
         super().__init__(
             nn.Conv3d(inputs, outputs, 3, padding=1),
             nn.BatchNorm3d(outputs),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Conv3d(outputs, outputs, 3, padding=1),
             nn.BatchNorm3d(outputs),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
         )
 
 

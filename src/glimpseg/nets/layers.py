@@ -21,7 +21,7 @@ class Pointwise(nn.Conv3d):
 
     def forward(self, x: Float[Tensor, "b i x y z"]) -> Float[Tensor, "b o x y z"]:
         """Of any size."""
-        if not _on_processor(x):
+        if not on_processor(x):
             return super().forward(x)
         weight, voxels = self.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)
         if self.bias is None:
@@ -47,7 +47,7 @@ def convolution(
 def upsampled(x: Float[Tensor, "b c x y z"], factor: int = 2) -> Float[Tensor, "b c u v w"]:
     """Trilinear; the outermost voxel centres keep their places. On a processor one axis after the other, each a product
     with a matrix of two shares a row."""
-    if not _on_processor(x):
+    if not on_processor(x):
         return functional.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=True)
     first, second, third = (_shares(side, factor, x) for side in x.shape[2:])
     with torch.autocast("cpu", enabled=False):
@@ -62,5 +62,6 @@ def _shares(side: int, factor: int, like: Tensor) -> Float[Tensor, "v u"]:
     return shares[0].mT.to(like.dtype)
 
 
-def _on_processor(x: Tensor) -> bool:
+def on_processor(x: Tensor) -> bool:
+    """Whether a processor computes it, and no other runtime will."""
     return x.device.type == "cpu" and not torch.compiler.is_exporting()

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glimpseg.modality import Modality
-from glimpseg.nets.layers import Pointwise, upsampled
+from glimpseg.nets.layers import Pointwise, on_processor, upsampled
 
 Block = Callable[..., nn.Module]
 
@@ -26,7 +26,13 @@ CHANNELS = [list(Modality).index(modality) for modality in ORDER]
 
 def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c x y z"]:
     """Features of absent modalities set to 0, by selection: what an absent image holds must not matter."""
-    return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
+    if not on_processor(features) or torch.compiler.is_compiling():
+        return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
+    # A processor copies five times as fast as it chooses voxel by voxel.
+    maps = features.flatten(0, 1).unbind()
+    blank = torch.zeros_like(maps[0])
+    chosen = [level if there else blank for level, there in zip(maps, available.flatten().tolist(), strict=True)]
+    return torch.stack(chosen).unflatten(0, available.shape)
 
 
 def side_by_side(

@@ -109,7 +109,7 @@ class PreNorm(nn.Sequential):
     ) -> None:
         super().__init__()
         self.norm = nn.InstanceNorm3d(inputs)
-        self.activation = nn.LeakyReLU(0.2)
+        self.activation = nn.LeakyReLU(0.2, inplace=True)
         self.conv = convolution(inputs, outputs, kernel, stride, padding_mode)
 
 
