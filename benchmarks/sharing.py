@@ -48,7 +48,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = methods.build(recipe).eval()
     if not network.shares:
-        raise SystemExit(f"{recipe.method} takes all sequences in at its first layer: 15 subsets are 15 forward passes.")
+        raise SystemExit(f"{recipe.method} has nothing to share: 15 subsets are 15 forward passes.")
     image = torch.from_numpy(prepare(as_study(generate(wanted.seed)), recipe.data.preprocess).image)[None]
     patch = recipe.data.sampling.patch
     places = dense_patch_slices(image.shape[2:], patch, [side // 2 for side in patch])[: wanted.windows]

@@ -1,6 +1,6 @@
 """Times a whole study, four NIfTI files in and a label file out: each engine here, against how peers do it.
 
-    python benchmarks/whole_case.py MODEL [--repeat 3] [--engines torch openvino onnx] [--record FILE]
+    python benchmarks/whole_case.py MODEL [--repeat 3] [--engines torch openvino onnx] [--seed 4] [--record FILE]
 
 Each contestant runs in a process of its own, in turns; measured is from the first file's opening until the labels stand
 on the disk, with the model loaded before, and the most memory that the process held.
@@ -10,8 +10,9 @@ on the disk, with the model loaded before, and the most memory that the process 
   file's grid, written by nibabel.
 - torch, openvino, onnx: `glimpseg.predict.segment_study` with that engine, one plain pass, written as `segment` does.
 
-Both see what was stripped and registered before. The study is a phantom of 1 mm; Dice of WT, TC and ET with its truth
-is told for each, so that nothing is gained by doing worse.
+Both see what was stripped and registered before. Each round has a phantom of 1 mm of its own. Dice of WT, TC and ET
+with the truth is told for each contestant, and by how much the peer's differs from the first engine's, with its
+standard error over the phantoms, so that nothing is gained by doing worse.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="box")
     parser.add_argument("--engines", nargs="+", default=["torch", "openvino", "onnx"])
-    parser.add_argument("--seed", type=int, default=4, help="of the phantom")
+    parser.add_argument("--seed", type=int, default=4, help="of the first phantom; the others follow")
     parser.add_argument("--share", nargs=3, metavar=("WHO", "STUDY", "OUTPUT"), help="one process's share of the work")
     add_options(parser, repeat=3)
     wanted = parser.parse_args()
@@ -69,22 +70,20 @@ def main() -> None:
         return
     names = [*wanted.engines, PEER]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        (study,) = write_phantoms(Path(folder) / "archive", [wanted.seed], Settings(), "brats2023")
-        truth = np.asarray(nibabel.load(study / f"{study.name}-seg.nii.gz").dataobj)
-        for number in range(wanted.repeat):
-            first = number % len(names)
+    dice: dict[str, list[list[float]]] = {name: [] for name in names}
+    for number in range(wanted.repeat):
+        first = number % len(names)
+        with tempfile.TemporaryDirectory() as folder:
+            (study,) = write_phantoms(Path(folder) / "archive", [wanted.seed + number], Settings(), "brats2023")
+            truth = np.asarray(nibabel.load(study / f"{study.name}-seg.nii.gz").dataobj)
             for name in names[first:] + names[:first]:
                 output = Path(folder) / f"{name}.nii.gz"
                 share = [sys.executable, __file__, wanted.model, "--share", name, str(study), str(output)]
                 done = subprocess.run(share, check=True, capture_output=True, text=True).stdout
                 found[name].append(json.loads(done.splitlines()[-1]))
-        labels = {name: np.asarray(nibabel.load(Path(folder) / f"{name}.nii.gz").dataobj) for name in names}
-    dice = {name: "/".join(f"{100 * value:.2f}" for value in _dice(found, truth)) for name, found in labels.items()}
-    said = ", ".join(f"{name} {values}" for name, values in dice.items())
-    ours = wanted.engines[-1] if "openvino" not in wanted.engines else "openvino"
+                dice[name].append(_dice(np.asarray(nibabel.load(output).dataobj), truth))
     setting = (
-        f"{wanted.model}, a phantom of {' x '.join(map(str, truth.shape))} voxels of 1 mm, four sequences, "
+        f"{wanted.model}, phantoms of {' x '.join(map(str, truth.shape))} voxels of 1 mm, four sequences, "
         f"{torch.get_num_threads()} threads, {wanted.repeat} processes each"
     )
     tell(
@@ -93,9 +92,9 @@ def main() -> None:
                 question=question,
                 setting=setting,
                 unit=unit,
-                ours=ours,
+                ours=names[0],
                 rounds={name: [share[key] for share in shares] for name, shares in found.items()},
-                agreement=f"Dice of WT/TC/ET with the truth: {said}",
+                agreement=_told(dice, names[0]),
             )
             for key, unit, question in (
                 ("seconds", "s", "A whole study, files in, file out"),
@@ -152,6 +151,15 @@ def as_peers(model: Model, folder: Path, output: Path) -> None:
 def _normalised(values: np.ndarray) -> np.ndarray:
     inside = values != 0
     return np.where(inside, (values - values[inside].mean()) / values[inside].std(), 0)
+
+
+def _told(dice: dict[str, list[list[float]]], ours: str) -> str:
+    """Mean Dice of each, and what the peer's way has more."""
+    said = ", ".join(f"{name} {'/'.join(f'{100 * v:.2f}' for v in np.mean(each, 0))}" for name, each in dice.items())
+    more = 100 * (np.array(dice[PEER]) - dice[ours])
+    error = more.std(0, ddof=1) / len(more) ** 0.5 if len(more) > 1 else np.full(len(REGIONS), np.nan)
+    away = "/".join(f"{mean:+.2f} +- {around:.2f}" for mean, around in zip(more.mean(0), error, strict=True))
+    return f"Dice of WT/TC/ET with the truth: {said}; {PEER} less {ours}: {away} points"
 
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> list[float]:

@@ -253,6 +253,7 @@ def test_auto_takes_the_best_that_is_installed(monkeypatch, installed, expected)
     monkeypatch.setattr(module, "find_spec", lambda name: name in (*installed, "torch") or None)
     assert resolved_engine("auto", CPU, 1.0) == expected
     assert resolved_engine("auto", CPU, 2.0) == "torch"
+    assert resolved_engine("auto", CPU, 1.0, 2.0) == "torch"
     assert resolved_engine("auto", torch.device("cuda"), 1.0) == "torch"
 
 
@@ -354,6 +355,28 @@ def test_windows_go_one_by_one_where_two_find_no_memory(many, monkeypatch, error
     assert shown[:2] == [2, 1]
     assert set(shown[1:]) == {1}
     assert (found.labels.voxels != expected.labels.voxels).mean() < 1e-3
+
+
+def test_a_brain_is_seen_through_windows_where_one_piece_finds_no_memory(many, monkeypatch):
+    model, prepared = many
+    side = 8 * -(-max(prepared.image.shape[1:]) // 16)
+    sampling = replace(model.recipe.data.sampling, patch=(side, side, side))
+    recipe = replace(model.recipe, data=replace(model.recipe.data, sampling=sampling))
+    (expected,) = inference.infer(prepared, replace(model, recipe=recipe), [ALL])
+    whole = replace(model, recipe=recipe, network=network_of("unet"))
+    shown, original = [], whole.network.encode
+
+    def encode(image, available):
+        shown.append(image.shape[2:])
+        if max(image.shape[2:]) > side:
+            raise MemoryError
+        return original(image, available)
+
+    monkeypatch.setattr(whole.network, "encode", encode)
+    (found,) = inference.infer(prepared, whole, [ALL])
+    assert max(shown[0]) > side
+    assert max(max(shape) for shape in shown[1:]) == side
+    assert np.array_equal(found.labels.voxels, expected.labels.voxels)
 
 
 def test_where_no_window_finds_memory_the_message_says_what_was_needed(many, monkeypatch):

@@ -208,7 +208,6 @@ def load(
         UsageError for a field that is no choice, or an engine that cannot be used.
     """
     found = stored(path)
-    computed_by = resolved_engine(engine, torch.device(device), found.recipe.data.preprocess.spacing_mm)
     if found.recipe.backbone is not None:
         raise ModelError(
             f"{found.path} holds a {found.recipe.method}, which is pretraining and segments nothing. Train from it: "
@@ -216,6 +215,8 @@ def load(
         )
     recipe = methods.chosen(found.recipe, choices)
     network: Segmenter = methods.build(recipe)
+    spacing_mm = recipe.data.preprocess.spacing_mm
+    computed_by = resolved_engine(engine, torch.device(device), spacing_mm, network.whole_up_to)
     if not any(name.startswith(network.training_only) for name in found.weights):
         network.drop_training_parts()
     try:

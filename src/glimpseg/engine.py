@@ -48,14 +48,15 @@ Program: TypeAlias = Callable[[Float[np.ndarray, "1 m x y z"], Bool[np.ndarray, 
 """A network for windows of one shape: image and availability in, probabilities out."""
 
 
-def resolved_engine(wanted: str, device: torch.device, spacing_mm: float) -> str:
-    """The engine for a model that works on voxels of `spacing_mm`. `auto` takes torch on a GPU, and for voxels above
-    `COARSE_MM`; on a processor otherwise the first of `PREFERRED` that is installed.
+def resolved_engine(wanted: str, device: torch.device, spacing_mm: float, whole_up_to: float = 1.0) -> str:
+    """The engine for a model that works on voxels of `spacing_mm`. `auto` takes torch on a GPU, for voxels above
+    `COARSE_MM`, and for a network that sees a brain in one piece (`Segmenter.whole_up_to` above 1): each brain would
+    need a copy of its own. On a processor otherwise the first of `PREFERRED` that is installed.
 
     Raises: UsageError for an unknown engine, one that is not installed, or one that does not compute on `device`.
     """
     if wanted == "auto":
-        if device.type != "cpu" or spacing_mm > COARSE_MM:
+        if device.type != "cpu" or spacing_mm > COARSE_MM or whole_up_to > 1:
             return "torch"
         return next(name for name in PREFERRED if not missing(name))
     if wanted not in NEEDS:

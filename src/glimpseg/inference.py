@@ -29,8 +29,8 @@ OVERLAP = 0.5
 """Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
 WINDOWS_AT_ONCE = 2
 """On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
-WHOLE_VOXELS = 128**3
-"""Of a window that shows the whole brain, at most."""
+WHOLE_VOXELS = 160 * 192 * 160
+"""Of a window that shows the whole brain, at most: a large brain at 1 mm, little more than two windows of 128^3."""
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad allocation")
 
 
@@ -89,8 +89,7 @@ def _windows(
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
     """Probabilities on the working grid, for each subset."""
     network, device = model.network, model.device
-    roi = _window(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
-    image, inner = _with_air(shown, roi)
+    rois = _sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
     masks = [as_mask(subset)[None].to(device) for subset in subsets]
     wanted = as_mask(union(subsets))[None].to(device)
 
@@ -101,36 +100,36 @@ def _windows(
         return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
     with torch.inference_mode(), model.engine.computing():
-        results = _stitched(image, roi, weighting, device, probabilities)
-    return tuple(found[:, :, *inner] for found in results)
+        return _stitched(shown, rois, weighting, device, probabilities)
 
 
 def _stitched(
-    image: Float[np.ndarray, "m x y z"],
-    roi: Sequence[int],
+    shown: Prepared,
+    rois: Sequence[Sequence[int]],
     weighting: str,
     device: torch.device,
     probabilities: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
-    """Windows over the image, averaged where they overlap. When the memory does not suffice, one window at a time; then
-    with the image and the averages in the processor's memory."""
-    cpu = torch.device("cpu")
-    plans = [(WINDOWS_AT_ONCE, device), (1, device), *([(1, cpu)] if device != cpu else [])]
-    for at_once, place in plans:
+    """Windows over the image, averaged where they overlap. When the memory does not suffice, windows of the next of the
+    sides `rois`; then one at a time; then with the image and the averages in the processor's memory."""
+    cpu, least = torch.device("cpu"), rois[-1]
+    plans = [*((roi, WINDOWS_AT_ONCE, device) for roi in rois), (least, 1, device)]
+    for roi, at_once, place in plans if device == cpu else [*plans, (least, 1, cpu)]:
+        image, inner = _with_air(shown, roi)
         inferer = SlidingWindowInferer(roi, at_once, OVERLAP, weighting, sw_device=device, device=place)
         try:
             result = inferer(torch.from_numpy(image)[None].to(place), probabilities)
-            return (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
+            results = (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
+            return tuple(found[:, :, *inner] for found in results)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-        log.warning("The memory of %s did not suffice for windows %d at a time.", device, at_once)
+        log.warning("The memory of %s did not suffice for %d windows of %s at a time.", device, at_once, _words(roi))
         torch.cuda.empty_cache()  # nothing without a GPU
-    x, y, z = image.shape[1:]
     raise InputError(
-        f"The memory of {device} does not suffice for one window of {'x'.join(map(str, roi))} voxels of an image of "
-        f"{x}x{y}x{z}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a model with "
-        "smaller windows or larger voxels."
+        f"The memory of {device} does not suffice for one window of {_words(least)} voxels of an image of "
+        f"{_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a "
+        "model with smaller windows or larger voxels."
     )
 
 
@@ -139,16 +138,21 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def _window(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> Sequence[int]:
-    """Sides of the window for images of `shape`, for a network that was trained on crops of `patch`."""
+def _words(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> list[Sequence[int]]:
+    """Sides of the windows for images of `shape`, for a network that was trained on crops of `patch`; behind them
+    smaller ones for where the memory does not suffice, if the network can be shown smaller ones."""
     if network.fixed_windows:
-        return patch
+        return [patch]
     # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
     sides = [max(-(-n // network.stride) * network.stride, network.smallest) for n in shape]
+    windows = [min(side, p) for side, p in zip(sides, patch, strict=True)]
     near = all(side <= network.whole_up_to * p for side, p in zip(sides, patch, strict=True))
-    if near and math.prod(sides) <= WHOLE_VOXELS:
-        return sides
-    return [min(side, p) for side, p in zip(sides, patch, strict=True)]
+    whole = near and sides != windows and math.prod(sides) <= WHOLE_VOXELS
+    return [sides, windows] if whole else [windows]
 
 
 def _with_air(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
