@@ -24,6 +24,7 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
@@ -98,6 +99,7 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
         keep_pages()  # as the command line does
     import torch
 
+    from authors import as_authors
     from glimpseg import methods
     from glimpseg.method import Progress
     from glimpseg.precision import computing
@@ -113,8 +115,6 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
         target=torch.randint(0, 4, (1, *side)),
         study=("benchmark",),
     )
-    if form == "authors":
-        as_authors()
     parts = [*network.branches] if form == "authors" and method == "smml" else [network]
     fused = {"foreach": False} if form == "authors" else {"fused": True}
     optimizers = [torch.optim.Adam(part.parameters(), 2e-4, weight_decay=1e-4, amsgrad=True, **fused) for part in parts]
@@ -124,7 +124,8 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
     for number in range(steps):
         torch.manual_seed(number)
         begun = time.perf_counter()
-        with computing("bf16" if form == "bf16" else "fp32", device):
+        order = as_authors() if form == "authors" else nullcontext()
+        with order, computing("bf16" if form == "bf16" else "fp32", device):
             losses = by_branch(network, batch, progress) if len(parts) > 1 else network.losses(batch, progress)
         if len(parts) > 1:
             norms.append(one_after_the_other(losses, parts, optimizers))
@@ -136,51 +137,6 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
     return {"gradients": norms[:1], "seconds": statistics.median(seconds[1:]), "peak": peak, "still": still}
-
-
-def as_authors() -> None:
-    """From here on, networks and losses of this process compute in the order of the released codes."""
-    import torch
-
-    from glimpseg import losses
-    from glimpseg.methods.rfnet import RegionFusion
-    from glimpseg.nets import layers, pyramid
-    from glimpseg.nets.pyramid import SingleDecoder
-
-    together = SingleDecoder.forward
-
-    def one_by_one(decoder: Any, features: Sequence[Any]) -> Any:
-        count = features[0].shape[1]
-        return torch.cat([together(decoder, [level[:, m : m + 1] for level in features]) for m in range(count)], 1)
-
-    def stacked(fusion: Any, features: Any, coarse: Any) -> Any:
-        coarse = coarse.detach()
-        stack = features[:, None] * coarse[:, :, None, None]
-        share = coarse.mean((2, 3, 4)) + 1e-7
-        means = stack.mean((4, 5, 6)) / share[:, :, None, None]
-        gated = torch.cat([means.flatten(2), share[:, :, None]], 2)
-        weights = torch.stack([gate(gated[:, k]) for k, gate in enumerate(fusion.gates)], 1).sigmoid()
-        regions = (stack * weights[..., None, None, None, None]).sum(2)
-        return torch.cat([fusion.regions(regions.flatten(1, 2)), fusion.shortcut(features.flatten(1, 2))], 1)
-
-    def cross_entropy(probabilities: Any, target: Any) -> Any:
-        voxels, total = target[0, 0].numel(), 0.0
-        for k in range(target.shape[1]):
-            weight = 1 - target[:, k].sum((1, 2, 3)) / voxels
-            logs = target[:, k] * probabilities[:, k].clamp(0.005, 1).log()
-            total = total - weight[:, None, None, None] * logs
-        return total.mean((1, 2, 3))
-
-    def dice(probabilities: Any, target: Any, smooth: tuple[float, float] = (1e-5, 1e-5)) -> Any:
-        total = 0.0
-        for k in range(target.shape[1]):
-            both = (probabilities[:, k] * target[:, k]).sum()
-            total = total + (2 * both + smooth[0]) / (probabilities[:, k].sum() + target[:, k].sum() + smooth[1])
-        return 1 - total / target.shape[1]
-
-    layers.on_processor = pyramid.on_processor = lambda x: False
-    SingleDecoder.forward, RegionFusion.forward = one_by_one, stacked
-    losses.weighted_cross_entropy, losses.soft_dice = cross_entropy, dice
 
 
 def by_branch(network: Any, batch: Any, progress: Any) -> list[Any]:
