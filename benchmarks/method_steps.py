@@ -1,6 +1,7 @@
-"""Time and peak memory of a training step of RFNet, mmFormer, SMML and `unet`: ours, against the order of their codes.
+"""Time and peak memory of a training step of five methods: ours, against the order of operations of their codes.
 
-    python benchmarks/method_steps.py [--methods rfnet mmformer smml unet] [--steps 3] [--repeat 2] [--record FILE]
+    python benchmarks/method_steps.py [--methods rfnet mmformer smml unet voxunet] [--steps 3] [--repeat 2]
+        [--record FILE]
 
 Each form runs in a process of its own, in turns, on the same network, crop and draws:
 
@@ -9,8 +10,8 @@ Each form runs in a process of its own, in turns, on the same network, crop and 
 - authors: fp32, in the order of the released codes, with our terms: the modalities one after the other through the
   decoder they share, RFNet's regions as a stack of every modality's features times every class, losses class by class,
   an optimiser that takes one tensor after the other; of SMML one backward for each branch, the first with its graph
-  kept, and an optimiser for each. nnU-Net, for `unet`, computes in fp32 on a processor and orders nothing else
-  differently.
+  kept, and an optimiser for each. nnU-Net, for `unet`, and the code of `voxunet` compute in fp32 on a processor and
+  order nothing else differently.
 
 SMML is trained without priors here. The gradients of fp32 and authors are compared before anything is printed.
 """
@@ -58,6 +59,7 @@ SETTINGS = {
         },
     ),
     "unet": Setting(96, {}),
+    "voxunet": Setting(96, {}),
 }
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from glimpseg.nets import pyramid
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
+from glimpseg.nets.pyramid import present
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +78,18 @@ def test_a_copy_for_another_runtime_has_the_layers_under_their_names() -> None:
     program = torch.export.export(Both(), (torch.randn(1, 2, 4, 4, 4),), strict=False)
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert called == {"aten.conv3d.default", "aten.upsample_trilinear3d.vec"}
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_features_of_absent_modalities_are_zero_whatever_they_were(
+    monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    """In a batch whose samples lack different ones; by copying, as on a processor, or voxel by voxel."""
+    monkeypatch.setattr(pyramid, "on_processor", lambda x: copied)
+    available = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    features = torch.randn(2, 4, 3, 2, 3, 4)
+    spoilt = torch.where(available[:, :, None, None, None, None], features, torch.nan).requires_grad_()
+    found = present(spoilt, available)
+    assert torch.equal(found, features * available[:, :, None, None, None, None])
+    (gradient,) = torch.autograd.grad(found.sum(), spoilt)
+    assert torch.equal(gradient, available[:, :, None, None, None, None].expand_as(features).float())
