@@ -1,20 +1,26 @@
-"""Times the loading of one training crop: from five NIfTI files, against the cache that `glimpseg train` makes.
+"""Times the loading of one training crop: from files as others keep them, against the cache that `glimpseg train` makes.
 
     python benchmarks/loading.py [--crop 128] [--repeat 7] [--record FILE]
 
 - cache: a crop of 128^3 of four modalities and its target, from the study's file in the cache.
 - files: the five `.nii.gz` as float64 (nibabel's `get_fdata`), then the same crop, as released codes load each sample.
 - files, whole numbers: the same without the detour over float64 (`dataobj`).
+- npz: the prepared study in float32 as one packed array, which nnU-Net writes and inflates whole where it unpacks nothing.
+- npy: the same unpacked and mapped into memory, as nnU-Net keeps it until its version 2.5.
+- blosc2, where that package is installed: the same in blocks of 32 KiB, as nnU-Net keeps it since.
 
 The study is a phantom of 1 mm, 240 x 240 x 155 voxels; files lie in the page cache. Normalisation, which the cached
-crop has behind it and the files' has not, is not timed.
+crop and nnU-Net's have behind them and the NIfTI files' has not, is not timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -54,8 +60,12 @@ def main() -> None:
             "cache": lambda: case.crop(start, size),
             "files": lambda: from_files(False),
             "files, whole numbers": lambda: from_files(True),
+            **as_nnunet(case, Path(folder), tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))),
         }
         found = {name: run() for name, run in contestants.items()}
+        cut = found["cache"].image.astype(np.float32)
+        if not all(np.array_equal(found[name][0], cut) for name in found if name in ("npz", "npy", "blosc2")):
+            raise SystemExit("The crops of the cache and of nnU-Net's files differ.")
         if not np.array_equal(found["files"], found["files, whole numbers"]):
             raise SystemExit("The two readings of the files differ.")
         seconds = in_turns(contestants, wanted.repeat)
@@ -72,6 +82,38 @@ def main() -> None:
         ],
         wanted.record,
     )
+
+
+def as_nnunet(case: CachedCase, folder: Path, place: tuple[slice, ...]) -> dict[str, Callable[[], Any]]:
+    """Ways to read image and target at a place: the study written as nnU-Net's versions write it."""
+    whole = case.crop((0, 0, 0), case.shape)
+    image, target = whole.image.astype(np.float32), whole.target.astype(np.int16)[None]
+    np.savez_compressed(folder / "study.npz", data=image, seg=target)
+    for name, values in (("data", image), ("seg", target)):
+        np.save(folder / f"{name}.npy", values)
+
+    def packed() -> list[np.ndarray]:
+        with np.load(folder / "study.npz") as arrays:
+            return [arrays[name][:, *place].copy() for name in ("data", "seg")]
+
+    def mapped() -> list[np.ndarray]:
+        return [np.load(folder / f"{name}.npy", mmap_mode="r")[:, *place].copy() for name in ("data", "seg")]
+
+    ways: dict[str, Callable[[], Any]] = {"npz": packed, "npy": mapped}
+    if find_spec("blosc2"):
+        import blosc2
+
+        parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 8}
+        for name, values in (("data", image), ("seg", target)):
+            blocks, chunks = (len(values), 8, 16, 16), (len(values), 32, 64, 64)
+            blosc2.asarray(values, urlpath=str(folder / f"{name}.b2nd"), blocks=blocks, chunks=chunks, cparams=parameters)
+
+        def blocked() -> list[np.ndarray]:
+            files = (str(folder / f"{name}.b2nd") for name in ("data", "seg"))
+            return [blosc2.open(file, mode="r", dparams={"nthreads": 1}, mmap_mode="r")[:, *place] for file in files]
+
+        ways["blosc2"] = blocked
+    return ways
 
 
 if __name__ == "__main__":
