@@ -1,11 +1,11 @@
-"""Times the loading of one training crop: from files as others keep them, against the cache that `glimpseg train` makes.
+"""Times the loading of one training crop: from files as others keep them, against the cache of `glimpseg train`.
 
     python benchmarks/loading.py [--crop 128] [--repeat 7] [--record FILE]
 
 - cache: a crop of 128^3 of four modalities and its target, from the study's file in the cache.
 - files: the five `.nii.gz` as float64 (nibabel's `get_fdata`), then the same crop, as released codes load each sample.
 - files, whole numbers: the same without the detour over float64 (`dataobj`).
-- npz: the prepared study in float32 as one packed array, which nnU-Net writes and inflates whole where it unpacks nothing.
+- npz: the prepared study in float32, packed, as nnU-Net writes it, and reads it where it unpacks nothing.
 - npy: the same unpacked and mapped into memory, as nnU-Net keeps it until its version 2.5.
 - blosc2, where that package is installed: the same in blocks of 32 KiB, as nnU-Net keeps it since.
 
@@ -106,7 +106,8 @@ def as_nnunet(case: CachedCase, folder: Path, place: tuple[slice, ...]) -> dict[
         parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 8}
         for name, values in (("data", image), ("seg", target)):
             blocks, chunks = (len(values), 8, 16, 16), (len(values), 32, 64, 64)
-            blosc2.asarray(values, urlpath=str(folder / f"{name}.b2nd"), blocks=blocks, chunks=chunks, cparams=parameters)
+            file = str(folder / f"{name}.b2nd")
+            blosc2.asarray(values, urlpath=file, blocks=blocks, chunks=chunks, cparams=parameters)
 
         def blocked() -> list[np.ndarray]:
             files = (str(folder / f"{name}.b2nd") for name in ("data", "seg"))

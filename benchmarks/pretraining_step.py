@@ -157,7 +157,7 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
         del kept
         seconds.append(time.perf_counter() - begun)
         processor.append(time.process_time() - used)
-        check += [float(loss), float(norm)] if number == 0 else []
+        check += [float(loss.detach()), float(norm)] if number == 0 else []
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds a step": statistics.median(seconds[1:]),
