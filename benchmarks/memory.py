@@ -10,8 +10,8 @@ contestant is a process of its own; told is the most memory that it held, as the
   to that grid together, one argmax over them.
 
 `box` is the model of the package, which works on voxels of 2 mm, `fine` a network that works on 1 mm. That one is
-untrained: its labels mean nothing, but take as much memory as any. Its windows are small, and the peer's way did not get
-through them at 512 in twenty minutes of two cores.
+untrained: its labels mean nothing, but take as much memory as any. Its windows are small, and the peer's way did not
+get through them at 512 in twenty minutes of two cores.
 """
 
 from __future__ import annotations
