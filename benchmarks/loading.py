@@ -56,15 +56,17 @@ def main() -> None:
             middle = [slice((side - n) // 2, (side + n) // 2) for side, n in zip(voxels[0].shape, size, strict=True)]
             return np.stack([values[tuple(middle)] for values in voxels])
 
+        place = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+        theirs = as_nnunet(case, Path(folder), place)
         contestants = {
             "cache": lambda: case.crop(start, size),
             "files": lambda: from_files(False),
             "files, whole numbers": lambda: from_files(True),
-            **as_nnunet(case, Path(folder), tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))),
+            **theirs,
         }
         found = {name: run() for name, run in contestants.items()}
         cut = found["cache"].image.astype(np.float32)
-        if not all(np.array_equal(found[name][0], cut) for name in found if name in ("npz", "npy", "blosc2")):
+        if not all(np.array_equal(found[name][0], cut) for name in theirs):
             raise SystemExit("The crops of the cache and of nnU-Net's files differ.")
         if not np.array_equal(found["files"], found["files, whole numbers"]):
             raise SystemExit("The two readings of the files differ.")
@@ -87,30 +89,30 @@ def main() -> None:
 def as_nnunet(case: CachedCase, folder: Path, place: tuple[slice, ...]) -> dict[str, Callable[[], Any]]:
     """Ways to read image and target at a place: the study written as nnU-Net's versions write it."""
     whole = case.crop((0, 0, 0), case.shape)
-    image, target = whole.image.astype(np.float32), whole.target.astype(np.int16)[None]
-    np.savez_compressed(folder / "study.npz", data=image, seg=target)
-    for name, values in (("data", image), ("seg", target)):
+    study = {"data": whole.image.astype(np.float32), "seg": whole.target.astype(np.int16)[None]}
+    np.savez_compressed(folder / "study.npz", **study)
+    for name, values in study.items():
         np.save(folder / f"{name}.npy", values)
 
     def packed() -> list[np.ndarray]:
         with np.load(folder / "study.npz") as arrays:
-            return [arrays[name][:, *place].copy() for name in ("data", "seg")]
+            return [arrays[name][:, *place].copy() for name in study]
 
     def mapped() -> list[np.ndarray]:
-        return [np.load(folder / f"{name}.npy", mmap_mode="r")[:, *place].copy() for name in ("data", "seg")]
+        return [np.load(folder / f"{name}.npy", mmap_mode="r")[:, *place].copy() for name in study]
 
     ways: dict[str, Callable[[], Any]] = {"npz": packed, "npy": mapped}
     if find_spec("blosc2"):
         import blosc2
 
         parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 8}
-        for name, values in (("data", image), ("seg", target)):
+        for name, values in study.items():
             blocks, chunks = (len(values), 8, 16, 16), (len(values), 32, 64, 64)
             file = str(folder / f"{name}.b2nd")
             blosc2.asarray(values, urlpath=file, blocks=blocks, chunks=chunks, cparams=parameters)
 
         def blocked() -> list[np.ndarray]:
-            files = (str(folder / f"{name}.b2nd") for name in ("data", "seg"))
+            files = (str(folder / f"{name}.b2nd") for name in study)
             return [blosc2.open(file, mode="r", dparams={"nthreads": 1}, mmap_mode="r")[:, *place] for file in files]
 
         ways["blosc2"] = blocked

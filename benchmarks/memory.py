@@ -37,6 +37,7 @@ from turns import Contest, add_options, tell
 from whole_case import REGIONS, WORDS, as_peers
 
 FIELD_MM = 256
+MODELS = {"box": "box, 2 mm", "fine": "an untrained unet, 1 mm"}
 OURS, PEER = "glimpseg", "peer"
 OPTIONS = ("t1", "t1c", "t2", "flair")
 """Of the command line, in the order of `WORDS`."""
@@ -46,7 +47,7 @@ def main() -> None:
     """Measures and tells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512, help="voxels along each axis")
-    parser.add_argument("--models", nargs="+", default=["box", "fine"], choices=["box", "fine"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
     parser.add_argument("--make", type=Path, metavar="STUDY", help="one process's share of the work: the study")
     parser.add_argument("--peer", nargs=3, metavar=("MODEL", "STUDY", "OUTPUT"), help="the peer's share")
@@ -70,8 +71,8 @@ def contests(folder: Path, wanted: argparse.Namespace) -> list[Contest]:
     files = {option: study / f"study-{word}.nii.gz" for option, word in zip(OPTIONS, WORDS, strict=True)}
     images = [part for option, path in files.items() for part in (f"--{option}", str(path))]
     made = []
-    models = {"box": ("box, 2 mm", BOX), "fine": ("an untrained unet, 1 mm", str(fine_model(folder / "fine")))}
-    for name, model in (models[key] for key in wanted.models):
+    for name in wanted.models:
+        model = BOX if name == "box" else str(fine_model(folder / "fine"))
         ours, theirs = folder / "ours", folder / "theirs.nii.gz"
         segment = [sys.executable, "-m", "glimpseg", "segment", "-m", model, *images, "-o", str(ours), "--overwrite"]
         commands = {
@@ -84,7 +85,7 @@ def contests(folder: Path, wanted: argparse.Namespace) -> list[Contest]:
                 rounds[who].append(peak_mib(commands[who]))
         made.append(
             Contest(
-                question=f"The most memory that a study of {side} x {side} x {side} voxels takes: {name}",
+                question=f"The most memory that a study of {side} x {side} x {side} voxels takes: {MODELS[name]}",
                 setting=f"Four sequences, int16, {repeat} processes each",
                 unit="MiB",
                 ours=OURS,

@@ -24,7 +24,7 @@ import torch
 
 from glimpseg.atomic import write_text
 
-PACKAGES = ("glimpseg", "torch", "monai", "numpy", "scipy", "nibabel", "openvino", "onnxruntime", "isal")
+PACKAGES = ("glimpseg", "torch", "monai", "numpy", "scipy", "nibabel", "openvino", "onnxruntime", "isal", "blosc2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ def _stitched(
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-        log.warning("The memory of %s did not suffice for %d windows of %s at a time.", device, at_once, _words(roi))
+        log.warning("The memory of %s did not suffice for windows of %s, %d at a time.", device, _words(roi), at_once)
         torch.cuda.empty_cache()  # nothing without a GPU
     raise InputError(
         f"The memory of {device} does not suffice for one window of {_words(least)} voxels of an image of "

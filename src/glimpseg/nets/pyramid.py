@@ -28,7 +28,7 @@ def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m
     """Features of absent modalities set to 0, by selection: what an absent image holds must not matter."""
     if not on_processor(features) or torch.compiler.is_compiling():
         return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
-    # A processor copies five times as fast as it chooses voxel by voxel.
+    # A processor copies in a third of the time or less that it takes to choose voxel by voxel.
     maps = features.flatten(0, 1).unbind()
     blank = torch.zeros_like(maps[0])
     chosen = [level if there else blank for level, there in zip(maps, available.flatten().tolist(), strict=True)]
