@@ -15,12 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glimpseg.modality import Modality
-from glimpseg.region import Label
+from glimpseg.region import COLOURS, TITLES
 from glimpseg.volume import Volume, background_value, bounding_box
 
-COLOURS = {Label.NCR: "#e34a33", Label.ED: "#31a354", Label.ET: "#ffd92f", Label.RC: "#6baed6"}
-"""Contours, distinct also for the most common colour blindness and on grey."""
-TITLES = {Label.NCR: "necrosis", Label.ED: "oedema", Label.ET: "enhancing", Label.RC: "cavity"}
 PLANES = ("axial", "coronal", "sagittal")
 # What stands at the left, right, top and bottom of each plane as drawn.
 _SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
