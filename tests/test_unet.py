@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn import functional
 
 from conftest import small_recipe
 from glimpseg import methods
@@ -76,13 +77,16 @@ def test_a_cavity_is_likelier_than_not_and_likelier_than_tumour():
 def test_a_network_of_the_core_alone_starts_with_the_core():
     #                                          TC   ET
     assert decoded((Label.NCR, Label.ET), (0.4, 0.9), (0.6, 0.4), (0.6, 0.6)) == [0, Label.NCR, Label.ET]
+    assert decoded((Label.ET,), (0.4,), (0.6,)) == [0, Label.ET]
 
 
 def test_each_place_of_a_batch_gets_its_own_label():
     probabilities = torch.zeros(2, 3, 1, 2, 3)
     probabilities[1, 0, 0, 1] = 0.9
     probabilities[1, 1, 0, 1, 2] = 0.9
-    assert network(TUMOUR).decode(probabilities).tolist() == [[[[0, 0, 0], [0, 0, 0]]], [[[0, 0, 0], [2, 2, 1]]]]
+    labels = network(TUMOUR).decode(probabilities)
+    assert labels.tolist() == [[[[0, 0, 0], [0, 0, 0]]], [[[0, 0, 0], [2, 2, 1]]]]
+    assert labels.dtype == torch.int64
 
 
 def test_probabilities_of_regions_are_the_channels():
@@ -103,6 +107,10 @@ def test_the_target_of_a_region_is_the_union_of_its_labels():
     assert target.dtype == torch.float32
 
 
+def test_targets_are_made_where_the_reference_lies():
+    assert network().region_target(torch.zeros(1, 2, 2, 2, dtype=torch.long, device="meta")).device.type == "meta"
+
+
 def test_labels_survive_being_made_into_regions_and_back():
     labels = torch.tensor([[[[0, 1, 2, 3, 4]]]])
     assert torch.equal(network().decode(network().region_target(labels)), labels)
@@ -115,11 +123,12 @@ def taught(heads, target, available=None, labels=(Label.ET,), **config):
     """Loss terms of a network whose heads gave these logits, and which modalities it was shown."""
     learner = network(labels, **config)
     seen = []
-    learner.logits = lambda image, available: seen.append(available) or heads
+    learner.logits = lambda *arguments: seen.extend(arguments) or heads
     available = torch.ones(len(target), 4, dtype=torch.bool) if available is None else available
     batch = Batch(image=torch.zeros(len(target), 4, *target.shape[1:]), available=available, target=target)
     terms = {name: float(term) for name, term in learner.losses(batch, NOW).items()}
-    return terms, seen[0]
+    assert seen[0] is batch.image
+    return terms, seen[1]
 
 
 def heads_of(*logits):
@@ -273,7 +282,14 @@ def test_maps_for_pretraining_are_the_decoders_finest_first():
     maps = learner.pyramid(image, available)
     # Width 4, doubled at each halving.
     assert [tuple(level.shape) for level in maps] == [(1, 4, 16, 8, 8), (1, 8, 8, 4, 4), (1, 16, 4, 2, 2)]
-    assert torch.isfinite(maps[0]).all()
+    # The finest map is what the finest head sees: a convolution of one voxel.
+    weight, bias = (learner.state_dict()[f"network.up_layers.2.head.{name}"] for name in ("weight", "bias"))
+    assert torch.allclose(functional.conv3d(maps[0], weight, bias), learner.logits(image, available)[0], atol=1e-6)
+
+
+def test_each_level_has_its_number_of_residual_blocks():
+    # Of the encoder 1, 3 and 2; of the decoder one for each of the two finer levels.
+    assert len(network(blocks=(1, 3, 2), heads=1).stages) == 1 + 3 + 2 + 2
 
 
 @pytest.mark.parametrize(("width", "together", "groups"), [(8, 4, 2), (8, 8, 1), (12, 4, 3)])

@@ -1,10 +1,15 @@
 """The defaults of the contract and the tools that methods share, worked out by hand."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from glimpseg import precision
+from glimpseg.data import loader
+from glimpseg.data.cache import in_memory
+from glimpseg.data.loader import Sampling
+from glimpseg.data.preprocess import Prepared
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.method import (
     Learner,
@@ -18,8 +23,9 @@ from glimpseg.method import (
     subsets_within,
     take_weights,
 )
-from glimpseg.modality import SUBSETS, Modality, as_mask, from_mask
+from glimpseg.modality import ALL, SUBSETS, Modality, as_mask, from_mask
 from glimpseg.region import Label, Region
+from glimpseg.volume import Grid
 
 TUMOUR = (Label.NCR, Label.ED, Label.ET)
 
@@ -53,6 +59,18 @@ def test_parameters_that_are_trained_form_one_group():
     learner.still.requires_grad_(False)
     (group,) = learner.parameter_groups()
     assert [id(p) for p in group["params"]] == [id(p) for p in learner.trained.parameters()]
+
+
+def test_a_view_and_a_batch_are_the_loaders():
+    image, grid = np.random.default_rng(0).normal(size=(4, 5, 5, 5)).astype(np.float32), Grid((5, 5, 5), np.eye(4))
+    case = in_memory(Prepared("S", image, np.ones(image.shape, bool), ALL, np.ones((5, 5, 5), np.uint8), grid, grid))
+    sampling, learner = Sampling(patch=(3, 3, 3)), Plain(TUMOUR)
+    own, loaders = (view(case, sampling, np.random.default_rng(1)) for view in (learner.view, loader.view))
+    assert np.array_equal(own.image, loaders.image)
+    assert own.image.shape == (4, 3, 3, 3)
+    batch, (transform,) = learner.collate([own])
+    assert np.array_equal(batch.image[0], own.image)
+    assert transform is own.transform
 
 
 class Wide(Plain):
@@ -91,7 +109,9 @@ def test_subsets_share_work_only_where_encode_does_any():
     assert Sharing(TUMOUR).shares
     image, available = torch.ones(1, 4, 1, 1, 1), torch.ones(1, 4, dtype=torch.bool)
     assert Plain(TUMOUR).encode(image, available) is image
-    assert Plain(TUMOUR).fuse(image, available).flatten().tolist() == [1, 0, 0, 0]
+    learner = Plain(TUMOUR)
+    learner.forward = lambda image, available: image * available[:, :, None, None, None]
+    assert learner.fuse(image + 1, available & as_mask(Modality.T2)).flatten().tolist() == [0, 0, 2, 0]
 
 
 # Labels and regions
@@ -172,6 +192,18 @@ def test_each_sample_draws_its_own_subset_all_equally_often():
     assert {from_mask(row).key for row in subsets} == {"t1", "flair", "t1+flair"}
     # Expected 1000 each, standard deviation 26.
     assert ((counts - 1000).abs() < 130).all()
+
+
+def test_a_study_of_one_sequence_always_shows_it():
+    available = as_mask(Modality.T2).expand(20, -1)
+    assert torch.equal(draw_subsets(available), available)
+
+
+def test_all_is_computed_where_the_image_lies():
+    there = torch.device("meta")
+    image, available = torch.zeros(1, 4, 2, 2, 2, device=there), torch.ones(1, 4, dtype=torch.bool, device=there)
+    found = [*subsets_within(available), blanked(image, available), Plain(TUMOUR).decode(image)]
+    assert {tensor.device for tensor in found} == {there}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -316,7 +348,10 @@ def test_keys_that_nothing_needs_may_be_there():
         ({"bn.bias": torch.tensor([1])}, "bn.bias should hold floating-point numbers, not torch.int64"),
         ({"bn.num_batches_tracked": torch.tensor(1, dtype=torch.int32)}, "should hold floating-point .* torch.int32"),
         ({"bn.bias": torch.tensor([torch.nan])}, "bn.bias holds values that are not finite"),
-        ({"module.bn.bias": torch.ones(1)}, "hold some tensors twice, with and without 'module.'"),
+        (
+            {"module.bn.bias": torch.ones(1)},
+            "^The weights hold some tensors twice, with and without 'module.' before their names.$",
+        ),
     ],
     ids=["missing", "unknown", "numbers", "shape", "whole", "narrow", "nan", "twice"],
 )
