@@ -42,7 +42,7 @@ class Module:
 MODULES = {
     "method": Module("method.py", ("ema", "method", "unet")),
     "unet": Module("methods/unet.py", ("unet",)),
-    "region": Module("region.py", ("regions", "words")),
+    "region": Module("region.py", ("regions",)),
     "losses": Module("losses.py", ("losses",)),
     "summary": Module("summary.py", ("summary",)),
     "statistics": Module("statistics.py", ("statistics",)),
@@ -64,6 +64,8 @@ MODULES = {
     "protocol": Module("protocol.py", ("protocol",)),
     "augment": Module("data/augment.py", ("augment",)),
     "schedule": Module("schedule.py", ("schedule",)),
+    "recipe": Module("recipe.py", ("schedule",)),
+    "train": Module("train.py", ("ema", "schedule"), ("_Training.step", "_Training.model_weights", "_due")),
     "provenance": Module("checkpoint.py", ("provenance",), ("_environment", "_commit", "sha256_of", "weights_digest")),
 }
 

@@ -87,31 +87,32 @@ class Transform:
 def sample(settings: Augment, rng: np.random.Generator) -> Transform:
     """Draws one sample's parameters; `rng` moves on by the same number of draws whatever they come to."""
     m = len(Modality)
-
-    def sometimes(probability: float, values: np.ndarray, otherwise: float) -> np.ndarray:
-        return np.where(rng.random() < probability, values, otherwise)
-
-    def half(probability: float, values: np.ndarray, otherwise: float) -> np.ndarray:
-        return np.where(rng.random(m) < 0.5, sometimes(probability, values, otherwise), otherwise)
-
-    angles = sometimes(settings.rotation, np.radians(rng.uniform(-1, 1, 3) * settings.rotation_degrees), 0.0)
+    angles = _sometimes(rng, settings.rotation, np.radians(rng.uniform(-1, 1, 3) * settings.rotation_degrees), 0.0)
     if settings.one_plane:
         degrees = rng.integers(-round(settings.rotation_degrees), round(settings.rotation_degrees))
-        angles = sometimes(settings.rotation, np.radians(degrees) * (np.arange(3) == rng.integers(3)), 0.0)
-    scale = sometimes(settings.zooming, rng.uniform(*settings.zoom, 1), 1.0)
+        angles = _sometimes(rng, settings.rotation, np.radians(degrees) * (np.arange(3) == rng.integers(3)), 0.0)
+    scale = _sometimes(rng, settings.zooming, rng.uniform(*settings.zoom, 1), 1.0)
     mirror = np.where((rng.random(3) < 0.5) & np.array(settings.mirror), -1.0, 1.0)
     return Transform(
         matrix=_rotation(angles) @ np.diag(mirror) / scale,
         nearest=settings.one_plane,
-        noise_sd=float(sometimes(settings.noise, np.sqrt(rng.uniform(0, 0.1, 1)), 0.0)[0]),
+        noise_sd=float(_sometimes(rng, settings.noise, np.sqrt(rng.uniform(0, 0.1, 1)), 0.0)[0]),
         noise_seed=int(rng.integers(2**62)),
         plane_jitter=settings.plane_jitter,
-        blur_voxels=half(settings.blur, rng.uniform(0.5, 1.0, m), 0.0),
-        gain=sometimes(settings.brightness, rng.uniform(0.75, 1.25, m), 1.0),
-        contrast=sometimes(settings.contrast, rng.uniform(0.75, 1.25, m), 1.0),
-        resolution=half(settings.low_resolution, rng.uniform(0.5, 1.0, m), 1.0),
-        exponent=sometimes(settings.gamma, rng.uniform(0.7, 1.5, m), 1.0),
+        blur_voxels=_of_half(rng, settings.blur, rng.uniform(0.5, 1.0, m), 0.0),
+        gain=_sometimes(rng, settings.brightness, rng.uniform(0.75, 1.25, m), 1.0),
+        contrast=_sometimes(rng, settings.contrast, rng.uniform(0.75, 1.25, m), 1.0),
+        resolution=_of_half(rng, settings.low_resolution, rng.uniform(0.5, 1.0, m), 1.0),
+        exponent=_sometimes(rng, settings.gamma, rng.uniform(0.7, 1.5, m), 1.0),
     )
+
+
+def _sometimes(rng: np.random.Generator, probability: float, values: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.where(rng.random() < probability, values, otherwise)
+
+
+def _of_half(rng: np.random.Generator, probability: float, values: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.where(rng.random(len(values)) < 0.5, _sometimes(rng, probability, values, otherwise), otherwise)
 
 
 def apply(
