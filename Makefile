@@ -1,6 +1,8 @@
 # make demo         the shipped model on a phantom, and on a study of yours: make demo STUDY=folder; half a minute
 # make demo-train   phantoms, training, 15 subsets, a report: about six minutes on two cores
 # make test         the whole suite, in two processes
+# make mutants      small faults in the modules that turn numbers into a claim: which of them does no test see?
+#                   about 15 minutes; make mutants MODULE=summary takes one or two, and prints the faults
 # Each sets up everything it needs in .venv on a machine that has Python 3.11 or later.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO   ?= demo
 
-.PHONY: demo demo-train test check docs format clean
+.PHONY: demo demo-train test mutants check docs format clean
 
 demo: $(VENV)/.package
 	$(BIN)/glimpseg demo -o $(DEMO) --overwrite $(if $(STUDY),--study '$(STUDY)')
@@ -19,6 +21,9 @@ demo-train: $(VENV)/.package
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+mutants: $(VENV)/.dev
+	$(BIN)/python scripts/mutants.py $(MODULE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -34,7 +39,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) dist build docs/_build
+	rm -rf $(VENV) .mutants $(DEMO) dist build docs/_build
 
 # torch goes first and alone: a resolver that meets it among other packages may take a build with CUDA.
 $(VENV)/.torch: constraints.txt
