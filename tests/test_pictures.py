@@ -68,13 +68,6 @@ def inside(pixels, cell):
     return pixels[round(height - box.y1) : round(height - box.y0), round(box.x0) : round(box.x1)]
 
 
-def letter_at(cell, side):
-    """The letter that stands at a side of a picture."""
-    place = {"left": (0, 0.5), "right": (1, 0.5), "top": (0.5, 1), "bottom": (0.5, 0)}[side]
-    (found,) = [text.get_text() for text in cell.texts if np.abs(np.subtract(text.get_position(), place)).max() < 0.05]
-    return found
-
-
 def outlines(cell, colour):
     """Left, right, top and bottom end of each line of a colour, in columns and rows of the picture."""
     sets = [one for one in cell.collections if not one.filled and to_hex(one.get_edgecolor()[0]) == to_hex(colour)]
@@ -85,52 +78,70 @@ def outlines(cell, colour):
 # Left and right
 
 
-@pytest.fixture(scope="module")
 def drawn():
-    """A preview of the head, stored in another order than RAS, and its pixels."""
+    """The three planes of the head, stored in another order than RAS, each with its pixels."""
     figure = preview({Modality.T1C: stored_as_ail(brain())}, stored_as_ail(tumour()))
-    return figure, rendered(figure)
+    pixels = rendered(figure)
+    return [(cell, inside(pixels, cell)) for cell in cells(figure)[0]]
 
 
-PLANES = [(0, "RLAP", "RA"), (1, "RLSI", "RS"), (2, "APSI", "AS")]
-"""Column; letters at left, right, top and bottom as radiologists have them; where the tumour is."""
+RADIOLOGICAL = ("RLAP", "RLSI", "APSI")
+"""Letters at left, right, top and bottom of the axial, coronal and sagittal plane, as radiologists have them."""
 
 
-@pytest.mark.parametrize(("column", "letters", "_"), PLANES, ids=["axial", "coronal", "sagittal"])
-def test_letters_stand_at_the_sides_of_the_radiological_view(drawn, column, letters, _):
-    cell = cells(drawn[0])[0, column]
-    assert "".join(letter_at(cell, side) for side in ("left", "right", "top", "bottom")) == letters
+def letters_beside(seen):
+    """The letters of the horizontal and vertical side at which something is seen, by plane."""
+    found = []
+    for letters, (horizontal, vertical) in zip(RADIOLOGICAL, seen, strict=True):
+        found.append(letters[0 if horizontal == "left" else 1] + letters[2 if vertical == "top" else 3])
+    return found
 
 
-@pytest.mark.parametrize(("column", "letters", "where"), PLANES, ids=["axial", "coronal", "sagittal"])
-def test_a_tumour_on_the_right_in_front_and_above_is_drawn_beside_these_letters(drawn, column, letters, where):
-    seen = inside(drawn[1], cells(drawn[0])[0, column])
-    rows, columns = np.nonzero(seen[:, :, 1] - seen[:, :, 2] > 40)  # yellow; grey has as much blue as green
-    horizontal = letters[0] if columns.mean() < seen.shape[1] / 2 else letters[1]
-    vertical = letters[2] if rows.mean() < seen.shape[0] / 2 else letters[3]
-    assert horizontal + vertical == where
+def test_letters_stand_at_the_sides_of_the_radiological_view():
+    for letters, (cell, _) in zip(RADIOLOGICAL, drawn(), strict=True):
+        box = cell.get_window_extent()
+        found = {}
+        for text in cell.texts:
+            x, y = np.subtract(text.get_window_extent().get_points().mean(0), box.p0) / box.size  # of the letter
+            side = min({"left": x, "right": 1 - x, "bottom": y, "top": 1 - y}.items(), key=lambda one: one[1])
+            assert 0 < side[1] < 0.1  # inside the plane, at its edge
+            found[side[0]] = text.get_text()
+        assert "".join(found[side] for side in ("left", "right", "top", "bottom")) == letters
 
 
-@pytest.mark.parametrize(("column", "letters", "where"), PLANES, ids=["axial", "coronal", "sagittal"])
-def test_the_image_is_bright_where_the_patient_is(drawn, column, letters, where):
-    seen = inside(drawn[1], cells(drawn[0])[0, column]).mean(2)
-    left, right = np.array_split(seen, 2, axis=1)
-    top, bottom = np.array_split(seen, 2, axis=0)
-    horizontal = letters[0] if left.mean() > right.mean() else letters[1]
-    vertical = letters[2] if top.mean() > bottom.mean() else letters[3]
-    assert horizontal + vertical == where
+def test_a_tumour_on_the_right_in_front_and_above_is_drawn_beside_these_letters():
+    seen = []
+    for _, pixels in drawn():
+        rows, columns = np.nonzero(pixels[:, :, 1] - pixels[:, :, 2] > 40)  # yellow; grey has as much blue as green
+        height, width = pixels.shape[:2]
+        seen.append(
+            ("left" if columns.mean() < width / 2 else "right", "top" if rows.mean() < height / 2 else "bottom")
+        )
+    assert letters_beside(seen) == ["RA", "RS", "AS"]
 
 
-@pytest.mark.parametrize(("column", "millimetres"), [(0, (16, 48)), (1, (16, 42)), (2, (48, 42))])
-def test_a_plane_is_as_wide_and_high_as_its_millimetres(drawn, column, millimetres):
+def test_the_image_is_bright_where_the_patient_is():
+    seen = []
+    for _, pixels in drawn():
+        left, right = np.array_split(pixels.mean(2), 2, axis=1)
+        top, bottom = np.array_split(pixels.mean(2), 2, axis=0)
+        seen.append(
+            ("left" if left.mean() > right.mean() else "right", "top" if top.mean() > bottom.mean() else "bottom")
+        )
+    assert letters_beside(seen) == ["RA", "RS", "AS"]
+
+
+def test_a_plane_is_as_wide_and_high_as_its_millimetres():
     # 16 x 24 x 14 voxels of 1 x 2 x 3 mm are 16 x 48 x 42 mm.
-    box = cells(drawn[0])[0, column].get_window_extent()
-    assert box.width / box.height == pytest.approx(millimetres[0] / millimetres[1], rel=1e-3)
+    boxes = [cell.get_window_extent() for cell, _ in drawn()]
+    assert [box.width / box.height for box in boxes] == pytest.approx([16 / 48, 16 / 42, 48 / 42], rel=1e-3)
 
 
-def test_the_order_of_a_file_changes_nothing_in_the_picture(drawn):
-    other = preview({Modality.T1C: ras(brain())}, ras(tumour()))
-    for one, two in zip(cells(drawn[0])[0], cells(other)[0], strict=True):
+def test_the_order_of_a_file_changes_nothing_in_the_picture():
+    stored = preview({Modality.T1C: stored_as_ail(brain())}, stored_as_ail(tumour()), stored_as_ail(tumour()))
+    other = preview({Modality.T1C: ras(brain())}, ras(tumour()), ras(tumour()))
+    for one, two in zip(cells(stored)[0], cells(other)[0], strict=True):
+        assert outlines(one, "white") == outlines(two, "white") != []
         assert np.array_equal(one.images[0].get_array(), two.images[0].get_array())
 
 
@@ -154,10 +165,10 @@ def test_a_cut_has_the_right_at_the_left_and_the_front_at_the_top():
 
 
 def test_planes_cut_where_the_tumour_is_largest():
-    # Of its three voxels two have x = 1, two have y = 4, and all have z = 3.
+    # Of its three voxels two have x = 1, two have y = 2, and two have z = 3.
     labels = np.zeros((6, 5, 4), np.uint8)
-    labels[1, 2, 3], labels[1, 4, 3], labels[5, 4, 3] = 1, 2, 4
-    assert largest_cut(labels, np.zeros((6, 5, 4))) == (1, 4, 3)
+    labels[1, 2, 3], labels[1, 4, 3], labels[5, 2, 1] = Label.NCR, Label.NCR, Label.RC
+    assert largest_cut(labels, np.zeros((6, 5, 4))) == (1, 2, 3)
 
 
 def test_without_a_tumour_planes_cut_where_the_head_is_largest():
@@ -234,8 +245,10 @@ def test_an_image_of_one_value_has_a_window_too():
 
 
 def test_every_sequence_has_a_grey_window_of_its_own():
-    # Of brain() the 0.5 % and 99.5 % are its two values.
-    figure = preview({Modality.T1: ras(brain()), Modality.FLAIR: ras(10 * brain())}, ras(tumour()))
+    # Of brain() the 0.5 % and 99.5 % are its two values; one voxel of 2400 below and one above count for nothing.
+    image = brain()
+    image[5, 6, 9], image[12, 17, 9] = -50, 5000
+    figure = preview({Modality.T1: ras(image), Modality.FLAIR: ras(10 * image)}, ras(tumour()))
     windows = [row[0].images[0].get_clim() for row in cells(figure)]
     assert windows == [(100, 200), (1000, 2000)]
     assert {cell.images[0].get_cmap().name for cell in figure.axes} == {"gray"}
@@ -252,15 +265,14 @@ def test_necrosis_is_red_oedema_green_enhancement_yellow_and_a_cavity_blue(label
     assert low <= hue <= high
 
 
-@pytest.mark.parametrize(
-    ("plane", "ends"), [("axial", (3.5, 5.5, 3.5, 6.5)), ("coronal", (3.5, 5.5, 3.5, 5.5)),
-                        ("sagittal", (3.5, 6.5, 3.5, 5.5))]
-)  # fmt: skip
-def test_an_outline_runs_between_the_voxels_of_a_label_and_its_neighbours(drawn, plane, ends):
+def test_an_outline_runs_between_the_voxels_of_a_label_and_its_neighbours():
     # In the drawn part the tumour has x 10 and 11 of 16, y 17 to 19 of 24, z 8 and 9 of 14. From the right: columns
     # 15 - 11 = 4 to 5. From the front: 23 - 19 = 4 to 6. From above: 13 - 9 = 4 to 5.
-    cell = dict(zip(("axial", "coronal", "sagittal"), cells(drawn[0])[0], strict=True))[plane]
-    assert outlines(cell, COLOURS[Label.ET]) == [ends]
+    figure = preview({Modality.T1C: ras(brain())}, ras(tumour()))
+    axial, coronal, sagittal = (outlines(cell, COLOURS[Label.ET]) for cell in cells(figure)[0])
+    assert axial == [(3.5, 5.5, 3.5, 6.5)]
+    assert coronal == [(3.5, 5.5, 3.5, 5.5)]
+    assert sagittal == [(3.5, 6.5, 3.5, 5.5)]
 
 
 def flat(**cuts):
@@ -287,7 +299,7 @@ def test_every_label_has_an_outline_and_a_tint_of_its_own_colour():
 
 def test_the_reference_is_one_dashed_white_line_around_all_its_labels():
     labels, reference = np.zeros((2, 9, 9), np.uint8)
-    reference[2:4, 3], reference[4:6, 3] = Label.ET, Label.ED
+    reference[2:4, 3], reference[4:6, 3] = Label.NCR, Label.ED
     cell = flat(labels=labels, reference=reference)
     (line,) = cell.collections
     assert outlines(cell, "white") == [(2.5, 6.5, 4.5, 5.5)]  # columns 8 - 5 to 8 - 2, row 8 - 3
@@ -295,6 +307,9 @@ def test_the_reference_is_one_dashed_white_line_around_all_its_labels():
 
 
 def test_nothing_is_outlined_where_nothing_is():
+    reference_of_necrosis = np.zeros((9, 9), np.uint8)
+    reference_of_necrosis[4, 4] = Label.NCR
+    assert len(flat(labels=np.zeros((9, 9), np.uint8), reference=reference_of_necrosis).collections) == 1
     assert len(flat(labels=np.zeros((9, 9), np.uint8), reference=np.zeros((9, 9), np.uint8)).collections) == 0
 
 
@@ -317,6 +332,18 @@ def test_a_preview_names_its_sequences_its_title_and_its_labels():
     assert figure.get_suptitle() == "FLAIR + T1"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["enhancing", "reference (whole)"]
     assert outlines(cells(figure)[1, 0], "white") == [(3.5, 5.5, 3.5, 6.5)]
+
+
+def test_words_are_light_on_black_and_every_row_has_its_height():
+    figure = preview({one: ras(brain()) for one in (Modality.T1, Modality.T2)}, ras(tumour()))
+    assert to_hex(figure.get_facecolor()) == "#000000"
+    texts = [figure._suptitle, *figure.legends[0].get_texts(), *(row[0].title for row in cells(figure))]
+    texts += [row[0]._left_title for row in cells(figure)]
+    assert {to_hex(text.get_color()) for text in texts if text.get_text()} == {"#ffffff"}
+    assert {to_hex(text.get_color()) for text in cells(figure)[0, 0].texts} == {to_hex("0.8")}
+    assert not figure.legends[0].get_frame_on()
+    assert figure.get_suptitle() == ""
+    assert figure.get_size_inches().tolist() == pytest.approx([9.6, 6.9])  # 2 rows of 3.1 inches, 0.7 for the words
 
 
 # The preview of a segmentation
