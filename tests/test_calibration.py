@@ -117,8 +117,11 @@ def test_the_squared_error_is_summed_in_double_precision():
 
 
 def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         metrics.reliability(np.zeros((2, 3)), np.zeros((3, 2), bool))
+    assert str(caught.value) == (
+        "Two masks are compared voxel by voxel, but their shapes are (2, 3) and (3, 2). Bring them to one grid first."
+    )
 
 
 def test_a_reliability_is_kept_as_plain_numbers():
