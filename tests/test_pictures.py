@@ -335,15 +335,29 @@ def test_a_preview_names_its_sequences_its_title_and_its_labels():
 
 
 def test_words_are_light_on_black_and_every_row_has_its_height():
-    figure = preview({one: ras(brain()) for one in (Modality.T1, Modality.T2)}, ras(tumour()))
+    figure = preview({one: ras(brain()) for one in (Modality.T1, Modality.T2)}, ras(tumour()), title="T1 + T2")
     assert to_hex(figure.get_facecolor()) == "#000000"
     texts = [figure._suptitle, *figure.legends[0].get_texts(), *(row[0].title for row in cells(figure))]
     texts += [row[0]._left_title for row in cells(figure)]
-    assert {to_hex(text.get_color()) for text in texts if text.get_text()} == {"#ffffff"}
+    shown = [text for text in texts if text.get_text()]
+    assert [text.get_text() for text in shown] == ["T1 + T2", "enhancing", "T1", "T2"]
+    assert {to_hex(text.get_color()) for text in shown} == {"#ffffff"}
     assert {to_hex(text.get_color()) for text in cells(figure)[0, 0].texts} == {to_hex("0.8")}
     assert not figure.legends[0].get_frame_on()
-    assert figure.get_suptitle() == ""
     assert figure.get_size_inches().tolist() == pytest.approx([9.6, 6.9])  # 2 rows of 3.1 inches, 0.7 for the words
+
+
+def test_the_legend_stands_below_the_planes():
+    figure = preview({Modality.T1: ras(brain())}, ras(tumour()))
+    rendered(figure)
+    assert figure.get_suptitle() == ""
+    assert figure.legends[0].get_window_extent().y1 <= min(cell.get_window_extent().y0 for cell in figure.axes)
+
+
+def test_outlines_are_thinner_than_a_point():
+    figure = preview({Modality.T1: ras(brain())}, ras(tumour()), ras(tumour()))
+    lines = [one for one in figure.axes[0].collections if not one.filled]
+    assert [width for one in lines for width in one.get_linewidth()] == [0.9, 0.9]
 
 
 # The preview of a segmentation
