@@ -70,9 +70,11 @@ def draw_plane(
     """One plane of one image with its contours, into matplotlib axes."""
     first, second = (axis for axis in range(3) if axis != _AXIS[plane])
     aspect = spacing_mm[second] / spacing_mm[first]
+    # Said here, because a user's matplotlibrc may put row 0 at the bottom, where the letters do not follow.
     cell.imshow(
-        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear"
-    )
+        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear",
+        origin="upper",
+    )  # fmt: skip
     flat = cut(labels, plane, where)
     for label, colour in COLOURS.items():
         if (flat == label).any():
