@@ -240,6 +240,14 @@ def test_a_reference_beyond_the_working_grid_counts_as_missed():
     assert found.reference_ml == pytest.approx(0.024)
 
 
+def test_every_label_of_a_reference_beyond_the_working_grid_counts():
+    # The one voxel of NCR at the corner of the own grid is missed.
+    reference = volume((np.s_[0, 0, 0], NCR), (np.s_[5, 3, 3], ET))
+    found = rated(reference, volume((np.s_[5, 3, 3], ET)), corner=(4, 1, 1), shape=(8, 8, 6))["WT"]
+    assert found.values["dice"] == pytest.approx(2 / 3)
+    assert found.reference_ml == pytest.approx(0.012)
+
+
 def test_a_prediction_at_the_edge_of_the_working_grid_counts():
     # x 11, y 8, z 6 is the last voxel of the working grid; the reference is far from it.
     found = rated(ROW, volume((np.s_[11, 8, 6], ET)), corner=(4, 1, 1), shape=(8, 8, 6))["ET"].values
