@@ -119,6 +119,12 @@ def test_each_axis_that_may_be_mirrored_is_half_of_the_time():
 # Batches and maps
 
 
+def test_images_stay_in_single_precision():
+    changes = {name: np.full(4, 0.9) for name in ("blur_voxels", "gain", "contrast", "resolution", "exponent")}
+    changed, _ = applied(along_x(1.0, 2.0, 3.0), noise_sd=0.1, plane_jitter=0.1, **changes)
+    assert changed.dtype == torch.float32
+
+
 def test_each_sample_has_its_own_transform():
     image = along_x(1.0, 2.0, 3.0).repeat(2, 1, 1, 1, 1)
     flipped = replace(STILL, matrix=np.diag([-1.0, 1, 1]), gain=np.full(4, 2.0))
@@ -163,15 +169,23 @@ def test_contrast_scales_deviations_from_the_mean():
 
 def test_background_takes_part_in_the_mean_and_stays_zero():
     # Mean 3 of 0, 2, 4, 6: 3 - 1/2, 3 + 1/2, 3 + 3/2.
-    assert coloured((0, 2, 4, 6), contrast=np.array([0.5, 1, 1, 1]))[0] == [0, 2.5, 3.5, 4.5]
+    assert coloured((0, 2, 4, 6), contrast=np.full(4, 0.5))[0] == [0, 2.5, 3.5, 4.5]
 
 
-def test_a_gamma_curve_keeps_mean_and_deviation():
-    changed = coloured((1, 3, 5), exponent=np.array([2.0, 1, 1, 1]))
+def test_each_modality_has_its_own_mean():
+    image = along_x(1.0, 3.0) * torch.tensor([1.0, 10.0, 100.0, 1000.0])[:, None, None, None]
+    changed, _ = applied(image, contrast=np.full(4, 0.5))
+    # Means 2, 20, 200 and 2000.
+    assert changed[0, :, :, 0, 0].tolist() == [[1.5, 2.5], [15, 25], [150, 250], [1500, 2500]]
+
+
+@pytest.mark.parametrize("unit", [1, 0.01])
+def test_a_gamma_curve_keeps_mean_and_deviation(unit):
+    changed = coloured((1 * unit, 3 * unit, 5 * unit), exponent=np.array([2.0, 1, 1, 1]))
     # (0, 1/2, 1) squared, times 4, plus 1: 1, 2, 5. Mean 8/3, deviation sqrt(13/3); before: 3 and 2.
-    expected = [3 + (value - 8 / 3) * 2 / (13 / 3) ** 0.5 for value in (1, 2, 5)]
+    expected = [unit * (3 + (value - 8 / 3) * 2 / (13 / 3) ** 0.5) for value in (1, 2, 5)]
     assert changed[0] == pytest.approx(expected, rel=1e-5)
-    assert changed[1] == [1, 3, 5]
+    assert changed[1] == pytest.approx([1 * unit, 3 * unit, 5 * unit])
 
 
 def test_an_exponent_below_one_bends_the_other_way():
@@ -196,6 +210,12 @@ def test_the_number_of_coarse_voxels_is_rounded():
     # 0.55 of 5 is 2.75, so 3: voxels 0, 1 and 3, seen at -0.2, 0.4, 1, 1.6 and 2.2.
     expected = [1, 0.6 * 1 + 0.4 * 2, 2, 0.4 * 2 + 0.6 * 6, 6]
     assert coloured((1, 2, 4, 6, 9), resolution=np.array([0.55, 1, 1, 1]))[0] == pytest.approx(expected)
+
+
+def test_there_is_at_least_one_coarse_voxel():
+    # Half of 2 is 1: the first voxel everywhere. Half of 1 is 0.5, so rounded 0, but an image keeps a voxel.
+    assert coloured((1, 5), resolution=np.array([0.5, 1, 1, 1]))[0] == [1, 1]
+    assert coloured((3,), resolution=np.array([0.5, 1, 1, 1]))[0] == [3]
 
 
 def kernel(sd):
@@ -273,17 +293,12 @@ SHARES = {name: (n + 1) / 10 for n, name in enumerate(CHANGES)}
 """A probability of its own for each change, so that no two can be taken for each other."""
 
 
-@pytest.fixture(scope="module")
-def many():
-    return drawn(1000, **SHARES)
+def always(count=150):
+    return drawn(count, **dict.fromkeys(CHANGES, 1.0), zoom=(0.5, 2.0))
 
 
-@pytest.fixture(scope="module")
-def always():
-    return drawn(500, **dict.fromkeys(CHANGES, 1.0), zoom=(0.5, 2.0))
-
-
-def test_each_change_is_drawn_as_often_as_its_setting_says(many):
+def test_each_change_is_drawn_as_often_as_its_setting_says():
+    many = drawn(500, **SHARES)
     turned = [not np.allclose(t.matrix, t.matrix[0, 0] * np.eye(3)) for t in many]
     scaled = [abs(np.linalg.det(t.matrix) - 1) > 1e-9 for t in many]
     found = {
@@ -298,47 +313,49 @@ def test_each_change_is_drawn_as_often_as_its_setting_says(many):
         "low_resolution": [(t.resolution != 1).any() for t in many],
     }
     expected = {name: p * (15 / 16 if name in ("blur", "low_resolution") else 1) for name, p in SHARES.items()}
-    # The standard deviation is at most 0.016.
+    # The standard deviation is at most 0.022; two settings are 0.1 apart.
     assert {name: np.mean(drawn) for name, drawn in found.items()} == pytest.approx(expected, abs=0.045)
 
 
-@pytest.mark.parametrize(
-    ("parameter", "still", "change"), [("blur_voxels", 0, "blur"), ("resolution", 1, "low_resolution")]
-)
-def test_blur_and_low_resolution_fall_on_half_of_the_modalities(many, parameter, still, change):
-    fallen = np.array([getattr(transform, parameter) != still for transform in many])
-    assert fallen.mean(0) == pytest.approx([SHARES[change] / 2] * 4, abs=0.06)
+@pytest.mark.parametrize(("parameter", "still"), [("blur_voxels", 0), ("resolution", 1)])
+def test_blur_and_low_resolution_fall_on_half_of_the_modalities(parameter, still):
+    fallen = np.array([getattr(transform, parameter) != still for transform in always()])
+    # The standard deviation is 0.04; how many of the four varies as of four coins: variance 1.
+    assert fallen.mean(0) == pytest.approx([0.5] * 4, abs=0.16)
+    assert fallen.sum(1).var() == pytest.approx(1, abs=0.45)
 
 
-def test_brightness_contrast_and_gamma_fall_on_all_modalities_or_none(many):
-    for parameter in ("gain", "contrast", "exponent"):
-        fallen = np.array([getattr(transform, parameter) != 1 for transform in many])
-        assert (fallen.all(1) == fallen.any(1)).all()
+@pytest.mark.parametrize("parameter", ["gain", "contrast", "exponent"])
+def test_brightness_contrast_and_gamma_fall_on_all_modalities_or_none(parameter):
+    sometimes = drawn(40, **dict.fromkeys(CHANGES, 0.5))
+    fallen = np.array([getattr(transform, parameter) != 1 for transform in sometimes])
+    assert (fallen.all(1) == fallen.any(1)).all()
+    assert 0 < fallen.mean() < 1
 
 
 def check_uniform(values, low, high):
-    """The ends are reached within a fiftieth of the range, the mean is in the middle."""
+    """The ends are reached within a twentieth of the range, the mean is in the middle."""
     span = high - low
-    assert (np.min(values), np.max(values)) == pytest.approx((low, high), abs=0.02 * span)
-    assert low <= np.min(values)
-    assert np.max(values) <= high
-    # The standard error of the mean of 500 draws is 0.013 of the range.
-    assert np.mean(values) == pytest.approx((low + high) / 2, abs=0.06 * span)
+    assert (np.min(values), np.max(values)) == pytest.approx((low, high), abs=0.05 * span)
+    assert low - 1e-9 <= np.min(values)
+    assert np.max(values) <= high + 1e-9
+    # The standard error of the mean of 150 draws is 0.024 of the range.
+    assert np.mean(values) == pytest.approx((low + high) / 2, abs=0.1 * span)
 
 
-def test_zoom_is_uniform_over_its_range(always):
-    check_uniform([np.linalg.det(transform.matrix) ** (-1 / 3) for transform in always], 0.5, 2.0)
+def test_zoom_is_uniform_over_its_range():
+    check_uniform([np.linalg.det(transform.matrix) ** (-1 / 3) for transform in always()], 0.5, 2.0)
 
 
-def test_angles_are_uniform_up_to_the_largest_about_each_axis(always):
-    angles = np.array([Rotation.from_matrix(t.matrix).as_euler("XYZ", True) for t in always])
+def test_angles_are_uniform_up_to_the_largest_about_each_axis():
+    angles = np.array([Rotation.from_matrix(t.matrix).as_euler("XYZ", True) for t in always()])
     for about in angles.T:
         check_uniform(about, -30, 30)
-    assert np.abs(np.corrcoef(angles.T) - np.eye(3)).max() < 0.2
+    assert np.abs(np.corrcoef(angles.T) - np.eye(3)).max() < 0.3
 
 
-def test_the_variance_of_noise_is_uniform_up_to_a_tenth(always):
-    check_uniform([transform.noise_sd**2 for transform in always], 0, 0.1)
+def test_the_variance_of_noise_is_uniform_up_to_a_tenth():
+    check_uniform([transform.noise_sd**2 for transform in always()], 0, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -351,11 +368,11 @@ def test_the_variance_of_noise_is_uniform_up_to_a_tenth(always):
         ("exponent", 0.7, 1.5),
     ],
 )
-def test_changes_are_uniform_over_their_range_and_differ_between_modalities(always, parameter, low, high):
-    rows = np.array([getattr(transform, parameter) for transform in always])
+def test_changes_are_uniform_over_their_range_and_differ_between_modalities(parameter, low, high):
+    rows = np.array([getattr(transform, parameter) for transform in always()])
     values = rows[(rows != 0) & (rows != 1)]
     check_uniform(values, low, high)
-    assert len(np.unique(values)) == len(values) > 900
+    assert len(np.unique(values)) == len(values) > 200
 
 
 def test_noise_has_another_seed_each_time():
@@ -369,14 +386,15 @@ def test_unless_one_plane_is_asked_for_images_are_interpolated():
     assert drawn(plane_jitter=0.1)[0].plane_jitter == 0.1
 
 
-def test_one_plane_is_drawn_with_the_probability_of_a_rotation_and_each_plane_as_often():
-    transforms = drawn(600, one_plane=True, rotation=0.5)
-    planes = [tuple(np.abs(t.matrix - np.eye(3)).max(1) > 1e-9) for t in transforms]
-    turned = [plane for plane in planes if any(plane)]
-    # Half of 600, and of these 59 of 60: one whole angle from -30 to 29 is 0. Standard deviation 12.
-    assert len(turned) == pytest.approx(295, abs=50)
-    for plane in ((False, True, True), (True, False, True), (True, True, False)):
-        assert turned.count(plane) == pytest.approx(len(turned) / 3, abs=33)  # standard deviation 8
+def test_one_plane_turns_by_whole_degrees_with_the_probability_of_a_rotation():
+    transforms = drawn(200, one_plane=True, rotation=0.5, rotation_degrees=3.0)
+    angles = np.array([Rotation.from_matrix(t.matrix).as_euler("XYZ", True) for t in transforms]).round(6)
+    turned = angles[angles.any(1)]
+    assert set(turned.sum(1)) == {-3, -2, -1, 1, 2}
+    assert ((turned != 0).sum(1) == 1).all()
+    # Half of 200, and five of six of these. Standard deviation 7; of each plane's third 4.
+    assert len(turned) == pytest.approx(83, abs=28)
+    assert (turned != 0).sum(0) == pytest.approx([len(turned) / 3] * 3, abs=16)
 
 
 @pytest.mark.parametrize(("degrees", "one_plane"), [(0.5, True), (0.0, True)])

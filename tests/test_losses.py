@@ -104,7 +104,7 @@ def fusion(*, deep=(), has=(True, True)):
     target = batch_of([(1, 0), (0, 1)])
     half, right, wrong = (batch_of([(p, 1 - p), (1 - p, p)]) for p in (0.5, 0.75, 0.25))
     maps = Maps(half, torch.stack([right, wrong], 1), [{"right": right, "wrong": wrong}[name] for name in deep])
-    return {name: float(term) for name, term in region_fusion_terms(maps, target, torch.tensor([has])).items()}
+    return {name: term.item() for name, term in region_fusion_terms(maps, target, torch.tensor([has])).items()}
 
 
 def cost(p):
