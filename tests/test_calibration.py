@@ -2,13 +2,13 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import CalibrationErrorMetric
 from scipy import optimize, special
 
 from glimpseg import calibrate, metrics
@@ -20,6 +20,15 @@ from glimpseg.region import Region
 from glimpseg.scores import Score, Scores
 from glimpseg.statistics import Bootstrap
 from glimpseg.study import Study
+
+
+@pytest.fixture(scope="module")
+def monai_metrics():
+    """MONAI is imported when its numbers are wanted: that takes seconds, and it warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import monai.metrics
+    return monai.metrics
 
 
 def forecast(seed, voxels=5000):
@@ -58,9 +67,9 @@ def test_errors_in_two_bins_do_not_make_up_for_each_other():
 
 @pytest.mark.parametrize("bins", [10, 15, 20])
 @pytest.mark.parametrize("seed", range(5))
-def test_ece_is_monais(seed, bins):
+def test_ece_is_monais(monai_metrics, seed, bins):
     probability, truth = forecast(seed)
-    theirs = CalibrationErrorMetric(num_bins=bins)
+    theirs = monai_metrics.CalibrationErrorMetric(num_bins=bins)
     theirs(*(torch.from_numpy(values).float()[None, None] for values in (probability, truth)))
     assert metrics.ece(probability, truth, bins) == pytest.approx(theirs.aggregate().item(), rel=1e-4)
 
