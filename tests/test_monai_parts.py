@@ -10,22 +10,27 @@ from glimpseg.inference import averaged
 from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.segresnet import SegResNet
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what MONAI's dependencies say on import
-    from monai.inferers import SlidingWindowInferer
-    from monai.networks.blocks.mlp import MLPBlock
-    from monai.networks.blocks.selfattention import SABlock
-    from monai.networks.layers import gaussian_1d, separable_filtering
-    from monai.networks.nets import SegResNetDS
-
 BLOCKS, HEADS = (1, 2, 1), 2
 
 
 @pytest.fixture(scope="module")
-def networks():
+def monai():
+    """MONAI is imported when its numbers are wanted: that takes seconds, and it warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import monai.inferers
+        import monai.networks.layers
+        import monai.networks.nets
+    return monai
+
+
+@pytest.fixture(scope="module")
+def networks(monai):
     """MONAI's network and ours, each drawn from the same seed."""
     torch.manual_seed(0)
-    theirs = SegResNetDS(3, 8, 4, 3, norm=("GROUP", {"num_groups": 2}), blocks_down=BLOCKS, dsdepth=HEADS)
+    theirs = monai.networks.nets.SegResNetDS(
+        3, 8, 4, 3, norm=("GROUP", {"num_groups": 2}), blocks_down=BLOCKS, dsdepth=HEADS
+    )
     torch.manual_seed(0)
     return theirs, SegResNet(4, 3, width=8, groups=2, blocks=BLOCKS, heads=HEADS)
 
@@ -68,9 +73,9 @@ def test_sides_that_do_not_halve_are_refused(networks):
 
 
 @pytest.mark.parametrize("share", [None, 0.5])
-def test_attention_is_monais_bits(share):
+def test_attention_is_monais_bits(monai, share):
     torch.manual_seed(1)
-    theirs = SABlock(24, 3, 0.1)
+    theirs = monai.networks.blocks.SABlock(24, 3, 0.1)
     torch.manual_seed(1)
     ours = SelfAttention(24, 3, 0.1)
     same_parameters(theirs, ours)
@@ -84,9 +89,9 @@ def test_attention_is_monais_bits(share):
     assert torch.equal(*found)
 
 
-def test_the_perceptron_is_monais_bits():
+def test_the_perceptron_is_monais_bits(monai):
     torch.manual_seed(1)
-    theirs = MLPBlock(24, 40, 0.1)
+    theirs = monai.networks.blocks.MLPBlock(24, 40, 0.1)
     torch.manual_seed(1)
     ours = Perceptron(24, 40, 0.1)
     same_parameters(theirs, ours)
@@ -102,22 +107,23 @@ def test_the_perceptron_is_monais_bits():
 @pytest.mark.parametrize(
     ("shape", "sides"), [((20, 23, 17), (8, 6, 8)), ((8, 8, 8), (8, 8, 8)), ((9, 8, 13), (8, 8, 5))]
 )
-def test_averages_of_windows_are_monais_bits(shape, sides, weighting):
+def test_averages_of_windows_are_monais_bits(monai, shape, sides, weighting):
     image = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
 
     def network(windows):  # differs with the place in the window, so that overlaps disagree
         ramp = torch.linspace(0, 1, windows.shape[-1])
         return windows[:, :3].sigmoid() * ramp, windows[:, 1:3].cos() + ramp
 
-    theirs = SlidingWindowInferer(sides, 2, 0.5, weighting)(image[None], network)
+    theirs = monai.inferers.SlidingWindowInferer(sides, 2, 0.5, weighting)(image[None], network)
     ours = averaged(image, network, sides, weighting, 2, torch.device("cpu"))
     assert [found.shape for found in ours] == [(3, *shape), (2, *shape)]
     assert all(torch.equal(a[0], b) for a, b in zip(theirs, ours, strict=True))
 
 
 @pytest.mark.parametrize("sd_voxels", [0.5, 0.77, 1.0])
-def test_the_gaussian_filter_is_monais_within_rounding(sd_voxels):
+def test_the_gaussian_filter_is_monais_within_rounding(monai, sd_voxels):
     image = torch.randn(11, 9, 14, generator=torch.Generator().manual_seed(0))
-    theirs = separable_filtering(image[None, None], [gaussian_1d(torch.tensor(sd_voxels))] * 3)[0, 0]
+    layers = monai.networks.layers
+    theirs = layers.separable_filtering(image[None, None], [layers.gaussian_1d(torch.tensor(sd_voxels))] * 3)[0, 0]
     # Another order of padding lets the convolution sum in another order: a few roundings of values up to 4.
     torch.testing.assert_close(blurred(image, sd_voxels), theirs, rtol=0, atol=4 * 4 * torch.finfo().eps)
