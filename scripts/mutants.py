@@ -71,10 +71,12 @@ MODULES = {
 }
 
 NO_FAULTS = {
-    "a zip of lists that are equally long by construction": re.compile(r"(,\s*)?strict=(True|False|None)(,\s*)?"),
+    "a zip of lists that are equally long by construction": re.compile(r"strict=(True|False|None)"),
     "the name of the UTF-8 encoding in capitals": re.compile(r"(?i:\"utf-8\")"),
-    "UTF-8 is the platform's encoding too": re.compile(r"(,\s*)?encoding=(\"utf-8\"|\"UTF-8\"|None)"),
-    "lines end alike on every platform that the tests run on": re.compile(r"(,\s*)?newline=(\"\"|None)"),
+    "UTF-8 is the platform's encoding too": re.compile(
+        r"encoding=(\"utf-8\"|None)|(?<=read_text\()(\"utf-8\"|None)?(?=\))"
+    ),
+    "lines end alike on every platform that the tests run on": re.compile(r"newline=(\"\"|None)"),
     "the words of an assertion of our own": re.compile(r"(?<=, )f?\"[^\"]*\"$"),
 }
 """Changes that no test of behaviour can see, and why. A mutant is left out if its old and new lines are equal without
@@ -233,10 +235,15 @@ def _is_no_fault(difference: list[str]) -> bool:
     for reason, pattern in NO_FAULTS.items():
         if "assertion" in reason and not old.lstrip().startswith("assert "):
             continue
-        # mutmut removes an argument and leaves its comma.
-        if re.sub(r",\s*\)", ")", pattern.sub("", old)) == re.sub(r",\s*\)", ")", pattern.sub("", new)):
+        if _without(pattern, old) == _without(pattern, new):
             return True
     return False
+
+
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    """The text without what the pattern matches, and without the comma that an argument leaves."""
+    text = re.sub(r",\s*(?=,|\))", "", pattern.sub("", text))
+    return re.sub(r"\(\s*,\s*", "(", text)
 
 
 def _table(results: dict[str, dict[str, int] | None]) -> str:

@@ -673,6 +673,17 @@ def test_published_dice_stands_beside_ours_in_per_cent():
     )
 
 
+def test_tables_of_a_comparison_hold_four_decimals():
+    # Ours from T1c 1 / 3 and 2 / 3, from both 2 / 3: over the two rows 1 / 2 and 2 / 3.
+    cases = [case("S1", "t1c", 1 / 3, 2 / 3), case("S1", "t1c+flair", 2 / 3, 2 / 3)]
+    tables = [published("RFNet", (70, 80.3333333, 60))]
+    found = comparison.published_table(compared([result()], cases), tables, "WT")
+    assert found.title == "WT Dice (%) as published on BraTS2020, and runs A, B"
+    assert [cell.value for cell in found.rows[0][5:]] == [33.3333, 66.6667]
+    assert [cell.value for cell in found.footer[4:]] == [75.1667, 50.0, 66.6667]  # (70 + 80.3333333) / 2
+    assert comparison._difference(result(difference=1 / 3), 100).value == 33.3333
+
+
 def test_a_region_that_nobody_published_or_that_we_lack_has_no_table():
     tables = [published("RFNet", (70, 80, 60))]
     assert comparison.published_table(compared([result(region="ET")], CASES), tables, "ET") is None
@@ -734,7 +745,8 @@ def test_the_page_of_a_comparison_holds_every_pair_metric_and_region(tmp_path, m
         "runs": {**{x: RUNS[x] for x in "AB"}, "C": {**RUNS["C"], "changes": {"seed": [0, 2]}}},
     }
     write_compared(tmp_path, compared(LINES, [{**line, "C": "0.5"} for line in CASES], **record))
-    page = write_comparison(tmp_path).read_text("utf-8")
+    assert write_comparison(tmp_path) == tmp_path / "report.html"
+    page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h1>unet (seed 0) against 2 others</h1>" in page
     assert re.findall(r"<h3>(.*?)</h3>", page) == [
         "Dice (%), mean over cases and subsets", "HD95 (mm), mean over cases and subsets",
