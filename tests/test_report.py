@@ -15,7 +15,7 @@ import pytest
 from glimpseg.data.published import PublishedTable
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
-from glimpseg.report import comparison, evaluation, write_comparison, write_report
+from glimpseg.report import comparison, evaluation, figures, write_comparison, write_report
 from glimpseg.report.comparison import BETTER, WORSE, Compared
 from glimpseg.results import Evaluation
 from glimpseg.scores import METRICS, Score, Scores, write_scores
@@ -789,3 +789,84 @@ def test_a_folder_that_lacks_a_file_is_no_comparison(tmp_path, name):
         write_comparison(tmp_path)
     reason = f"[Errno 2] No such file or directory: '{tmp_path / name}'"
     assert str(caught.value) == f"{tmp_path} is not a comparison ({reason}). Make one with `glimpseg compare`."
+
+
+# Figures: what is drawn where
+
+
+def bars_of(axes):
+    """The vertical bars of the medians: (place, row)."""
+    lines = (line.get_data() for line in axes.lines if len(line.get_xdata()) == 2)
+    return [(x[0], (y[0] + y[1]) / 2) for x, y in lines if x[0] == x[1] and y[0] != y[1]]
+
+
+def test_each_case_is_a_dot_in_the_row_of_its_subset_with_the_median_as_a_bar():
+    # Medians of 10 20 90 and of 40 60: 20 and 50.
+    values = np.array([[10.0, 40.0], [90.0, math.nan], [20.0, 60.0]])
+    axes = figures.strips(values, ["t1c", "flair"], "Dice", (0, 100)).axes[0]
+    dots = [collection.get_offsets().data for collection in axes.collections]
+    assert [sorted(row[:, 0]) for row in dots] == [[10, 20, 90], [40, 60]]
+    assert all(abs(row[:, 1] - i).max() < 0.5 for i, row in enumerate(dots))
+    assert bars_of(axes) == [(20, 0), (50, 1)]
+    assert axes.get_xlim() == (-2, 102)  # 2 % more than the range at each end
+    assert axes.get_ylim() == (1.5, -0.5)  # the first subset on top
+    assert axes.get_xlabel() == "Dice"
+
+
+def test_differences_lie_around_a_line_at_0():
+    axes = figures.strips(np.array([[-5.0], [5.0]]), ["t1c"], "Dice").axes[0]
+    at_zero = [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 0]]
+    assert at_zero == [[-0.38, 0.38], [0, 1]]  # the median of -5 and 5, and the line over the whole height
+
+
+def test_a_subset_without_a_case_has_no_bar():
+    axes = figures.strips(np.array([[math.nan, 5.0]]), ["t1c", "flair"], "Dice", (0, 100)).axes[0]
+    assert bars_of(axes) == [(5, 1)]
+
+
+def test_a_heat_map_has_the_best_case_on_the_left_and_a_row_for_each_subset():
+    # Means of the cases: 30, 80 and 50 (one subset alone).
+    values = np.array([[20.0, 40.0], [70.0, 90.0], [50.0, math.nan]])
+    axes = figures.heat_map(values, ["t1c", "flair"], "Dice").axes[0]
+    shown = axes.images[0].get_array()
+    np.testing.assert_array_equal(np.ma.filled(shown, math.nan), [[70, 50, 20], [90, math.nan, 40]])
+    assert axes.images[0].get_clim() == (0, 100)
+    assert axes.get_xlabel() == "3 cases, best first"
+
+
+def test_bars_stand_for_sequences_in_the_order_of_the_tables():
+    axes = figures.sequence_values(VALUE).axes[0]
+    # Each sequence is drawn for WT and ET in turn: FLAIR, T1, T1c, T2.
+    heights = [patch.get_height() for patch in axes.patches]
+    assert heights == pytest.approx([40, 0, 5, -5, 10, 30, 20, 0])
+    middles = [patch.get_x() + patch.get_width() / 2 for patch in axes.patches]
+    assert middles == pytest.approx([-0.3, 0.7, -0.1, 0.9, 0.1, 1.1, 0.3, 1.3])  # around 0 and 1, 0.2 apart
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["FLAIR", "T1", "T1c", "T2"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["WT", "ET"]
+    # The one interval, of T1 in WT: -1 to 10.
+    [interval] = [line.get_data() for line in axes.lines if line.get_xdata()[0] == pytest.approx(-0.1)]
+    assert interval[1] == pytest.approx([-1, 10])
+
+
+def test_a_reliability_curve_is_observed_over_predicted_in_bins_of_100_voxels():
+    # Bins of 100, 99 and 200 voxels: the middle one is left out. Predicted 10 / 100 and 150 / 200, observed 20 and 100.
+    curve = {"voxels": [100, 99, 200], "predicted": [10.0, 50.0, 150.0], "observed": [20, 50, 100]}
+    axes = figures.reliability({"t1c": curve, "t1c+flair": curve, "t1+t1c+t2+flair": curve}).axes[0]
+    diagonal, *curves = [line.get_xydata().tolist() for line in axes.lines]
+    assert diagonal == [[0, 0], [1, 1]]
+    assert curves == [[[0.1, 0.2], [0.75, 0.5]]] * 3
+    # Single sequences and all four are named; the others are grey.
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["T1c", "all four"]
+    assert [line.get_color() for line in axes.lines[1:]] == ["#d55e00", "#c3ccd4", "#1c2733"]
+
+
+def test_filled_dots_are_the_sequences_of_a_subset():
+    axes = figures.strips(np.array([[5.0, 5.0]]), ["t1c+flair", "t1"], "Dice", (0, 100)).axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    # Columns FLAIR, T1, T1c, T2 from left to right; in each the rows of both subsets.
+    filled = {(line.get_xdata()[0], line.get_ydata()[0]): line.get_markerfacecolor() != "none" for line in dots}
+    columns = sorted({x for x, _ in filled})
+    assert [filled[x, 0] for x in columns] == [True, False, True, False]
+    assert [filled[x, 1] for x in columns] == [False, True, False, False]
+    titles = sorted((text.get_position()[0], text.get_text()) for text in axes.texts)
+    assert [text for _, text in titles] == ["FLAIR", "T1", "T1c", "T2"]
