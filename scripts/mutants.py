@@ -24,6 +24,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,10 +73,12 @@ MODULES = {
 }
 
 NO_FAULTS = {
-    "a zip of lists that are equally long by construction": re.compile(r"(,\s*)?strict=(True|False|None)(,\s*)?"),
+    "a zip of lists that are equally long by construction": re.compile(r"strict=(True|False|None)"),
     "the name of the UTF-8 encoding in capitals": re.compile(r"(?i:\"utf-8\")"),
-    "UTF-8 is the platform's encoding too": re.compile(r"(,\s*)?encoding=(\"utf-8\"|\"UTF-8\"|None)"),
-    "lines end alike on every platform that the tests run on": re.compile(r"(,\s*)?newline=(\"\"|None)"),
+    "UTF-8 is the platform's encoding too": re.compile(
+        r"encoding=(\"utf-8\"|None)|(?<=read_text\()(\"utf-8\"|None)?(?=\))"
+    ),
+    "lines end alike on every platform that the tests run on": re.compile(r"newline=(\"\"|None)"),
     "the words of an assertion of our own": re.compile(r"(?<=, )f?\"[^\"]*\"$"),
 }
 """Changes that no test of behaviour can see, and why. A mutant is left out if its old and new lines are equal without
@@ -198,18 +201,24 @@ def _pattern(dotted: str, function: str) -> str:
 
 def _write_result(path: str) -> None:
     """Count the outcomes and write the differences of the survivors."""
-    from mutmut.mutation.data import SourceFileMutationData
-    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    from mutmut.mutation.data import MutantLineSpans, SourceFileMutationData
     from mutmut.stats import status_by_exit_code
 
     found = SourceFileMutationData(path=Path(path))
     found.load()
+    spans = MutantLineSpans.load(Path(path))
+    assert spans is not None, "mutmut writes where each function stands"
     counts = dict.fromkeys(("mutants", "killed", "survived", "timeout", "not covered", "left out"), 0)
     survivors = []
     for mutant, code in found.exit_code_by_key.items():
         if code is None:
             continue
-        difference = get_diff_for_mutant(mutant, path=path)
+        name = mutant.rpartition(".")[2]
+        original = name.rpartition("__mutmut_")[0] + "__mutmut_orig"
+        old, new = spans.read_function_sources([original, name])
+        difference = list(unified_diff(old.splitlines(), new.replace(name, original).splitlines(), n=1, lineterm=""))[
+            2:
+        ]
         if _is_no_fault(difference):
             counts["left out"] += 1
             continue
@@ -218,31 +227,25 @@ def _write_result(path: str) -> None:
         counts["mutants"] += 1
         counts[outcome] = counts.get(outcome, 0) + 1
         if outcome not in ("killed", "timeout"):
-            lines = [line for line in difference.splitlines() if not line.startswith(("---", "+++", "@@"))]
-            survivors.append("\n".join([f"# {mutant}: {outcome}", *_changed(lines)]))
+            survivors.append("\n".join([f"# {mutant}: {outcome}", *(x for x in difference if x[:2] != "@@")]))
     Path("survivors.diff").write_text("\n\n".join(survivors) + "\n", "utf-8")
     Path(RESULT).write_text(json.dumps(counts), "utf-8")
 
 
-def _changed(lines: list[str]) -> list[str]:
-    """The changed lines with one line of context on each side."""
-    changed = [i for i, line in enumerate(lines) if line[:1] in ("+", "-")]
-    return lines[max(changed[0] - 1, 0) : changed[-1] + 2]
-
-
-def _is_no_fault(difference: str) -> bool:
-    lines = difference.splitlines()
-    old, new = (
-        "\n".join(line[1:].rstrip() for line in lines if line.startswith(sign) and not line.startswith(3 * sign))
-        for sign in "-+"
-    )
+def _is_no_fault(difference: list[str]) -> bool:
+    old, new = ("\n".join(line[1:].rstrip() for line in difference if line.startswith(sign)) for sign in "-+")
     for reason, pattern in NO_FAULTS.items():
         if "assertion" in reason and not old.lstrip().startswith("assert "):
             continue
-        # mutmut removes an argument and leaves its comma.
-        if re.sub(r",\s*\)", ")", pattern.sub("", old)) == re.sub(r",\s*\)", ")", pattern.sub("", new)):
+        if _without(pattern, old) == _without(pattern, new):
             return True
     return False
+
+
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    """The text without what the pattern matches, and without the comma that an argument leaves."""
+    text = re.sub(r",\s*(?=,|\))", "", pattern.sub("", text))
+    return re.sub(r"\(\s*,\s*", "(", text)
 
 
 def _table(results: dict[str, dict[str, int] | None]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from glimpseg.data.published import PublishedTable
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
-from glimpseg.report import comparison, evaluation, write_comparison, write_report
+from glimpseg.report import comparison, evaluation, figures, write_comparison, write_report
 from glimpseg.report.comparison import BETTER, WORSE, Compared
 from glimpseg.results import Evaluation
 from glimpseg.scores import METRICS, Score, Scores, write_scores
@@ -104,6 +104,18 @@ def test_the_worst_subset_of_a_case_is_among_those_it_has():
     assert ("worst case, its worst subset", "A", "FLAIR") in shown({"dice": {"WT": table}})
 
 
+def test_equal_cases_stand_in_their_order():
+    table = {f"S{i:02d}": {"t1c": 0.5} for i in range(40)}
+    assert [study for _, study, _ in shown({"dice": {"WT": table}})] == ["S00", "S01", "S02", "S39"]
+
+
+def test_each_case_is_drawn_from_its_own_evaluation_study_and_subset(monkeypatch):
+    monkeypatch.setattr(evaluation, "_picture", lambda *which: which)
+    of = evaluated(scores_of({"dice": {"WT": DICE}}))
+    pictures = [case["picture"] for case in evaluation._cases(of)]
+    assert pictures[:3] == [(of, "B", "t1c+flair"), (of, "B", "t1c"), (of, "D", "t1c+flair")]
+
+
 def test_one_case_is_the_worst_and_not_the_best_too():
     assert shown({"dice": {"WT": {"A": {"t1c": 0.5}}}}) == [("worst case", "A", "T1c")]
 
@@ -181,15 +193,15 @@ def test_a_mean_carries_its_interval_and_a_colour_by_its_share_of_the_best(share
 
 
 def test_hd95_carries_the_share_of_missed_tumours_and_less_is_better(shares):
-    # With T1c one of four is missed: 0 of 2 ml found. The mean is (2 + 2 + 2 + 14) / 4 = 5 mm; with FLAIR 10 mm.
+    # With T1c three of four are missed: 0 of 2 ml found. The mean is (2 + 2 + 2 + 14) / 4 = 5 mm; with FLAIR 10 mm.
     lines = [
-        Score(f"S{i}", "t1c", "WT", "hd95", "clinical", 14.0 if i == 3 else 2.0, float(i < 3), 2.0) for i in range(4)
+        Score(f"S{i}", "t1c", "WT", "hd95", "clinical", 14.0 if i == 3 else 2.0, float(i < 1), 2.0) for i in range(4)
     ]
     lines += [Score(f"S{i}", "flair", "WT", "hd95", "clinical", 10.0, 1.0, 2.0) for i in range(4)]
     found = evaluation.metric_table(evaluated(Scores(lines)), METRICS["hd95"])
     # Against the worst of the table, 10 mm: 1 - 5 / 10 and 1 - 10 / 10.
     assert [row[4] for row in found.rows] == [
-        Cell("5.0", 5.0, "25 % missed", {"low": None, "high": None, "missed": 0.25}, "0.500"),
+        Cell("5.0", 5.0, "75 % missed", {"low": None, "high": None, "missed": 0.75}, "0.500"),
         Cell("10.0", 10.0, "0 % missed", {"low": None, "high": None, "missed": 0.0}, "0.000"),
     ]
     assert found.title == "HD95 (mm, mean over cases)"
@@ -215,17 +227,17 @@ def test_a_table_of_errors_that_are_all_0_is_all_good(shares):
 
 
 def test_where_a_metric_is_not_defined_there_is_a_dash(shares):
-    # Sensitivity of ET: only with T1c. Of RC: nowhere, so it has no column.
+    # Sensitivity of WT: only with T1c. Of RC: nowhere, so it has no column.
     values = {
-        "WT": {"S1": {"t1c": 0.5, "flair": 0.25}, "S2": {"t1c": 0.5}},
-        "ET": {"S1": {"t1c": 0.5, "flair": math.nan}},
+        "WT": {"S1": {"t1c": 0.5, "flair": math.nan}, "S2": {"t1c": 0.5}},
+        "ET": {"S1": {"t1c": 0.5, "flair": 0.25}},
         "RC": {"S1": {"t1c": math.nan, "flair": math.nan}},
     }
     of = evaluated(scores_of({"sensitivity": values}))
     found = evaluation.metric_table(of, METRICS["sensitivity"])
     assert found.columns[4:] == ["WT", "ET", "cases"]
-    assert texts(row[4:] for row in found.rows) == [["50.0", "50.0", "2"], ["25.0", "–", "1"]]
-    assert texts([found.footer[4:]]) == [["37.5", "50.0", ""]]
+    assert texts(row[4:] for row in found.rows) == [["50.0", "50.0", "2"], ["–", "25.0", "1"]]
+    assert texts([found.footer[4:]]) == [["50.0", "37.5", ""]]
 
 
 def test_a_subset_without_any_value_counts_no_case(shares):
@@ -299,40 +311,42 @@ def test_the_table_of_sequence_values_leads_from_no_sequence_to_all():
     )
 
 
+def test_tables_hold_four_decimals_of_a_per_cent():
+    third = {"WT": {"cases": 9, "nothing": 1 / 3, "all": 2 / 3, "sequences": dict.fromkeys(
+        ("t1", "t1c", "t2", "flair"), entry(1 / 3, 1 / 3, 2 / 3)
+    )}}  # fmt: skip
+    [_, found] = evaluation.all_tables(evaluated(scores_of({"dice": {"WT": HALF}}), sequence_value=third)).values()
+    assert (found.rows[0][1].value, found.footer[1].value) == (33.3333, 66.6667)
+    assert (found.rows[1][1].value, found.rows[1][1].parts) == (33.3333, {"low": 33.3333, "high": 66.6667})
+
+
 def added(worse, notably, mean, pairs=7):
     return {"pairs": pairs, "worse": worse, "notably_worse": notably, "mean_change": mean}
 
 
 def test_the_table_of_monotonicity_gives_shares_of_losses():
     changes = {
-        "WT": {"t1c": added(0.25, 0.125, -0.03), "flair": added(0.5, 0.25, 0.04)},
+        "WT": {"t1c": added(None, None, None, 0), "flair": added(1 / 3, 0.75, 0.4)},
         "TC": {},
-        "ET": {"t1c": added(None, None, None, 0), "flair": added(1.0, 0.0, -0.005)},
+        "ET": {"t1c": added(0.25, 0.125, -0.03), "flair": added(1.0, 0.0, -0.005)},
     }
     of = evaluated(scores_of({"dice": {"WT": HALF}}), monotonicity=changes)
     found = evaluation.all_tables(of)["table-monotonicity"]
     assert found.title == "How often one more sequence made a case worse"
     assert found.columns == ["added", "WT", "ET"]
+    parts = ("notably_worse", "mean_change", "pairs")
     assert found.rows == [
         [
             Cell("FLAIR"),
-            Cell(
-                "50 %", 0.5, "25 % by over a point; mean +4.0", {"notably_worse": 0.25, "mean_change": 0.04, "pairs": 7}
-            ),
-            Cell(
-                "100 %", 1.0, "0 % by over a point; mean −0.5",
-                {"notably_worse": 0.0, "mean_change": -0.005, "pairs": 7},
-            ),
+            Cell("33 %", 0.333333, "75 % by over a point; mean +40.0", dict(zip(parts, (0.75, 0.4, 7), strict=True))),
+            Cell("100 %", 1.0, "0 % by over a point; mean −0.5", dict(zip(parts, (0.0, -0.005, 7), strict=True))),
         ],
         [
             Cell("T1c"),
-            Cell(
-                "25 %", 0.25, "12 % by over a point; mean −3.0",
-                {"notably_worse": 0.125, "mean_change": -0.03, "pairs": 7},
-            ),
             Cell("–", ""),
+            Cell("25 %", 0.25, "12 % by over a point; mean −3.0", dict(zip(parts, (0.125, -0.03, 7), strict=True))),
         ],
-    ]  # fmt: skip
+    ]
     assert found.note == (
         "Share of all pairs of a case and a subset in which Dice fell when the sequence was added to the subset"
     )
@@ -357,7 +371,7 @@ def test_reliability_curves_are_those_of_a_region_by_subset():
 
 # One evaluation: the page
 
-RECIPE = {"method": "unet", "seed": 7}
+RECIPE = {"seed": 7, "method": "unet"}
 RECORD = {
     "finished": True, "recipe": RECIPE, "model": {"name": "m"}, "protocol": "clinical", "split": None, "cases": [],
     "studies": ["A", "B"], "failed": {}, "without_reference": [], "without_subset": [], "incomplete": 0, "rules": {},
@@ -396,6 +410,8 @@ def test_the_page_names_the_worst_case_and_its_dice(tmp_path, monkeypatch):
         "Best case: E, from T1c + FLAIR. Dice WT 90",
     ]
     assert "<h1>unet, seed 7: 2 subsets, 5 cases</h1>" in page
+    # From T1c (90 + 20 + 50 + 60 + 100) / 5 = 64, from both (80 + 40 + 75 + 40 + 90) / 5 = 65.
+    assert "<span>WT Dice, mean over subsets</span><b>64.5</b><span>one case</span>" in page
 
 
 def test_the_page_draws_dice_in_per_cent_of_every_region_but_post_processed_et(tmp_path, monkeypatch):
@@ -427,7 +443,7 @@ def test_the_page_goes_where_it_is_wanted_and_its_tables_beside_the_scores(tmp_p
     assert write_report(tmp_path, tmp_path / "other.html") == tmp_path / "other.html"
     pages = [(tmp_path / name).read_text("utf-8") for name in ("report.html", "other.html")]
     assert pages[0] == pages[1]
-    assert "method: unet\nseed: 7\n" in pages[0]
+    assert "seed: 7\nmethod: unet\n" in pages[0]  # as it was written
     assert "Worst and best cases" not in pages[0]
     assert (tmp_path / "tables" / "table-hd95.tex").exists()
 
@@ -657,6 +673,17 @@ def test_published_dice_stands_beside_ours_in_per_cent():
     )
 
 
+def test_tables_of_a_comparison_hold_four_decimals():
+    # Ours from T1c 1 / 3 and 2 / 3, from both 2 / 3: over the two rows 1 / 2 and 2 / 3.
+    cases = [case("S1", "t1c", 1 / 3, 2 / 3), case("S1", "t1c+flair", 2 / 3, 2 / 3)]
+    tables = [published("RFNet", (70, 80.3333333, 60))]
+    found = comparison.published_table(compared([result()], cases), tables, "WT")
+    assert found.title == "WT Dice (%) as published on BraTS2020, and runs A, B"
+    assert [cell.value for cell in found.rows[0][5:]] == [33.3333, 66.6667]
+    assert [cell.value for cell in found.footer[4:]] == [75.1667, 50.0, 66.6667]  # (70 + 80.3333333) / 2
+    assert comparison._difference(result(difference=1 / 3), 100).value == 33.3333
+
+
 def test_a_region_that_nobody_published_or_that_we_lack_has_no_table():
     tables = [published("RFNet", (70, 80, 60))]
     assert comparison.published_table(compared([result(region="ET")], CASES), tables, "ET") is None
@@ -718,7 +745,8 @@ def test_the_page_of_a_comparison_holds_every_pair_metric_and_region(tmp_path, m
         "runs": {**{x: RUNS[x] for x in "AB"}, "C": {**RUNS["C"], "changes": {"seed": [0, 2]}}},
     }
     write_compared(tmp_path, compared(LINES, [{**line, "C": "0.5"} for line in CASES], **record))
-    page = write_comparison(tmp_path).read_text("utf-8")
+    assert write_comparison(tmp_path) == tmp_path / "report.html"
+    page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h1>unet (seed 0) against 2 others</h1>" in page
     assert re.findall(r"<h3>(.*?)</h3>", page) == [
         "Dice (%), mean over cases and subsets", "HD95 (mm), mean over cases and subsets",
@@ -761,3 +789,84 @@ def test_a_folder_that_lacks_a_file_is_no_comparison(tmp_path, name):
         write_comparison(tmp_path)
     reason = f"[Errno 2] No such file or directory: '{tmp_path / name}'"
     assert str(caught.value) == f"{tmp_path} is not a comparison ({reason}). Make one with `glimpseg compare`."
+
+
+# Figures: what is drawn where
+
+
+def bars_of(axes):
+    """The vertical bars of the medians: (place, row)."""
+    lines = (line.get_data() for line in axes.lines if len(line.get_xdata()) == 2)
+    return [(x[0], (y[0] + y[1]) / 2) for x, y in lines if x[0] == x[1] and y[0] != y[1]]
+
+
+def test_each_case_is_a_dot_in_the_row_of_its_subset_with_the_median_as_a_bar():
+    # Medians of 10 20 90 and of 40 60: 20 and 50.
+    values = np.array([[10.0, 40.0], [90.0, math.nan], [20.0, 60.0]])
+    axes = figures.strips(values, ["t1c", "flair"], "Dice", (0, 100)).axes[0]
+    dots = [collection.get_offsets().data for collection in axes.collections]
+    assert [sorted(row[:, 0]) for row in dots] == [[10, 20, 90], [40, 60]]
+    assert all(abs(row[:, 1] - i).max() < 0.5 for i, row in enumerate(dots))
+    assert bars_of(axes) == [(20, 0), (50, 1)]
+    assert axes.get_xlim() == (-2, 102)  # 2 % more than the range at each end
+    assert axes.get_ylim() == (1.5, -0.5)  # the first subset on top
+    assert axes.get_xlabel() == "Dice"
+
+
+def test_differences_lie_around_a_line_at_0():
+    axes = figures.strips(np.array([[-5.0], [5.0]]), ["t1c"], "Dice").axes[0]
+    at_zero = [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) == [0, 0]]
+    assert at_zero == [[-0.38, 0.38], [0, 1]]  # the median of -5 and 5, and the line over the whole height
+
+
+def test_a_subset_without_a_case_has_no_bar():
+    axes = figures.strips(np.array([[math.nan, 5.0]]), ["t1c", "flair"], "Dice", (0, 100)).axes[0]
+    assert bars_of(axes) == [(5, 1)]
+
+
+def test_a_heat_map_has_the_best_case_on_the_left_and_a_row_for_each_subset():
+    # Means of the cases: 30, 80 and 50 (one subset alone).
+    values = np.array([[20.0, 40.0], [70.0, 90.0], [50.0, math.nan]])
+    axes = figures.heat_map(values, ["t1c", "flair"], "Dice").axes[0]
+    shown = axes.images[0].get_array()
+    np.testing.assert_array_equal(np.ma.filled(shown, math.nan), [[70, 50, 20], [90, math.nan, 40]])
+    assert axes.images[0].get_clim() == (0, 100)
+    assert axes.get_xlabel() == "3 cases, best first"
+
+
+def test_bars_stand_for_sequences_in_the_order_of_the_tables():
+    axes = figures.sequence_values(VALUE).axes[0]
+    # Each sequence is drawn for WT and ET in turn: FLAIR, T1, T1c, T2.
+    heights = [patch.get_height() for patch in axes.patches]
+    assert heights == pytest.approx([40, 0, 5, -5, 10, 30, 20, 0])
+    middles = [patch.get_x() + patch.get_width() / 2 for patch in axes.patches]
+    assert middles == pytest.approx([-0.3, 0.7, -0.1, 0.9, 0.1, 1.1, 0.3, 1.3])  # around 0 and 1, 0.2 apart
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["FLAIR", "T1", "T1c", "T2"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["WT", "ET"]
+    # The one interval, of T1 in WT: -1 to 10.
+    [interval] = [line.get_data() for line in axes.lines if line.get_xdata()[0] == pytest.approx(-0.1)]
+    assert interval[1] == pytest.approx([-1, 10])
+
+
+def test_a_reliability_curve_is_observed_over_predicted_in_bins_of_100_voxels():
+    # Bins of 100, 99 and 200 voxels: the middle one is left out. Predicted 10 / 100 and 150 / 200, observed 20 and 100.
+    curve = {"voxels": [100, 99, 200], "predicted": [10.0, 50.0, 150.0], "observed": [20, 50, 100]}
+    axes = figures.reliability({"t1c": curve, "t1c+flair": curve, "t1+t1c+t2+flair": curve}).axes[0]
+    diagonal, *curves = [line.get_xydata().tolist() for line in axes.lines]
+    assert diagonal == [[0, 0], [1, 1]]
+    assert curves == [[[0.1, 0.2], [0.75, 0.5]]] * 3
+    # Single sequences and all four are named; the others are grey.
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["T1c", "all four"]
+    assert [line.get_color() for line in axes.lines[1:]] == ["#d55e00", "#c3ccd4", "#1c2733"]
+
+
+def test_filled_dots_are_the_sequences_of_a_subset():
+    axes = figures.strips(np.array([[5.0, 5.0]]), ["t1c+flair", "t1"], "Dice", (0, 100)).axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    # Columns FLAIR, T1, T1c, T2 from left to right; in each the rows of both subsets.
+    filled = {(line.get_xdata()[0], line.get_ydata()[0]): line.get_markerfacecolor() != "none" for line in dots}
+    columns = sorted({x for x, _ in filled})
+    assert [filled[x, 0] for x in columns] == [True, False, True, False]
+    assert [filled[x, 1] for x in columns] == [False, True, False, False]
+    titles = sorted((text.get_position()[0], text.get_text()) for text in axes.texts)
+    assert [text for _, text in titles] == ["FLAIR", "T1", "T1c", "T2"]
