@@ -182,16 +182,16 @@ def test_floats_beyond_a_byte_are_an_image(value):
 
 @pytest.mark.parametrize("read", [whole_numbers, CONVENTIONS["msd"].read])
 def test_a_file_is_named_where_its_name_is_known(read):
-    with pytest.raises(InputError, match="^the label map should hold whole numbers but holds 0.5"):
+    with pytest.raises(InputError, match=r"^the label map should hold whole numbers but holds 0\.5"):
         read(np.array([0.5]))
-    with pytest.raises(InputError, match="^seg.nii.gz should hold whole numbers but holds 0.5"):
+    with pytest.raises(InputError, match=r"^seg\.nii\.gz should hold whole numbers but holds 0\.5"):
         read(np.array([0.5]), "seg.nii.gz")
 
 
 def test_numbers_without_a_file_are_those_of_the_label_map():
-    with pytest.raises(InputError, match="^the label map holds the labels "):
+    with pytest.raises(InputError, match=r"^the label map holds the labels "):
         CONVENTIONS["msd"].read(np.array([9]))
-    with pytest.raises(InputError, match="^the label map holds the labels "):
+    with pytest.raises(InputError, match=r"^the label map holds the labels "):
         detect_convention({9}, "msd")
 
 
