@@ -1,6 +1,7 @@
 # make demo         the shipped model on a phantom, and on a study of yours: make demo STUDY=folder; half a minute
 # make demo-train   phantoms, training, 15 subsets, a report: about six minutes on two cores
-# make test         the whole suite, in two processes
+# make test         the quick part of the suite, in two processes: minutes
+# make test-all     every test, with shapes and types checked as well
 # make mutants      small faults in the modules that turn numbers into a claim: which of them does no test see?
 #                   about 15 minutes; make mutants MODULE=summary takes one or two, and prints the faults
 # Each sets up everything it needs in .venv on a machine that has Python 3.11 or later.
@@ -10,8 +11,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO   ?= demo
+PARALLEL := --numprocesses 2 --dist worksteal
 
-.PHONY: demo demo-train test mutants check docs format clean
+.PHONY: demo demo-train test test-all mutants check docs format clean
 
 demo: $(VENV)/.package
 	$(BIN)/glimpseg demo -o $(DEMO) --overwrite $(if $(STUDY),--study '$(STUDY)')
@@ -20,7 +22,10 @@ demo-train: $(VENV)/.package
 	$(BIN)/glimpseg demo-train -o $(DEMO) --overwrite
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-all: $(VENV)/.test
+	GLIMPSEG_TYPECHECK=1 $(BIN)/python -m pytest $(PARALLEL)
 
 mutants: $(VENV)/.dev
 	$(BIN)/python scripts/mutants.py $(MODULE)

@@ -17,7 +17,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 import torch
-from monai.data.utils import dense_patch_slices
 from torch import Tensor
 
 from authors import as_authors
@@ -27,6 +26,7 @@ from glimpseg.data.phantom import generate
 from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
 from glimpseg.engine import changed_labels
+from glimpseg.inference import window_boxes
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, SUBSETS, as_mask
 from glimpseg.precision import resolved_precision
@@ -53,7 +53,7 @@ def main() -> None:
         raise SystemExit(f"{recipe.method} has nothing to share: 15 subsets are 15 forward passes.")
     image = torch.from_numpy(prepare(as_study(generate(wanted.seed)), recipe.data.preprocess).image)[None]
     patch = recipe.data.sampling.patch
-    places = dense_patch_slices(image.shape[2:], patch, [side // 2 for side in patch])[: wanted.windows]
+    places = window_boxes(image.shape[2:], patch)[: wanted.windows]
     contestants: dict[str, Callable[[Segmenter, Tensor], list[Tensor]]] = {
         "shared": shared,
         "forwards": forwards,

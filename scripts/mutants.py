@@ -6,12 +6,14 @@ mutmut changes one operator, number, word or argument at a time. A mutant is kil
 module has its own short list of test files in MODULES. A table goes to the terminal. The differences that no test saw
 are in `.mutants/MODULE/survivors.diff`; with one module, or with `--survivors`, they are printed too.
 
-mutmut changes bodies of functions only: constants at the level of a module need tests of their own.
+mutmut changes bodies of functions only: constants at the level of a module need tests of their own. It leaves out
+functions with a decorator; so that they count, a property is written as `name = property(name)` behind its function.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import json
 import os
@@ -73,6 +75,7 @@ NO_FAULTS = {
     "a zip of lists that are equally long by construction": re.compile(r"(,\s*)?strict=(True|False|None)(,\s*)?"),
     "the name of the UTF-8 encoding in capitals": re.compile(r"(?i:\"utf-8\")"),
     "UTF-8 is the platform's encoding too": re.compile(r"(,\s*)?encoding=(\"utf-8\"|\"UTF-8\"|None)"),
+    "lines end alike on every platform that the tests run on": re.compile(r"(,\s*)?newline=(\"\"|None)"),
     "the words of an assertion of our own": re.compile(r"(?<=, )f?\"[^\"]*\"$"),
 }
 """Changes that no test of behaviour can see, and why. A mutant is left out if its old and new lines are equal without
@@ -148,8 +151,10 @@ def _mutate(module: Module, tests: tuple[str, ...], folder: Path, jobs: int) -> 
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(folder)
-    for part in ("src", "tests"):
-        Path(part).symlink_to(ROOT / part)
+    Path("tests").symlink_to(ROOT / "tests")
+    shutil.copytree(ROOT / "src", "src", ignore=shutil.ignore_patterns("__pycache__"))
+    source = Path("src/glimpseg", module.path)
+    source.write_text(_undecorated(source.read_text("utf-8")), "utf-8")
     files = [f"tests/test_{test}.py" for test in tests if (ROOT / f"tests/test_{test}.py").exists()]
     if not files:
         Path(RESULT).write_text("{}", "utf-8")
@@ -165,6 +170,25 @@ def _mutate(module: Module, tests: tuple[str, ...], folder: Path, jobs: int) -> 
     dotted = "glimpseg." + module.path.removesuffix(".py").replace("/", ".")
     cli(["run", "--max-children", str(jobs), *(_pattern(dotted, f) for f in module.functions)], standalone_mode=False)
     _write_result(f"src/glimpseg/{module.path}")
+
+
+def _undecorated(source: str) -> str:
+    """The same code with `name = decorator(name)` behind each function in place of a decorator before it."""
+    lines = source.split("\n")
+    tree = ast.parse(source)
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
+    functions = [node for body in bodies for node in body if isinstance(node, ast.FunctionDef)]
+    for node in sorted(functions, key=lambda node: node.lineno, reverse=True):
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if not decorators or {"staticmethod", "classmethod", "overload"} & set(decorators):
+            continue
+        assert not any(text.endswith((".setter", ".getter", ".deleter")) for text in decorators), "not known here"
+        call = node.name
+        for text in reversed(decorators):
+            call = f"{text}({call})"
+        lines.insert(node.end_lineno or 0, f"{' ' * node.col_offset}{node.name} = {call}")
+        del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines)
 
 
 def _pattern(dotted: str, function: str) -> str:

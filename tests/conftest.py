@@ -1,9 +1,17 @@
-"""Shapes and types of the annotated functions are checked at run time, in the tests only."""
+"""Small studies, models and runs for the tests; with GLIMPSEG_TYPECHECK=1, shapes and types are checked as well."""
 
+import contextlib
+import io
 import itertools
+import logging
 import os
-import warnings
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from unittest import mock
 
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -24,19 +32,15 @@ CHECKED = [
         "data.phantom.distractors",
     )
 ]  # fmt: skip
-install_import_hook(CHECKED, "typecheck.checked")
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what our dependencies say of themselves on import
-    import monai.metrics
-    import monai.networks.nets  # noqa: F401
+if os.environ.get("GLIMPSEG_TYPECHECK") == "1":
+    install_import_hook(CHECKED, "typecheck.checked")
 
 import nibabel  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from glimpseg import checkpoint, methods  # noqa: E402
+from glimpseg import checkpoint, cli, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
 
 torch.set_num_threads(THREADS)
@@ -45,7 +49,7 @@ settings.register_profile("steady", deadline=None, derandomize=True, suppress_he
 settings.load_profile("steady")
 
 NETWORKS = {
-    "unet": {"width": 8, "blocks": [1, 1, 1], "heads": 2},
+    "unet": {"width": 4, "blocks": [1, 1, 1], "heads": 2},
     "rfnet": {"width": 4, "levels": 3, "coarse_width": 4, "gate_width": 8},
     "mstkdnet": {
         "width": 8, "groups": 4, "blocks": [1, 1, 1], "token_width": 16, "heads": 2, "mlp_width": 32, "layers": 4,
@@ -121,20 +125,87 @@ def write_head(folder, name="S1", seed=0, modalities=tuple(Modality), affine=AFF
     return place
 
 
+# The command line
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind, under the names that `subprocess.run` gives them."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@contextlib.contextmanager
+def as_it_was():
+    """Logger, handler of SIGTERM, environment and threads of this process are restored at the end."""
+    log, number = logging.getLogger("glimpseg"), torch.get_num_threads()
+    handlers, level, stop = log.handlers, log.level, signal.getsignal(signal.SIGTERM)
+    try:
+        with mock.patch.dict(os.environ):
+            yield
+    finally:
+        for handler in log.handlers:
+            if handler not in handlers:
+                handler.close()
+        log.handlers, log.level = handlers, level
+        signal.signal(signal.SIGTERM, stop)
+        torch.set_num_threads(number)
+
+
+def command_line(*arguments, cwd=None):
+    """Run `glimpseg` with its own entry and exit codes, but in this process: nothing is started or imported again."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        as_it_was(),
+        mock.patch.object(sys, "argv", ["glimpseg", *map(str, arguments)]),
+        mock.patch.dict(os.environ, GLIMPSEG_MALLOPT="0"),  # the allocator would stay changed
+        contextlib.chdir(cwd or os.curdir),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    return Done(ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+# Made once a run
+
+
+def made_once(tmp_path_factory, name, make):
+    """A folder that the first process of the run to ask for it makes, and that all read and none changes."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # of all processes of this run
+    folder = place / name
+    with FileLock(place / f"{name}.lock"):
+        if not folder.exists():
+            making = place / f"{name}.making"
+            shutil.rmtree(making, ignore_errors=True)  # of a test that failed
+            make(making)
+            making.rename(folder)
+    return folder
+
+
+def write_archive(folder):
+    for seed in range(4):
+        write_head(folder, f"S{seed}", seed)
+
+
+def write_model(folder):
+    recipe = small_recipe(data__sampling__patch=[24, 24, 24])
+    torch.manual_seed(0)
+    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+
+
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """Four complete studies."""
-    folder = tmp_path_factory.mktemp("archive")
-    for seed in range(4):
-        write_head(folder, f"S{seed}", seed)
-    return folder
+    return made_once(tmp_path_factory, "archive", write_archive)
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """An untrained small network, as a model on disk; it sees a `head` in one piece."""
-    folder = tmp_path_factory.mktemp("model") / "model"
-    recipe = small_recipe(data__sampling__patch=[24, 24, 24])
-    torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
-    return folder
+    return made_once(tmp_path_factory, "model", write_model)

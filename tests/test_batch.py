@@ -39,6 +39,19 @@ def tree(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tree, model, tmp_path_factory):
+    """A finished batch, to look at, and what was told of it."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    return output, segment_tree(items(tree), model, output, Wanted())
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A finished batch, to go on with."""
+    return shutil.copytree(whole[0], tmp_path / "out")
+
+
 def studies_in(output):
     return sorted(path.parent.name for path in output.glob(f"*/{RECORD}"))
 
@@ -56,25 +69,24 @@ def journal(output):
     return [json.loads(line)["study"] for path in output.glob("batch*.jsonl") for line in path.read_text().splitlines()]
 
 
-def test_a_study_that_cannot_be_read_stops_no_other(tree, model, tmp_path):
-    outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
-    assert studies_in(tmp_path / "out") == sorted(outcome.done) == ["P0", "P2", "P3", "P4"]
-    assert list(outcome.failed) == list(failures(tmp_path / "out")) == ["P1"]
-    assert "P1-t1n.nii.gz is damaged" in failures(tmp_path / "out")["P1"]
+def test_a_study_that_cannot_be_read_stops_no_other(whole):
+    output, outcome = whole
+    assert studies_in(output) == sorted(outcome.done) == ["P0", "P2", "P3", "P4"]
+    assert list(outcome.failed) == list(failures(output)) == ["P1"]
+    assert "P1-t1n.nii.gz is damaged" in failures(output)["P1"]
 
 
-def test_results_are_those_of_each_study_by_itself(tree, model, tmp_path):
-    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+def test_results_are_those_of_each_study_by_itself(tree, model, whole):
+    output, _ = whole
     alone = predict.segment(flair=tree / "P3" / "P3-t2f.nii.gz", model=model)
-    found = nibabel.load(tmp_path / "out" / "P3" / "seg.nii.gz")
+    found = nibabel.load(output / "P3" / "seg.nii.gz")
     assert np.array_equal(np.asarray(found.dataobj), alone.labels.voxels)
-    assert json.loads((tmp_path / "out" / "P3" / RECORD).read_text())["sequences"]["used"] == ["flair"]
+    assert json.loads((output / "P3" / RECORD).read_text())["sequences"]["used"] == ["flair"]
 
 
-def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, tmp_path):
+def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, finished, tmp_path):
     own = tmp_path / "tree"
     shutil.copytree(tree, own)
-    segment_tree(items(own), model, tmp_path / "out", Wanted())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(f"*/{RECORD}")}
     shutil.rmtree(own / "P1")
     write_head(own, "P1", 1)
@@ -86,16 +98,14 @@ def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, t
     assert sorted(journal(tmp_path / "out")) == ["P0", "P1", "P2", "P3", "P4"]
 
 
-def test_a_finished_batch_is_not_begun_again_without_being_told(tree, model, tmp_path):
-    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+def test_a_finished_batch_is_not_begun_again_without_being_told(tree, model, finished):
     with pytest.raises(UsageError, match="--continue"):
-        segment_tree(items(tree), model, tmp_path / "out", Wanted())
+        segment_tree(items(tree), model, finished, Wanted())
 
 
-def test_a_batch_goes_on_only_as_it_was_begun(tree, model, tmp_path):
-    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+def test_a_batch_goes_on_only_as_it_was_begun(tree, model, finished):
     with pytest.raises(UsageError, match="other options"):
-        segment_tree(items(tree), model, tmp_path / "out", Wanted(labels="brats2021"), go_on=True)
+        segment_tree(items(tree), model, finished, Wanted(labels="brats2021"), go_on=True)
 
 
 def test_a_folder_of_something_else_is_left_alone(tree, model, tmp_path):
@@ -123,12 +133,12 @@ def test_a_part_that_is_none_is_refused(text):
         Part.parse(text)
 
 
-def test_the_table_of_volumes_has_a_line_for_each_region(tree, model, tmp_path):
-    segment_tree(items(tree), model, tmp_path / "out", Wanted())
-    rows = table(tmp_path / "out" / STATISTICS)
+def test_the_table_of_volumes_has_a_line_for_each_region(whole):
+    output, _ = whole
+    rows = table(output / STATISTICS)
     assert [row["region"] for row in rows if row["study"] == "P3"] == ["WT", "TC", "ET"]
     assert {row["sequences"] for row in rows if row["study"] == "P3"} == {"flair"}
-    own = json.loads((tmp_path / "out" / "P3" / "statistics.json").read_text())
+    own = json.loads((output / "P3" / "statistics.json").read_text())
     assert [float(row["volume_ml"]) for row in rows if row["study"] == "P3"] == [own[r]["volume_ml"] for r in own]
 
 
@@ -150,9 +160,8 @@ def test_after_sigterm_whole_studies_are_there_and_the_rest_can_follow(tree, mod
     assert sorted(journal(tmp_path / "out")) == ["P0", "P2", "P3", "P4"]
 
 
-def test_what_a_kill_left_half_written_is_cleared(tree, model, tmp_path):
-    out = tmp_path / "out"
-    segment_tree(items(tree), model, out, Wanted())
+def test_what_a_kill_left_half_written_is_cleared(tree, model, finished):
+    out = finished
     shutil.rmtree(out / "P0")
     (out / ".P0.tmp-abc").mkdir()
     (out / ".P0.tmp-abc" / "seg.nii.gz").write_bytes(b"half")
@@ -214,12 +223,10 @@ def test_images_and_a_tree_at_once_are_refused(tree, model_folder, tmp_path):
     assert "Give one of them" in str(CliRunner().invoke(app, arguments).exception)
 
 
-def test_a_plan_marks_the_folder(tree, model, tmp_path):
-    segment_tree(items(tree), model, tmp_path / "out", Wanted())
-    assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in (tmp_path / "out").iterdir()}
+def test_a_plan_marks_the_folder(whole):
+    assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in whole[0].iterdir()}
 
 
-def test_a_batch_does_not_go_on_with_another_engine(tree, model, tmp_path):
-    segment_tree(items(tree), model, tmp_path / "out", Wanted())
+def test_a_batch_does_not_go_on_with_another_engine(tree, model, finished):
     with pytest.raises(UsageError, match="engine"):
-        segment_tree(items(tree), replace(model, computed_by="openvino"), tmp_path / "out", Wanted(), go_on=True)
+        segment_tree(items(tree), replace(model, computed_by="openvino"), finished, Wanted(), go_on=True)

@@ -23,6 +23,8 @@ from glimpseg.results import read_evaluation
 
 SUBSETS = (parse("t1c"), parse("flair"), parse("t1c+flair"))
 METRICS = ["dice", "hd95", "ece"]
+IN_ONE_PIECE = {"data__sampling__patch": [24, 24, 24]}
+"""A head is seen without windows."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def runs(archive, tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     studies = find_studies(archive)
     for seed in range(2):
-        recipe = small_recipe(seed=seed)
+        recipe = small_recipe(seed=seed, **IN_ONE_PIECE)
         torch.manual_seed(seed)
         checkpoint.save(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
         model = predict.load(place / f"model{seed}", "cpu")
@@ -50,7 +52,7 @@ def rows(path):
 
 
 def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, archive, tmp_path):
-    recipe = small_recipe()
+    recipe = small_recipe(**IN_ONE_PIECE)
     torch.manual_seed(5)
     imported = {"imported": {"file": "model_last.pth", "sha256": "00" * 32}}
     checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
@@ -62,7 +64,7 @@ def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, arch
 
 
 def test_of_two_methods_only_what_both_have_is_said_to_differ(runs, archive, tmp_path):
-    recipe = small_recipe("rfnet", seed=3)
+    recipe = small_recipe("rfnet", seed=3, **IN_ONE_PIECE)
     torch.manual_seed(5)
     checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)

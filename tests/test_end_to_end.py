@@ -1,4 +1,4 @@
-"""Every command run for real, with good input and with bad."""
+"""Every command, with good input and with bad: most in this process, a few in one of their own."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 import glimpseg
-from conftest import AFFINE, ORIENTATIONS, WORDS, head, write_head
+from conftest import AFFINE, ORIENTATIONS, WORDS, command_line, head, write_head
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.predict import load
@@ -23,8 +23,8 @@ from glimpseg.volume import Volume
 FLAGS = {Modality.T1: "--t1", Modality.T1C: "--t1c", Modality.T2: "--t2", Modality.FLAIR: "--flair"}
 
 
-def run(*arguments, **options):
-    """The command line in a process of its own."""
+def process(*arguments, **options):
+    """The command line in a process of its own: what it imports, its exit code, limits of the system."""
     command = [sys.executable, "-m", "glimpseg", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
@@ -51,7 +51,7 @@ def flags(study, subset):
 
 
 def test_help_names_every_verb_and_the_notice():
-    text = run("--help").stdout
+    text = process("--help").stdout
     for verb in (
         "segment",
         "phantom",
@@ -71,17 +71,17 @@ def test_help_names_every_verb_and_the_notice():
 
 
 def test_the_version_is_the_packages():
-    assert run("--version").stdout.strip() == f"glimpseg {glimpseg.__version__}"
+    assert command_line("--version").stdout.strip() == f"glimpseg {glimpseg.__version__}"
 
 
 def test_doctor_and_methods_speak_json():
-    assert json.loads(run("doctor", "--json").stdout)["glimpseg"] == glimpseg.__version__
-    assert "phantom" in json.loads(run("methods", "--json").stdout)["unet"]["recipes"]
+    assert json.loads(command_line("doctor", "--json").stdout)["glimpseg"] == glimpseg.__version__
+    assert "phantom" in json.loads(command_line("methods", "--json").stdout)["unet"]["recipes"]
 
 
 def test_segment_writes_the_files_that_it_promises(study, model_folder, tmp_path):
     out = tmp_path / "out"
-    done = run("segment", *flags(study, SUBSETS[9]), "-m", model_folder, "-o", out, "--probabilities")
+    done = command_line("segment", *flags(study, SUBSETS[9]), "-m", model_folder, "-o", out, "--probabilities")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(out / "seg.nii.gz")
     assert {path.name for path in out.iterdir()} == {
@@ -93,7 +93,7 @@ def test_segment_writes_the_files_that_it_promises(study, model_folder, tmp_path
 
 
 def test_the_command_and_the_function_give_the_same_labels(study, model_folder, tmp_path):
-    done = run("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", tmp_path / "out", "--device", "cpu")
+    done = process("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", tmp_path / "out", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     found = glimpseg.segment(**paths(study, SUBSETS[0]), model=model_folder, device="cpu")
     assert np.array_equal(nibabel.load(tmp_path / "out" / "seg.nii.gz").get_fdata(), found.labels.voxels)
@@ -164,20 +164,19 @@ def test_a_brain_mask_stands_in_for_a_background_that_is_not_constant(study, mod
     assert np.array_equal(masked.labels.voxels, plain.labels.voxels)
 
 
-@pytest.mark.slow
 def test_the_whole_way_from_phantom_to_report(tmp_path):
     for folder, seed, extra in (("train", 0, ["--incomplete", "0.5"]), ("test", 100, [])):
-        made = run("phantom", "-o", tmp_path / folder, "--count", 2, "--seed", seed, "--spacing", 4.0, *extra)
+        made = command_line("phantom", "-o", tmp_path / folder, "--count", 2, "--seed", seed, "--spacing", 4.0, *extra)
         assert made.returncode == 0, made.stderr
         assert len(made.stdout.split()) == 2
     small = [
         "--set=config.width=8",
         "--set=data.sampling.patch=[32,32,32]",
-        "--set=optim.steps=40",
+        "--set=optim.steps=4",
     ]
-    trained = run("train", "unet/phantom", *small, "--data", tmp_path / "train", "-o", tmp_path / "run")
+    trained = command_line("train", "unet/phantom", *small, "--data", tmp_path / "train", "-o", tmp_path / "run")
     assert trained.returncode == 0, trained.stderr
-    scored = run("evaluate", tmp_path / "run", "--data", tmp_path / "test", "-o", tmp_path / "eval")
+    scored = command_line("evaluate", tmp_path / "run", "--data", tmp_path / "test", "-o", tmp_path / "eval")
     assert scored.returncode == 0, scored.stderr
     lines = (tmp_path / "eval" / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 15 * (3 * 12 + 10)  # ET_pp has no probabilities, thus two metrics less
@@ -185,19 +184,18 @@ def test_the_whole_way_from_phantom_to_report(tmp_path):
     rows = re.findall(r"<tr>(<td class=\"dot\">[●○]</td>){4}", page)
     assert len(rows) == 12 * 15  # a table for each metric
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
-    again = run("report", tmp_path / "eval", "-o", tmp_path / "again.html")
+    again = command_line("report", tmp_path / "eval", "-o", tmp_path / "again.html")
     assert again.returncode == 0
     assert (tmp_path / "again.html").read_text() == page
-    compared = run("compare", tmp_path / "eval", tmp_path / "eval" / ".." / "eval2", "-o", tmp_path / "c")
+    compared = command_line("compare", tmp_path / "eval", tmp_path / "eval" / ".." / "eval2", "-o", tmp_path / "c")
     assert compared.returncode == 3  # there is no second evaluation
     assert "not an evaluation" in compared.stderr
 
 
-@pytest.mark.slow
 def test_prepare_says_what_it_found(tmp_path):
     write_head(tmp_path / "data", "S0", 0, (Modality.T1C,))
     write_head(tmp_path / "data", "S1", 1)
-    done = run("prepare", tmp_path / "data", "-o", tmp_path / "cache", "--recipe", "unet/phantom")
+    done = command_line("prepare", tmp_path / "data", "-o", tmp_path / "cache", "--recipe", "unet/phantom")
     assert done.returncode == 0, done.stderr
     assert "2, 2 with a reference" in done.stderr
     assert "brats2023: 1 NCR, 2 ED, 3 ET" in done.stderr
@@ -230,7 +228,7 @@ def test_some_phantoms_of_an_incomplete_archive_lack_sequences():
 
 def refused(tmp_path, code, message, *arguments):
     out = tmp_path / "out"
-    done = run(*arguments, "-o", out)
+    done = command_line(*arguments, "-o", out)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -246,6 +244,12 @@ def bad_image(tmp_path, voxels, affine=AFFINE):
 
 def test_no_sequence_is_refused(model_folder, tmp_path):
     refused(tmp_path, 3, "No MRI sequence was given", "segment", "-m", model_folder)
+
+
+def test_a_process_ends_with_the_code_of_its_error(tmp_path):
+    done = process("segment", "-m", tmp_path / "nothing", "-o", tmp_path / "out")
+    assert done.returncode == 3
+    assert done.stderr.startswith("glimpseg: No MRI sequence was given. Give one of --t1,")
 
 
 def test_one_file_for_two_sequences_is_refused(study, model_folder, tmp_path):
@@ -329,7 +333,7 @@ def test_an_output_folder_in_use_is_left_alone(study, model_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    done = run("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", out)
+    done = command_line("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", out)
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
@@ -340,14 +344,14 @@ def test_overwrite_replaces_the_output_folder(study, model_folder, tmp_path):
     out.mkdir()
     (out / "old.txt").write_text("old")
     (out / "run.json").write_text("{}")
-    done = run("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", out, "--overwrite")
+    done = command_line("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", out, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert "old.txt" not in {path.name for path in out.iterdir()}
 
 
 def test_overwrite_spares_a_folder_that_glimpseg_did_not_make(study, model_folder):
     before = sorted(path.name for path in study.iterdir())
-    done = run("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", study, "--overwrite")
+    done = command_line("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", study, "--overwrite")
     assert done.returncode == 2
     assert "only a folder that glimpseg made" in done.stderr
     assert sorted(path.name for path in study.iterdir()) == before
@@ -362,7 +366,7 @@ def limit_file_size():
 
 def test_a_full_disk_leaves_nothing_half_written(study, model_folder, tmp_path):
     out = tmp_path / "out"
-    done = run(
+    done = process(
         "segment", *flags(study, SUBSETS[-1]), "-m", model_folder, "-o", out, "--probabilities",
         preexec_fn=limit_file_size, env={**os.environ, "MPLCONFIGDIR": str(tmp_path / "mpl")},
     )  # fmt: skip

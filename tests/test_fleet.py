@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from conftest import write_head
+from conftest import as_it_was, command_line, write_head
 from glimpseg import batch, predict
 from glimpseg.batch import FAILURES, PLAN, STATISTICS, Part, Wanted, begin, combine, segment_tree
 from glimpseg.cli import app
@@ -48,7 +49,9 @@ def undisturbed(tree, model_folder, tmp_path_factory):
     """What one process makes of it, with one thread."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     command = ["segment", "-i", tree, "-o", output, "-m", model_folder, "--device", "cpu", "--engine", "torch"]
-    alone([sys.executable, "-m", "glimpseg", *map(str, command)], 3)
+    with as_it_was():
+        torch.set_num_threads(1)
+        assert command_line(*command).returncode == 3
     return output
 
 

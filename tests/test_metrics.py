@@ -1,6 +1,7 @@
 """Metrics against independent programs and numbers worked out by hand; their rules for empty masks."""
 
 import sys
+import warnings
 
 import medpy.metric.binary
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from glimpseg import metrics
@@ -46,6 +46,15 @@ def drawn(number):
 NUMBERS = range(len(KINDS) * len(SPACINGS))
 FILLED = [number for number in NUMBERS if EMPTY not in KINDS[number % len(KINDS)]]
 ONE_EMPTY = [number for number in NUMBERS if number not in FILLED]
+
+
+@pytest.fixture(scope="module")
+def monai_metrics():
+    """MONAI is imported when its numbers are wanted: that takes seconds, and it warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import monai.metrics
+    return monai.metrics
 
 
 def as_monai(*masks):
@@ -183,9 +192,11 @@ def test_hd95_is_the_larger_directed_percentile(pair, spacing):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("number", FILLED)
-def test_hd95_is_monais(number):
+def test_hd95_is_monais(monai_metrics, number):
     a, b, spacing = drawn(number)
-    theirs = compute_hausdorff_distance(*as_monai(a, b), percentile=95, include_background=True, spacing=spacing)
+    theirs = monai_metrics.compute_hausdorff_distance(
+        *as_monai(a, b), percentile=95, include_background=True, spacing=spacing
+    )
     assert metrics.hd95(a, b, spacing) == pytest.approx(float(theirs), rel=1e-5)
 
 
@@ -210,9 +221,9 @@ def test_hd95_lies_about_a_voxel_at_most_from_deepminds(number):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("tolerance_mm", [1.0, 2.2])
 @pytest.mark.parametrize("number", FILLED)
-def test_surface_dice_is_monais(number, tolerance_mm):
+def test_surface_dice_is_monais(monai_metrics, number, tolerance_mm):
     a, b, spacing = drawn(number)
-    theirs = compute_surface_dice(
+    theirs = monai_metrics.compute_surface_dice(
         *as_monai(a, b), class_thresholds=[tolerance_mm], include_background=True, spacing=spacing, use_subvoxels=False
     )
     assert metrics.surface_dice(a, b, spacing, tolerance_mm) == pytest.approx(float(theirs), rel=1e-6)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from conformance import reference, voxmmsd_reference
-from conftest import small_recipe, write_head
+from conftest import as_it_was, small_recipe, write_head
 from glimpseg import checkpoint, methods
 from glimpseg.archive import some_of
 from glimpseg.checkpoint import Stored
@@ -383,12 +383,15 @@ def test_two_ranks_pretrain_as_one_does_that_accumulates(pretrained, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(methods.as_tree(pretraining(optim__steps=3))))
     script = tmp_path / "go.py"
     script.write_text("import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with as_it_was():
+        torch.set_num_threads(1)
+        alone = pretraining(optim__steps=3, optim__accumulate=2)
+        train(alone, tmp_path / "one", data=pretrained / "data", device=CPU)
     command = ["pretrain", str(tmp_path / "recipe.yaml"), "--data", str(pretrained / "data"), "--device=cpu"]
-    one = [sys.executable, str(script), *command, "-o", str(tmp_path / "one"), "--set=optim.accumulate=2"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    for run in (one, [*torchrun, *command, "-o", str(tmp_path / "two")]):
-        subprocess.run(run, check=True, capture_output=True, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = [*torchrun, *command, "-o", str(tmp_path / "two")]
+    subprocess.run(two, check=True, capture_output=True, env=environment)
     first, second = (load_file(checkpoint.newest_valid(tmp_path / name) / checkpoint.STATE) for name in ("one", "two"))
     learned = [
         name for name in first if name.startswith("learner/") and "running_" not in name and "num_batches" not in name

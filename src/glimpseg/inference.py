@@ -6,11 +6,11 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
 from glimpseg.checkpoint import Model
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 OVERLAP = 0.5
 """Share that neighbouring windows have in common. nnU-Net, RFNet: 1/2."""
+WEIGHT_SD = 0.125
+"""Standard deviation of the Gaussian weights, as a share of a window's side. nnU-Net: 1/8."""
+LEAST_WEIGHT = 1e-3
+"""Of a voxel in the average, where the centre has 1. MONAI: 0.001."""
 WINDOWS_AT_ONCE = 2
 """On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
 WHOLE_VOXELS = 160 * 192 * 160
@@ -116,11 +120,9 @@ def _stitched(
     plans = [*((roi, WINDOWS_AT_ONCE, device) for roi in rois), (least, 1, device)]
     for roi, at_once, place in plans if device == cpu else [*plans, (least, 1, cpu)]:
         image, inner = _with_air(shown, roi)
-        inferer = SlidingWindowInferer(roi, at_once, OVERLAP, weighting, sw_device=device, device=place)
         try:
-            result = inferer(torch.from_numpy(image)[None].to(place), probabilities)
-            results = (result,) if isinstance(result, Tensor) else result  # one output comes without its tuple
-            return tuple(found[:, :, *inner] for found in results)
+            results = averaged(torch.from_numpy(image).to(place), probabilities, roi, weighting, at_once, device)
+            return tuple(found[None, :, *inner] for found in results)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -131,6 +133,67 @@ def _stitched(
         f"{_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a "
         "model with smaller windows or larger voxels."
     )
+
+
+def averaged(
+    image: Float[Tensor, "m x y z"],
+    network: Callable[[Tensor], Sequence[Tensor]],
+    sides: Sequence[int],
+    weighting: str,
+    at_once: int,
+    device: torch.device,
+) -> list[Float[Tensor, "k x y z"]]:
+    """Outputs of `network` on windows over an image, averaged where windows overlap.
+
+    Places, weights and order of summation are those of MONAI 1.6's `SlidingWindowInferer`.
+
+    Args:
+        image: at least as large as a window; the averages lie where it lies.
+        network: windows (b m x y z) to one output (b k x y z) or several.
+        sides: voxels of a window along each axis.
+        weighting: `gaussian` or `constant`, see `window_weights`.
+        at_once: windows in one call.
+        device: where the network computes.
+
+    Returns: one average for each output of the network.
+    """
+    boxes = window_boxes(image.shape[1:], sides)
+    weights = window_weights(sides, weighting, device)
+    sums: list[Tensor] = []
+    for first in range(0, len(boxes), at_once):
+        part = boxes[first : first + at_once]
+        outputs = network(torch.stack([image[:, *box] for box in part]).to(device))
+        if not sums:
+            sums = [image.new_zeros(len(output[0]), *image.shape[1:]) for output in outputs]
+        for total, output in zip(sums, outputs, strict=True):
+            for box, window in zip(part, (output * weights).to(image.device), strict=True):
+                total[:, *box] += window
+    weight = image.new_zeros(image.shape[1:])
+    for box in boxes:
+        weight[box] += weights.to(image.device)
+    return [total.div_(weight) for total in sums]
+
+
+def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice, slice, slice]]:
+    """Windows of `sides` voxels that cover `shape` and overlap by `OVERLAP` or more; the last one ends at the edge."""
+    starts = []
+    for length, side in zip(shape, sides, strict=True):
+        step = max(int(side * (1 - OVERLAP)), 1)
+        starts.append([*range(0, length - side, step), length - side])
+    return [(slice(x, x + i), slice(y, y + j), slice(z, z + k)) for i, j, k in [sides] for x, y, z in product(*starts)]
+
+
+def window_weights(sides: Sequence[int], weighting: str, device: torch.device) -> Float[Tensor, "x y z"]:
+    """Weight of each voxel of a window in the average: 1 (`constant`), or a Gaussian about the centre with a standard
+    deviation of an eighth of the side, at least `LEAST_WEIGHT` (`gaussian`; nnU-Net)."""
+    weights = torch.ones(tuple(sides), device=device)
+    if weighting == "constant":
+        return weights
+    for axis, side in enumerate(sides):
+        offset = torch.arange(side, dtype=torch.float, device=device) - (side - 1) / 2
+        along = torch.exp(offset**2 / (-2 * (WEIGHT_SD * side) ** 2))
+        weights = weights * along.reshape([-1 if other == axis else 1 for other in range(3)])
+    return weights.clamp_min(max(float(weights.min()), LEAST_WEIGHT))
 
 
 def _out_of_memory(error: Exception) -> bool:

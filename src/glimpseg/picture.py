@@ -15,12 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glimpseg.modality import Modality
-from glimpseg.region import Label
+from glimpseg.region import COLOURS, TITLES
 from glimpseg.volume import Volume, background_value, bounding_box
 
-COLOURS = {Label.NCR: "#e34a33", Label.ED: "#31a354", Label.ET: "#ffd92f", Label.RC: "#6baed6"}
-"""Contours, distinct also for the most common colour blindness and on grey."""
-TITLES = {Label.NCR: "necrosis", Label.ED: "oedema", Label.ET: "enhancing", Label.RC: "cavity"}
 PLANES = ("axial", "coronal", "sagittal")
 # What stands at the left, right, top and bottom of each plane as drawn.
 _SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
@@ -73,9 +70,11 @@ def draw_plane(
     """One plane of one image with its contours, into matplotlib axes."""
     first, second = (axis for axis in range(3) if axis != _AXIS[plane])
     aspect = spacing_mm[second] / spacing_mm[first]
+    # Said here, because a user's matplotlibrc may put row 0 at the bottom, where the letters do not follow.
     cell.imshow(
-        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear"
-    )
+        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear",
+        origin="upper",
+    )  # fmt: skip
     flat = cut(labels, plane, where)
     for label, colour in COLOURS.items():
         if (flat == label).any():

@@ -30,6 +30,12 @@ class Label(enum.IntEnum):
     """Resection cavity, after surgery."""
 
 
+TITLES = {Label.NCR: "necrosis", Label.ED: "oedema", Label.ET: "enhancing", Label.RC: "cavity"}
+"""Names of the labels in pictures and records."""
+COLOURS = {Label.NCR: "#e34a33", Label.ED: "#31a354", Label.ET: "#ffd92f", Label.RC: "#6baed6"}
+"""Colours of the labels in pictures and DICOM, distinct on grey and for the most common colour blindness."""
+
+
 class Region(enum.Enum):
     """What is scored: unions of labels. The cavity stands alone; it is in neither WT nor TC (as the
     BraTS 2024 challenge scores it; some tools count it inside both)."""

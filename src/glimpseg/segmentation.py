@@ -23,8 +23,7 @@ from glimpseg.errors import UsageError
 from glimpseg.expectation import expected_tree, gain_tree
 from glimpseg.intake import ImageLike, volume_of
 from glimpseg.modality import ALL, Modality
-from glimpseg.picture import TITLES, preview
-from glimpseg.region import Label, Region
+from glimpseg.region import TITLES, Label, Region
 from glimpseg.uncertainty import Uncertainty, doubt_tree
 from glimpseg.version import __version__
 from glimpseg.volume import Volume, onto, thinned
@@ -157,6 +156,8 @@ class Segmentation:
 
     def preview(self) -> Any:
         """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
+        from glimpseg.picture import preview  # matplotlib, for whoever draws
+
         labels = thinned(self.labels)
         volumes = {m: onto(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""

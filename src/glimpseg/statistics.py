@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from glimpseg.modality import ALL, SUBSETS, Modality
 from glimpseg.scores import DECIMALS
@@ -95,6 +94,8 @@ def paired(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], better: int, bo
     up to 50 without ties, else by the normal approximation with ties corrected (scipy's choice). Differences that
     agree to six decimals are ties: beyond lies the noise of floating point, and volumes are multiples of a voxel.
     """
+    from scipy import stats  # half a second; comparisons alone need it
+
     gain = better * (b - a)
     gain = np.round(gain[~np.isnan(gain)], DECIMALS)
     apart = gain[gain != 0]

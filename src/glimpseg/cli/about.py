@@ -80,7 +80,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
         raise TrainingError(broken)
 
 
-PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "matplotlib")
+PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "matplotlib")
 NO_USERS = ("all", "test", "docs", "dev")
 """Extras that are none of a user's."""
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from monai.networks.layers import gaussian_1d, separable_filtering
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
@@ -166,9 +165,7 @@ def _recoloured(image: Float[Tensor, "m x y z"], transform: Transform) -> Float[
         image = image * (1 + gain) + level
     for channel, blur in enumerate(transform.blur_voxels):
         if blur:
-            image[channel] = separable_filtering(image[None, channel, None], [gaussian_1d(torch.tensor(blur))] * 3)[
-                0, 0
-            ]
+            image[channel] = blurred(image[channel], float(blur))
     image = image * torch.as_tensor(transform.gain).to(image)[:, None, None, None]
     if (transform.contrast != 1).any():
         mean = image.mean((1, 2, 3), keepdim=True)
@@ -180,6 +177,20 @@ def _recoloured(image: Float[Tensor, "m x y z"], transform: Transform) -> Float[
         if exponent != 1:
             image[channel] = _gamma(image[channel], float(exponent))
     return image
+
+
+def blurred(image: Float[Tensor, "x y z"], sd_voxels: float) -> Float[Tensor, "x y z"]:
+    """The image behind a Gaussian filter; it counts as 0 outside. The kernel holds the Gaussian's integral over each
+    voxel, up to four standard deviations."""
+    radius = int(max(4 * sd_voxels, 0.5) + 0.5)
+    edges = torch.arange(-radius, radius + 2, dtype=torch.float) - 0.5
+    kernel = (edges * (0.5**0.5 / torch.tensor(sd_voxels))).erf().diff().mul(0.5).to(image)
+    blurred = image[None, None]
+    for axis in range(3):
+        shape, padding = [1] * 5, [0] * 3
+        shape[axis + 2], padding[axis] = -1, radius
+        blurred = functional.conv3d(blurred, kernel.reshape(shape), padding=padding)
+    return blurred[0, 0]
 
 
 def _coarsened(image: Float[Tensor, "x y z"], resolution: float) -> Float[Tensor, "x y z"]:

@@ -99,16 +99,15 @@ def _header(head: bytes) -> tuple[dict[str, str], int]:
 
 
 def _affine(header: Mapping[str, str]) -> Float[np.ndarray, "4 4"]:
-    """Voxel index to RAS+ millimetres. MetaImage says it in LPS+, one row of its matrix for each axis of the array."""
-    from monai.data.utils import orientation_ras_lps  # here: importing MONAI takes seconds
-
+    """Voxel index to RAS+ millimetres. MetaImage says it in LPS+, where x and y point the other way, one row of its
+    matrix for each axis of the array."""
     matrix, offset = (next((key for key in keys if key in header), keys[0]) for keys in (_MATRIX, _OFFSET))
-    lps = np.eye(4)
-    lps[:3, :3] = np.reshape(_numbers(header, matrix, 9, float), (3, 3)).T * _numbers(
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(_numbers(header, matrix, 9, float), (3, 3)).T * _numbers(
         header, "ElementSpacing", 3, float
     )
-    lps[:3, 3] = _numbers(header, offset, 3, float)
-    return np.asarray(orientation_ras_lps(lps))
+    affine[:3, 3] = _numbers(header, offset, 3, float)
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def _type(header: Mapping[str, str]) -> str:

@@ -1,8 +1,8 @@
 """The plain baseline: one residual 3-D U-Net trained under modality dropout.
 
 No paper of its own; it is what every paper of this field has to beat, built from what is known to work: the
-residual encoder-decoder of Myronenko (arXiv 1810.11654) as MONAI's `SegResNetDS`, nnU-Net's region targets,
-loss, deep supervision, augmentation and schedule (Isensee et al., arXiv 2011.00848), and early fusion with
+residual encoder-decoder of Myronenko (arXiv 1810.11654) as MONAI builds it (`SegResNetDS`), nnU-Net's region
+targets, loss, deep supervision, augmentation and schedule (Isensee et al., arXiv 2011.00848), and early fusion with
 modality dropout: absent modalities are zero channels, and four more channels say which are present.
 
 Departures
@@ -21,14 +21,12 @@ Departures
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from monai.networks.nets import SegResNetDS
-from monai.networks.nets.segresnet_ds import SegResBlock
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
@@ -41,6 +39,7 @@ from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
 from glimpseg.nets.recompute import outermost
+from glimpseg.nets.segresnet import ResidualBlock, SegResNet
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
@@ -85,14 +84,13 @@ class UNet(Segmenter):
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
         self.config = config
-        self.network = SegResNetDS(
-            spatial_dims=3,
-            init_filters=config.width,
-            in_channels=2 * len(Modality),
-            out_channels=len(self.regions),
-            norm=("GROUP", {"num_groups": config.width // config.channels_per_group}),
-            blocks_down=config.blocks,
-            dsdepth=config.heads,
+        self.network = SegResNet(
+            2 * len(Modality),
+            len(self.regions),
+            width=config.width,
+            groups=config.width // config.channels_per_group,
+            blocks=config.blocks,
+            heads=config.heads,
         )
 
     @property
@@ -113,7 +111,7 @@ class UNet(Segmenter):
     @property
     def stages(self) -> tuple[nn.Module, ...]:
         """Residual blocks."""
-        return tuple(outermost(self.network, SegResBlock))
+        return tuple(outermost(self.network, ResidualBlock))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Probability of each region, in the order of `regions`. They overlap: the channels do not sum to 1."""
@@ -121,20 +119,13 @@ class UNet(Segmenter):
 
     def logits(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Tensor]:
         """One map for each supervised resolution, finest first; only the finest outside training. Eq. (3)."""
-        output = self.network(self._shown(image, available))
-        return output if isinstance(output, list) else [output]
+        return self.network(self._shown(image, available))
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
         """The decoder's maps."""
-        *skips, x = self.network.encoder(self._shown(image, available))
-        maps: list[Tensor] = []
-        levels: Iterable[Any] = self.network.up_layers
-        for level, skip in zip(levels, reversed(skips), strict=True):
-            x = level["blocks"](level["upsample"](x) + skip)
-            maps.insert(0, x)
-        return maps
+        return list(self.network.decoded(self._shown(image, available)))[::-1]
 
     def _shown(self, image: Tensor, available: Tensor) -> Tensor:
         presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)

@@ -13,13 +13,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from monai.networks.blocks.mlp import MLPBlock
-from monai.networks.blocks.selfattention import SABlock
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from glimpseg.losses import Maps
+from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.positions import positions_on
 from glimpseg.nets.pyramid import (
@@ -120,10 +119,10 @@ class Layer(nn.Module):
         super().__init__()
         width = config.token_width
         self.attend_norm = nn.LayerNorm(width)
-        self.attend = SABlock(width, config.heads, config.dropout)
+        self.attend = SelfAttention(width, config.heads, config.dropout)
         self.drop = nn.Dropout(config.dropout)  # a second one: the authors drop twice in a row
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = MLPBlock(width, config.mlp_width, config.dropout)
+        self.mlp = Perceptron(width, config.mlp_width, config.dropout)
 
     def forward(
         self,

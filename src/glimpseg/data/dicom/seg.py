@@ -16,8 +16,7 @@ from glimpseg.data.dicom.read import decoded, named, source_geometry, source_hea
 from glimpseg.data.dicom.sources import Pseudonyms, mark_pseudonymous, reduced
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError, OutputError, UsageError
-from glimpseg.picture import COLOURS
-from glimpseg.region import Label
+from glimpseg.region import COLOURS, Label
 from glimpseg.version import __version__
 from glimpseg.volume import Grid, Volume, labels_onto
 
