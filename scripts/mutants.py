@@ -65,7 +65,7 @@ MODULES = {
         ("Histogram.*", "Counts.*", "_draw", "_temperatures", "_of", "_add", "_errors", "_gains"),
     ),
     "protocol": Module("protocol.py", ("protocol",)),
-    "augment": Module("data/augment.py", ("augment", "data")),
+    "augment": Module("data/augment.py", ("augment",)),
     "schedule": Module("schedule.py", ("schedule",)),
     "recipe": Module("recipe.py", ("schedule",)),
     "train": Module("train.py", ("ema", "schedule"), ("_Training.step", "_Training.model_weights", "_due")),

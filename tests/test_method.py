@@ -199,13 +199,6 @@ def test_a_study_of_one_sequence_always_shows_it():
     assert torch.equal(draw_subsets(available), available)
 
 
-def test_all_is_computed_where_the_image_lies():
-    there = torch.device("meta")
-    image, available = torch.zeros(1, 4, 2, 2, 2, device=there), torch.ones(1, 4, dtype=torch.bool, device=there)
-    found = [*subsets_within(available), blanked(image, available), Plain(TUMOUR).decode(image)]
-    assert {tensor.device for tensor in found} == {there}
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_absent_channels_become_zero_in_the_images_own_type(dtype):
     image = torch.tensor([[1, torch.nan, 3, torch.inf], [5, 6, 7, 8]], dtype=dtype)[:, :, None, None, None]

@@ -159,7 +159,7 @@ def test_floats_are_rounded_within_a_thousandth(dtype):
 @pytest.mark.parametrize(
     ("values", "worst"),
     [
-        ([0, 1.0011, 2.25, 2.1], "2.25"),  # the farthest from a whole number
+        ([0, 1.25, 2.1, 5.0011], "1.25"),  # the farthest from a whole number
         ([0, 0.998], "0.998"),
         ([0, np.nan], "NaN or infinity"),
         ([0, -np.inf], "NaN or infinity"),
@@ -178,6 +178,21 @@ def test_values_between_whole_numbers_are_refused(values, worst):
 def test_floats_beyond_a_byte_are_an_image(value):
     with pytest.raises(InputError, match="is it an image"):
         whole_numbers(np.array([0, value]))
+
+
+@pytest.mark.parametrize("read", [whole_numbers, CONVENTIONS["msd"].read])
+def test_a_file_is_named_where_its_name_is_known(read):
+    with pytest.raises(InputError, match=r"^the label map should hold whole numbers but holds 0\.5"):
+        read(np.array([0.5]))
+    with pytest.raises(InputError, match=r"^seg\.nii\.gz should hold whole numbers but holds 0\.5"):
+        read(np.array([0.5]), "seg.nii.gz")
+
+
+def test_numbers_without_a_file_are_those_of_the_label_map():
+    with pytest.raises(InputError, match=r"^the label map holds the labels "):
+        CONVENTIONS["msd"].read(np.array([9]))
+    with pytest.raises(InputError, match=r"^the label map holds the labels "):
+        detect_convention({9}, "msd")
 
 
 def test_an_empty_array_is_a_label_map_of_nothing():

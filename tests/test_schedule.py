@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from glimpseg.data.loader import Sampling
+from glimpseg.errors import TrainingError
 from glimpseg.method import Learner, Progress
 from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe
 from glimpseg.region import Label
@@ -41,6 +42,10 @@ def test_a_warm_up_is_a_line_from_zero_to_the_first_value_both_ends_included():
     # Five steps: 0, 1/4, 2/4, 3/4, 4/4 of 8. Step 5 begins the cosine over the other four, at 8 again.
     expected = [0, 2, 4, 6, 8, 8, 5 + 3 * QUARTER, 5, 5 - 3 * QUARTER, 2]
     assert [cosine(step, 9, first=8, last=2, warmup=5) for step in range(10)] == pytest.approx(expected)
+
+
+def test_a_warm_up_of_two_steps_is_one_at_zero_and_one_at_the_first_value():
+    assert [cosine(step, 4, first=8, last=2, warmup=2) for step in range(5)] == pytest.approx([0, 8, 8, 5, 2])
 
 
 def test_a_warm_up_of_one_step_is_a_step_at_zero():
@@ -164,6 +169,38 @@ def test_no_gradient_is_left_after_a_step():
     assert learner.common.grad is None
 
 
+def plain(**changes):
+    """Gradient descent by the gradient itself."""
+    fields = {"learning_rate": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "steps": 1, "ema": 0}
+    return Optim(optimizer="sgd", **{**fields, **changes})
+
+
+def test_a_gradient_is_shortened_to_the_largest_norm():
+    learner, _, measured = stepped(plain(max_norm=0.25), 0)
+    # Each gradient is 1, so each is shortened to 1/4; the second runs at a tenth and decays by a quarter of itself.
+    assert learner.common.item() == pytest.approx(1 - 0.25)
+    assert learner.own.item() == pytest.approx(1 - 0.1 * (0.25 + 0.25))
+    # The norm is that before.
+    assert measured["gradient_norm"] == pytest.approx(2**0.5)
+
+
+def test_a_method_is_told_of_each_step(monkeypatch):
+    told = []
+    monkeypatch.setattr(Pair, "after_step", lambda self, progress: told.append((progress, self.common.item())))
+    stepped(plain(max_norm=None, steps=4, power=1), 2)
+    assert told == [(Progress(2, 4), pytest.approx(1 - 0.5))]  # after the weights have moved, by half of the rate
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(monkeypatch):
+    monkeypatch.setattr(Pair, "losses", lambda self, batch, progress: {"sum": torch.inf * self.common.sum()})
+    with pytest.raises(TrainingError) as stopped:
+        stepped(plain(steps=8), 3)
+    assert str(stopped.value) == (
+        "The gradient's norm is inf at step 3, though every loss term is finite. The last checkpoint is untouched. "
+        "Lower optim.learning_rate, or set optim.precision=fp32."
+    )
+
+
 @pytest.mark.parametrize(("done", "due"), [(1, False), (4, True), (5, False), (8, True), (10, True), (9, False)])
 def test_something_is_due_every_so_many_steps_and_at_the_end(done, due):
     assert _due(done, every=4, steps=10) is due
@@ -198,6 +235,10 @@ def test_other_warm_ups_are_allowed(fields):
 def test_a_norm_of_zero_is_refused(norm):
     with pytest.raises(ValidationError, match=f"max_norm should be above 0, or null for no clipping, not {norm}"):
         Optim(max_norm=norm)
+
+
+def test_a_norm_below_one_is_allowed():
+    assert Optim(max_norm=0.5).max_norm == 0.5
 
 
 def test_a_batch_is_divided_evenly_among_its_passes():
