@@ -56,7 +56,12 @@ NUMBER = "[number]"
 
 def whole_message(fault: Fault, place: Path, scans: Scans) -> re.Pattern[str]:
     """Matches all that a row has to say of its files in `place`."""
-    text = re.escape(fault.says.format(place=place, **numbers_of(scans)))
+    return pattern_of(fault.says, place=place, **numbers_of(scans))
+
+
+def pattern_of(message: str, **names: Any) -> re.Pattern[str]:
+    """Matches a message in which names in braces are filled in, and `WORDS` and `NUMBER` stand for anything."""
+    text = re.escape(message.format(**names))
     return re.compile(text.replace(re.escape(WORDS), ".+").replace(re.escape(NUMBER), r"[\d,]+"))
 
 
