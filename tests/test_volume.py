@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy.spatial.transform import Rotation
 
 from conftest import ORIENTATIONS
 from glimpseg import volume as volumes
@@ -247,9 +248,11 @@ def test_the_order_of_a_file_and_its_spacing_are_no_rotation():
 
 
 def test_no_grid_is_turned_against_itself():
-    # By rounding the cosine may be a little more than 1, of which there is no angle.
-    for degrees in range(46):
-        grid = Grid((9, 9, 9), turned(degrees, (0.7, 0.9, 1.1)))
+    # By rounding the cosine of some is a little more than 1, of which there is no angle.
+    for step in range(200):
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_rotvec(np.array([1, 2, 3]) * step / 600).as_matrix() * (0.7, 0.9, 1.1)
+        grid = Grid((9, 9, 9), affine)
         assert angle_degrees(grid, grid) == pytest.approx(0, abs=1e-5)
 
 
