@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fault_files import Scans, Word, command, plain, segment
+from fault_files import WORDS, Scans, Word, command, plain, segment
 
 PATIENCE_S = 1200.0
 
@@ -101,6 +101,7 @@ class Condition:
     """Gives the command in words, and how it ended. Raises: AssertionError where files are not as they should be."""
     code: int
     says: str = ""
+    """The whole message of a run that fails, in the form of `Fault.says`; of its names only `place`."""
 
 
 def shown(words: Sequence[str]) -> str:
@@ -328,25 +329,59 @@ def _read_only_cache(place: Path, tools: Tools) -> tuple[str, Done]:
     return f"{shown(words)} (again, the disk now read-only)", ended
 
 
+_NOT_WRITTEN = (
+    f"{{}} could not be written ({WORDS}). Nothing was left half-written. Free some space or choose another place with "
+    "-o"
+)
+_IN_USE = (
+    "The output folder {place}/out already holds files; nothing was written. Name another folder with -o, or pass "
+    "--overwrite to replace it."
+)
+_STOPPED = "stopped by SIGTERM; nothing half-written was left."
+_HALF = f".out.tmp-{WORDS}/{WORDS}"
+
+
 CONDITIONS = (
-    Condition(name="output on a read-only disk", run=_read_only, code=1, says="could not be written"),
-    Condition(name="output below a file", run=_below_a_file, code=1, says="could not be written"),
-    Condition(name="disk full (tmpfs of 60 kB)", run=_full_disk, code=1, says="could not be written"),
-    Condition(name="disk full while a result is replaced", run=_full_disk_spares_the_old, code=1, says="No space left"),
-    Condition(name="limit on the size of files", run=_quota, code=1, says="could not be written"),
-    Condition(name="output folder in use", run=_in_use, code=2, says="already holds files"),
-    Condition(name="--overwrite on a folder of somebody else", run=_not_ours, code=2, says="that glimpseg made"),
-    Condition(name="two runs into one folder", run=_two_runs, code=2, says="already holds files"),
-    Condition(name="SIGTERM while the result is written", run=_term_while_writing, code=143),
-    Condition(name="SIGTERM before", run=_term_while_working, code=143),
+    Condition(
+        name="output on a read-only disk", run=_read_only, code=1, says=_NOT_WRITTEN.replace("{}", "{place}/disk/out")
+    ),
+    Condition(
+        name="output below a file", run=_below_a_file, code=1, says=_NOT_WRITTEN.replace("{}", "{place}/file/out")
+    ),
+    Condition(
+        name="disk full (tmpfs of 60 kB)", run=_full_disk, code=1,
+        says=_NOT_WRITTEN.replace("{}", f"{{place}}/disk/{_HALF}"),
+    ),
+    Condition(
+        name="disk full while a result is replaced", run=_full_disk_spares_the_old, code=1,
+        says=_NOT_WRITTEN.replace("{}", f"{{place}}/disk/{_HALF}"),
+    ),
+    Condition(
+        name="limit on the size of files", run=_quota, code=1, says=_NOT_WRITTEN.replace("{}", f"{{place}}/{_HALF}")
+    ),
+    Condition(name="output folder in use", run=_in_use, code=2, says=_IN_USE),
+    Condition(
+        name="--overwrite on a folder of somebody else", run=_not_ours, code=2,
+        says="--overwrite replaces only a folder that glimpseg made, and {place}/out holds files but no run.json; "
+        "nothing was written. Name another folder with -o, or empty this one yourself.",
+    ),
+    Condition(name="two runs into one folder", run=_two_runs, code=2, says=_IN_USE),
+    Condition(name="SIGTERM while the result is written", run=_term_while_writing, code=143, says=_STOPPED),
+    Condition(name="SIGTERM before", run=_term_while_working, code=143, says=_STOPPED),
     Condition(name="kill -9, and again", run=_killed_and_again, code=0),
     Condition(name="spaces, quotes and $ in paths", run=_spaces, code=0),
     Condition(name="a path that is no UTF-8", run=_not_utf8, code=0),
-    Condition(name="a damaged file under such a path", run=_not_utf8_refused, code=3, says="cannot be read"),
+    Condition(
+        name="a damaged file under such a path", run=_not_utf8_refused, code=3,
+        says=f"{{place}}/caf\\udce9.nii.gz cannot be read as NIfTI ({WORDS}). Export it again.",
+    ),
     Condition(name="LC_ALL=C and an umlaut in the path", run=_plain_locale, code=0),
     Condition(name="no HOME", run=_homeless, code=0),
     Condition(name="a HOME that is not there", run=_home_nowhere, code=0),
     Condition(name="64 open files at most", run=_little_memory, code=0),
-    Condition(name="standard output on a full disk", run=_full_stdout, code=1, says="No space left"),
+    Condition(
+        name="standard output on a full disk", run=_full_stdout, code=1,
+        says=f"unexpected error (OSError: {WORDS}). Add --debug after glimpseg for the trace.",
+    ),
     Condition(name="read-only cache that is complete", run=_read_only_cache, code=0),
-)
+)  # fmt: skip

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import math
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ class Fault:
     """Writes the files into a folder and returns the command without model and output."""
     code: int
     says: str = ""
-    """A regular expression that the message, or the warning, has to match."""
+    """The whole message; where the command succeeds, all of its warnings, a line each. Names in braces are those of
+    `numbers_of`; `WORDS` and `NUMBER` stand for what another program decides."""
     same: bool = False
     """Whether the labels have to be those of the good study, in its place."""
     group: str = ""
@@ -43,6 +46,53 @@ def command(words: Sequence[Word], model: Path, output: Path) -> list[str]:
     """All of a command's words: those of a row, the model, the output."""
     whole = [model if word == "MODEL" else word for word in words]
     return [*map(os.fspath, whole), *([] if "MODEL" in words else ["-m", str(model)]), "-o", str(output)]
+
+
+WORDS = "[words]"
+"""What another program says in a message: zlib, nibabel, the system."""
+NUMBER = "[number]"
+"""Bytes of a compressed file."""
+
+
+def whole_message(fault: Fault, place: Path, scans: Scans) -> re.Pattern[str]:
+    """Matches all that a row has to say of its files in `place`."""
+    return pattern_of(fault.says, place=place, **numbers_of(scans))
+
+
+def pattern_of(message: str, **names: Any) -> re.Pattern[str]:
+    """Matches a message in which names in braces are filled in, and `WORDS` and `NUMBER` stand for anything."""
+    text = re.escape(message.format(**names))
+    return re.compile(text.replace(re.escape(WORDS), ".+").replace(re.escape(NUMBER), r"[\d,]+"))
+
+
+def numbers_of(scans: Scans) -> dict[str, Any]:
+    """The numbers of a good study that occur in messages."""
+    scan = scans["t1c"]
+    (x, y, z), sizes = scan.shape, scan.header.get_zooms()
+    air = int((voxels(scan) == 0).sum())
+    return {
+        "x": x, "y": y, "z": z,
+        "more": z + 1, "fewer": z - 1,
+        "shape": f"{x}x{y}x{z}",
+        "half_shape": f"{math.ceil(x / 2)}x{math.ceil(y / 2)}x{z}",
+        "one_less": f"{x - 1}x{y}x{z}",
+        "size": "x".join(f"{size:g}" for size in sizes),
+        "half_size": f"{2 * sizes[0]:g}x{2 * sizes[1]:g}x{sizes[2]:g}",
+        "size_y": f"{sizes[1]:g}", "size_z": f"{sizes[2]:g}",
+        "far": f"{(x - 1) * 3e6:.3g}",
+        "axes": "".join(nio.aff2axcodes(scan.affine)),
+        "air": f"{air:,}", "tissue": f"{x * y * z - air:,}",
+        "slice_bytes": f"{2 * x * y:,}", "cut_bytes": f"{2 * x * y - 500:,}",
+        "before": f"{scan.affine[2, 3] + 4 * sizes[2]:.1f}", "after": f"{scan.affine[2, 3] + 6 * sizes[2]:.1f}",
+        "step": f"{sizes[2]:.2f}",
+        "flat": _rows(scan.affine * np.array([[1], [1], [0], [1]])),
+        "not_finite": _rows(_with(0, 0, np.nan)(scan.affine.copy())),
+        "leaning": _rows(_sheared(9)(scan.affine.copy())),
+    }  # fmt: skip
+
+
+def _rows(affine: np.ndarray) -> str:
+    return "; ".join(" ".join(f"{number:g}" for number in row) for row in affine[:3])
 
 
 # Parts
@@ -92,6 +142,16 @@ def header_row(
         return segment(with_bytes(plain(place, scans, f"t1c{suffix}"), at, content))
 
     return Fault(name=name, make=make, code=code, says=says, same=same)
+
+
+def slices_row(name: str, more: int, suffix: str, says: str) -> Fault:
+    """A row whose header claims some slices more than there are."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        path = plain(place, scans, f"t1c{suffix}")
+        return segment(with_bytes(path, 46, struct.pack("<h", scans["t1c"].shape[2] + more)))
+
+    return Fault(name=name, make=make, code=3, says=says)
 
 
 def voxel_row(
@@ -196,27 +256,79 @@ def _extension(place: Path, scans: Scans) -> list[Word]:
     return segment(path)
 
 
+_NOT_READ = (
+    "{{place}}/{} is damaged: its header promises {} voxels, and reading them failed ({}). Copy or export it again."
+)
+_NO_HEADER = "{{place}}/{} cannot be read as NIfTI ({}). Export it again."
+_TOO_MANY = (
+    "{{place}}/t1c.nii.gz claims {} voxels; at most 1024 along an axis and 200,000,000 in all are read. Its header is "
+    "damaged, or it should be resampled."
+)
+_TOO_FAR = (
+    "{{place}}/t1c.nii{} claims {{shape}} voxels of {} mm, up to {} mm from the scanner's centre; read are voxels from "
+    "0.01 mm, sides up to 1024 mm and distances up to 100000 mm. Its header is damaged, or its unit is not the "
+    "millimetre."
+)
+_GOES_ON = "it goes on after the last voxel"
+_MORE, _FEWER = "{x}x{y}x{more}", "{x}x{y}x{fewer}"
+# 1024 x 1024 x 190 voxels of 8 bytes, and 352 bytes before them.
+_BOMB = (1024, 1024, 190), "1024x1024x190", "1,593,835,872"
+
+
 DAMAGED = (
-    Fault(name="gz with a flipped bit", make=_flipped, code=3, says="is damaged|cannot be read"),
-    Fault(name="gz cut in half", make=_cut, code=3, says="is damaged"),
-    Fault(name="gz whose checksum is wrong", make=_no_checksum, code=3, says="CRC|is damaged"),
-    Fault(name=".nii cut short", make=_cut_plain, code=3, says="is damaged"),
-    Fault(name="a web page called .nii.gz", make=_text, code=3, says="Not a gzipped file"),
-    Fault(name="an empty file", make=_empty, code=3, says="0 bytes"),
-    Fault(name="gz that goes on for 64 MB after its last voxel", make=_longer, code=3, says="goes on after the last"),
+    Fault(name="gz with a flipped bit", make=_flipped, code=3, says=_NOT_READ.format("t1c.nii.gz", "{shape}", WORDS)),
+    Fault(name="gz cut in half", make=_cut, code=3, says=_NOT_READ.format("t1c.nii.gz", "{shape}", WORDS)),
     Fault(
-        name="bomb: 1.6 GB that the header promises, in 1.6 MB",
-        make=_bomb((1024, 1024, 190), 1520 << 20), code=3, says="which no scan does",
+        name="gz whose checksum is wrong", make=_no_checksum, code=3,
+        says=_NOT_READ.format("t1c.nii.gz", "{shape}", WORDS),
     ),
-    Fault(name="1.6 GB promised, in 1 kB", make=_bomb((1024, 1024, 190), 0), code=3, says="cannot hold"),
-    header_row("header that claims 32767 x 32767 x 32767", 42, b"\xff\x7f" * 3, 3, "claims 32767x32767x32767"),
-    header_row("header that claims one slice more than there is", 46, struct.pack("<h", 500), 3, "is damaged", ".nii"),
-    header_row("header that claims fewer slices than there are", 46, struct.pack("<h", 5), 3, "goes on after"),
-    header_row("negative dimension", 42, struct.pack("<h", -40), 3, "claims|cannot be read"),
-    header_row("first voxel at byte 1e9", 108, struct.pack("<f", 1e9), 3, "begin at byte", ".nii"),
+    Fault(name=".nii cut short", make=_cut_plain, code=3, says=_NOT_READ.format("t1c.nii", "{shape}", WORDS)),
+    Fault(name="a web page called .nii.gz", make=_text, code=3, says=_NO_HEADER.format("t1c.nii.gz", WORDS)),
+    Fault(
+        name="an empty file", make=_empty, code=3,
+        says=_NO_HEADER.format("t1c.nii", "it has 0 bytes, too few for a header"),
+    ),
+    Fault(
+        name="gz that goes on for 64 MB after its last voxel", make=_longer, code=3,
+        says=_NOT_READ.format("t1c.nii.gz", "{shape}", _GOES_ON),
+    ),
+    Fault(
+        name="bomb: 1.6 GB that the header promises, in 1.6 MB", make=_bomb(_BOMB[0], 1520 << 20), code=3,
+        says=_NOT_READ.format(
+            "t1c.nii.gz", _BOMB[1], f"it would grow from {NUMBER} to {_BOMB[2]} bytes, which no scan does"
+        ),
+    ),
+    Fault(
+        name="1.6 GB promised, in 1 kB", make=_bomb(_BOMB[0], 0), code=3,
+        says=_NOT_READ.format("t1c.nii.gz", _BOMB[1], f"a gz file of {NUMBER} bytes cannot hold {_BOMB[2]}"),
+    ),
+    header_row(
+        "header that claims 32767 x 32767 x 32767", 42, b"\xff\x7f" * 3, 3, _TOO_MANY.format("32767x32767x32767")
+    ),
+    slices_row(
+        "header that claims one slice more than there is, .nii", 1, ".nii", _NOT_READ.format("t1c.nii", _MORE, WORDS)
+    ),
+    slices_row(
+        "header that claims one slice more than there is", 1, ".nii.gz", _NOT_READ.format("t1c.nii.gz", _MORE, WORDS)
+    ),
+    slices_row(
+        "header that claims one slice fewer than there are, .nii", -1, ".nii",
+        _NOT_READ.format("t1c.nii", _FEWER, _GOES_ON),
+    ),
+    slices_row(
+        "header that claims one slice fewer than there are", -1, ".nii.gz",
+        _NOT_READ.format("t1c.nii.gz", _FEWER, _GOES_ON),
+    ),
+    header_row("negative dimension", 42, struct.pack("<h", -40), 3, _TOO_MANY.format("-40x{y}x{z}")),
+    header_row(
+        "first voxel at byte 1e9", 108, struct.pack("<f", 1e9), 3,
+        _NO_HEADER.format("t1c.nii", "its voxels are said to begin at byte 1,000,000,000"), ".nii",
+    ),
     Fault(name="extension that claims 2 GB", make=_extension, code=0, same=True),
-    header_row("unknown number format", 70, struct.pack("<h", 77), 3, "cannot be read"),
-    header_row("voxels of 3 km", 280, struct.pack("<f", 3e6), 3, "unit is not the millimetre"),
+    header_row("unknown number format", 70, struct.pack("<h", 77), 3, _NO_HEADER.format("t1c.nii.gz", WORDS)),
+    header_row(
+        "voxels of 3 km", 280, struct.pack("<f", 3e6), 3, _TOO_FAR.format(".gz", "3e+06x{size_y}x{size_z}", "{far}")
+    ),
 )  # fmt: skip
 
 
@@ -264,31 +376,71 @@ def _colours(place: Path, scans: Scans) -> list[Word]:
     return segment(save(place / "t1c.nii.gz", array, scans["t1c"].affine))
 
 
+_BROKEN = (
+    "{{place}}/t1c.nii{} holds {} NaN or infinite voxels, {}. Segmenting it would be a guess: export it again, or "
+    "leave this sequence out."
+)
+_IN_BRAIN = _BROKEN.format(".gz", "1", "1 of them inside the brain")
+_STRAY = "study: T1c: {} NaN or infinite voxels in the background were set to it."
+_ONE_VALUE = (
+    "{{place}}/t1c.nii.gz holds the single value {} and no image. Leave this sequence out: glimpseg works with any "
+    "that remain."
+)
+_NO_INTENSITIES = (
+    "{{place}}/t1c.nii.gz holds colours or complex numbers ({}), not intensities. Give the magnitude image."
+)
+_NOT_3D = (
+    "{{place}}/t1c.nii.gz should be one three-dimensional volume but its shape is ({}): {}. Give the file of one "
+    "volume, or split it (fslsplit, nibabel.four_to_three)."
+)
+_SERIES = "a series of volumes (functional, diffusion, or several echoes)"
+
+
 VOXELS = (
-    voxel_row("one NaN in the brain", _at_centre(np.nan), 3, "1 NaN or infinite voxels, 1 of them inside"),
-    voxel_row("one infinity in the brain", _at_centre(np.inf), 3, "inside the brain"),
-    voxel_row("NaN everywhere", lambda array: np.full_like(array, np.nan), 3, "no finite voxel"),
-    voxel_row("three NaN in the air", _stray_nan, 0, "3 NaN or infinite", same=True),
-    voxel_row("air of NaN", _background_nan, 0, "in the background were set to it", same=True),
-    voxel_row("a single value", lambda array: np.full_like(array, 7), 3, "single value 7"),
-    voxel_row("zeros", np.zeros_like, 3, "Leave this sequence out"),
+    voxel_row("one NaN in the brain", _at_centre(np.nan), 3, _IN_BRAIN),
+    voxel_row("one infinity in the brain", _at_centre(np.inf), 3, _IN_BRAIN),
+    voxel_row(
+        "NaN everywhere", lambda array: np.full_like(array, np.nan), 3,
+        "{place}/t1c.nii.gz holds no finite voxel. Export it again.",
+    ),
+    voxel_row("three NaN in the air", _stray_nan, 0, _STRAY.format("3"), same=True),
+    voxel_row("air of NaN", _background_nan, 0, _STRAY.format("{air}"), same=True),
+    voxel_row("a single value", lambda array: np.full_like(array, 7), 3, _ONE_VALUE.format(7)),
+    voxel_row("zeros", np.zeros_like, 3, _ONE_VALUE.format(0)),
     Fault(name="scl_slope 0", make=_scaled(0, 0), code=0, same=True),
     Fault(name="scl_slope NaN", make=_scaled(np.nan, np.nan), code=0, same=True),
     Fault(name="scl_slope infinite", make=_scaled(np.inf, 0), code=0, same=True),
-    Fault(name="scl_inter NaN beside a slope", make=_scaled(2, np.nan), code=3, says="invalid intercept"),
+    Fault(
+        name="scl_inter NaN beside a slope", make=_scaled(2, np.nan), code=3, says=_NO_HEADER.format("t1c.nii", WORDS)
+    ),
     Fault(name="scl_slope 2, scl_inter 10", make=_scaled(2, 10), code=0),
     Fault(name="int16, big-endian", make=_stored(">i2"), code=0, same=True),
     Fault(name="uint64", make=_stored("<u8"), code=0, same=True),
     Fault(name="float64, big-endian", make=_stored(">f8"), code=0, same=True),
     Fault(name="float64 around 1e30", make=_stored("<f8", 1e30), code=0, same=True),
     Fault(name="float64 around 1e-30", make=_stored("<f8", 1e-30), code=0, same=True),
-    Fault(name="float64 around 1e300", make=_stored("<f8", 1e300), code=3, says="NaN or infinite voxels"),
-    Fault(name="colours (RGB)", make=_colours, code=3, says="colours or complex"),
-    voxel_row("complex numbers", lambda array: array.astype(np.complex64), 3, "colours or complex"),
-    voxel_row("one slice (2-D)", lambda array: array[:, :, 20], 3, "a single slice"),
-    voxel_row("four-dimensional, one volume", lambda array: array[..., None], 0, "single volume is used", same=True),
-    voxel_row("four-dimensional, three volumes", lambda array: np.stack([array] * 3, -1), 3, "a series of volumes"),
-    voxel_row("five-dimensional", lambda array: np.stack([array] * 2, -1)[..., None, :], 3, "three-dimensional"),
+    Fault(
+        name="float64 around 1e300", make=_stored("<f8", 1e300), code=3,
+        says=_BROKEN.format("", "{tissue}", "too many to be stray"),
+    ),
+    Fault(
+        name="colours (RGB)", make=_colours, code=3,
+        says=_NO_INTENSITIES.format("[('R', 'u1'), ('G', 'u1'), ('B', 'u1')]"),
+    ),
+    voxel_row("complex numbers", lambda array: array.astype(np.complex64), 3, _NO_INTENSITIES.format("complex64")),
+    voxel_row("one slice (2-D)", lambda array: array[:, :, 20], 3, _NOT_3D.format("{x}, {y}", "a single slice")),
+    voxel_row(
+        "four-dimensional, one volume", lambda array: array[..., None], 0,
+        "study: T1c has the shape ({x}, {y}, {z}, 1); its single volume is used.", same=True,
+    ),
+    voxel_row(
+        "four-dimensional, three volumes", lambda array: np.stack([array] * 3, -1), 3,
+        _NOT_3D.format("{x}, {y}, {z}, 3", _SERIES),
+    ),
+    voxel_row(
+        "five-dimensional", lambda array: np.stack([array] * 2, -1)[..., None, :], 3,
+        _NOT_3D.format("{x}, {y}, {z}, 1, 2", _SERIES),
+    ),
 )  # fmt: skip
 
 
@@ -355,16 +507,34 @@ def _stored_as(axes: str) -> Callable[[Path, Scans], list[Word]]:
 
 
 AXES = ["".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)]
+_AFFINE = "{{place}}/t1c.nii has {}: {}. Export the image again, or set the header from the scanner's geometry."
+_NOWHERE = "an affine that places no voxel (singular or not finite)"
+
+
 PLACES = (
     affine_row("oblique, 25 degrees", _turned(25), 0),
     affine_row("sheared as by a gantry tilt", _sheared(0.2), 0),
-    affine_row("axes nearly in one plane", _sheared(9), 3, "nearly lie in one plane"),
-    affine_row("singular affine", lambda affine: affine * np.array([[1], [1], [0], [1]]), 3, "places no voxel"),
-    affine_row("NaN in the affine", _with(0, 0, np.nan), 3, "places no voxel"),
-    affine_row("an origin 1e30 mm away", _with(0, 3, 1e30), 3, "from the scanner's centre"),
-    Fault(name="qform and sform differ", make=_two_forms, code=0, says="sform and qform differ", same=True),
-    Fault(name="neither sform nor qform", make=_no_form, code=0, says="says nothing of its orientation"),
-    Fault(name="qform alone, voxels of size 0", make=_no_size, code=3, says="gives no size"),
+    affine_row(
+        "axes nearly in one plane", _sheared(9), 3, _AFFINE.format("axes that nearly lie in one plane", "{leaning}")
+    ),
+    affine_row(
+        "singular affine", lambda affine: affine * np.array([[1], [1], [0], [1]]), 3,
+        _AFFINE.format(_NOWHERE, "{flat}"),
+    ),
+    affine_row("NaN in the affine", _with(0, 0, np.nan), 3, _AFFINE.format(_NOWHERE, "{not_finite}")),
+    affine_row("an origin 1e30 mm away", _with(0, 3, 1e30), 3, _TOO_FAR.format("", "{size}", "1e+30")),
+    Fault(
+        name="qform and sform differ", make=_two_forms, code=0, same=True,
+        says="study: T1c: sform and qform differ; the sform is used, as the standard asks.",
+    ),
+    Fault(
+        name="neither sform nor qform", make=_no_form, code=0,
+        says="study: T1c says nothing of its orientation (sform and qform code 0); its axes are taken as stored.",
+    ),
+    Fault(
+        name="qform alone, voxels of size 0", make=_no_size, code=3,
+        says=_NO_HEADER.format("t1c.nii", "its header gives no size of the voxels: [0.0, 0.0, 0.0]"),
+    ),
     *(Fault(name=axes, make=_stored_as(axes), code=0, same=True, group="all 48 axis codes") for axes in AXES),
 )  # fmt: skip
 
@@ -386,7 +556,10 @@ def _coarser(path: Path, scan: nibabel.Nifti1Image) -> Path:
 
 
 def _rotated(path: Path, scan: nibabel.Nifti1Image) -> Path:
-    return save(path, voxels(scan), _turned(20)(scan.affine))
+    """Around its own centre, so that its field of view still holds the other's."""
+    middle = np.eye(4)
+    middle[:3, 3] = (scan.affine @ [*(np.array(scan.shape) / 2), 1])[:3]
+    return save(path, voxels(scan), middle @ _turned(20)(np.linalg.inv(middle) @ scan.affine))
 
 
 def _twice(place: Path, scans: Scans) -> list[Word]:
@@ -472,27 +645,73 @@ def _put(value: float) -> Callable[[Path, np.ndarray, np.ndarray], None]:
     return change
 
 
+_OTHER_GRID = (
+    "study: FLAIR lies on another grid ({} voxels of {} mm, {{axes}}; the study: {{shape}} voxels of {{size}} mm, "
+    "{{axes}}) and was resampled. This assumes that the sequences are registered."
+)
+_APART = (
+    "Study study: FLAIR cannot be brought to the grid of the other sequences: its axes are turned by {} degrees (at "
+    "most 5) and {} % of the smaller field of view is shared (at least 50 %). Register the sequences first."
+)
+_GIVEN_TWICE = "{place}/t1c.nii.gz was given both as T1c and as T2. Name each file once; leave the absent out."
+_SAME_VOXELS = (
+    "Study study: the images given as T1c and T2 hold the same voxels. One of them is a copy; leave the absent "
+    "sequence out."
+)
+_NO_END = "{{place}}/{}.nii.gz is a link that leads nowhere. Give the file itself."
+_NOT_WHOLE = (
+    "{{place}}/data/S1/S1-seg.nii.gz should hold whole numbers but holds {}. Was it interpolated, or is it an image? "
+    "Resample label maps with nearest neighbour."
+)
+
+
 TOGETHER = (
-    pair_row("FLAIR half a voxel away", _moved(1.5), 0, "lies on another grid"),
-    pair_row("FLAIR with half as many voxels", _coarser, 0, "lies on another grid"),
-    pair_row("FLAIR turned by 20 degrees", _rotated, 3, "turned by 20.0 degrees"),
-    pair_row("FLAIR a metre away", _moved(1000), 3, "0 % of the smaller field of view"),
-    Fault(name="one file as T1c and T2", make=_twice, code=3, says="given both as"),
-    Fault(name="one file by two names (link)", make=_soft_link, code=3, says="given both as"),
-    Fault(name="one file by two names (hard link)", make=_hard_link, code=3, says="hold the same voxels|given both"),
-    Fault(name="a copy as T2, in another format", make=_copy, code=3, says="hold the same voxels"),
+    pair_row("FLAIR half a voxel away", _moved(1.5), 0, _OTHER_GRID.format("{shape}", "{size}")),
+    pair_row("FLAIR with half as many voxels", _coarser, 0, _OTHER_GRID.format("{half_shape}", "{half_size}")),
+    pair_row("FLAIR turned by 20 degrees", _rotated, 3, _APART.format("20.0", 100)),
+    pair_row("FLAIR a metre away", _moved(1000), 3, _APART.format("0.0", 0)),
+    Fault(name="one file as T1c and T2", make=_twice, code=3, says=_GIVEN_TWICE),
+    Fault(name="one file by two names (link)", make=_soft_link, code=3, says=_GIVEN_TWICE),
+    Fault(name="one file by two names (hard link)", make=_hard_link, code=3, says=_SAME_VOXELS),
+    Fault(name="a copy as T2, in another format", make=_copy, code=3, says=_SAME_VOXELS),
     Fault(name="a link to the file", make=_through_link, code=0, same=True),
-    Fault(name="links in a circle", make=_loop, code=3, says="leads nowhere"),
-    Fault(name="a link to nothing", make=_dangling, code=3, says="leads nowhere"),
-    Fault(name="a folder called .nii.gz", make=_folder, code=3, says="a folder or a device|no MR image"),
-    Fault(name="a named pipe", make=_pipe, code=3, says="a folder or a device"),
-    Fault(name="a name of 300 letters", make=_long_name, code=3, says="cannot be reached"),
-    Fault(name="labels written rescaled (2 reads as 2.2)", make=_labels(_rescaled), code=3, says="whole numbers"),
+    Fault(name="links in a circle", make=_loop, code=3, says=_NO_END.format("a")),
+    Fault(name="a link to nothing", make=_dangling, code=3, says=_NO_END.format("t1c")),
+    Fault(
+        name="a folder called .nii.gz", make=_folder, code=3,
+        says="t1c.nii.gz holds no MR image in DICOM (0 files are no DICOM, 0 are other DICOM objects, 0 are damaged). "
+        "Give the folder of the study's MR images.",
+    ),
+    Fault(
+        name="a named pipe", make=_pipe, code=3,
+        says="{place}/t1c.nii.gz is a folder or a device, not a file. Give the image itself.",
+    ),
+    Fault(
+        name="a name of 300 letters", make=_long_name, code=3,
+        says=f"{{place}}/{'x' * 300}.nii.gz cannot be reached ({WORDS}). Check the path.",
+    ),
+    Fault(
+        name="labels written rescaled (2 reads as 2.2)", make=_labels(_rescaled), code=3,
+        says=_NOT_WHOLE.format("3.3[number]"),  # 3 reads as 3.3, as nearly as the slope in the header says
+    ),
     Fault(name="a label of 3.9999", make=_labels(_put(3.9999)), code=0),
-    Fault(name="a label of 1.5", make=_labels(_put(1.5)), code=3, says="whole numbers but holds 1.5"),
-    Fault(name="a label of -1", make=_labels(_put(-1)), code=3, says="values from -1"),
-    Fault(name="a label of 255", make=_labels(_put(255)), code=3, says="no convention"),
-    Fault(name="labels on another grid", make=_labels(_wrong_grid), code=3, says="lies on another grid"),
+    Fault(name="a label of 1.5", make=_labels(_put(1.5)), code=3, says=_NOT_WHOLE.format(1.5)),
+    Fault(
+        name="a label of -1", make=_labels(_put(-1)), code=3,
+        says="{place}/data/S1/S1-seg.nii.gz should hold labels but holds values from -1 to 3. Is it an image?",
+    ),
+    Fault(
+        name="a label of 255", make=_labels(_put(255)), code=3,
+        says="{place}/data (1 references) holds the labels [1, 2, 3, 255], which no convention of the layout brats2023 "
+        "explains (brats2021: [1, 2, 4]; brats2023: [1, 2, 3]; brats2024: [1, 2, 3, 4]). Correct the file or name the "
+        "convention.",
+    ),
+    Fault(
+        name="labels on another grid", make=_labels(_wrong_grid), code=3,
+        says="No study could be scored.\nS1: Study S1: S1-seg.nii.gz lies on another grid ({one_less} voxels of {size} "
+        "mm, {axes}) than the images ({shape} voxels of {size} mm, {axes}). Give the reference that was drawn on these "
+        "images.",
+    ),
 )  # fmt: skip
 
 FAULTS = (*DAMAGED, *VOXELS, *PLACES, *TOGETHER)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fault_files import Fault, Scans, Word, plain, segment, voxels
+from fault_files import NUMBER, WORDS, Fault, Scans, Word, plain, segment, voxels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import dicom_phantoms
@@ -87,25 +87,60 @@ def _unlink(number: int) -> Callable[[list[Path]], None]:
     return lambda paths: paths[number].unlink()
 
 
+_SERIES = "Series 1 (t1_se_tra)"
+_TWO_PATIENTS = (
+    "t1c: The folder holds images of more than one patient (they differ in PatientID). One study of one patient is "
+    "needed: sort the files into a folder for each patient."
+)
+_NO_PLACE = f"{_SERIES} does not say where its slices lie, so it is no volume. Leave this sequence out."
+_NO_IMAGE = (
+    "{} holds no MR image in DICOM (1 files are no DICOM, 0 are other DICOM objects, 0 are damaged). Give the folder "
+    "of the study's MR images."
+)
+
+
 DICOM = (
     dicom_row("DICOM as it should be", lambda paths: None, 0),
-    dicom_row("DICOM: a file twice", _twice, 0, "more than once"),
-    dicom_row("DICOM: text files and a damaged DICOMDIR beside", _text_beside, 0),
-    dicom_row("DICOM: one SOPInstanceUID for two slices", _same_uid, 3, "SOPInstanceUID"),
-    Fault(name="DICOM: two patients in one folder", make=_two_patients, code=3, says="patient"),
-    dicom_row("DICOM: another patient's ID on one slice", _tags(2, PatientID="OTHER1"), 3, "patient"),
-    dicom_row("DICOM: a missing slice", _unlink(5), 3, "missing|gap|spacing|uneven|slice"),
-    dicom_row("DICOM: a file cut short", _cut, 3, "truncated|damaged|shape"),
-    dicom_row("DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 2, "holds 2 series"),
-    dicom_row("DICOM: Rows of 65535 on all", _all_tags(Rows=65535), 3, "claims|promises"),
-    dicom_row("DICOM: PixelSpacing of 0", _all_tags(PixelSpacing=[0, 0]), 3),
-    dicom_row("DICOM: no positions", _all_tags(ImagePositionPatient=None), 3, "where its slices lie|position"),
+    dicom_row("DICOM: a file twice", _twice, 0, "t1c: 1 files are there more than once and were taken once."),
+    dicom_row(
+        "DICOM: text files and a damaged DICOMDIR beside", _text_beside, 0,
+        "t1c: 1 DICOM files are damaged and were left aside.",
+    ),
+    dicom_row(
+        "DICOM: one SOPInstanceUID for two slices", _same_uid, 3,
+        "t1c: 2 files call themselves the same image (SOPInstanceUID) and differ in content. Which one is right cannot "
+        "be told: export the study again into an empty folder.",
+    ),
+    Fault(name="DICOM: two patients in one folder", make=_two_patients, code=3, says=_TWO_PATIENTS),
+    dicom_row("DICOM: another patient's ID on one slice", _tags(2, PatientID="OTHER1"), 3, _TWO_PATIENTS),
+    dicom_row(
+        "DICOM: a missing slice", _unlink(5), 3,
+        f"{_SERIES}: 1 slice is missing: 1 between slice 5 at {{before}} mm and slice 6 at {{after}} mm (along the "
+        "normal; slices are {step} mm apart). Copy or export the series again.",
+    ),
+    dicom_row(
+        "DICOM: a file cut short", _cut, 3,
+        f"{_SERIES}: A header promises {{slice_bytes}} bytes of pixels and {{cut_bytes}} follow: the file is "
+        "truncated, or Rows and Columns are wrong. Copy or export the series again.",
+    ),
+    dicom_row(
+        "DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 2,
+        "t1c was given as T1c and holds 2 series; one is needed. Give the folder of that series, or the whole study "
+        "with -i.",
+    ),
+    dicom_row(
+        "DICOM: Rows of 65535 on all", _all_tags(Rows=65535), 3,
+        f"{_SERIES} should be a brain scan but claims {{x}}x65535x{{z}} voxels (at most 1024 along a side, 200,000,000 "
+        "in all). Its header is wrong, or it is no brain scan.",
+    ),
+    dicom_row("DICOM: PixelSpacing of 0", _all_tags(PixelSpacing=[0, 0]), 3, _NO_PLACE),
+    dicom_row("DICOM: no positions", _all_tags(ImagePositionPatient=None), 3, _NO_PLACE),
     dicom_row(
         "DICOM: tags that name paths",
         _all_tags(PatientID="../../outside", SeriesDescription="../../outside", StudyID="/outside"), 0,
     ),
     dicom_row("DICOM: a UID that names a path", _all_tags(SeriesInstanceUID="../../outside"), 0),
-    Fault(name="DICOM: a folder without any", make=_no_dicom, code=3, says="no MR image"),
+    Fault(name="DICOM: a folder without any", make=_no_dicom, code=3, says=_NO_IMAGE.format("t1c")),
 )  # fmt: skip
 
 
@@ -174,17 +209,39 @@ def _tar_out(place: Path, scans: Scans) -> list[Word]:
     return segment(path)
 
 
+_LEADS_OUT = (
+    "{place}/t1c.zip: the name of member 1 leads out of the archive (absolute, '..', a drive, or a NUL in it). Nothing "
+    "of it was kept. Do not trust where it came from; else pack it again."
+)
+
+
 ARCHIVES = (
     Fault(name="zip with a DICOM series", make=_good, code=0),
     Fault(name="zip with a NIfTI study", make=_study, code=0),
-    zip_row("zip: names that lead outside", {"../outside.dcm": b"evil"}, "leads out of the archive"),
-    zip_row("zip: an absolute name", {"/tmp/outside.dcm": b"evil"}, "leads out of the archive"),
-    zip_row("zip: a drive in a name", {"C:\\outside.dcm": b"evil"}, "leads out of the archive"),
-    zip_row("zip: a bomb (64 MB in 64 kB)", {"a.dcm": bytes(64 << 20)}, "grows to"),
-    Fault(name="zip: encrypted", make=_encrypted, code=3, says="is encrypted"),
-    Fault(name="zip: cut short", make=_cut_zip, code=3, says="cannot be unpacked"),
-    Fault(name="zip: nothing but a link", make=_linked, code=3, says="holds no files"),
-    Fault(name="tar: a file below a link that leads outside", make=_tar_out, code=3, says="no MR image"),
-)
+    zip_row("zip: names that lead outside", {"../outside.dcm": b"evil"}, _LEADS_OUT),
+    zip_row("zip: an absolute name", {"/tmp/outside.dcm": b"evil"}, _LEADS_OUT),
+    zip_row("zip: a drive in a name", {"C:\\outside.dcm": b"evil"}, _LEADS_OUT),
+    zip_row(
+        "zip: a bomb (64 MB in 64 kB)", {"a.dcm": bytes(64 << 20)},
+        f"{{place}}/t1c.zip ({NUMBER} bytes) grows to 67,108,864 bytes or more; at most 2 GB and 200 times its size "
+        "are unpacked. If you trust it, unpack it yourself and name the folder.",
+    ),
+    Fault(
+        name="zip: encrypted", make=_encrypted, code=3,
+        says="{place}/t1c.zip is encrypted. Unpack it yourself and name the folder.",
+    ),
+    Fault(
+        name="zip: cut short", make=_cut_zip, code=3,
+        says=f"{{place}}/t1c.zip cannot be unpacked ({WORDS}). It is damaged: copy or export it again.",
+    ),
+    Fault(
+        name="zip: nothing but a link", make=_linked, code=3,
+        says="{place}/t1c.zip holds no files. Is it the right archive?",
+    ),
+    Fault(
+        name="tar: a file below a link that leads outside", make=_tar_out, code=3,
+        says=_NO_IMAGE.format("the archive"),
+    ),
+)  # fmt: skip
 
 SOURCES = (*DICOM, *ARCHIVES)

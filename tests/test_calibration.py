@@ -117,6 +117,8 @@ def test_by_default_there_are_fifteen_bins_each_with_its_lower_end():
     assert found.observed.tolist() == [0, 1, 1, *[0] * 11, 1]
     assert found.predicted == pytest.approx([0.0666, 0.0667, 0.1334, *[0] * 11, 0.999])
     assert metrics.reliability(np.array([0.5]), np.array([True]), bins=2).voxels.tolist() == [0, 1]
+    few = metrics.reliability(np.array([0.1, 0.1]), np.array([True, False]), bins=4)
+    assert (few.voxels.tolist(), few.observed.tolist()) == ([2, 0, 0, 0], [1, 0, 0, 0])
 
 
 def test_the_squared_error_is_summed_in_double_precision():
@@ -173,6 +175,7 @@ def test_certain_voxels_lie_at_the_ends_of_the_range():
     found = Histogram.of(np.array([0.0, 1.0, 1.0]), np.zeros(3, bool), np.ones(3, bool))
     assert (found.voxels[0], found.voxels[-1]) == (1, 2)
     assert (found.logits[0], found.logits[-1]) == (-32, 34)  # 2 * 17
+    assert len(found.voxels) == len(found.logits) == 49 * 64
     assert found.studies == 0  # the region is nowhere
 
 
@@ -195,15 +198,16 @@ def test_histograms_add_up_bin_by_bin():
         (9, 9, 1.0),
         (1.5, 9, math.log(1.5) / math.log(9)),  # not sure enough
         (1 / 9, 4, math.log(9) / math.log(1.5)),  # 10 % foretold, 4 of 10 true: odds 1/9 become 4 / 6
+        (99, 5.75, math.log(99) / math.log(5.75 / 4.25)),  # 15.2, not far from the hottest
     ],
 )
 def test_a_temperature_makes_the_mean_probability_the_share_that_is_true(value, true, temperature):
-    assert odds(value, 10, true).temperature() == pytest.approx(temperature, rel=1e-6)
+    assert odds(value, 1000, 100 * true).temperature() == pytest.approx(temperature, rel=1e-6)
 
 
 def test_the_temperature_of_two_groups_is_the_maximum_of_the_likelihood():
-    # By another way: the likelihood itself, of logits ln 9 (6 of 10 true) and -ln 4 (3 of 20).
-    groups = ((math.log(9), 10, 6), (-math.log(4), 20, 3))
+    # By another way: the likelihood itself, of logits ln 9 (6 of 10 true), -ln 4 (3 of 20) and ln 2 (one, not true).
+    groups = ((math.log(9), 10, 6), (-math.log(4), 20, 3), (math.log(2), 1, 0))
 
     def loss(log_t):
         inverse = math.exp(-log_t)
@@ -213,18 +217,18 @@ def test_the_temperature_of_two_groups_is_the_maximum_of_the_likelihood():
         )
 
     expected = math.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-9}).x)
-    assert (odds(9, 10, 6) + odds(1 / 4, 20, 3)).temperature() == pytest.approx(expected, rel=1e-6)
+    assert (odds(9, 10, 6) + odds(1 / 4, 20, 3) + odds(2, 1, 0)).temperature() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("true", "temperature"), [(4, 20.0), (5, 20.0), (0, 1.0), (10, 1.0)])
+@pytest.mark.parametrize(("true", "temperature"), [(1, 20.0), (4, 20.0), (5, 20.0), (0, 1.0), (10, 1.0)])
 def test_a_model_that_knows_nothing_gets_the_hottest_temperature(true, temperature):
     # At 90 % a half or less is true: the hotter the better. All or none true: nothing can be said.
     assert odds(9, 10, true).temperature() == temperature
 
 
 def test_a_model_that_is_nearly_always_right_gets_the_coldest_temperature():
-    # Odds of 1.1 with 999,999 of a million true would need 1/145: ln 1.1 / ln 999,999.
-    assert odds(1.1, 10**6, 10**6 - 1).temperature() == 0.05
+    # Odds of 1.1 with 96 of 100 true would need ln 1.1 / ln 24 = 0.03.
+    assert odds(1.1, 100, 96).temperature() == 0.05
 
 
 def test_probabilities_of_bins_are_at_the_temperature_and_0_where_nothing_is():
@@ -252,7 +256,7 @@ def test_reliability_at_a_temperature_is_as_by_hand():
 
 def test_certainty_belongs_to_the_last_bin_of_a_reliability():
     certain = Histogram.of(np.array([1.0]), np.array([True]), np.array([True]))
-    assert certain.reliability().voxels[-1] == 1
+    assert certain.reliability().voxels.tolist() == [0] * 14 + [1]
 
 
 def test_the_dice_estimated_from_bins_is_as_by_hand():
@@ -324,19 +328,23 @@ def test_the_error_of_an_estimate_is_its_distance_from_the_true_dice():
 
 
 def test_gains_are_paired_over_the_cases_and_averaged_over_the_regions():
-    # Study a: WT 0.5 to 0.6, ET 0.2 to 0.5. Study b: WT 0.7 to 0.6, ET 0.4 to 0.4.
-    values = {("a", "t1"): (0.5, 0.2), ("a", "t1+t2"): (0.6, 0.5), ("b", "t1"): (0.7, 0.4), ("b", "t1+t2"): (0.6, 0.4)}
+    # WT and ET go from 0.5 to 0.6 and 0.2 to 0.5 in study a, 0.7 to 0.6 and not at all in b, 0.1 to 0.4 and not in c.
+    values = {
+        ("a", "t1"): (0.5, 0.2), ("a", "t1+t2"): (0.6, 0.5),
+        ("b", "t1"): (0.7, 0.4), ("b", "t1+t2"): (0.6, 0.4),
+        ("c", "t1"): (0.1, 0.9), ("c", "t1+t2"): (0.4, 0.9),
+    }  # fmt: skip
     lines = [
         line(*key, region, v) for key, pair in values.items() for region, v in zip(("WT", "ET"), pair, strict=True)
     ]
-    found = calibrate._gains(Scores(lines), [Region.WT, Region.ET], Bootstrap(2))
+    found = calibrate._gains(Scores(lines), [Region.WT, Region.ET], Bootstrap(3))
     assert list(found) == [T1]  # T2 alone was not measured
     (gain,) = found[T1]
     assert gain.sequence is T2
-    assert gain.regions[Region.WT].mean == pytest.approx(0.0)  # (0.1 - 0.1) / 2
-    assert gain.regions[Region.ET].mean == pytest.approx(0.15)  # (0.3 + 0) / 2
-    assert gain.mean.mean == pytest.approx(0.075)
-    assert gain.mean.cases == 2
+    assert gain.regions[Region.WT].mean == pytest.approx(0.1)  # (0.1 - 0.1 + 0.3) / 3
+    assert gain.regions[Region.ET].mean == pytest.approx(0.1)  # (0.3 + 0 + 0) / 3
+    assert gain.mean.mean == pytest.approx(0.1)
+    assert gain.mean.cases == 3
 
 
 def test_a_subset_names_the_gain_of_each_sequence_that_it_lacks():

@@ -87,7 +87,9 @@ def test_temperatures_are_those_of_the_subset():
 def test_the_sentences_of_a_subset_with_a_helpful_sequence():
     few = expected(dice=Interval(0.8, NAN, NAN, 5))
     best = gain(
-        T2, interval(0.05), {Region.WT: interval(0.06, 0.044, 0.071), Region.ET: interval(-0.002, -0.01, 0.006)}
+        T2,
+        interval(0.5, 0.44, 0.56),
+        {Region.WT: interval(0.06, 0.044, 0.071), Region.ET: interval(-0.002, -0.01, 0.006)},
     )
     subsets = {TWO: {Region.WT: expected(dice=interval(0.8996, 0.8931, 0.9049)), Region.ET: few}}
     assert told({TWO: (best, gain(T1, interval(0.02)))}, subsets).sentences(TWO) == [
@@ -95,7 +97,7 @@ def test_the_sentences_of_a_subset_with_a_helpful_sequence():
         # 89.96 % is 90.0, 89.31 is 89.3, 90.49 is 90.5; 70.4 % is 70.
         "  WT: mean Dice 90.0 % (95 % interval 89.3 to 90.5); one case in ten had 70 % or less.",
         "  ET: mean Dice 80.0 % (5 cases, too few for an interval).",
-        "Of the absent sequences T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice there "
+        "Of the absent sequences T2 would help most: +50.0 (+44.0 to +56.0) points of mean Dice there "
         "(WT +6.0 (+4.4 to +7.1), ET -0.2 (-1.0 to +0.6)).",
     ]
 
@@ -131,6 +133,13 @@ def test_of_all_four_sequences_nothing_more_is_said():
 
 def test_a_subset_that_no_study_had_is_not_known():
     assert told().sentences(T1) == ["What to expect from T1 is not known: no study of phantoms had these."]
+
+
+def test_a_temperature_below_one_and_a_measured_error_are_read():
+    tree = changed((*WT, "temperature"), 0.05)
+    tree["subsets"]["t1c+flair"]["WT"]["ece_after"] = 0.011
+    found = Expectations.from_tree(tree).subsets[TWO][Region.WT]
+    assert (found.temperature, found.ece_after) == (0.05, 0.011)
 
 
 # The file

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy.spatial.transform import Rotation
 
 from conftest import ORIENTATIONS
 from glimpseg import volume as volumes
@@ -242,6 +243,21 @@ def test_a_grid_of_another_shape_is_another():
 def test_the_order_of_a_file_and_its_spacing_are_no_rotation():
     other = oriented(ras_volume(), "PIL").grid
     assert angle_degrees(Grid((9, 9, 9), np.eye(4)), other) == pytest.approx(0, abs=1e-5)
+    coarse = Grid((9, 9, 9), turned(10, (2.0, 3.0, 4.0)))
+    assert angle_degrees(Grid((9, 9, 9), np.eye(4)), coarse) == pytest.approx(10)
+
+
+def test_no_grid_is_turned_against_itself():
+    # By rounding the cosine of some is a little more than 1, of which there is no angle.
+    for step in range(200):
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_rotvec(np.array([1, 2, 3]) * step / 600).as_matrix() * (0.7, 0.9, 1.1)
+        grid = Grid((9, 9, 9), affine)
+        assert angle_degrees(grid, grid) == pytest.approx(0, abs=1e-5)
+
+
+def test_half_a_turn_in_the_plane_is_only_another_order_of_the_file():
+    assert angle_degrees(Grid((9, 9, 9), np.eye(4)), Grid((9, 9, 9), np.diag([-1.0, -1, 1, 1]))) == 0
 
 
 @pytest.mark.parametrize(
@@ -289,6 +305,7 @@ def test_air_reaches_the_border_through_faces_only():
     outside[0] = True
     outside[1, 2, 2] = outside[2, 3, 2] = True
     found = connected_to_border(outside)
+    assert found.shape == (5, 5, 5)
     assert found[1, 2, 2]
     assert not found[2, 3, 2]
     assert found.sum() == 26
@@ -384,9 +401,10 @@ def test_a_step_that_is_hardly_longer_is_not_smoothed():
     image[2, 2, 2] = 1
     found = onto(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.01, 1.01, 1.01)))).voxels
     assert found.item() == 1
-    image[2, 2, 2] = 7  # steps of 1.04: 0.12 voxels
-    found = onto(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.04, 1, 1)))).voxels
-    assert found.item() == pytest.approx(7 * gaussian(np.sqrt(1.04**2 - 1) / 2.354820045, [0])[0])
+    # Steps of 1.2: 0.28 voxels.
+    found = onto(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.2, 1, 1)))).voxels
+    assert found.item() == pytest.approx(gaussian(np.sqrt(1.2**2 - 1) / 2.354820045, [0])[0])
+    assert found.item() < 0.998
 
 
 @pytest.mark.parametrize(
@@ -451,6 +469,7 @@ def test_a_large_image_is_resampled_in_parts_to_the_same_voxels(grid, small_part
     image = ras_volume((19, 22, 17), (1, 1, 1))
     image = Volume(image.voxels, np.eye(4))
     in_parts = onto(image, grid).voxels
+    assert in_parts.dtype == np.float32
     monkeypatch.setattr(volumes, "LARGE_VOXELS", 10**9)
     assert np.abs(in_parts - onto(image, grid).voxels).max() < 1e-5
 

@@ -53,9 +53,10 @@ DEFLATE_RATIO = 1032
 MAXIMAL_GAP_MM = 1e-3
 """How far sform and qform may differ before it is worth a warning."""
 SLACK_BYTES = 1024
-"""What a gz file may hold after its last voxel."""
+"""What a file may hold after its last voxel."""
 WIDESPREAD = 0.01
 """Share of voxels that may be NaN or infinite beside an ordinary background."""
+GOES_ON = "it goes on after the last voxel"
 _HEADER_BYTES = 540
 """Of NIfTI-2, the longer one."""
 _PIECE_BYTES = 1 << 24
@@ -345,6 +346,8 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
     source = image.dataobj
     try:
         with np.errstate(all="ignore"):  # beyond the range is infinity, which the caller judges
+            if path.name.lower().endswith(".nii") and nibabel.is_proxy(source) and path.stat().st_size > _end(image):
+                raise OSError(GOES_ON)
             if path.name.lower().endswith(".gz") and nibabel.is_proxy(source):
                 yield from _inflated(path, image, number)
             elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
@@ -357,6 +360,11 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
             f"{path} is damaged: its header promises {'x'.join(map(str, image.shape))} voxels, and reading them "
             f"failed ({_first_line(error)}). Copy or export it again."
         ) from error
+
+
+def _end(image: nibabel.Nifti1Image) -> int:
+    """The byte at which a file ends at the latest, by its header. What is longer has slices that would be lost."""
+    return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize + SLACK_BYTES
 
 
 def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -385,7 +393,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
             del content
         _pass(stream, place, size, size)
         if len(stream.read(SLACK_BYTES + 1)) > SLACK_BYTES:
-            raise OSError("it goes on after the last voxel")
+            raise OSError(GOES_ON)
 
 
 def _pass(stream: io.BufferedIOBase, begin: int, end: int, size: int) -> None:

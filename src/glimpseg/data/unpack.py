@@ -43,6 +43,9 @@ MAXIMAL_NAME = 120
 LARGEST_READ = 16 << 20
 """Bytes at once; directories and headers of honest archives are smaller."""
 CHUNK = 1 << 20
+UNPACKED = "the archive"
+"""Name of the folder into which an archive is unpacked; messages call it so. The archive's own name may be a patient's,
+and warnings are written into results."""
 ENCRYPTED = 0x41
 """Flags of a zip member: encrypted, strongly encrypted."""
 _UNREADABLE = (
@@ -73,12 +76,13 @@ def unpacked(place: Path) -> Iterator[Path]:
     if not place.name.lower().endswith(SUFFIXES):
         raise InputError(f"{place} is neither a folder nor an archive ({', '.join(SUFFIXES)}). Name one of these.")
     with tidy_on_sigterm():
-        folder = _private_folder()
+        temporary = _private_folder()
         try:
+            folder = _folder_in(temporary)
             _unpack(place, folder)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _private_folder() -> Path:
@@ -86,6 +90,15 @@ def _private_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="glimpseg-"))  # mode 0700
     except OSError as error:
         raise _not_written(error) from error
+
+
+def _folder_in(temporary: Path) -> Path:
+    folder = temporary / UNPACKED
+    try:
+        folder.mkdir(0o700)
+    except OSError as error:
+        raise _not_written(error) from error
+    return folder
 
 
 def _unpack(place: Path, folder: Path) -> None:
