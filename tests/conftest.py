@@ -39,9 +39,12 @@ import nibabel  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from glimpseg import checkpoint, cli, methods  # noqa: E402
+from glimpseg.journal import Journal  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
+from glimpseg.segmentation import Segmentation  # noqa: E402
 
 torch.set_num_threads(THREADS)
 # A busy machine is no failure, and the same commit gives the same verdict twice.
@@ -123,6 +126,14 @@ def write_head(folder, name="S1", seed=0, modalities=tuple(Modality), affine=AFF
     if reference:
         nibabel.save(nibabel.Nifti1Image(labels, affine), place / f"{name}-seg.nii.gz")
     return place
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """`preview.png` is an empty figure and `progress.png` is not drawn, for tests that do not look at them: pictures
+    take two thirds of the time of a small study, and two fifths of that of a short training."""
+    monkeypatch.setattr(Segmentation, "preview", lambda found: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(Journal, "draw", lambda journal: None)
 
 
 # The command line

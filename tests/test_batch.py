@@ -22,6 +22,8 @@ from glimpseg.segmentation import RECORD, Segmentation
 from glimpseg.tally import FAILURES, JOURNAL, Part
 from glimpseg.work import Wanted
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def model(model_folder):

@@ -13,6 +13,8 @@ from conftest import NETWORKS, small_recipe
 from glimpseg import checkpoint, compiling, methods
 from glimpseg.train import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 COMPILER = shutil.which("c++") or shutil.which("g++")

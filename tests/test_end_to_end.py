@@ -170,8 +170,9 @@ def test_the_whole_way_from_phantom_to_report(tmp_path):
         assert made.returncode == 0, made.stderr
         assert len(made.stdout.split()) == 2
     small = [
-        "--set=config.width=8",
-        "--set=data.sampling.patch=[32,32,32]",
+        "--set=config.width=4",
+        "--set=data.preprocess.spacing_mm=6",  # a brain in few windows
+        "--set=data.sampling.patch=[16,16,16]",
         "--set=optim.steps=4",
     ]
     trained = command_line("train", "unet/phantom", *small, "--data", tmp_path / "train", "-o", tmp_path / "run")

@@ -26,6 +26,8 @@ from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 fault_files = importlib.import_module("fault_files")

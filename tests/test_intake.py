@@ -22,6 +22,8 @@ from glimpseg.intake import items
 from glimpseg.modality import Modality
 from glimpseg.volume import Volume, onto
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SERIES = {
     Modality.T1: ("t1_se_tra", {"RepetitionTime": 550, "EchoTime": 12, "ScanningSequence": "SE"}),
     Modality.T1C: (

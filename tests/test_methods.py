@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -80,17 +81,15 @@ def test_what_a_study_lacks_never_reaches_the_loss(recipe, batch, subset):
     available = torch.stack([as_mask(subset), as_mask(SUBSETS[-1])] * (len(batch.image) // 2))
     absent = ~available[:, :, None, None, None]
     told = []
-    for filling in (0.0, 7.0, torch.nan):
+    for filling in (7.0, torch.nan):  # a factor of 0 would hide the first, a replaced NaN the second
         torch.manual_seed(1)
         told.append(
             learner.losses(
                 replace(batch, image=batch.image.masked_fill(absent, filling), available=available), Progress(0, 1)
             )
         )
-    sum(told[2].values()).backward()
-    assert all(
-        torch.equal(told[0][name], told[2][name]) and torch.equal(told[1][name], told[2][name]) for name in told[0]
-    )
+    sum(told[1].values()).backward()
+    assert all(torch.equal(told[0][name], told[1][name]) for name in told[0])
     assert all(p.grad.isfinite().all() for p in learner.parameters() if p.grad is not None)
 
 
@@ -133,8 +132,11 @@ def test_every_parameter_is_trained(recipe, batch):
     torch.manual_seed(0)
     learner = methods.build(recipe)
     grouped = {id(p) for group in learner.parameter_groups() for p in group["params"]}
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     for _ in range(8):  # draws of subsets, so that every modality is seen
         sum(learner.losses(batch, Progress(0, 1)).values()).backward()
+        if all(parameter.grad is not None and parameter.grad.any() for parameter in trained):
+            break
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad:
             assert id(parameter) in grouped, f"{name} is in no group"
@@ -214,14 +216,20 @@ def test_the_terms_are_those_of_the_doc_page(recipe, learner, batch):
     assert named == set(learner.losses(batch, Progress(0, 1)))
 
 
-def test_equations_of_the_page_name_functions_of_the_code(recipe):
-    page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
-    rows = [line.split("|") for line in page.splitlines() if re.match(r"\|\s*\(?\d+", line)]
-    assert rows, "the page has no equation table"
+@cache
+def functions_of_the_package():
     defined = set()
     for path in Path(glimpseg.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         defined |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return defined
+
+
+def test_equations_of_the_page_name_functions_of_the_code(recipe):
+    page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
+    rows = [line.split("|") for line in page.splitlines() if re.match(r"\|\s*\(?\d+", line)]
+    assert rows, "the page has no equation table"
+    defined = functions_of_the_package()
     for row in rows:
         names = re.findall(r"`(?:[\w.]*\.)?(\w+)`", row[3])
         assert names, f"equation {row[1].strip()} names no function"

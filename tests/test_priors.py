@@ -37,6 +37,8 @@ from glimpseg.priors.synthetic import spoiled
 from glimpseg.region import Label, Region
 from glimpseg.train import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 LABELS = (Label.NCR, Label.ED, Label.ET)
 SPOILED = Prior(kind="synthetic")

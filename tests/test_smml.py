@@ -14,8 +14,9 @@ from conftest import small_recipe
 from glimpseg import checkpoint, methods, models
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.losses import one_hot, region_fusion_terms
-from glimpseg.method import Progress
+from glimpseg.method import Progress, authors_name
 from glimpseg.methods import mmformer, smml
+from glimpseg.methods.smml import authors
 from glimpseg.methods.smml.network import Refiner
 from glimpseg.methods.smml.objective import (
     Nodes,
@@ -438,21 +439,23 @@ def test_what_was_settled_in_training_is_no_choice(tmp_path, method, choices, me
         checkpoint.load(tmp_path / "m", choices=choices)
 
 
-def test_two_branches_are_two_checkpoints(stored, tmp_path):
-    weights = smml_reference.authors_weights(stored)
-    for name in [name for name in weights if name.startswith("2.")]:
-        weights[name] = weights[name] * 2
-    files = []
+def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
+    narrow = {"width": 4, "token_width": 16, "heads": 2, "mlp_width": 16, "crop": (32, 32, 32)}
+    config = replace(smml.OFFICIAL, network=replace(smml.OFFICIAL.network, **narrow), refine_width=4)
+    monkeypatch.setattr(authors, "OFFICIAL", config)
+    torch.manual_seed(0)
+    network, files = smml.SMML(config, LABELS), []
+    theirs = {authors_name(name, authors.NAMES): value for name, value in network.state_dict().items()}
     for number in "12":
         files.append(tmp_path / f"branch{number}.pth")
-        torch.save({"state_dict": {k[2:]: v for k, v in weights.items() if k.startswith(number)}}, files[-1])
+        torch.save({"state_dict": {k[2:]: v for k, v in theirs.items() if k.startswith(number)}}, files[-1])
     model = checkpoint.load(models.import_model("smml", files, tmp_path / "m"))
     assert model.network.refiners is None
     assert model.recipe.data.sampling.patch == (32, 32, 32)
     assert "branch1.pth, branch2.pth" in json.dumps(model.provenance["imported"])
-    for number, branch in enumerate(model.network.branches, 1):
-        theirs = weights[f"{number}.decoder_fuse.seg_layer.bias"]
-        assert torch.equal(branch.joint.segment.bias, theirs)
+    for taken, given in zip(model.network.branches, network.branches, strict=True):
+        weights = taken.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in given.state_dict().items())
     with pytest.raises(UsageError, match="made of 2 checkpoints"):
         models.import_model("smml", files[0], tmp_path / "one")
 

@@ -25,6 +25,8 @@ from glimpseg.modality import Modality
 from glimpseg.recipe import Optim
 from glimpseg.train import _Training, train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 
 

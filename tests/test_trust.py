@@ -36,6 +36,8 @@ from glimpseg.study import Study
 from glimpseg.uncertainty import DiceEstimate, calibrated, doubts, estimated_dice, mirrored
 from glimpseg.volume import Volume
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 REGIONS = (Region.WT, Region.TC, Region.ET)
 TWO = parse("t1c+flair")
 THREE = parse("t1c+t2+flair")

@@ -37,6 +37,8 @@ from glimpseg.recipe import Init, Optim
 from glimpseg.train import _Training, train
 from glimpseg.transfer import transfer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 SEGMENTERS = [name for name in methods.names() if issubclass(methods.module(name).METHOD, Segmenter)]
 SMALL = {

@@ -53,8 +53,9 @@ def import_model(
             raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
     refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
     digests = [checkpoint.sha256_of(path) for path in paths]
-    weights = read_weights(paths[0])
-    if wanted > 1:  # numbered, so that names do not clash
+    if wanted == 1:
+        weights = read_weights(paths[0])
+    else:  # numbered, so that names do not clash
         weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
     network = module.from_authors(weights)
     record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
