@@ -28,7 +28,7 @@ test: $(VENV)/.test
 # others. GLIMPSEG_TEST_THREADS sets the threads of a process.
 test-numerics: $(VENV)/.test
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
-	  $(BIN)/python -m pytest --numprocesses 2 -p no:cacheprovider -m numerics $(NUMERICS)
+	  $(BIN)/python -m pytest --numprocesses 2 -p no:cacheprovider -m 'numerics and not slow' $(NUMERICS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -92,7 +92,6 @@ def test_losses_of_seeded_tensors_and_their_gradients_are_the_authors(seeded):
 def test_one_step_leaves_the_authors_gradients_weights_and_statistics(stored):
     if gib_free() < STEP_GIB:
         pytest.skip(f"two networks of 154 million parameters need about {STEP_GIB} GiB of free memory")
-    # Where a gradient is nearly 0, its sign is rounding, and Adam's first step of 1e-4 goes up or down.
     assert not reference.beyond("mstkdnet", mstkdnet_reference.step(stored))
 
 

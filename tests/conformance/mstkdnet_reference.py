@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.reference import drawn, mapped, pair
+from conformance.reference import ULP, drawn, mapped, pair
 from glimpseg.method import authors_name
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.network import Discriminator, Seen
@@ -36,6 +36,9 @@ SEEN = torch.tensor([True, False, False, True])
 SALTS = {"model_missing": "S:", "model_full": "T:", "d_style": "D:"}
 OURS = [mstkdnet.ORDER.index(modality) for modality in Modality]
 LABELS = (Label.NCR, Label.ED, Label.ET)
+RATE = 1e-4
+FLIPS = 2
+"""Weights of a tensor whose first step may go the other way by rounding."""
 STEP_GRAM, STEP_ATTENTION = 1e11, 1e2
 """The authors' weights in the one step that is stored, so that no term drowns."""
 
@@ -276,7 +279,7 @@ def step(stored, dtype=torch.float32):
     value.backward()
     both_networks = network.parameter_groups()[0]["params"]
     before = {_authors(name): float(value.detach().double().sum()) for name, value in network.named_parameters()}
-    torch.optim.Adam(both_networks, lr=1e-4, weight_decay=1e-5).step()
+    torch.optim.Adam(both_networks, lr=RATE, weight_decay=1e-5).step()
     parameters = {_authors(name): value for name, value in network.named_parameters()}
     for who, part in (("T", "model_full"), ("S", "model_missing")):
         for name, norm, after, none in zip(
@@ -291,17 +294,18 @@ def step(stored, dtype=torch.float32):
                 continue
             mine = parameters.pop(f"{part}.{name}")
             found[f"gradient {who}/{name}"] = pair(mine.grad.double().norm(), norm)
-            # A gradient of 1e-10 is rounding, and Adam's first step is its sign.
+            # A gradient of 1e-10 is rounding altogether.
             if norm > 1e-6:
                 start, count = before[f"{part}.{name}"], mine.numel()
                 moved = (float(mine.detach().double().sum()) - start) / count
-                found[f"moved {who}/{name}"] = pair(moved, (after - start) / count)
+                # Adam's first step is RATE up or down. Where a gradient is nearly 0, its sign is rounding.
+                found[f"moved {who}/{name}"] = pair(moved, (after - start) / count, floor=FLIPS * 2 * RATE / count)
         for name, total_of in zip(
             stored[f"net64/train/{who}/bn_keys"].tolist(), stored[f"net64/train/{who}/bn_sum"], strict=True
         ):
             place, _, statistic = name.rpartition(".")
             mine = getattr(norms[f"{part}.{place}"], statistic)
-            found[f"running {who}/{name}"] = pair(mine.double().mean(), total_of / mine.numel())
+            found[f"running {who}/{name}"] = pair(mine.double().mean(), total_of / mine.numel(), floor=ULP)
     left = sorted(name for name in parameters if not name.startswith("d_style"))
     assert not left, f"the reference has no gradient of {left}"
     return found

@@ -30,13 +30,16 @@ class Pair(NamedTuple):
 
     ours: np.ndarray
     theirs: np.ndarray
+    floor: float = 0.0
+    """An absolute difference that rounding may make whatever its scale, where whole steps or sums that cancel ask for
+    one."""
 
 
-def pair(ours, theirs):
+def pair(ours, theirs, floor=0.0):
     """Both as fp64 arrays; ours may be a tensor with a gradient."""
     ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
     theirs = np.asarray(theirs, np.float64)
-    return Pair(np.asarray(ours, np.float64).reshape(theirs.shape), theirs)
+    return Pair(np.asarray(ours, np.float64).reshape(theirs.shape), theirs, floor)
 
 
 class Rounded(TorchDispatchMode):
@@ -120,16 +123,17 @@ def scales(exact, runs):
 def shares(method, found):
     """Difference between our numbers and the authors', as a share of what is allowed.
 
-    Allowed is MULTIPLE * (how far rounding moves the number) + ULP * (its size). The authors computed in fp32 on a
-    machine of their own, so that their numbers hold a rounding error as large as ours. A difference of two such
-    errors that exceeds 10 times the scale of one has another cause. The scales are stored (`rounding.npz`, made by
-    `scripts/conformance.py --rounding`): a fault cannot widen its own tolerance, and the tests need no fp64, which
-    takes six times as long. ULP is the spacing of fp32 numbers: the authors' numbers were stored with it.
+    Allowed is MULTIPLE * (how far rounding moves the number) + ULP * (its size), and its floor if it has one. The
+    authors computed in fp32 on a machine of their own, so that their numbers hold a rounding error as large as ours. A
+    difference of two such errors that exceeds 10 times the scale of one has another cause. The scales are stored
+    (`rounding.npz`, made by `scripts/conformance.py --rounding`): a fault cannot widen its own tolerance, and the tests
+    need no fp64, which takes six times as long. ULP is the spacing of fp32 numbers: the authors' numbers were stored
+    with it.
     """
     with np.load(HERE / "rounding.npz") as held:
         scale = dict(zip(held[f"{method}_names"].tolist(), held[f"{method}_scales"].tolist(), strict=True))
     return {
-        name: size(number.ours - number.theirs) / (MULTIPLE * scale[name] + ULP * size(number.theirs))
+        name: size(number.ours - number.theirs) / (MULTIPLE * scale[name] + ULP * size(number.theirs) + number.floor)
         for name, number in found.items()
     }
 
