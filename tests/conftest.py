@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from unittest import mock
@@ -17,7 +18,7 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 # Processes side by side have a core each, and so have the processes that they start.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+THREADS = int(os.environ.get("GLIMPSEG_TEST_THREADS") or (1 if "PYTEST_XDIST_WORKER" in os.environ else 2))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 CHECKED = [
@@ -79,6 +80,22 @@ def small(method="unet"):
         "optim.precision": "fp32",
     }
 
+
+def reaches_itself():
+    """Whether processes of this machine can connect to each other, by the loopback address and by the host's name."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        try:
+            for host in ("127.0.0.1", socket.gethostname()):
+                socket.create_connection((host, server.getsockname()[1]), timeout=2).close()
+        except OSError:
+            return False
+    return True
+
+
+needs_loopback = pytest.mark.skipif(not reaches_itself(), reason="this machine does not reach itself by network")
+"""For processes that train together."""
 
 ORIENTATIONS = [
     "".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)

@@ -11,6 +11,8 @@ from glimpseg.nets import pyramid
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import present
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -6,6 +6,8 @@ from torch.nn import functional
 
 from glimpseg.precision import _planes, computing, resolved_precision
 
+pytestmark = pytest.mark.numerics
+
 CPU = torch.device("cpu")
 NATIVE = resolved_precision("auto", CPU) == "bf16"
 

@@ -13,6 +13,8 @@ from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label
 from glimpseg.study import Batch
 
+pytestmark = pytest.mark.numerics
+
 LABELS = (Label.NCR, Label.ED, Label.ET)
 SMALL = {
     "rfnet": (rfnet.RFNet, rfnet.Config(**NETWORKS["rfnet"])),

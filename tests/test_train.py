@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import NETWORKS, command_line, made_once, small, small_recipe, write_head
+from conftest import NETWORKS, command_line, made_once, needs_loopback, small, small_recipe, write_head
 from glimpseg import checkpoint, methods
 from glimpseg.errors import InputError, ModelError, Preempted, TrainingError, UsageError
 from glimpseg.method import Learner, Progress
@@ -227,6 +227,7 @@ EQUAL = ("unet",)
 """Methods of which two ranks make the same bits as one."""
 
 
+@needs_loopback
 @pytest.mark.parametrize(
     "method", [method if method in EQUAL else pytest.param(method, marks=pytest.mark.slow) for method in NETWORKS]
 )
@@ -318,6 +319,7 @@ assert not any("gloo" in name for name in threads()), threads()
 """
 
 
+@needs_loopback
 @pytest.mark.slow
 def test_what_ranks_gather_has_the_gradient_of_one_process(tmp_path):
     script = tmp_path / "go.py"
@@ -342,6 +344,7 @@ def rank_of(torchrun, number):
     raise AssertionError(torchrun.stderr.read())
 
 
+@needs_loopback
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank in /proc")
 def test_a_rank_that_is_killed_ends_the_others_with_its_name_and_cause(archive, tmp_path):

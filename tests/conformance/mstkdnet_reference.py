@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.reference import drawn, largest
+from conformance.reference import ULP, drawn, mapped, pair
 from glimpseg.method import authors_name
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.network import Discriminator, Seen
@@ -36,6 +36,9 @@ SEEN = torch.tensor([True, False, False, True])
 SALTS = {"model_missing": "S:", "model_full": "T:", "d_style": "D:"}
 OURS = [mstkdnet.ORDER.index(modality) for modality in Modality]
 LABELS = (Label.NCR, Label.ED, Label.ET)
+RATE = 1e-4
+FLIPS = 2
+"""Weights of a tensor whose first step may go the other way by rounding."""
 STEP_GRAM, STEP_ATTENTION = 1e11, 1e2
 """The authors' weights in the one step that is stored, so that no term drowns."""
 
@@ -80,12 +83,13 @@ def _with_running_statistics(norm, salt, key):
 
 def image(crop, seed):
     """The authors' input, in our order of channels."""
-    return torch.rand((1, 4, *crop), generator=torch.Generator().manual_seed(seed))[:, OURS]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((1, 4, *crop), generator=generator, dtype=torch.float32)[:, OURS]
 
 
 def both(network, crop, seed):
     """What the teacher makes of everything, and the student of two modalities."""
-    shown = image(crop, seed)
+    shown = image(crop, seed).to(next(network.parameters()).dtype)
     return network.teacher(shown, True), network.student(shown * SEEN[OURS].view(1, 4, 1, 1, 1), True)
 
 
@@ -131,7 +135,7 @@ def loss_terms(teacher, student, divided, whole, crop):
     found["slkd_T7_swapped(missing,full)"] = logit_divergence(*logits[::-1], temperature=7)
     found["gsm_x1e-4"] = authors_gram(styles(teacher), styles(student), crop)
     found["style_gram_x1e-4"] = authors_gram([teacher.style], [student.style], crop)
-    return {name: float(torch.as_tensor(value).detach()) for name, value in found.items()}
+    return found
 
 
 def total(network, teacher, student, target, attention, crop):
@@ -142,44 +146,43 @@ def total(network, teacher, student, target, attention, crop):
     return sum(network.terms(teacher, student, target, torch.ones(1, dtype=torch.bool), 0.0).values())
 
 
-def targets(stored):
+def targets(stored, dtype):
     """The label map of the 64^3 case in both encodings; it has no label in some voxels if `cut` found so."""
     if "net64/y_divide" in stored:
-        return tuple(torch.from_numpy(stored[f"net64/y_{name}"]).float() for name in ("divide", "region"))
+        return tuple(torch.from_numpy(stored[f"net64/y_{name}"]).to(dtype) for name in ("divide", "region"))
     labels = torch.from_numpy(stored["labels"])
     divided = torch.stack([labels == value for value in (1, 2, 3, 0)], 1)
     net, snfh, et, background = divided.unbind(1)
-    return divided.float(), torch.stack([net | snfh | et, net | et, et, background], 1).float()
+    return divided.to(dtype), torch.stack([net | snfh | et, net | et, et, background], 1).to(dtype)
 
 
-def compared_losses(stored, start, values):
-    """Relative differences of all terms that the file has under `start`."""
-    return {f"loss {start}/{name}": _relative(value, stored[f"{start}/{name}"]) for name, value in values.items()}
+def paired_losses(stored, start, values):
+    """All terms that the file has under `start`."""
+    return {f"loss {start}/{name}": pair(value, stored[f"{start}/{name}"]) for name, value in values.items()}
 
 
-def cube(stored):
-    """At 64^3 with running statistics: largest absolute difference of every map, relative of every loss."""
-    network = built(CUBE)
+def cube(stored, dtype=torch.float32):
+    """At 64^3 with running statistics: every map and every loss."""
+    network = built(CUBE).to(dtype)
     with torch.inference_mode():
         seen = both(network, CUBE, 100)
         found = {}
         for who, one in zip("TS", seen, strict=True):
-            found |= {
-                f"map net64/{who}/{name}": largest(value, stored, f"net64/{who}/{name}")
-                for name, value in parts(one).items()
-            }
-        divided, whole = targets(stored)
-        found |= compared_losses(stored, "net64/loss", loss_terms(*seen, divided, whole, CUBE))
+            for name, value in parts(one).items():
+                key = f"net64/{who}/{name}"
+                found[f"map {key}"] = mapped(value, stored, key)
+        divided, whole = targets(stored, dtype)
+        found |= paired_losses(stored, "net64/loss", loss_terms(*seen, divided, whole, CUBE))
         official = total(network, *seen, divided, 1e8, CUBE)
-        found["loss net64/loss/TOTAL"] = _relative(official, stored["net64/loss/TOTAL_official_train.py_ep0"])
+        found["loss net64/loss/TOTAL"] = pair(official, stored["net64/loss/TOTAL_official_train.py_ep0"])
     return found
 
 
-def fixed():
+def fixed(dtype):
     """The tensors that follow from seeds, with gradients to come."""
 
     def randn(shape, seed):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
     made = []
     for first, second in ((0, 0), (1, 10)):
@@ -188,10 +191,8 @@ def fixed():
         shapes = ((64, 20, 24, 16), (128, 40, 48, 32), (256, 20, 24, 16), (512, 10, 12, 8))
         scales = [randn((1, *shape), 330 + second + i) for i, shape in enumerate(shapes)]
         attentions = [randn((1, 12, 120, 120), 350 + second + i).softmax(-1) for i in range(4)]
-        tensors = [logits, *layers, *scales, *attentions]
-        for tensor in tensors:
-            tensor.requires_grad_()
-        made.append(Seen(logits, *layers, scales, attentions))
+        logits, *rest = [tensor.to(dtype).requires_grad_() for tensor in (logits, *layers, *scales, *attentions)]
+        made.append(Seen(logits, *rest[:3], rest[3:7], rest[7:]))
     return made
 
 
@@ -200,10 +201,9 @@ def gradient_norms(value, tensors):
     return np.array([float(g.double().norm()) for g in torch.autograd.grad(value.sum(), tensors, retain_graph=True)])
 
 
-def seeded(stored):
+def seeded(stored, dtype=torch.float32):
     """Losses of the seeded tensors, and their gradients to teacher and student: nothing is detached."""
-    teacher, student = fixed()
-    found = {}
+    teacher, student = fixed(dtype)
     values = {
         "unetr": scale_distance(teacher, student),
         "evd": attention_distance(teacher, student) / 120**4,
@@ -211,7 +211,7 @@ def seeded(stored):
         "slkd_T7_swapped(missing,full)": logit_divergence(student.logits, teacher.logits, temperature=7),
         "gsm_x1e-4": authors_gram(styles(teacher), styles(student), FULL),
     }
-    found |= compared_losses(stored, "fixed/loss", {name: float(value.detach()) for name, value in values.items()})
+    found = paired_losses(stored, "fixed/loss", values)
     for who, seen in (("teacher", teacher), ("student", student)):
         for name, value, tensors in (
             ("evd", values["evd"], seen.attentions),
@@ -219,16 +219,16 @@ def seeded(stored):
             ("unetr", values["unetr"], seen.scales),
         ):
             key = f"fixed/grad/{name}_{who}"
-            found[f"gradient {key}"] = np.abs(gradient_norms(value, tensors) / stored[key] - 1).max() / 1e-3
+            found[f"gradient {key}"] = pair(gradient_norms(value, tensors), stored[key])
     key = "fixed/grad/slkd_teacher_student"
     norms = gradient_norms(values["slkd_T7_official_order(full,missing)"], (teacher.logits, student.logits))
-    found[f"gradient {key}"] = np.abs(norms / stored[key] - 1).max() / 1e-3
+    found[f"gradient {key}"] = pair(norms, stored[key])
     return found | judged(stored, teacher.style.detach(), student.style.detach().requires_grad_())
 
 
 def judged(stored, teacher, student):
     """The discriminator, its losses, their gradients and its first step."""
-    judge = Discriminator(128, 64)
+    judge = Discriminator(128, 64).to(teacher.dtype)
     with torch.no_grad():
         for name, value in judge.named_parameters():
             key = authors_name(f"discriminator.{name}", mstkdnet.NAMES).partition(".")[2]
@@ -239,46 +239,47 @@ def judged(stored, teacher, student):
     terms = network.adversaries(empty, empty._replace(style=student), torch.ones(1, dtype=torch.bool))
     adversary = terms["gsme/adversary"]
     found = {
-        "map disc/logit_teacher": float((judge(teacher) - stored["disc/logit_teacher"].item()).detach().abs()),
-        "map disc/logit_student": float((judge(student) - stored["disc/logit_student"].item()).detach().abs()),
-        "loss disc/adversary": _relative(adversary / 2e-4, stored["disc/adv_loss_student_as_full"]),
-        "loss disc/discriminator": _relative(
-            terms["gsme/discriminator"], stored["disc/d_loss_teacher0_student1"].sum()
+        "map disc/logit_teacher": pair(judge(teacher), stored["disc/logit_teacher"]),
+        "map disc/logit_student": pair(judge(student), stored["disc/logit_student"]),
+        "loss disc/adversary": pair(adversary / 2e-4, stored["disc/adv_loss_student_as_full"]),
+        "loss disc/discriminator": pair(
+            terms["gsme/discriminator"], stored["disc/d_loss_teacher0_student1"].sum(dtype=np.float64)
         ),
     }
     (norm,) = gradient_norms(adversary, [student])
-    found["gradient disc/style"] = abs(norm / stored["disc/adv_grad_norm_style_x2e-4"] - 1) / 1e-3
+    found["gradient disc/style"] = pair(norm, stored["disc/adv_grad_norm_style_x2e-4"])
     before = [value.detach().clone() for value in judge.parameters()]
     group = network.parameter_groups()[1]
     terms["gsme/discriminator"].backward()
     norms = np.array([float(value.grad.norm()) for value in judge.parameters()])
-    found["gradient disc/weights"] = np.abs(norms / stored["disc/d_grad_norm"] - 1).max() / 1e-3
+    found["gradient disc/weights"] = pair(norms, stored["disc/d_grad_norm"])
     torch.optim.Adam([{key: group[key] for key in ("params", "betas", "weight_decay")}], lr=1e-4).step()
     moved = [float((new - old).detach().abs().max()) for new, old in zip(judge.parameters(), before, strict=True)]
-    found["map disc/first_step"] = float(np.abs(np.array(moved) - stored["disc/first_adam_step_max_abs_delta"]).max())
+    found["moved disc/first_step"] = pair(np.array(moved), stored["disc/first_adam_step_max_abs_delta"])
     return found
 
 
-def step(stored):
+def step(stored, dtype=torch.float32):
     """One optimisation step at 64^3, norms over the batch, no dropout: gradients, weights, running statistics."""
-    network = built(CUBE).train()
+    network = built(CUBE).to(dtype).train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     teacher, student = both(network, CUBE, 100)
-    divided, whole = targets(stored)
+    divided, whole = targets(stored, dtype)
     norms = {_authors(name): module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm3d)}
     found = {}
     for who, seen in (("T", teacher), ("S", student)):
-        found[f"map net64/train/{who}_logit"] = largest(seen.logits, stored, f"net64/train/{who}_logit_s4")
-    found |= compared_losses(stored, "net64/train/loss", loss_terms(teacher, student, divided, whole, CUBE))
+        found[f"map net64/train/{who}_logit"] = mapped(seen.logits, stored, f"net64/train/{who}_logit_s4")
+    found |= paired_losses(stored, "net64/train/loss", loss_terms(teacher, student, divided, whole, CUBE))
     value = total(network, teacher, student, divided, STEP_ATTENTION, CUBE)
     value = value + STEP_GRAM * authors_gram(styles(teacher), styles(student), CUBE).sum()
     key = "net64/train/loss/STEP_objective_ep0(0.2*unetr+1e2*evd+slkd+1e11*gsm)"
-    found["loss net64/train/total"] = _relative(value, stored[key])
+    found["loss net64/train/total"] = pair(value, stored[key])
     value.backward()
     both_networks = network.parameter_groups()[0]["params"]
-    torch.optim.Adam(both_networks, lr=1e-4, weight_decay=1e-5).step()
+    before = {_authors(name): float(value.detach().double().sum()) for name, value in network.named_parameters()}
+    torch.optim.Adam(both_networks, lr=RATE, weight_decay=1e-5).step()
     parameters = {_authors(name): value for name, value in network.named_parameters()}
     for who, part in (("T", "model_full"), ("S", "model_missing")):
         for name, norm, after, none in zip(
@@ -292,40 +293,43 @@ def step(stored):
                 assert f"{part}.{name}" not in parameters
                 continue
             mine = parameters.pop(f"{part}.{name}")
-            found[f"gradient {who}/{name}"] = abs(float(mine.grad.double().norm()) - norm) / (1e-3 * norm + 1e-6)
-            # A gradient of 1e-10 is rounding, and Adam's first step is its sign.
+            found[f"gradient {who}/{name}"] = pair(mine.grad.double().norm(), norm)
+            # A gradient of 1e-10 is rounding altogether.
             if norm > 1e-6:
-                found[f"after {who}/{name}"] = abs(float(mine.detach().double().sum()) - after) / mine.numel()
-        for name, mean in zip(
+                start, count = before[f"{part}.{name}"], mine.numel()
+                moved = (float(mine.detach().double().sum()) - start) / count
+                # Adam's first step is RATE up or down. Where a gradient is nearly 0, its sign is rounding.
+                found[f"moved {who}/{name}"] = pair(moved, (after - start) / count, floor=FLIPS * 2 * RATE / count)
+        for name, total_of in zip(
             stored[f"net64/train/{who}/bn_keys"].tolist(), stored[f"net64/train/{who}/bn_sum"], strict=True
         ):
             place, _, statistic = name.rpartition(".")
             mine = getattr(norms[f"{part}.{place}"], statistic)
-            found[f"after {who}/{name}"] = abs(float(mine.double().sum()) - mean) / mine.numel()
+            found[f"running {who}/{name}"] = pair(mine.double().mean(), total_of / mine.numel(), floor=ULP)
     left = sorted(name for name in parameters if not name.startswith("d_style"))
     assert not left, f"the reference has no gradient of {left}"
     return found
 
 
-def full(stored):
+def full(stored, dtype=torch.float32):
     """At 160 x 192 x 128: maps, statistics and every loss but those of the target, which is not stored."""
-    network = built(FULL)
+    network = built(FULL).to(dtype)
     found = {}
     with torch.inference_mode():
         seen = both(network, FULL, 200)
         for who, one in zip("TS", seen, strict=True):
             named = parts(one)
-            found[f"map full/{who}/logit"] = largest(named["logit"], stored, f"full/{who}/logit_s8")
-            found[f"map full/{who}/style"] = largest(named["style"], stored, f"full/{who}/style")
+            found[f"map full/{who}/logit"] = mapped(named["logit"], stored, f"full/{who}/logit_s8")
+            found[f"map full/{who}/style"] = mapped(named["style"], stored, f"full/{who}/style")
             for name, value in {**named, "uout": one.logits.sigmoid()}.items():
                 key = f"full/{who}/{name}_stats"
                 if key in stored:
                     mine = np.array([float(value.mean()), float(value.std()), float(value.abs().max())])
-                    found[f"map {key}"] = float(np.abs(mine - stored[key]).max())
+                    found[f"map {key}"] = pair(mine, stored[key])
         blank = torch.zeros_like(seen[0].logits)
         values = loss_terms(*seen, blank, blank, FULL)
         free = {name: value for name, value in values.items() if "/" not in name or name.endswith("content_loss")}
-        found |= compared_losses(stored, "full/loss", free)
+        found |= paired_losses(stored, "full/loss", free)
     return found
 
 
@@ -352,15 +356,11 @@ def cut(stored):
     return small
 
 
-def differences(stored):
+def numbers(stored, dtype=torch.float32):
     """All of it, with what the file has."""
-    found = cube(stored) | seeded(stored) | step(stored)
-    return found | full(stored) if "full/T/style" in stored else found
+    found = cube(stored, dtype) | seeded(stored, dtype) | step(stored, dtype)
+    return found | full(stored, dtype) if "full/T/style" in stored else found
 
 
 def _authors(name):
     return authors_name(name, mstkdnet.NAMES)
-
-
-def _relative(value, expected):
-    return abs(float(torch.as_tensor(value).detach()) - float(expected)) / abs(float(expected))

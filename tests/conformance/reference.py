@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib
 import json
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glimpseg.losses import one_hot, region_fusion_terms
 from glimpseg.method import authors_name
@@ -21,12 +25,141 @@ from glimpseg.modality import Modality
 HERE = Path(__file__).parent
 
 
+class Pair(NamedTuple):
+    """Our value and the authors' value of the same number or array."""
+
+    ours: np.ndarray
+    theirs: np.ndarray
+    floor: float = 0.0
+    """An absolute difference that rounding may make whatever its scale, where whole steps or sums that cancel ask for
+    one."""
+
+
+def pair(ours, theirs, floor=0.0):
+    """Both as fp64 arrays; ours may be a tensor with a gradient."""
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
+    theirs = np.asarray(theirs, np.float64)
+    return Pair(np.asarray(ours, np.float64).reshape(theirs.shape), theirs, floor)
+
+
+class Rounded(TorchDispatchMode):
+    """Results of matrix products, convolutions and norms, in both directions, are moved as if rounded otherwise.
+
+    Each number is moved by a normal draw of ULP of the result's root mean square. Rounding turns some ReLUs and floors
+    on or off, which one processor shows for one voxel and another for another: this draws more such cases.
+    """
+
+    MOVED = (
+        "convolution",
+        "conv3d",
+        "linear",
+        "matmul",
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "native_batch_norm",
+        "native_layer_norm",
+    )
+
+    def __init__(self, seed):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def moved(self, value):
+        """The tensor, elsewhere by rounding; anything else as it is."""
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.device.type != "cpu":
+            return value
+        noise = torch.randn(value.shape, generator=self.generator, dtype=torch.float32)
+        return value + ULP * value.square().mean().sqrt() * noise
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.removesuffix("_backward")
+        if name not in self.MOVED:
+            return out
+        return tuple(map(self.moved, out)) if isinstance(out, tuple) else self.moved(out)
+
+
+MULTIPLE = 10
+ULP = 2.0**-23
+NULL = 1e-2
+
+
+def kind(name):
+    """What is pooled with what: the first word of a name, or where it has one word the part before its first slash."""
+    return name.partition(" ")[0] if " " in name else name.partition("/")[0]
+
+
+def size(number):
+    """Largest magnitude of a number or array."""
+    return float(np.abs(number).max())
+
+
+def scales(exact, runs):
+    """How far rounding moves each number, by name.
+
+    The difference between our fp32 and our fp64 result is rounding alone (`exact` is fp64, every one of `runs` fp32).
+    One run shows too little: two results may agree by luck, and rounding may switch a ReLU or a floor that moves a
+    gradient by a thousandth, on one processor but not on another. So the scale of a number is the root mean square
+    over runs with several instruction sets, and at least that of its kind, relative to the sizes of the numbers.
+    Some numbers are 0 but for rounding, such as the gradient of a bias in front of a norm: their rounding is above
+    the share `NULL` of their size. They have no relative rounding, and their kind is pooled in absolute terms.
+    """
+    own = {
+        name: float(np.sqrt(np.mean([np.abs(run[name].ours - number.ours).max() ** 2 for run in runs])))
+        for name, number in exact.items()
+    }
+    sizes = {name: size(number.theirs) for name, number in exact.items()}
+    is_null = {name: own[name] > NULL * sizes[name] for name in own}
+    unit = {name: 1.0 if is_null[name] else sizes[name] for name in own}
+    pools = {}
+    for name in own:
+        pools.setdefault((kind(name), is_null[name]), []).append(own[name] / unit[name])
+    pooled = {which: float(np.sqrt(np.mean(np.square(values)))) for which, values in pools.items()}
+    return {name: max(own[name], pooled[kind(name), is_null[name]] * unit[name]) for name in own}
+
+
+def shares(method, found):
+    """Difference between our numbers and the authors', as a share of what is allowed.
+
+    Allowed is MULTIPLE * (how far rounding moves the number) + ULP * (its size), and its floor if it has one. The
+    authors computed in fp32 on a machine of their own, so that their numbers hold a rounding error as large as ours. A
+    difference of two such errors that exceeds 10 times the scale of one has another cause. The scales are stored
+    (`rounding.npz`, made by `scripts/conformance.py --rounding`): a fault cannot widen its own tolerance, and the tests
+    need no fp64, which takes six times as long. ULP is the spacing of fp32 numbers: the authors' numbers were stored
+    with it.
+    """
+    with np.load(HERE / "rounding.npz") as held:
+        scale = dict(zip(held[f"{method}_names"].tolist(), held[f"{method}_scales"].tolist(), strict=True))
+    return {
+        name: size(number.ours - number.theirs) / (MULTIPLE * scale[name] + ULP * size(number.theirs) + number.floor)
+        for name, number in found.items()
+    }
+
+
+def beyond(method, found):
+    """The numbers that differ by more than rounding explains, NaN included, with their shares."""
+    return {name: share for name, share in shares(method, found).items() if not share <= 1}
+
+
+@contextmanager
+def in_fp64():
+    """Compute everything in fp64 inside, also where our code asks for fp32 (`Tensor.float`)."""
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 def drawn(salt, key, shape):
     """A tensor by the rule: one draw for each key, from a generator seeded with the CRC-32 of salt and key."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{salt}{key}".encode()))
     if key.endswith("running_var"):
-        return 0.5 + torch.rand(shape, generator=generator)
-    draw = torch.randn(shape, generator=generator)
+        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float32)
+    draw = torch.randn(shape, generator=generator, dtype=torch.float32)
     if key.endswith("running_mean"):
         return 0.1 * draw
     if key.endswith(("_pos", "position_embeddings")):
@@ -61,35 +194,36 @@ def thinned(maps, stored, key):
     return maps[..., ::step, ::step, ::step]
 
 
-def differences(name, stored):
-    """Largest absolute difference of every stored map; relative difference of every loss; and of every gradient's
-    norm the share of the tolerance 1e-3 of it + 1e-5."""
+def numbers(name, stored, dtype=torch.float32):
+    """Maps, losses and gradient norms: a `Pair` by name. The first word of a name is its kind."""
     module, network = built(name, stored)
+    network = network.to(dtype)
     found = {}
     for key in (key for key in stored if key.startswith("eval_")):
         available = ours(np.array([[digit == "1" for digit in key.removeprefix("eval_")]]), module)
         with torch.inference_mode():
-            output = network(ours(stored["x"], module), available)
-        found[key] = largest(output, stored, key)
+            output = network(ours(stored["x"], module).to(dtype), available)
+        found[f"map {key}"] = mapped(output, stored, key)
     seen = ours(stored["train_mask"], module)
     everything = torch.ones_like(seen)
-    maps = network.maps(ours(stored["train_x"], module), everything, seen)
-    found["train_fuse"] = largest(maps.fused, stored, "train_fuse")
+    maps = network.maps(ours(stored["train_x"], module).to(dtype), everything, seen)
+    found["map train_fuse"] = mapped(maps.fused, stored, "train_fuse")
     for m in range(len(module.ORDER)):
-        found[f"train_sep{m}"] = largest(maps.singles[:, m], stored, f"train_sep{m}")
-        found[f"train_prm{m}"] = largest(maps.deep[m], stored, f"train_prm{m}")
+        found[f"map train_sep{m}"] = mapped(maps.singles[:, m], stored, f"train_sep{m}")
+        found[f"map train_prm{m}"] = mapped(maps.deep[m], stored, f"train_prm{m}")
     target = one_hot(torch.from_numpy(stored["train_label"]).long(), network.labels)
     terms = region_fusion_terms(maps, target, everything)
     terms["total"] = sum(terms.values())
     for key, value in zip(stored["train_loss_names"].tolist(), stored["train_losses"].tolist(), strict=True):
-        found[f"loss {key}"] = abs(float(terms[key].detach()) - value) / value
+        found[f"loss {key}"] = pair(terms[key], value)
     terms["total"].backward()
-    norms = {authors_name(key, module.NAMES): float(p.grad.norm()) for key, p in network.named_parameters()}
+    norms = {authors_name(key, module.NAMES): p.grad.norm() for key, p in network.named_parameters()}
     for key, value in zip(stored["grad_names"].tolist(), stored["grad_norms"].tolist(), strict=True):
-        found[f"gradient {key}"] = abs(norms.pop(key) - value) / (1e-3 * value + 1e-5)
+        found[f"gradient {key}"] = pair(norms.pop(key), value)
     assert not norms, f"the reference has no gradient of {sorted(norms)}"
     return found
 
 
-def largest(output, stored, key):
-    return float((thinned(output, stored, key) - torch.from_numpy(stored[key])).detach().abs().max())
+def mapped(output, stored, key):
+    """The voxels of our full map that the file holds, and the authors'."""
+    return pair(thinned(output, stored, key), stored[key])

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import torch
 
-from conformance.reference import drawn, largest, ours
+from conformance.reference import drawn, mapped, ours
 from glimpseg.losses import one_hot
 from glimpseg.methods import smml
 from glimpseg.nets.pyramid import CHANNELS
@@ -34,32 +34,32 @@ def built(stored):
     return smml.from_authors(authors_weights(stored)).eval()
 
 
-def compared(network, stored, number):
-    """Largest absolute difference of every stored map to that of one branch."""
+def numbers_of(network, stored, number):
+    """Every stored map, and what one branch and its refiner make of it; in the network's precision."""
     branch, found = network.branches[number], {}
+    dtype = next(branch.parameters()).dtype
     for key in (key for key in stored if key.startswith("eval_")):
         available = ours(np.array([[digit == "1" for digit in key.removeprefix("eval_")]]), smml)[:, CHANNELS]
-        image = ours(stored["x"], smml)[:, CHANNELS] * available[:, :, None, None, None]
-        found[key] = largest(branch.fuse(branch.encode(image, available), available).logits, stored, key)
-    image, seen = ours(stored["train_x"], smml), ours(stored["train_mask"], smml)
+        image = ours(stored["x"], smml)[:, CHANNELS].to(dtype) * available[:, :, None, None, None]
+        found[f"map {key}"] = mapped(branch.fuse(branch.encode(image, available), available).logits, stored, key)
+    image, seen = ours(stored["train_x"], smml).to(dtype), ours(stored["train_mask"], smml)
     prior = ours(stored["train_prior_label"], smml).long()
     everything = torch.ones_like(seen)
     batch = Batch(image, everything, torch.from_numpy(stored["train_label"]).long(), ["a", "b"], prior)
     target = one_hot(batch.target, network.labels)
     features = branch.encode(image[:, CHANNELS], everything)
-    found["train_feature"] = largest(branch.fuse(features, seen[:, CHANNELS]).deepest, stored, "train_feature")
     output = network.output(branch, batch, seen, target)
-    found["train_fuse"] = largest(output.logits, stored, "train_fuse")
-    for m in range(4):
-        found[f"train_sep{m}"] = largest(output.maps.singles[:, m], stored, f"train_sep{m}")
-        found[f"train_prm{m}"] = largest(output.maps.deep[m], stored, f"train_prm{m}")
-    found["train_refined"] = largest(network.refined(number, output, batch, target), stored, "train_refined")
-    return found
+    maps = {
+        "train_feature": branch.fuse(features, seen[:, CHANNELS]).deepest,
+        "train_fuse": output.logits,
+        **{f"train_sep{m}": output.maps.singles[:, m] for m in range(4)},
+        **{f"train_prm{m}": output.maps.deep[m] for m in range(4)},
+        "train_refined": network.refined(number, output, batch, target),
+    }
+    return found | {f"map {key}": mapped(value, stored, key) for key, value in maps.items()}
 
 
-def differences(stored):
-    """Of both branches."""
-    network = built(stored)
+def numbers(stored, dtype=torch.float32):
+    """Of the first branch, whose weights are the second's."""
     with torch.inference_mode():
-        both = [compared(network, stored, number) for number in range(2)]
-    return {name: max(one[name] for one in both) for name in both[0]}
+        return numbers_of(built(stored).to(dtype), stored, 0)

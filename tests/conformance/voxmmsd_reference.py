@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from conformance.reference import pair
 from glimpseg.checkpoint import Stored
 from glimpseg.data.preprocess import bytes_of
 from glimpseg.losses import coarsened, one_hot, soft_dice
@@ -29,19 +30,9 @@ from glimpseg.train import _Training
 from glimpseg.transfer import transfer
 from glimpseg.volume import bounding_box
 
-TOLERANCES = {
-    "sched": 1e-12, "norm": 0.0, "mask": 0.0, "aug": 2e-6, "view": 2e-6, "dino": 1e-5, "mae": 1e-6, "net": 1e-4,
-    "step": 1e-5, "ft": 1e-5, "prep": 0.0,
-}  # fmt: skip
-"""What the numbers of a family may be off by."""
-BY_KIND = {"grad_norm": 2e-3, "student ": 1e-6, "teacher ": 1e-7}
-"""Of `step/`, by kind. Without the step the student's sums are off by 7e-5, the teacher's without its own by 3e-7."""
-
-
-def tolerance(name):
-    """Of one check."""
-    kinds = [value for kind, value in BY_KIND.items() if kind in name and name.startswith("step/")]
-    return kinds[0] if kinds else TOLERANCES[name.split("/")[0]]
+TOLERANCES = {"sched": 1e-12, "norm": 0.0, "mask": 0.0, "aug": 2e-6, "view": 2e-6, "prep": 0.0}
+"""Largest difference of what numpy computes element by element: rounding of fp64 in schedules, of a chain of at most
+six changes of fp32 in images (16 units in the last place of 1), none where whole numbers are counted or copied."""
 
 
 LABELS = (Label.NCR, Label.ED, Label.ET)
@@ -64,23 +55,19 @@ class Draws(NamedTuple):
         return cls(np.random.RandomState(seed), random.Random(seed))
 
 
-def compared(stored):
-    """What every check came to, by name; all are differences, and 0 or 1 where something is the same or not."""
+def differences(stored):
+    """Difference of every number that no network computes, by name; 0 or 1 where something is the same or not."""
     found = {}
-    for family in (
-        schedules,
-        scaling,
-        masks,
-        changes,
-        pairs,
-        distilling,
-        restoring,
-        networks,
-        steps,
-        tuning,
-        preparing,
-    ):
+    for family in (schedules, scaling, masks, changes, pairs, structure, carried, preparing):
         found |= family(stored)
+    return found
+
+
+def numbers(stored, dtype=torch.float32):
+    """Everything that torch computes: a `Pair` by name."""
+    found = {}
+    for family in (distilling, restoring, networks, steps, tuning):
+        found |= family(stored, dtype)
     return found
 
 
@@ -276,37 +263,36 @@ def one_pair(stored, whole, seed, key, changed):
     return found
 
 
-def distilling(stored):
+def distilling(stored, dtype):
     """`dino/`: three calls in a row, the centre going on."""
     found, centre = {}, torch.zeros(1, 512)
     learner = small_learner(replace(OFFICIAL, ahead=0))
     for call in (call for call in range(3) if f"dino/call{call}_loss" in stored):
-        student = torch.from_numpy(stored[f"dino/call{call}_student"]).requires_grad_()
-        teacher = torch.from_numpy(stored[f"dino/call{call}_teacher"])
+        student = torch.from_numpy(stored[f"dino/call{call}_student"]).to(dtype).requires_grad_()
+        teacher = torch.from_numpy(stored[f"dino/call{call}_teacher"]).to(dtype)
         temperature = learner.temperature(Progress(200 * int(stored[f"dino/call{call}_epoch"]), STEPS))
         loss = distillation(student, teacher, centre, (OFFICIAL.student_temperature, temperature))
         loss.backward()
         centre = centre.lerp(teacher.mean(0, keepdim=True), 1 - OFFICIAL.centre_momentum)
-        found[f"dino/call{call}_loss"] = relative(loss.item(), stored[f"dino/call{call}_loss"])
-        found[f"dino/call{call}_grad_student"] = relative(student.grad, stored[f"dino/call{call}_grad_student"])
-        found[f"dino/call{call}_center_after"] = relative(centre, stored[f"dino/call{call}_center_after"])
+        for kind, ours in (("loss", loss), ("grad_student", student.grad), ("center_after", centre)):
+            found[f"dino/call{call}_{kind}"] = pair(ours, stored[f"dino/call{call}_{kind}"])
     return found
 
 
-def restoring(stored):
+def restoring(stored, dtype):
     """`mae/`."""
-    goal = torch.from_numpy(stored["mae/target"])
-    restored = torch.from_numpy(stored["mae/pred"]).tanh()
-    return {"mae/loss": relative(restoration(restored, as_pairs(goal, goal, np.zeros((2, 1, 3)))), stored["mae/loss"])}
+    goal = torch.from_numpy(stored["mae/target"]).to(dtype)
+    restored = torch.from_numpy(stored["mae/pred"]).to(dtype).tanh()
+    return {"mae/loss": pair(restoration(restored, as_pairs(goal, goal, np.zeros((2, 1, 3)))), stored["mae/loss"])}
 
 
 def as_pairs(image, goal, voxels):
     """A batch of complete studies, scaled by crop."""
     count = len(image)
     return views.Pairs(
-        image=torch.as_tensor(image, dtype=torch.float32),
+        image=torch.as_tensor(image),
         available=torch.ones(count, MODALITIES, dtype=torch.bool),
-        whole=torch.as_tensor(goal, dtype=torch.float32),
+        whole=torch.as_tensor(goal),
         unit=torch.ones(count, MODALITIES),
         voxels=torch.as_tensor(voxels, dtype=torch.int64),
     )
@@ -362,8 +348,8 @@ def official_learner(stored):
     return learner
 
 
-def networks(stored):
-    """`net/`: names, groups, and features of every level."""
+def structure(stored):
+    """`net/`: names, numbers of parameters, groups of the optimiser, and the input; of `step/` the heads."""
     network = official_network(stored, heads=1)
     names = their_names(network, stored["net/state_keys"].tolist())
     shapes = [str(list(network.state_dict()[own].shape)) for own in names]
@@ -387,6 +373,22 @@ def networks(stored):
         found[key] = float(sorted(own[id(p)] for p in groups[number]["params"]) != sorted(used))
     image = torch.from_numpy(np.random.RandomState(99).rand(2, 4, 32, 32, 32).astype(np.float32))
     found["net/input_stats"] = relative(statistics(image), stored["net/input_stats"])
+    heads = [p for head in (pretrained.projector, pretrained.restorer) for p in head.parameters()]
+    trained = {id(p) for group in groups for p in group["params"]}
+    found["step/embed_dim"] = unlike(pretrained.projector[0].in_features, stored["step/embed_dim"])
+    found["step/proj_head_params"] = unlike(
+        sum(p.numel() for p in pretrained.projector.parameters()), stored["step/proj_head_params"]
+    )
+    found["step/heads_in_optimizer"] = float(any(id(p) in trained for p in heads))
+    for it in (it for it in range(2) if f"step/it{it}_loss" in stored):
+        found[f"step/it{it}_ema_m"] = unlike(pretrained.momentum(Progress(it, STEPS)), stored[f"step/it{it}_ema_m"])
+    return found
+
+
+def networks(stored, dtype):
+    """`net/`: features of every level."""
+    found, network = {}, official_network(stored, heads=1).to(dtype)
+    image = torch.from_numpy(np.random.RandomState(99).rand(2, 4, 32, 32, 32).astype(np.float32)).to(dtype)
     everything = torch.ones(2, MODALITIES, dtype=torch.bool)
     for mode in ("eval", "train"):
         network.train(mode == "train")
@@ -397,8 +399,8 @@ def networks(stored):
             levels = network.pyramid(image, everything)
         for number, level in enumerate(levels):
             key = f"net/{mode}_level{number}"
-            found[f"{key}_stats"] = relative(statistics(level), stored[f"{key}_stats"])
-            found[f"{key}_sub"] = relative(thinned(level, stored[f"{key}_sub"]), stored[f"{key}_sub"])
+            found[f"{key}_stats"] = pair(statistics(level), stored[f"{key}_stats"])
+            found[f"{key}_sub"] = pair(thinned(level, stored[f"{key}_sub"]), stored[f"{key}_sub"])
     return found
 
 
@@ -424,9 +426,9 @@ def grown(blocks, side):
     return blocks.repeat(side, 2).repeat(side, 3).repeat(side, 4)
 
 
-def steps(stored):
+def steps(stored, dtype):
     """`step/`: two whole iterations."""
-    stored, found, learner = whole_again(stored), {}, official_learner(stored)
+    stored, found, learner = whole_again(stored), {}, official_learner(stored).to(dtype)
     recipe = voxmmsd.RECIPES["official"]
     training = _Training.of(learner, recipe.optim, torch.device("cpu"))
     theirs = {authors_name(name, voxunet.NAMES): name for name, _ in learner.student.named_parameters()}
@@ -438,6 +440,7 @@ def steps(stored):
     for it in (it for it in range(2) if f"step/it{it}_loss" in stored):
         key, progress = f"step/it{it}_", Progress(it, STEPS)
         image, label, voxel = (np.concatenate([stored[f"step/batch{it}_{kind}{v}"] for v in (0, 1)]) for kind in KINDS)
+        image, label = (torch.from_numpy(values).to(dtype) for values in (image, label))
         batch = as_pairs(image, label, voxel[..., 1:])  # without the modality that each was drawn in
         rows = {}
         hooks = [
@@ -451,44 +454,36 @@ def steps(stored):
             hook.remove()
         total = sum(terms.values())
         total.backward()
-        found[f"{key}con_loss"] = relative(terms["distillation"].item(), stored[f"{key}con_loss"])
-        found[f"{key}rec_loss"] = relative(terms["restoration"].item(), stored[f"{key}rec_loss"])
-        found[f"{key}loss"] = relative(total.item(), stored[f"{key}loss"])
+        found[f"{key}con_loss"] = pair(terms["distillation"], stored[f"{key}con_loss"])
+        found[f"{key}rec_loss"] = pair(terms["restoration"], stored[f"{key}rec_loss"])
+        found[f"{key}loss"] = pair(total, stored[f"{key}loss"])
         for number, who in enumerate("st"):
             for name, values in zip((f"{key}{who}_feat", f"{key}embed_{who}"), rows[number], strict=True):
-                found[name] = relative(thinned(values.detach(), stored[name]), stored[name])
-        found[f"{key}rec_stats"] = relative(statistics(rows["rec"].detach()), stored[f"{key}rec_stats"])
+                found[name] = pair(thinned(values, stored[name]), stored[name])
+        found[f"{key}rec_stats"] = pair(statistics(rows["rec"].detach()), stored[f"{key}rec_stats"])
         student = dict(learner.student.named_parameters())
         norms = [float(student[name].grad.norm()) for name in names]
         for name, ours, their in zip(names, norms, stored[f"{key}grad_norms"][used].tolist(), strict=True):
             if name not in null:
-                found[f"{key}grad_norm {name}"] = abs(ours - their) / their
+                found[f"{key}grad_norm {name}"] = pair(ours, their)
         training.step(recipe.optim, progress)
         for who, network in (("student", learner.student), ("teacher", learner.teacher)):
             held = dict(network.named_parameters())
             for name, their in zip(names, stored[f"{key}{who}_param_stats"][used], strict=True):
-                found[f"{key}{who} {name}"] = relative(statistics(held[name].detach()), their)
+                found[f"{key}{who} {name}"] = pair(statistics(held[name].detach()), their)
             mean = network.encoder.entry[1].running_mean
-            found[f"{key}{who}_running_mean0"] = relative(mean, stored[f"{key}{who}_running_mean0"])
+            found[f"{key}{who}_running_mean0"] = pair(mean, stored[f"{key}{who}_running_mean0"])
         mean = stored[f"{key}projhead_bn1_running_mean"]
-        found[f"{key}projhead_bn1_running_mean"] = relative(learner.projector[1].running_mean[: len(mean)], mean)
-        found[f"{key}center"] = relative(learner.centre, stored[f"{key}center"])
-        found[f"{key}ema_m"] = unlike(learner.momentum(progress), stored[f"{key}ema_m"])
-    heads = [p for head in (learner.projector, learner.restorer) for p in head.parameters()]
-    trained = {id(p) for group in learner.parameter_groups() for p in group["params"]}
-    found["step/embed_dim"] = unlike(learner.projector[0].in_features, stored["step/embed_dim"])
-    found["step/proj_head_params"] = unlike(
-        sum(p.numel() for p in learner.projector.parameters()), stored["step/proj_head_params"]
-    )
-    found["step/heads_in_optimizer"] = float(any(id(p) in trained for p in heads))
+        found[f"{key}projhead_bn1_running_mean"] = pair(learner.projector[1].running_mean[: len(mean)], mean)
+        found[f"{key}center"] = pair(learner.centre, stored[f"{key}center"])
     return found
 
 
 KINDS = ("image", "label", "voxel")
 
 
-def tuning(stored):
-    """`ft/`: what is taken over, and the deeply supervised loss."""
+def carried(stored):
+    """`ft/`: what is taken over of a pretraining."""
     network = official_network(stored)
     pretrained = official_learner(stored)
     given = Stored(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
@@ -500,17 +495,23 @@ def tuning(stored):
     for part, key in (("encoder", "ft/keys_encoder"), ("encoder+decoder", "ft/keys_encoder_decoder")):
         taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(part=part)).weights]
         found[key] = float(sorted(taken) != sorted(stored[key].tolist()))
-    target = one_hot(torch.from_numpy(stored["ft/label"]).long(), (1, 2, 3))
+    return found
+
+
+def tuning(stored, dtype):
+    """`ft/`: the deeply supervised loss."""
+    target = one_hot(torch.from_numpy(stored["ft/label"]).long(), (1, 2, 3)).to(dtype)
     dice, entropy = [], []
     for level in range(4):
-        probabilities = torch.from_numpy(stored[f"ft/logits{level}"]).softmax(1)
+        probabilities = torch.from_numpy(stored[f"ft/logits{level}"]).to(dtype).softmax(1)
         goal = coarsened(target, probabilities.shape[2:])
         dice.append(float(soft_dice(probabilities, goal)))
         entropy.append(float(voxunet.cross_entropy(probabilities, goal)))
-    found["ft/DiceLoss_level0"] = relative(dice[0], stored["ft/DiceLoss_level0"])
-    found["ft/CrossEntropyLoss_level0"] = relative(entropy[0], stored["ft/CrossEntropyLoss_level0"])
-    found["ft/deep_sup_loss"] = relative(np.mean(dice) + np.mean(entropy), stored["ft/deep_sup_loss"])
-    return found
+    return {
+        "ft/DiceLoss_level0": pair(dice[0], stored["ft/DiceLoss_level0"]),
+        "ft/CrossEntropyLoss_level0": pair(entropy[0], stored["ft/CrossEntropyLoss_level0"]),
+        "ft/deep_sup_loss": pair(np.mean(dice) + np.mean(entropy), stored["ft/deep_sup_loss"]),
+    }
 
 
 def preparing(stored):
