@@ -45,7 +45,7 @@ class Plain(Segmenter):
 # Progress
 
 
-@pytest.mark.parametrize(("step", "steps", "fraction"), [(0, 4, 0), (1, 4, 0.25), (4, 4, 1), (0, 0, 0)])
+@pytest.mark.parametrize(("step", "steps", "fraction"), [(0, 4, 0), (1, 4, 0.25), (4, 4, 1), (1, 1, 1), (0, 0, 0)])
 def test_progress_runs_from_0_to_1(step, steps, fraction):
     assert Progress(step, steps).fraction == fraction
 
