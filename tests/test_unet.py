@@ -1,6 +1,7 @@
 """The baseline: its regions, labels, targets and losses, worked out by hand, and what it sees of a modality."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,29 @@ def test_a_network_of_the_core_alone_starts_with_the_core():
     #                                          TC   ET
     assert decoded((Label.NCR, Label.ET), (0.4, 0.9), (0.6, 0.4), (0.6, 0.6)) == [0, Label.NCR, Label.ET]
     assert decoded((Label.ET,), (0.4,), (0.6,)) == [0, Label.ET]
+
+
+def test_a_network_without_whole_tumour_compares_the_cavity_with_the_outermost_region_it_has():
+    #                                       ET   RC
+    assert decoded((Label.ET, Label.RC), (0.6, 0.7), (0.7, 0.6), (0.4, 0.4)) == [Label.RC, Label.ET, 0]
+    assert decoded((Label.RC,), (0.6,), (0.5,)) == [Label.RC, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "lost"),
+    [
+        ((Label.ED, Label.ET), "ED, ET", "ED"),
+        ((Label.NCR, Label.ED), "NCR, ED", "NCR, ED"),
+        ((Label.NCR, Label.RC), "NCR, RC", "NCR"),
+    ],
+)
+def test_labels_that_no_region_holds_are_refused(labels, named, lost):
+    message = (
+        f"unet has a head for each region, and no region that {named} make up holds {lost}. "
+        "Add labels: WT needs NCR, ED and ET, TC needs NCR and ET."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        network(labels)
 
 
 def test_each_place_of_a_batch_gets_its_own_label():

@@ -21,7 +21,7 @@ Departures
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -43,6 +43,9 @@ from glimpseg.nets.segresnet import ResidualBlock, SegResNet
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label, Region
 from glimpseg.study import Batch
+
+TUMOUR = {Region.WT: Label.ED, Region.TC: Label.NCR, Region.ET: Label.ET}
+"""Regions from the outermost to the innermost, and the label of what lies in none that is further in."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -83,6 +86,11 @@ class UNet(Segmenter):
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
+        if lost := set(labels).difference(*(region.value for region in self.regions)):
+            raise ValueError(
+                f"unet has a head for each region, and no region that {_named(labels)} make up holds {_named(lost)}. "
+                "Add labels: WT needs NCR, ED and ET, TC needs NCR and ET."
+            )
         self.config = config
         self.network = SegResNet(
             2 * len(Modality),
@@ -163,18 +171,22 @@ class UNet(Segmenter):
         found = self.region_probabilities(probabilities)
         labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
         inside = torch.ones_like(labels, dtype=torch.bool)
-        for region, label in ((Region.WT, Label.ED), (Region.TC, Label.NCR), (Region.ET, Label.ET)):
+        for region, label in TUMOUR.items():
             if region in found:
                 inside = inside & (found[region] > 0.5)
                 labels[inside] = label
         if Region.RC in found:
-            cavity = (found[Region.RC] > 0.5) & (found[Region.RC] > found[Region.WT])
-            labels[cavity] = Label.RC
+            tumour = next((found[region] for region in TUMOUR if region in found), torch.zeros_like(found[Region.RC]))
+            labels[(found[Region.RC] > 0.5) & (found[Region.RC] > tumour)] = Label.RC
         return labels
 
     def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
         """The channels, by name."""
         return dict(zip(self.regions, probabilities.unbind(1), strict=True))
+
+
+def _named(labels: Iterable[Label]) -> str:
+    return ", ".join(label.name for label in sorted(labels))
 
 
 METHOD = UNet
