@@ -298,15 +298,20 @@ def test_registration_gives_the_same_bits_twice(study, sitk):
 # What is needed is done.
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def apart(study):
     """FLAIR lies 20 mm and 12 degrees elsewhere."""
     matrix = motion((0, 0, 12), (10, -15, 8))
     return Study("apart", {T1C: study.images[T1C], FLAIR: elsewhere(study.images[FLAIR], matrix)})
 
 
-def test_sequences_that_lie_apart_are_brought_together(study, apart, sitk):
-    brought = bring_together(apart)
+@pytest.fixture(scope="module")
+def brought(apart, sitk):
+    """What was apart, together."""
+    return bring_together(apart)
+
+
+def test_sequences_that_lie_apart_are_brought_together(study, brought):
     back = brought.study.images[FLAIR]
     assert np.array_equal(back.voxels, study.images[FLAIR].voxels)  # no voxel was interpolated
     assert np.abs(back.grid.corners_mm() - study.images[FLAIR].grid.corners_mm()).max() < 2
@@ -314,18 +319,18 @@ def test_sequences_that_lie_apart_are_brought_together(study, apart, sitk):
     assert any(note.startswith("FLAIR was registered to T1c") for note in brought.notes)
 
 
-def test_what_was_brought_together_is_prepared_as_if_it_had_never_lain_apart(study, apart, sitk):
+def test_what_was_brought_together_is_prepared_as_if_it_had_never_lain_apart(study, apart, brought):
     settings = Preprocess(spacing_mm=3.0)
     with pytest.raises(InputError, match="turned by 12"):
         prepare(apart, settings)
-    brought = prepare(bring_together(apart).study, settings)
+    together = prepare(brought.study, settings)
     never = prepare(study.restricted_to(T1C | FLAIR), settings)
     whole = [np.zeros(never.own.shape), np.zeros(never.own.shape)]
-    for values, case in zip(whole, (brought, never), strict=True):
+    for values, case in zip(whole, (together, never), strict=True):
         start = np.rint(np.linalg.solve(never.own.affine, case.grid.affine)[:3, 3]).astype(int)
         values[tuple(slice(s, s + n) for s, n in zip(start, case.image.shape[1:], strict=True))] = case.image[3]
     assert np.corrcoef(whole[0].ravel(), whole[1].ravel())[0, 1] > 0.97
-    assert not brought.warnings
+    assert not together.warnings
 
 
 def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
@@ -336,8 +341,7 @@ def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
     assert len(brought.notes) == 2
 
 
-def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, sitk):
-    brought = bring_together(apart)
+def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, brought):
     labels = study.reference
     assert np.array_equal(brought.labels_back(labels).voxels, labels.voxels)  # the reference's own grid
     there = brought.labels_back(labels, FLAIR)
