@@ -466,7 +466,9 @@ class Answer(decoder.Features):
         return self.truth[:, :, chosen.start : chosen.stop].transpose(2, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_decoder_finds_in_another_and_longer_study_what_its_features_show():
+    """It learns nothing in fewer steps. Decoders that have learned little are trained and used by the tests above."""
     shown = [Answer(np.pad(reference(), ((0, 0), (0, 0), (more, 0)))) for more in (0, 20)]
     made = decoder.trained(shown, 4, LABELS, 80, 0, CPU)
     truth = np.pad(np.roll(reference(), 3, axis=0), ((0, 0), (0, 0), (30, 0)))
