@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import Label, Region
-from glimpseg.untrusted import ReaderFailed, run_reader
+from glimpseg.untrusted import run_reader
 from glimpseg.volume import Grid, Volume, labels_onto, onto, same_grid
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
@@ -25,6 +24,7 @@ import highdicom
 import pydicom
 
 import dicom_phantoms as phantoms
+from conftest import run_here
 from glimpseg.data.dicom import codes, extra, files, geometry, headers, pixels, read, sources, stacks
 from glimpseg.data.dicom.files import find_series
 from glimpseg.data.dicom.read import read_grid, read_series
@@ -59,28 +59,17 @@ def some_labels(affine=AFFINE):
     return Volume(voxels, affine)
 
 
-def _run_here(module, arguments, *, seconds):
-    main = {"glimpseg.data.dicom.stacks": stacks.main, "glimpseg.data.dicom.pixels": pixels.main}[module]
-    with warnings.catch_warnings():
-        try:
-            main(*map(str, arguments))
-        except SystemExit as error:
-            raise ReaderFailed(str(error.code)) from None
-        finally:
-            logging.disable(logging.NOTSET)
-
-
 @pytest.fixture
 def headers_here(monkeypatch):
     """Headers are read in this process, without limits, which saves a second for each test; some tests go without."""
-    monkeypatch.setattr(files, "run_reader", _run_here)
+    monkeypatch.setattr(files, "run_reader", run_here)
     monkeypatch.setattr(stacks, "limit_memory", lambda *_: None)
 
 
 @pytest.fixture
 def here(headers_here, monkeypatch):
     """So are pixels."""
-    monkeypatch.setattr(read, "run_reader", _run_here)
+    monkeypatch.setattr(read, "run_reader", run_here)
     monkeypatch.setattr(pixels, "limit_memory", lambda *_: None)
 
 

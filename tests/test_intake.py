@@ -85,6 +85,7 @@ def test_a_folder_of_dicom_becomes_a_mask_a_seg_and_measurements(visit, model_fo
     assert (place / "measurements.dcm").stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_the_mask_of_dicom_is_that_of_the_same_voxels_as_nifti(visit, model, tmp_path):
     folder, written = visit
     segment_tree(items(folder), model, tmp_path / "out", Wanted())
@@ -95,6 +96,7 @@ def test_the_mask_of_dicom_is_that_of_the_same_voxels_as_nifti(visit, model, tmp
     assert np.array_equal(back.voxels, expected.voxels)
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_the_result_lies_on_the_grid_that_is_asked_for(tmp_path, model, visit):
     folder, _ = visit
     segment_tree(items(folder), model, tmp_path / "out", Wanted(grid=Modality.FLAIR))
@@ -103,6 +105,7 @@ def test_the_result_lies_on_the_grid_that_is_asked_for(tmp_path, model, visit):
     assert (tmp_path / "out" / "visit" / "seg.nii.gz").is_file()
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_an_archive_is_a_study(visit, model_folder, tmp_path):
     folder, _ = visit
     archive = tmp_path / "STUDY.zip"
@@ -114,6 +117,7 @@ def test_an_archive_is_a_study(visit, model_folder, tmp_path):
     assert (tmp_path / "out" / "STUDY" / "seg.dcm").is_file()
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_in_a_tree_of_dicom_each_folder_and_archive_is_a_study(model, tmp_path):
     tree = tmp_path / "tree"
     for seed, name in enumerate(("one", "two")):
@@ -127,6 +131,7 @@ def test_in_a_tree_of_dicom_each_folder_and_archive_is_a_study(model, tmp_path):
     assert "4711" not in outcome.failed["mixed"]
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_series_folders_of_one_study_are_one_study(model, tmp_path):
     images, _ = head()
     for number, modality in enumerate((Modality.T1, Modality.T2), 1):
@@ -142,6 +147,7 @@ def test_series_folders_of_one_study_are_one_study(model, tmp_path):
     assert record["sequences"]["used"] == ["t1", "t2"]
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_an_edited_series_json_has_the_last_word(visit, model_folder, tmp_path):
     folder, _ = visit
     run("identify", folder, "-o", tmp_path / "series.json")
@@ -154,6 +160,7 @@ def test_an_edited_series_json_has_the_last_word(visit, model_folder, tmp_path):
     assert record["sequences"]["used"] == ["t1"]
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_one_series_can_be_given_by_its_folder(model, model_folder, tmp_path):
     write_visit(tmp_path / "flair", 0, [Modality.FLAIR])
     arguments = ("-m", model_folder, "-o", tmp_path / "out", "--output-type", "dicom-seg")
@@ -161,12 +168,14 @@ def test_one_series_can_be_given_by_its_folder(model, model_folder, tmp_path):
     assert (tmp_path / "out" / "seg.dcm").is_file()
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_a_folder_of_two_series_is_no_single_image(visit, model):
     folder, _ = visit
     with pytest.raises(UsageError, match="holds 2 series"):
         predict.segment(flair=folder, model=model)
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_images_that_came_as_nifti_have_no_dicom_geometry(model_folder, tmp_path):
     nibabel.save(nibabel.Nifti1Image(head()[0][Modality.FLAIR], AFFINE), tmp_path / "f.nii.gz")
     with pytest.raises(UsageError, match="geometry of a DICOM series"):
@@ -177,6 +186,7 @@ def test_images_that_came_as_nifti_have_no_dicom_geometry(model_folder, tmp_path
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_deidentified_outputs_name_nobody(model, tmp_path):
     person = Person(name="Canary^Carla", id="CANARY-77")
     write_visit(tmp_path / "tree" / "CANARY-77", 0, [Modality.FLAIR], person=person)
@@ -188,12 +198,14 @@ def test_deidentified_outputs_name_nobody(model, tmp_path):
         assert path.is_dir() or b"canary" not in path.read_bytes().lower(), path
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_a_tree_without_studies_says_what_was_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(InputError, match="No study"):
         items(tmp_path)
 
 
+@pytest.mark.usefixtures("readers_here")
 def test_a_brain_mask_for_a_whole_tree_is_refused(visit, model_folder, tmp_path):
     folder, _ = visit
     with pytest.raises(UsageError, match="--brain-mask is of one study"):
