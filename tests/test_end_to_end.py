@@ -112,7 +112,7 @@ def test_the_numbers_in_the_file_follow_the_convention_that_was_asked_for(study,
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
 def test_every_subset_of_a_study_is_segmented_on_its_own_grid(study, model, subset):
-    found = glimpseg.segment(**paths(study, subset), model=model)
+    found = glimpseg.segment(**paths(study, subset), model=model, uncertainty="none")
     assert found.used == subset
     assert found.labels.voxels.shape == head()[0][Modality.T1].shape
     assert np.array_equal(found.labels.affine, AFFINE)
@@ -122,7 +122,7 @@ def test_every_subset_of_a_study_is_segmented_on_its_own_grid(study, model, subs
 def plain_labels(model):
     """Labels of the study stored in RAS order."""
     plain = {m.name.lower(): nibabel.Nifti1Image(image, AFFINE) for m, image in head()[0].items()}
-    return glimpseg.segment(**plain, model=model).labels.voxels
+    return glimpseg.segment(**plain, model=model, uncertainty="none").labels.voxels
 
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
@@ -135,7 +135,7 @@ def test_orientation_changes_where_labels_are_stored_not_where_they_are(model, p
         )
         for m, image in images.items()
     }
-    found = glimpseg.segment(**stored, model=model).labels
+    found = glimpseg.segment(**stored, model=model, uncertainty="none").labels
     assert found.grid.axes == axes
     assert np.array_equal(found.ras().voxels, plain_labels)
 
