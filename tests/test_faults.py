@@ -143,7 +143,8 @@ def test_sigterm_leaves_no_half_written_output(tmp_path, kind):
         with atomic_{kind}(pathlib.Path({str(tmp_path / "out")!r})) as temporary:
             (temporary if temporary.is_file() else temporary / "seg").write_text("half")
             print("now", flush=True)
-            time.sleep(60)
+            for _ in range(600):  # a signal just before a sleep is seen after it
+                time.sleep(0.1)
     """)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().strip() == "now"

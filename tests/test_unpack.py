@@ -365,7 +365,8 @@ def test_sigterm_removes_what_was_unpacked(tmp_path, scratch):
         from glimpseg.data.unpack import unpacked
         with unpacked(pathlib.Path({str(path)!r})) as folder:
             print(folder, flush=True)
-            time.sleep(60)
+            for _ in range(600):  # a signal just before a sleep is seen after it
+                time.sleep(0.1)
     """)
     environment = {**os.environ, "TMPDIR": str(scratch)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
