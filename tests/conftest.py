@@ -99,7 +99,7 @@ def reaches_itself():
 
 
 needs_loopback = pytest.mark.skipif(not reaches_itself(), reason="this machine does not reach itself by network")
-"""For processes that train together."""
+"""For processes that train together, and for servers."""
 
 ORIENTATIONS = [
     "".join(codes) for axes in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*axes)

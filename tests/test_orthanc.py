@@ -25,6 +25,7 @@ import dicomweb_client
 import pydicom
 
 import dicom_phantoms as phantoms
+from conftest import needs_loopback
 from glimpseg.data.dicom.files import find_series
 from glimpseg.data.dicom.read import read_series
 from glimpseg.data.dicom.report import write_report
@@ -38,6 +39,7 @@ STARTING_SECONDS = 60
 pytestmark = [
     pytest.mark.skipif(not PROGRAM or not PLUGIN.exists(), reason="Orthanc with its DICOMweb plugin is not installed"),
     pytest.mark.slow,
+    needs_loopback,
 ]
 
 AFFINE = np.array([[1.0, 0, 0, -5], [0, 1.1, 0, -7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
