@@ -29,7 +29,7 @@ CHECKED = [
     for name in (
         "volume", "study", "losses", "method", "picture", "predict",
         "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
-        "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions",
+        "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions", "nets.attention",
         "nets.token_fusion", "methods.smml", "priors", "data.prior_file", "methods.voxunet", "methods.voxmmsd",
         "transfer", "data.layouts", "data.metaimage", "data.nifti", "data.looks", "data.identify", "data.raw",
         "expectation", "uncertainty", "calibrate", "data.phantom.wider", "data.phantom.artefact",

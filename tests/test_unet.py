@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from conftest import small_recipe
 from glimpseg import methods
+from glimpseg.errors import UsageError
 from glimpseg.method import Progress
 from glimpseg.methods.unet import Config, UNet
 from glimpseg.modality import SUBSETS, Modality, as_mask
@@ -100,7 +101,7 @@ def test_labels_that_no_region_holds_are_refused(labels, named, lost):
         f"unet has a head for each region, and no region that {named} make up holds {lost}. "
         "Add labels: WT needs NCR, ED and ET, TC needs NCR and ET."
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         network(labels)
 
 

@@ -168,9 +168,9 @@ def averaged(
         for total, output in zip(sums, outputs, strict=True):
             for box, window in zip(part, (output * weights).to(image.device), strict=True):
                 total[:, *box] += window
-    weight = image.new_zeros(image.shape[1:])
+    weight, placed = image.new_zeros(image.shape[1:]), weights.to(image.device)
     for box in boxes:
-        weight[box] += weights.to(image.device)
+        weight[box] += placed
     return [total.div_(weight) for total in sums]
 
 

@@ -346,9 +346,10 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
     source = image.dataobj
     try:
         with np.errstate(all="ignore"):  # beyond the range is infinity, which the caller judges
-            if path.name.lower().endswith(".nii") and nibabel.is_proxy(source) and path.stat().st_size > _end(image):
+            stored, name = nibabel.is_proxy(source), path.name.lower()
+            if stored and name.endswith(".nii") and path.stat().st_size > _end(image) + SLACK_BYTES:
                 raise OSError(GOES_ON)
-            if path.name.lower().endswith(".gz") and nibabel.is_proxy(source):
+            if stored and name.endswith(".gz"):
                 yield from _inflated(path, image, number)
             elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
                 for part in parts(z, x * y * z):
@@ -363,8 +364,8 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
 
 
 def _end(image: nibabel.Nifti1Image) -> int:
-    """The byte at which a file ends at the latest, by its header. What is longer has slices that would be lost."""
-    return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize + SLACK_BYTES
+    """The byte behind the last voxel, unpacked, by the header. A file that is longer has slices that would be lost."""
+    return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
 def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -374,7 +375,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
     """
     source, kind = image.dataobj, image.get_data_dtype()
     (x, y, z), begin = image.shape[:3], int(image.dataobj.offset)
-    size = begin + math.prod(image.shape) * kind.itemsize
+    size = _end(image)
     packed = path.stat().st_size
     if size > max(packed * DEFLATE_RATIO, SLACK_BYTES):
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")

@@ -35,6 +35,7 @@ from glimpseg.data.augment import MILD
 from glimpseg.data.loader import Sampling, Stream
 from glimpseg.data.phantom import WIDE
 from glimpseg.data.preprocess import Preprocess
+from glimpseg.errors import UsageError
 from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
@@ -87,7 +88,7 @@ class UNet(Segmenter):
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)
         if lost := set(labels).difference(*(region.value for region in self.regions)):
-            raise ValueError(
+            raise UsageError(
                 f"unet has a head for each region, and no region that {_named(labels)} make up holds {_named(lost)}. "
                 "Add labels: WT needs NCR, ED and ET, TC needs NCR and ET."
             )
@@ -176,7 +177,7 @@ class UNet(Segmenter):
                 inside = inside & (found[region] > 0.5)
                 labels[inside] = label
         if Region.RC in found:
-            tumour = next((found[region] for region in TUMOUR if region in found), torch.zeros_like(found[Region.RC]))
+            tumour = next((found[region] for region in TUMOUR if region in found), 0.0)
             labels[(found[Region.RC] > 0.5) & (found[Region.RC] > tumour)] = Label.RC
         return labels
 
