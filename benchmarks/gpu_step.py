@@ -42,19 +42,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from glimpseg import methods
-from glimpseg.compiling import compile_networks
 from glimpseg.data.cache import Case, in_memory
-from glimpseg.data.loader import Phantoms, Stream
-from glimpseg.data.phantom import Settings, generate
-from glimpseg.data.phantom_archive import as_study
+from glimpseg.data.crops import Batch
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Learner, Progress
 from glimpseg.nets.recompute import recompute
-from glimpseg.precision import beside_autocast, computing, resolved_precision
-from glimpseg.predict import resolved_device
+from glimpseg.phantom import Settings, generate
+from glimpseg.phantom.dataset import as_study
+from glimpseg.phantom.training_stream import Phantoms, Stream
 from glimpseg.recipe import Recipe
-from glimpseg.study import Batch
-from glimpseg.train import fit
+from glimpseg.runtime.precision import beside_autocast, computing, resolved_precision
+from glimpseg.segmentation.predict import resolved_device
+from glimpseg.training.compiling import compile_networks
+from glimpseg.training.loop import fit
 from turns import Contest, add_options, in_turns, tell
 
 GIB = 2**30

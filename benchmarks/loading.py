@@ -27,9 +27,9 @@ import numpy as np
 
 from glimpseg.data.cache import CachedCase, cached
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.phantom import Settings
-from glimpseg.data.phantom_archive import write_phantoms
 from glimpseg.data.preprocess import Preprocess
+from glimpseg.phantom import Settings
+from glimpseg.phantom.dataset import write_phantoms
 from turns import Contest, add_options, in_turns, tell
 
 SEED = 4

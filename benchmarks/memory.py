@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from glimpseg import checkpoint, methods, metrics
-from glimpseg.data.phantom import Settings
-from glimpseg.data.phantom_archive import write_phantoms
-from glimpseg.predict import load
-from glimpseg.shipped import BOX
+from glimpseg import methods, metrics
+from glimpseg.model import checkpoint
+from glimpseg.model.shipped import BOX
+from glimpseg.phantom import Settings
+from glimpseg.phantom.dataset import write_phantoms
+from glimpseg.segmentation.predict import load
 from turns import Contest, add_options, tell
 from whole_case import REGIONS, WORDS, as_peers
 

@@ -103,9 +103,9 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
 
     from authors import as_authors
     from glimpseg import methods
+    from glimpseg.data.crops import Batch
     from glimpseg.method import Progress
-    from glimpseg.precision import computing
-    from glimpseg.study import Batch
+    from glimpseg.runtime.precision import computing
 
     torch.manual_seed(0)
     recipe = methods.find_recipe(f"{method}/brats", SETTINGS[method].config)

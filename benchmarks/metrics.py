@@ -17,9 +17,9 @@ import torch
 from scipy import ndimage
 
 from glimpseg import metrics
-from glimpseg.data.phantom import generate
 from glimpseg.metrics import Surface, SurfaceDistances
 from glimpseg.modality import SUBSETS, Modality
+from glimpseg.phantom import generate
 from glimpseg.region import Region
 from glimpseg.volume import bounding_box, foreground
 from turns import Contest, add_options, in_turns, tell

@@ -28,15 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glimpseg import methods
-from glimpseg.data import phantom
+from glimpseg import methods, phantom
 from glimpseg.data.cache import Case, in_memory
-from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Progress
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
 from glimpseg.methods.voxmmsd.views import Pairs
+from glimpseg.phantom.dataset import as_study
 from training_step import rss
 from turns import Contest, add_options, in_processes, tell
 

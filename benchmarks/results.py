@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from glimpseg.atomic import write_text
+from glimpseg.runtime.atomic import write_text
 from turns import Contest
 
 FOLDER = Path(__file__).parent

@@ -22,14 +22,14 @@ from torch import Tensor
 from authors import as_authors
 from glimpseg import methods
 from glimpseg.cli.pages import keep_pages
-from glimpseg.data.phantom import generate
-from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
-from glimpseg.engine import changed_labels
-from glimpseg.inference import window_boxes
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, SUBSETS, as_mask
-from glimpseg.precision import resolved_precision
+from glimpseg.model.backend import changed_labels
+from glimpseg.phantom import generate
+from glimpseg.phantom.dataset import as_study
+from glimpseg.runtime.precision import resolved_precision
+from glimpseg.segmentation.inference import window_boxes
 from turns import Contest, tell
 
 MASKS = [as_mask(subset)[None] for subset in SUBSETS]

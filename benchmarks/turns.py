@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from glimpseg.atomic import write_text
+from glimpseg.runtime.atomic import write_text
 
 PACKAGES = ("glimpseg", "torch", "monai", "numpy", "scipy", "nibabel", "openvino", "onnxruntime", "isal", "blosc2")
 

@@ -8,7 +8,7 @@ on the disk, with the model loaded before, and the most memory that the process 
 - peer: files as float64 (nibabel's `get_fdata`), each image normalised over its non-zero voxels and resampled to the
   network's spacing on the whole grid, MONAI's sliding window over all of it at half overlap in fp32, labels back on the
   file's grid, written by nibabel.
-- torch, openvino, onnx: `glimpseg.predict.segment_study` with that engine, one plain pass, written as `segment` does.
+- torch, openvino, onnx: `segmentation.predict.segment_study` with that backend, one plain pass, written as `segment` does.
 
 Both see what was stripped and registered before. Each round has a phantom of 1 mm of its own. Dice of WT, TC and ET
 with the truth is told for each contestant, and by how much the peer's differs from the first engine's, with its
@@ -36,13 +36,13 @@ import torch
 from nibabel.processing import resample_from_to, resample_to_output
 
 from glimpseg import metrics
-from glimpseg.checkpoint import Model
 from glimpseg.cli.pages import keep_pages
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.phantom import Settings
-from glimpseg.data.phantom_archive import write_phantoms
-from glimpseg.predict import load, segment_study
+from glimpseg.model.checkpoint import Model
+from glimpseg.phantom import Settings
+from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.region import Region
+from glimpseg.segmentation.predict import load, segment_study
 from turns import Contest, add_options, tell
 
 with warnings.catch_warnings():

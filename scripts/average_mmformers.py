@@ -11,8 +11,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from glimpseg import checkpoint, methods
+from glimpseg import methods
 from glimpseg.methods import smml
+from glimpseg.model import checkpoint
 
 
 def main() -> None:

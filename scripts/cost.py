@@ -17,10 +17,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from glimpseg.data.crops import Batch
 from glimpseg.method import Progress, Segmenter
 from glimpseg.modality import SUBSETS
 from glimpseg.region import Label
-from glimpseg.study import Batch
 
 LABELS = (Label.NCR, Label.ED, Label.ET)
 

@@ -1,6 +1,6 @@
-"""Derives from phantoms what sequences look like: `src/glimpseg/data/looks.json`.
+"""Derives from phantoms what sequences look like: `src/glimpseg/data/identify/appearance.json`.
 
-`python scripts/derive_looks.py [--cases 240] [--first-seed 50000] [-o looks.json]`. Deterministic. Phantoms of 3 mm,
+`python scripts/derive_looks.py [--cases 240] [--first-seed 50000] [-o appearance.json]`. Deterministic. Phantoms of 3 mm,
 some operated on, some healthy; a third keep their brain's rim, the others lose 3 or 6 mm of it, as skull strippers do.
 """
 
@@ -16,11 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from glimpseg.data import looks, phantom
+from glimpseg import phantom
+from glimpseg.data.identify import appearance
 from glimpseg.modality import Modality
 
-TARGET = Path(__file__).parent.parent / "src/glimpseg/data/looks.json"
-SETTINGS = phantom.Settings.at_spacing(looks.COARSE_MM, post_operative=0.15, healthy=0.05)
+TARGET = Path(__file__).parent.parent / "src/glimpseg/data/identify/appearance.json"
+SETTINGS = phantom.Settings.at_spacing(appearance.COARSE_MM, post_operative=0.15, healthy=0.05)
 WIDER = 2.0
 """By which deviations between phantoms are multiplied: patients, scanners and strippers differ more."""
 KINDS = (0, 0, 1, 2)
@@ -42,10 +43,10 @@ def cases(first: int, count: int) -> Iterator[tuple[Float[np.ndarray, "m x y z"]
 def fitted(measures: Float[np.ndarray, "n m 4"], pairs: Float[np.ndarray, "n m m"]) -> dict[str, list[object]]:
     """Means and widened covariances by kind, means and widened deviations by pair of kinds."""
     by_kind = [
-        measures[:, [m for m, other in enumerate(KINDS) if other == kind]].reshape(-1, len(looks.MEASURES))
-        for kind in range(len(looks.KINDS))
+        measures[:, [m for m, other in enumerate(KINDS) if other == kind]].reshape(-1, len(appearance.MEASURES))
+        for kind in range(len(appearance.KINDS))
     ]
-    mean, deviation = np.zeros((2, len(looks.KINDS), len(looks.KINDS)))
+    mean, deviation = np.zeros((2, len(appearance.KINDS), len(appearance.KINDS)))
     for one, two in itertools.combinations(range(len(Modality)), 2):
         place = (KINDS[one], KINDS[two])
         found = np.concatenate(
@@ -72,8 +73,8 @@ def main() -> None:
     chosen = parser.parse_args()
     measures, pairs = [], []
     for images, inside in cases(chosen.first_seed, chosen.cases):
-        measures.append(looks.measures_of(images, inside, looks.COARSE_MM))
-        pairs.append(looks.correlations(images, inside))
+        measures.append(appearance.measures_of(images, inside, appearance.COARSE_MM))
+        pairs.append(appearance.correlations(images, inside))
     made = {"generator": phantom.NAME, "cases": chosen.cases, "first_seed": chosen.first_seed}
     content = {"made": made, **fitted(np.array(measures), np.array(pairs))}
     chosen.o.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from glimpseg.data import nifti, phantom
+from glimpseg import phantom
+from glimpseg.data import nifti
 from glimpseg.data.dicom.files import find_series
 from glimpseg.data.dicom.read import read_series
 from glimpseg.data.dicom.report import write_report

@@ -14,7 +14,7 @@ import matplotlib
 import nibabel
 import numpy as np
 
-from glimpseg.data import phantom
+from glimpseg import phantom
 from glimpseg.modality import Modality
 from glimpseg.region import Label
 

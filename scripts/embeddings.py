@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from glimpseg import checkpoint, methods
-from glimpseg.archive import prepare_studies
+from glimpseg import methods
 from glimpseg.data.cache import Case
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Archive
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels
 from glimpseg.methods.voxmmsd.views import Pairs, pair
+from glimpseg.model import checkpoint
+from glimpseg.training.dataset import prepare_studies
 
 
 def main() -> None:

@@ -158,8 +158,11 @@ def _imports() -> None:
     """Once, for all copies of this process."""
     import torch
 
-    from glimpseg import batch, evaluate, predict, report  # noqa: F401
+    from glimpseg import report  # noqa: F401
+    from glimpseg.batch import tree  # noqa: F401
     from glimpseg.cli import entry  # noqa: F401
+    from glimpseg.evaluation import evaluate  # noqa: F401
+    from glimpseg.segmentation import predict  # noqa: F401
 
     torch.set_num_threads(1)
 

@@ -194,8 +194,8 @@ def work(place: Path, only: str) -> None:
 
 def prepare_process(only: str) -> None:
     """Imports, limits, and a reader that is forked rather than started."""
-    from glimpseg import untrusted
     from glimpseg.data import nifti, preprocess, unpack  # noqa: F401
+    from glimpseg.runtime import sandbox
 
     if only == "dicom":
         import highdicom  # noqa: F401
@@ -203,7 +203,7 @@ def prepare_process(only: str) -> None:
         from glimpseg.data.dicom import files, read, stacks  # noqa: F401
 
         files.run_reader = read.run_reader = forked  # type: ignore[assignment]
-    untrusted.limit_memory(SPARE_BYTES)
+    sandbox.limit_memory(SPARE_BYTES)
     warnings.simplefilter("error")
 
 
@@ -264,7 +264,7 @@ def _where(error: BaseException) -> str:
 
 def forked(module: str, arguments: Sequence[str | Path], *, seconds: float) -> None:
     """Does what `untrusted.run_reader` does, in a copy of this process."""
-    from glimpseg.untrusted import ReaderFailed
+    from glimpseg.runtime.sandbox import ReaderFailed
 
     del seconds
     with tempfile.TemporaryFile() as said:

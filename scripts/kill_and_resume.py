@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from glimpseg.checkpoint import WEIGHTS, newest_valid, weights_digest
+from glimpseg.model.checkpoint import WEIGHTS, newest_valid, weights_digest
 
 
 def main() -> int:

@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from glimpseg.batch import FAILURES
-from glimpseg.segmentation import RECORD
+from glimpseg.batch.tree import FAILURES
+from glimpseg.segmentation.result import RECORD
 
 COARSE_MM = "4"
 """Of the phantoms: what is tested is the order of things, not the masks."""

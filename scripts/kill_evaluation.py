@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from glimpseg.results import SCORES, STUDIES, SUMMARY
+from glimpseg.results.folder import SCORES, STUDIES, SUMMARY
 
 SECONDS = 25
 """A kill comes at any moment within this time after one more study is done."""

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glimpseg.atomic import write_text
-from glimpseg.results import read_evaluation
-from glimpseg.statistics import Bootstrap, Interval
+from glimpseg.results.folder import read_evaluation
+from glimpseg.results.statistics import Bootstrap, Interval
+from glimpseg.runtime.atomic import write_text
 from phantom_benchmark import FIRST_TEST_SEED, SPACING_MM, glimpseg, training_phantoms
 
 REGIONS = ("WT", "TC", "ET")

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import layout_trees as trees
 from glimpseg.data import nifti
 from glimpseg.data.layouts import find_studies, survey, write_derivative, write_studies
-from glimpseg.data.phantom import Settings, generate
-from glimpseg.data.phantom_archive import as_study
 from glimpseg.modality import SUBSETS
+from glimpseg.phantom import Settings, generate
+from glimpseg.phantom.dataset import as_study
 from glimpseg.study import Study
 from glimpseg.volume import Volume, same_grid
 

@@ -25,18 +25,18 @@ from pathlib import Path
 
 import numpy as np
 
-from glimpseg.atomic import atomic_folder, write_text
-from glimpseg.checkpoint import Model, trained_digest
 from glimpseg.data import nifti
 from glimpseg.data.layouts import convention_named, find_studies
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError
-from glimpseg.inference import Found, infer
-from glimpseg.intake import volume_of
+from glimpseg.evaluation.scoring import Reference
 from glimpseg.modality import Modality, parse, subsets_of
+from glimpseg.model.checkpoint import Model, trained_digest
 from glimpseg.picture import preview
-from glimpseg.predict import load
-from glimpseg.scoring import Reference
+from glimpseg.runtime.atomic import atomic_folder, write_text
+from glimpseg.segmentation.inference import Found, infer
+from glimpseg.segmentation.inputs import volume_of
+from glimpseg.segmentation.predict import load
 from glimpseg.study import Study
 from glimpseg.volume import Volume, onto
 

@@ -29,13 +29,13 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage, stats
 
-from glimpseg.atomic import atomic_file, write_text
 from glimpseg.data import nifti
-from glimpseg.data.phantom import Settings, generate
-from glimpseg.data.phantom.variety import SHIFTED, STANDARD, WIDE, Variety
 from glimpseg.data.preprocess import Prepared, Preprocess, prepare
 from glimpseg.modality import Modality
+from glimpseg.phantom import Settings, generate
+from glimpseg.phantom.variety import SHIFTED, STANDARD, WIDE, Variety
 from glimpseg.region import CONVENTIONS, Label, Region, detect_convention, whole_numbers
+from glimpseg.runtime.atomic import atomic_file, write_text
 from glimpseg.study import Study
 from glimpseg.volume import Volume, foreground
 

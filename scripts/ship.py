@@ -25,19 +25,20 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from glimpseg import checkpoint, methods
-from glimpseg.checkpoint import WEIGHTS, Model, Stored, trained_digest
-from glimpseg.data.phantom import Settings, generate
-from glimpseg.data.phantom_archive import MANIFEST, as_study
+from glimpseg import methods
 from glimpseg.errors import InputError, ModelError
-from glimpseg.expectation import Expectations
 from glimpseg.modality import ALL, Modality, parse
-from glimpseg.predict import segment_study
+from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import WEIGHTS, Model, Stored, trained_digest
+from glimpseg.model.expectations import Expectations
+from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
+from glimpseg.phantom import Settings, generate
+from glimpseg.phantom.dataset import MANIFEST, as_study
 from glimpseg.report.evaluation import metric_table
-from glimpseg.results import Evaluation, read_evaluation
-from glimpseg.scores import METRICS, POSTPROCESSED
-from glimpseg.shipped import BOX, WEIGHTS_FOLDER
-from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots
+from glimpseg.results.folder import Evaluation, read_evaluation
+from glimpseg.results.scores import METRICS, POSTPROCESSED
+from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots
+from glimpseg.segmentation.predict import segment_study
 from real_cases import Look, read_looks
 
 CARD = "MODEL_CARD.md"

@@ -21,9 +21,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from glimpseg.atomic import atomic_folder
-from glimpseg.checkpoint import newest_valid
 from glimpseg.errors import InputError
+from glimpseg.model.checkpoint import newest_valid
+from glimpseg.runtime.atomic import atomic_folder
 
 PIECE_BYTES = 16 * 2**20
 MANIFEST = "pieces.json"

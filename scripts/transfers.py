@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from glimpseg import methods
-from glimpseg.checkpoint import Stored
 from glimpseg.method import Segmenter
+from glimpseg.model.checkpoint import Stored
+from glimpseg.model.transfer import transfer
 from glimpseg.recipe import Init
-from glimpseg.transfer import transfer
 
 
 def main() -> None:

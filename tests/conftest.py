@@ -27,13 +27,13 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 CHECKED = [
     f"glimpseg.{name}"
     for name in (
-        "volume", "study", "losses", "method", "picture", "predict",
-        "data.augment", "data.cache", "data.loader", "data.preprocess", "data.phantom", "nets.pyramid", "methods.unet",
-        "methods.rfnet", "methods.mmformer", "methods.mstkdnet", "nets.positions", "nets.attention",
-        "nets.token_fusion", "methods.smml", "priors", "data.prior_file", "methods.voxunet", "methods.voxmmsd",
-        "transfer", "data.layouts", "data.metaimage", "data.nifti", "data.looks", "data.identify", "data.raw",
-        "expectation", "uncertainty", "calibrate", "data.phantom.wider", "data.phantom.artefact",
-        "data.phantom.distractors",
+        "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify", "data.identify.appearance",
+        "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_file",
+        "data.raw", "evaluation.calibrate", "losses", "method", "methods.mmformer", "methods.mstkdnet",
+        "methods.rfnet", "methods.smml", "methods.unet", "methods.voxmmsd", "methods.voxunet",
+        "model.expectations", "model.transfer", "nets.attention", "nets.positions", "nets.pyramid",
+        "nets.token_fusion", "phantom", "picture", "priors", "segmentation.predict",
+        "segmentation.uncertainty", "study", "volume",
     )
 ]  # fmt: skip
 if os.environ.get("GLIMPSEG_TYPECHECK") == "1":
@@ -45,11 +45,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from glimpseg import checkpoint, cli, methods  # noqa: E402
-from glimpseg.journal import Journal  # noqa: E402
+from glimpseg import cli, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
-from glimpseg.segmentation import Segmentation  # noqa: E402
-from glimpseg.untrusted import ReaderFailed  # noqa: E402
+from glimpseg.model import checkpoint  # noqa: E402
+from glimpseg.runtime.sandbox import ReaderFailed  # noqa: E402
+from glimpseg.segmentation.result import Segmentation  # noqa: E402
+from glimpseg.training.logger import Journal  # noqa: E402
 
 torch.set_num_threads(THREADS)
 # A busy machine is no failure, and the same commit gives the same verdict twice.
@@ -206,7 +207,7 @@ READERS = {
     "glimpseg.data.dicom.stacks": "main",
     "glimpseg.data.dicom.pixels": "main",
     "glimpseg.data.dicom.trees": "_main",
-    "glimpseg.models": "_read",
+    "glimpseg.model.importing": "_read",
 }
 """Modules that open foreign files in a process of their own, and what that process does."""
 
@@ -230,8 +231,8 @@ def readers_here(monkeypatch):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_reader", run_here)
     for name in ("stacks", "pixels", "trees"):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
-    monkeypatch.setattr("glimpseg.models.run_reader", run_here)
-    monkeypatch.setattr("glimpseg.models.limit_memory", lambda *_: None)
+    monkeypatch.setattr("glimpseg.model.importing.run_reader", run_here)
+    monkeypatch.setattr("glimpseg.model.importing.limit_memory", lambda *_: None)
 
 
 # Made once a run

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from glimpseg import atomic
-from glimpseg.atomic import atomic_file, atomic_folder, write_text
 from glimpseg.errors import OutputError, UsageError
+from glimpseg.runtime import atomic
+from glimpseg.runtime.atomic import atomic_file, atomic_folder, write_text
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):

@@ -12,15 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import write_head
-from glimpseg import predict, work
-from glimpseg.batch import PLAN, STATISTICS, segment_tree
+from glimpseg.batch import job
+from glimpseg.batch.job import Wanted
+from glimpseg.batch.progress import FAILURES, JOURNAL, Part
+from glimpseg.batch.tree import PLAN, STATISTICS, segment_tree
 from glimpseg.cli import app
 from glimpseg.errors import OutputError, Preempted, UsageError
-from glimpseg.intake import items
 from glimpseg.modality import Modality
-from glimpseg.segmentation import RECORD, Segmentation
-from glimpseg.tally import FAILURES, JOURNAL, Part
-from glimpseg.work import Wanted
+from glimpseg.segmentation import predict
+from glimpseg.segmentation.inputs import items
+from glimpseg.segmentation.result import RECORD, Segmentation
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -189,7 +190,7 @@ def test_an_unexpected_error_in_the_network_costs_one_study(tree, model, tmp_pat
             raise RuntimeError("boom")
         return whole(done, *args, **kwargs)
 
-    monkeypatch.setattr(work, "segment_read", fragile)
+    monkeypatch.setattr(job, "segment_read", fragile)
     outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
     assert sorted(outcome.failed) == ["P1", "P2"]
     assert outcome.failed["P2"] == "unexpected error (RuntimeError: boom)"

@@ -15,19 +15,19 @@ from typer.testing import CliRunner
 
 import glimpseg
 from conftest import small_recipe, write_head
-from glimpseg import checkpoint, demo, methods, shipped
-from glimpseg.calibrate import calibrate
+from glimpseg import demo, methods, phantom
 from glimpseg.cli.app import app
 from glimpseg.cli.entry import main  # noqa: F401  (verbs join the application when it is imported)
-from glimpseg.data import phantom
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.phantom_archive import as_study, write_phantoms
 from glimpseg.errors import InputError, ModelError, UsageError
-from glimpseg.evaluate import evaluate
+from glimpseg.evaluation.calibrate import calibrate
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.metrics import dice
 from glimpseg.modality import ALL, SUBSETS, Modality
-from glimpseg.predict import load, segment_study
+from glimpseg.model import checkpoint, shipped
+from glimpseg.phantom.dataset import as_study, write_phantoms
 from glimpseg.region import Region
+from glimpseg.segmentation.predict import load, segment_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import real_cases

@@ -11,14 +11,15 @@ import pytest
 import torch
 from scipy import optimize, special
 
-from glimpseg import calibrate, metrics
-from glimpseg.calibrate import Counts, Histogram, Temperature
-from glimpseg.checkpoint import Model
+from glimpseg import metrics
 from glimpseg.errors import InputError
+from glimpseg.evaluation import calibrate
+from glimpseg.evaluation.calibrate import Counts, Histogram, Temperature
 from glimpseg.modality import SUBSETS, Modality, parse
+from glimpseg.model.checkpoint import Model
 from glimpseg.region import Region
-from glimpseg.scores import Score, Scores
-from glimpseg.statistics import Bootstrap
+from glimpseg.results.scores import Score, Scores
+from glimpseg.results.statistics import Bootstrap
 from glimpseg.study import Study
 
 

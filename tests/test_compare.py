@@ -12,14 +12,16 @@ import torch
 from scipy import stats
 
 from conftest import AFFINE, head, small_recipe, write_head
-from glimpseg import checkpoint, methods, predict
-from glimpseg.compare import compare
+from glimpseg import methods
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import InputError, UsageError
-from glimpseg.evaluate import evaluate
+from glimpseg.evaluation.compare import compare
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import Modality, parse
+from glimpseg.model import checkpoint
 from glimpseg.report import comparison, write_comparison, write_report
-from glimpseg.results import read_evaluation
+from glimpseg.results.folder import read_evaluation
+from glimpseg.segmentation import predict
 
 SUBSETS = (parse("t1c"), parse("flair"), parse("t1c+flair"))
 METRICS = ["dice", "hd95", "ece"]

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import NETWORKS, small_recipe
-from glimpseg import checkpoint, compiling, methods
-from glimpseg.train import train
+from glimpseg import methods
+from glimpseg.model import checkpoint
+from glimpseg.training import compiling
+from glimpseg.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -76,7 +78,7 @@ def test_where_compiling_fails_the_log_says_so_and_training_is_as_without(
 
     monkeypatch.setattr(compiling, "BACKEND", absent)
     found = trained(tmp_path / "run", archive, optim__compile=True)
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "glimpseg.compiling"]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "glimpseg.training.compiling"]
     assert "could not be compiled (RuntimeError: no C++ compiler was found)" in told
     assert all(torch.equal(value, found[name]) for name, value in eager.items())
 

@@ -16,7 +16,7 @@ import pytest
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import Label, Region
-from glimpseg.untrusted import run_reader
+from glimpseg.runtime.sandbox import run_reader
 from glimpseg.volume import Grid, Volume, labels_onto, onto, same_grid
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")

@@ -6,7 +6,7 @@ from torch import nn
 
 from glimpseg.method import Learner, Progress, ema
 from glimpseg.recipe import Optim
-from glimpseg.train import _Training
+from glimpseg.training.loop import _Training
 
 CPU = torch.device("cpu")
 

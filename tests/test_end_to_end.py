@@ -17,7 +17,7 @@ import glimpseg
 from conftest import AFFINE, ORIENTATIONS, WORDS, command_line, head, write_head
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
-from glimpseg.predict import load
+from glimpseg.segmentation.predict import load
 from glimpseg.volume import Volume
 
 FLAGS = {Modality.T1: "--t1", Modality.T1C: "--t1c", Modality.T2: "--t2", Modality.FLAIR: "--flair"}
@@ -206,8 +206,8 @@ def test_prepare_says_what_it_found(tmp_path):
 
 def test_a_phantom_release_is_read_back_as_that_release(tmp_path):
     from glimpseg.data.layouts import find_studies
-    from glimpseg.data.phantom import Settings
-    from glimpseg.data.phantom_archive import write_phantoms
+    from glimpseg.phantom import Settings
+    from glimpseg.phantom.dataset import write_phantoms
 
     settings = Settings.at_spacing(4.0, post_operative=1.0, low_grade=0.0)
     write_phantoms(tmp_path, range(3), settings, "brats2024")
@@ -218,7 +218,7 @@ def test_a_phantom_release_is_read_back_as_that_release(tmp_path):
 
 
 def test_some_phantoms_of_an_incomplete_archive_lack_sequences():
-    from glimpseg.data.phantom_archive import sequences_of
+    from glimpseg.phantom.dataset import sequences_of
 
     kept = [sequences_of(seed, 1 / 3) for seed in range(300)]
     assert 70 < sum(subset != SUBSETS[-1] for subset in kept) < 130

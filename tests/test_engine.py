@@ -13,16 +13,17 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import small_recipe
-from glimpseg import engine as module
-from glimpseg import inference, methods, predict
+from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import prepare
-from glimpseg.engine import Engine, changed_labels, exported, resolved_engine
 from glimpseg.errors import InputError, UsageError
-from glimpseg.evaluate import evaluate
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, as_mask, parse
+from glimpseg.model import backend as module
+from glimpseg.model.backend import Engine, changed_labels, exported, resolved_engine
+from glimpseg.segmentation import inference, predict
 
 CPU = torch.device("cpu")
 SIDE = (16, 16, 16)

@@ -16,22 +16,23 @@ import pytest
 import torch
 
 from conftest import AFFINE, head, write_head
-from glimpseg import evaluate as module
-from glimpseg import inference, metrics, predict
-from glimpseg.atomic import only_one
-from glimpseg.checkpoint import Model
+from glimpseg import metrics
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.rfnet import prepare_rfnet, rfnet_box
 from glimpseg.errors import InputError, UsageError
-from glimpseg.evaluate import evaluate
+from glimpseg.evaluation import evaluate as module
+from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.scoring import Reference
 from glimpseg.method import Segmenter, blanked
 from glimpseg.modality import ALL, SUBSETS, Modality, parse
+from glimpseg.model.checkpoint import Model
 from glimpseg.region import Label, Region
-from glimpseg.results import read_evaluation
-from glimpseg.scores import METRICS, read_scores
-from glimpseg.scoring import Reference
+from glimpseg.results.folder import read_evaluation
+from glimpseg.results.scores import METRICS, read_scores
+from glimpseg.runtime.atomic import only_one
+from glimpseg.segmentation import inference, predict
 from glimpseg.study import Study
 from glimpseg.volume import Volume
 

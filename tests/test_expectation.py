@@ -7,10 +7,10 @@ import re
 import pytest
 
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.expectation import EXPECTATIONS, Expectations, Expected, Gain, read_expectations
 from glimpseg.modality import ALL, Modality, parse
+from glimpseg.model.expectations import EXPECTATIONS, Expectations, Expected, Gain, read_expectations
 from glimpseg.region import Region
-from glimpseg.statistics import Interval
+from glimpseg.results.statistics import Interval
 
 NAN = math.nan
 TWO = parse("t1c+flair")

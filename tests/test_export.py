@@ -9,16 +9,17 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import small, small_recipe
-from glimpseg import checkpoint, engine, methods
-from glimpseg import export as module
+from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.cli.entry import EXIT_CODES
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.export import channels_of_regions, export
 from glimpseg.modality import ALL, as_mask, parse
+from glimpseg.model import backend, checkpoint
+from glimpseg.model import export as module
+from glimpseg.model.export import channels_of_regions, export
 
 FORMATS = {"pt2": "net.pt2", "onnx": "net.onnx", "openvino": "net"}
-INSTALLED = {to: to == "pt2" or not engine.missing(to) for to in FORMATS}
+INSTALLED = {to: to == "pt2" or not backend.missing(to) for to in FORMATS}
 SIDE = tuple(small()["data.sampling.patch"])
 EACH = [
     pytest.param(to, marks=pytest.mark.skipif(not there, reason=f"the extra [{to}] is not installed"))
@@ -160,7 +161,7 @@ def test_the_verb_writes_and_says_where(model_folder, tmp_path, caplog):
     ],
 )
 def test_what_cannot_be_written_is_refused(model, tmp_path, monkeypatch, to, name, sentence):
-    monkeypatch.setattr(engine, "find_spec", lambda package: None)
+    monkeypatch.setattr(backend, "find_spec", lambda package: None)
     with pytest.raises(UsageError) as caught:
         export(model, tmp_path / name, to)
     assert str(caught.value).startswith(sentence)

@@ -20,11 +20,11 @@ import pytest
 import SimpleITK
 
 from conftest import WORDS, write_head
-from glimpseg.atomic import atomic_folder, tidy_on_sigterm
 from glimpseg.cli import entry
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
+from glimpseg.runtime.atomic import atomic_folder, tidy_on_sigterm
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

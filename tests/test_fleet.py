@@ -17,15 +17,16 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import as_it_was, command_line, write_head
-from glimpseg import batch, predict
-from glimpseg.batch import FAILURES, PLAN, STATISTICS, Part, Wanted, begin, combine, segment_tree
+from glimpseg.batch import tree as batch
+from glimpseg.batch.job import Work
+from glimpseg.batch.job_spec import Order
+from glimpseg.batch.tree import FAILURES, PLAN, STATISTICS, Part, Wanted, begin, combine, segment_tree
 from glimpseg.cli import app
 from glimpseg.cli.fleet import _order
 from glimpseg.errors import UsageError
-from glimpseg.fleet.order import Order
-from glimpseg.intake import items
-from glimpseg.segmentation import RECORD
-from glimpseg.work import Work
+from glimpseg.segmentation import predict
+from glimpseg.segmentation.inputs import items
+from glimpseg.segmentation.result import RECORD
 
 needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs glimpseg[slurm]")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs glimpseg[ray]")
@@ -177,7 +178,7 @@ def test_a_study_whose_folder_stands_is_told_of_and_not_done_again(tree, model_f
 
 @needs_submitit
 def test_without_slurm_submitit_says_so(tree, model_folder, tmp_path, monkeypatch):
-    from glimpseg.fleet.on_slurm import Jobs, segment_on_slurm
+    from glimpseg.batch.on_slurm import Jobs, segment_on_slurm
 
     monkeypatch.setenv("PATH", "")
     order = Order(source=tree, output=tmp_path / "out", model=str(model_folder), device="cpu")

@@ -9,13 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from glimpseg.data import looks, phantom
-from glimpseg.data.identify import identify, identify_series, read_series_json, rules_with, verdicts
-from glimpseg.data.phantom_archive import as_study
+from glimpseg import phantom
+from glimpseg.data.identify import appearance, identify, identify_series, read_series_json, rules_with, verdicts
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
+from glimpseg.phantom.dataset import as_study
 from glimpseg.study import Study
 from series_table import BRAVO, FILES, FLAIR2D, MPRAGE, NO_HEADER, SECOND, T1SE, T2TSE, VENDORS
 
@@ -531,14 +531,14 @@ def brain():
 
 def test_images_under_their_own_names_give_no_warning(brain):
     images, prepared = brain
-    assert looks.warnings_of(prepared(images)) == ()
+    assert appearance.warnings_of(prepared(images)) == ()
 
 
 @pytest.mark.parametrize("pair", [("T1", "T2"), ("T1C", "FLAIR"), ("T2", "FLAIR"), ("T1C", "T2")])
 def test_swapped_images_give_a_warning_that_names_both(brain, pair):
     images, prepared = brain
     one, two = Modality[pair[0]], Modality[pair[1]]
-    said = looks.warnings_of(prepared({**images, one: images[two], two: images[one]}))
+    said = appearance.warnings_of(prepared({**images, one: images[two], two: images[one]}))
     assert 1 <= len(said) <= 2
     assert all(one.title in sentence or two.title in sentence for sentence in said)
 
@@ -546,12 +546,12 @@ def test_swapped_images_give_a_warning_that_names_both(brain, pair):
 def test_t1_and_t1c_are_never_told_apart(brain):
     images, prepared = brain
     swapped = {**images, Modality.T1: images[Modality.T1C], Modality.T1C: images[Modality.T1]}
-    assert looks.warnings_of(prepared(swapped)) == ()
+    assert appearance.warnings_of(prepared(swapped)) == ()
 
 
 def test_a_single_t2_that_is_named_t1_gives_a_warning(brain):
     images, prepared = brain
-    assert looks.warnings_of(prepared({Modality.T1: images[Modality.T2]})) == (
+    assert appearance.warnings_of(prepared({Modality.T1: images[Modality.T2]})) == (
         "The image named T1 looks like T2. Check it; the result is made all the same.",
     )
 
@@ -560,7 +560,7 @@ def test_probabilities_of_the_kinds_sum_to_one():
     rng = np.random.default_rng(0)
     measures = rng.normal(size=(4, 4))
     measures[1] = np.nan
-    shares = looks.kinds_of(measures, np.corrcoef(rng.normal(size=(4, 9))), looks.model())
+    shares = appearance.kinds_of(measures, np.corrcoef(rng.normal(size=(4, 9))), appearance.model())
     assert np.allclose(shares.sum(1), 1)
     assert (shares >= 0).all()
 
@@ -568,6 +568,6 @@ def test_probabilities_of_the_kinds_sum_to_one():
 def test_a_slab_is_judged_without_places_in_the_head():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1, 40, 40, 12))
-    found = looks.measures_of(images, np.ones(images.shape, bool), 3.0)
+    found = appearance.measures_of(images, np.ones(images.shape, bool), 3.0)
     assert np.isnan(found[0, :2]).all()
     assert np.isfinite(found[0, 2:]).all()

@@ -13,13 +13,13 @@ pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 
 from conftest import AFFINE, head
 from dicom_phantoms import Person, write_series
-from glimpseg import predict
-from glimpseg.batch import Wanted, segment_tree
+from glimpseg.batch.tree import Wanted, segment_tree
 from glimpseg.cli import app
 from glimpseg.data.dicom.seg import read_seg
 from glimpseg.errors import InputError, UsageError
-from glimpseg.intake import items
 from glimpseg.modality import Modality
+from glimpseg.segmentation import predict
+from glimpseg.segmentation.inputs import items
 from glimpseg.volume import Volume, onto
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from conftest import AFFINE, WORDS, head, write_head
-from glimpseg import checkpoint, inference, memory, predict
 from glimpseg import volume as volumes
 from glimpseg.data import nifti
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.raw.together import bring_together
 from glimpseg.errors import InputError
 from glimpseg.modality import ALL, Modality
+from glimpseg.model import checkpoint
 from glimpseg.region import Region
+from glimpseg.segmentation import inference, memory, predict
 from glimpseg.study import Study
 from glimpseg.volume import Grid, Volume
 

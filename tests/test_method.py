@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from glimpseg import precision
 from glimpseg.data import loader
 from glimpseg.data.cache import in_memory
 from glimpseg.data.loader import Sampling
@@ -25,6 +24,7 @@ from glimpseg.method import (
 )
 from glimpseg.modality import ALL, SUBSETS, Modality, as_mask, from_mask
 from glimpseg.region import Label, Region
+from glimpseg.runtime import precision
 from glimpseg.volume import Grid
 
 TUMOUR = (Label.NCR, Label.ED, Label.ET)

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import glimpseg
-from glimpseg import checkpoint, methods
+from glimpseg import methods
 from glimpseg.data.cache import in_memory
-from glimpseg.data.phantom import Settings, generate
-from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
 from glimpseg.modality import SUBSETS, as_mask
+from glimpseg.model import checkpoint
 from glimpseg.nets.recompute import recompute
+from glimpseg.phantom import Settings, generate
+from glimpseg.phantom.dataset import as_study
 
 NAMES = methods.names()
 SEGMENTERS = [name for name in NAMES if issubclass(methods.module(name).METHOD, Segmenter)]

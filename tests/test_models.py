@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from conformance import reference
-from glimpseg import checkpoint, models
 from glimpseg.cli import app
 from glimpseg.errors import ModelError, UsageError
+from glimpseg.model import checkpoint, importing
 
 METHODS = ("rfnet", "mmformer")
 
@@ -53,7 +53,7 @@ def test_an_imported_model_gives_the_authors_outputs(authors, tmp_path):
 def test_a_bare_state_dict_in_safetensors_will_do(authors, tmp_path):
     method, _, weights, _ = authors
     save_file(weights, tmp_path / "w.safetensors")
-    models.import_model(method, tmp_path / "w.safetensors", tmp_path / "m")
+    importing.import_model(method, tmp_path / "w.safetensors", tmp_path / "m")
     assert checkpoint.load(tmp_path / "m").recipe.method == method
 
 
@@ -69,13 +69,13 @@ def test_numbers_as_numpy_1_wrote_them_are_read(tmp_path):
                 assert new in content
                 content = content.replace(new, old)
             target.writestr(name.replace("new/", "old/"), content)
-    assert torch.equal(models.read_weights(tmp_path / "old.pth")["a"], torch.ones(2))
+    assert torch.equal(importing.read_weights(tmp_path / "old.pth")["a"], torch.ones(2))
 
 
 @pytest.mark.usefixtures("readers_here")
 def test_imported_weights_are_used_as_they_were_trained_in_fp32_and_whole_windows(authors, tmp_path):
     method, _, _, path = authors
-    model = checkpoint.load(models.import_model(method, path, tmp_path / "m"))
+    model = checkpoint.load(importing.import_model(method, path, tmp_path / "m"))
     assert model.precision == "fp32"
     assert model.network.fixed_windows is (method == "mmformer")
 
@@ -91,9 +91,9 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path)
         pickle.dump({"state_dict": Trap()}, file)
     torch.save({"state_dict": Trap()}, tmp_path / "zipped.pth")
     with pytest.raises(ModelError, match="Nothing in it was run"):
-        models.import_model("rfnet", tmp_path / "trap.pth", tmp_path / "m")
+        importing.import_model("rfnet", tmp_path / "trap.pth", tmp_path / "m")
     with pytest.raises(ModelError, match=r"it asks for \w+\.mkdir\)"):
-        models.import_model("mmformer", tmp_path / "zipped.pth", tmp_path / "m")
+        importing.import_model("mmformer", tmp_path / "zipped.pth", tmp_path / "m")
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "m").exists()
 
@@ -122,7 +122,7 @@ def test_one_methods_weights_are_not_anothers(tmp_path):
     stored = dict(np.load(reference.HERE / "rfnet.npz"))
     save_file(reference.authors_weights(stored), tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match="not the weights of the authors' mmFormer"):
-        models.import_model("mmformer", tmp_path / "w.safetensors", tmp_path / "m")
+        importing.import_model("mmformer", tmp_path / "w.safetensors", tmp_path / "m")
 
 
 @pytest.mark.usefixtures("readers_here")
@@ -130,12 +130,12 @@ def test_one_methods_weights_are_not_anothers(tmp_path):
 def test_a_broken_file_is_an_error_in_words(content, tmp_path):
     (tmp_path / "broken.pth").write_bytes(content)
     with pytest.raises(ModelError, match="cannot be read as weights"):
-        models.import_model("rfnet", tmp_path / "broken.pth", tmp_path / "m")
+        importing.import_model("rfnet", tmp_path / "broken.pth", tmp_path / "m")
 
 
 def test_a_method_without_authors_weights_says_which_have_them(tmp_path):
     with pytest.raises(UsageError, match="mmformer, mstkdnet, rfnet"):
-        models.import_model("unet", tmp_path / "w.pth", tmp_path / "m")
+        importing.import_model("unet", tmp_path / "w.pth", tmp_path / "m")
 
 
 def test_a_used_folder_is_not_overwritten(tmp_path):
@@ -144,5 +144,5 @@ def test_a_used_folder_is_not_overwritten(tmp_path):
     stored = dict(np.load(reference.HERE / "rfnet.npz"))
     save_file(reference.authors_weights(stored), tmp_path / "w.safetensors")
     with pytest.raises(UsageError):
-        models.import_model("rfnet", tmp_path / "w.safetensors", tmp_path / "m", overwrite=True)
+        importing.import_model("rfnet", tmp_path / "w.safetensors", tmp_path / "m", overwrite=True)
     assert (tmp_path / "m" / "mine.txt").read_text() == "keep"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from glimpseg.data.augment import blurred
-from glimpseg.inference import averaged
 from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.segresnet import SegResNet
+from glimpseg.segmentation.inference import averaged
 
 BLOCKS, HEADS = (1, 2, 1), 2
 

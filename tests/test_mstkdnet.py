@@ -11,10 +11,11 @@ import torch
 
 from conformance import mstkdnet_reference, reference
 from conftest import small_recipe
-from glimpseg import checkpoint, methods, models, train
+from glimpseg import methods
+from glimpseg.data.crops import Batch
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.evaluate import evaluate
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.method import Progress, authors_name
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet import objective
@@ -29,9 +30,10 @@ from glimpseg.methods.mstkdnet.objective import (
     squared_dice,
 )
 from glimpseg.modality import ALL, Modality
+from glimpseg.model import checkpoint, importing
 from glimpseg.region import Label, Region
 from glimpseg.report import write_report
-from glimpseg.study import Batch
+from glimpseg.training import loop
 
 STEP_GIB = 10
 """Memory in which one step of the official networks at 64^3 surely fits."""
@@ -503,7 +505,7 @@ def test_an_archive_without_a_complete_study_is_refused_before_anything_is_writt
     for path in tmp_path.glob("studies/*/*t1c*"):
         path.unlink()
     with pytest.raises(UsageError, match="none of these 4"):
-        train.train(
+        loop.train(
             small_recipe("mstkdnet"),
             tmp_path / "run",
             data=tmp_path / "studies",
@@ -519,7 +521,7 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
     shutil.copytree(archive, studies)
     next(studies.glob("S0/*t1c*")).unlink()
     recipe = small_recipe("mstkdnet", optim__steps=2)
-    folder = train.train(recipe, tmp_path / "run", data=studies, device=torch.device("cpu"), quiet=True)
+    folder = loop.train(recipe, tmp_path / "run", data=studies, device=torch.device("cpu"), quiet=True)
     record = json.loads((folder / checkpoint.PROVENANCE).read_text())
     assert record["archive"].startswith("3 of 4 studies have all four sequences and teach")
     assert ALL.key in record["data"]["available"]
@@ -612,6 +614,6 @@ def test_a_checkpoint_of_three_state_dicts_is_read_with_their_names():
         "model_full": {"a": torch.zeros(1)},
         "optimizer": {"state": {}, "param_groups": []},
     }
-    found = models.state_dict(tree)
+    found = importing.state_dict(tree)
     assert set(found) == {"model_missing.a", "model_full.a"}
     assert found["model_missing.a"] == 1

@@ -9,11 +9,11 @@ import torch
 from scipy import ndimage
 from scipy.stats import rankdata
 
-from glimpseg.data import phantom
-from glimpseg.data.phantom import Settings, generate, render, sample, stream
-from glimpseg.data.phantom.field import Fields, Lattice, gaussian_matrix, linear_matrix, spline_matrix
-from glimpseg.data.phantom.signal import InversionSpinEcho, Tissue, nulling_inversion_ms, response
+from glimpseg import phantom
 from glimpseg.modality import Modality
+from glimpseg.phantom import Settings, generate, render, sample, stream
+from glimpseg.phantom.field import Fields, Lattice, gaussian_matrix, linear_matrix, spline_matrix
+from glimpseg.phantom.signal import InversionSpinEcho, Tissue, nulling_inversion_ms, response
 from glimpseg.region import Label
 
 COARSE = Settings.at_spacing(3.0)

@@ -11,12 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from glimpseg.checkpoint import Model
 from glimpseg.modality import Modality
+from glimpseg.model.checkpoint import Model
 from glimpseg.picture import COLOURS, cut, draw_plane, grey_window, largest_cut, legend, preview
 from glimpseg.region import Label
 from glimpseg.report import figures
-from glimpseg.segmentation import Segmentation
+from glimpseg.segmentation.result import Segmentation
 from glimpseg.volume import Volume
 
 # A head of 20 x 30 x 16 voxels of 1 x 2 x 3 mm in RAS order: x grows to the patient's right, y forward, z up. Air is 0,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from glimpseg.precision import _planes, computing, resolved_precision
+from glimpseg.runtime.precision import _planes, computing, resolved_precision
 
 pytestmark = pytest.mark.numerics
 

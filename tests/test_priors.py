@@ -16,26 +16,28 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from conftest import small, small_recipe, write_head
-from glimpseg import checkpoint, methods
-from glimpseg.archive import prepare, prepare_studies
+from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.data import loader
 from glimpseg.data.augment import RFNET, Augment
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Phantoms, Sampling, Stream
+from glimpseg.data.loader import Archive, Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.data.prior_file import SUFFIX, with_prior, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
-from glimpseg.evaluate import evaluate
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
-from glimpseg.predict import load, segment_study
+from glimpseg.model import checkpoint
+from glimpseg.phantom.training_stream import Phantoms, Stream
 from glimpseg.priors import crossfit, decoder, sam
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out
 from glimpseg.priors.settings import Prior
 from glimpseg.priors.synthetic import spoiled
 from glimpseg.region import Label, Region
-from glimpseg.train import train
+from glimpseg.segmentation.predict import load, segment_study
+from glimpseg.training.dataset import prepare, prepare_studies
+from glimpseg.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from conftest import small_recipe
-from glimpseg import evaluate, inference
-from glimpseg.checkpoint import Model
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.data.rfnet import prepare_rfnet
 from glimpseg.errors import InputError, UsageError
+from glimpseg.evaluation import evaluate
+from glimpseg.evaluation.protocol import PROTOCOLS, protocol_named
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
-from glimpseg.protocol import PROTOCOLS, protocol_named
+from glimpseg.model.checkpoint import Model
 from glimpseg.region import Label, Region
+from glimpseg.segmentation import inference
 from glimpseg.study import Study
 from glimpseg.volume import Grid
 

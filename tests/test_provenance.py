@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import glimpseg
 from conftest import small_recipe
-from glimpseg import checkpoint
-from glimpseg.checkpoint import Model, State, Stored
 from glimpseg.errors import ModelError
+from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import Model, State, Stored
 from glimpseg.version import __version__
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

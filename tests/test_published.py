@@ -2,8 +2,8 @@
 
 import pytest
 
-from glimpseg.data import published
 from glimpseg.errors import UsageError
+from glimpseg.evaluation import published
 from glimpseg.modality import SUBSETS
 
 TABLES = [table for dataset in published.datasets() for table in published.tables(dataset)]

@@ -12,8 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from conftest import ORIENTATIONS
-from glimpseg.data import phantom
-from glimpseg.data.phantom_archive import as_study
+from glimpseg import phantom
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.raw.alignment import misaligned
 from glimpseg.data.raw.finding import Verdict
@@ -24,6 +23,7 @@ from glimpseg.data.raw.strip import brain_of, stripped_by
 from glimpseg.data.raw.together import as_given, bring_together, look, registered, with_brain
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
+from glimpseg.phantom.dataset import as_study
 from glimpseg.study import Study
 from glimpseg.volume import Volume, foreground, labels_onto, onto, same_grid
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from glimpseg.data.layouts import find_studies
-from glimpseg.predict import load, segment_study
+from glimpseg.segmentation.predict import load, segment_study
 
 FOLDER = Path(os.environ.get("GLIMPSEG_REAL_CASES", "nowhere"))
 STUDIES = find_studies(FOLDER, labels="brats2015") if FOLDER.is_dir() else []

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from conftest import NETWORKS
+from glimpseg.data.crops import Batch
 from glimpseg.losses import Maps, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
 from glimpseg.method import Progress
 from glimpseg.methods import mmformer, rfnet
 from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label
-from glimpseg.study import Batch
 
 pytestmark = pytest.mark.numerics
 

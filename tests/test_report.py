@@ -12,15 +12,15 @@ import nibabel
 import numpy as np
 import pytest
 
-from glimpseg.data.published import PublishedTable
 from glimpseg.errors import InputError
+from glimpseg.evaluation.published import PublishedTable
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.report import comparison, evaluation, figures, write_comparison, write_report
 from glimpseg.report.comparison import BETTER, WORSE, Compared
-from glimpseg.results import Evaluation
-from glimpseg.scores import METRICS, Score, Scores, write_scores
-from glimpseg.summary import summary
-from glimpseg.tables import Cell
+from glimpseg.results.folder import Evaluation
+from glimpseg.results.scores import METRICS, Score, Scores, write_scores
+from glimpseg.results.summary import summary
+from glimpseg.results.tables import Cell
 
 NBSP = "\u00a0"
 

@@ -9,10 +9,9 @@ from pydantic import ValidationError
 from glimpseg.data.loader import Sampling
 from glimpseg.errors import TrainingError
 from glimpseg.method import Learner, Progress
-from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe
+from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe, begun, cosine
 from glimpseg.region import Label
-from glimpseg.schedule import begun, cosine
-from glimpseg.train import _due, _Training
+from glimpseg.training.loop import _due, _Training
 
 QUARTER = math.sqrt(0.5)
 """Cosine of 45 degrees, a quarter of the way along half a cosine."""

@@ -7,7 +7,7 @@ import pytest
 
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
-from glimpseg.scores import METRICS, REGIONS, Score, Scores, metrics_named, read_scores, write_scores
+from glimpseg.results.scores import METRICS, REGIONS, Score, Scores, metrics_named, read_scores, write_scores
 
 HEADER = "study,subset,region,metric,protocol,value,predicted_ml,reference_ml"
 

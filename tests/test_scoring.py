@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from glimpseg.data.preprocess import Prepared
+from glimpseg.data.preprocess import Prepared, brain_of
+from glimpseg.evaluation.scoring import Reference
 from glimpseg.modality import Modality
 from glimpseg.region import Region
-from glimpseg.scores import METRICS
-from glimpseg.scoring import Reference, brain_of
+from glimpseg.results.scores import METRICS
 from glimpseg.volume import Grid, Volume
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])

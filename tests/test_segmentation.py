@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from glimpseg.checkpoint import Model
 from glimpseg.errors import UsageError
-from glimpseg.expectation import Expectations, Expected, Gain
 from glimpseg.modality import Modality, parse
+from glimpseg.model.checkpoint import Model
+from glimpseg.model.expectations import Expectations, Expected, Gain
 from glimpseg.region import Label, Region
-from glimpseg.segmentation import NOT_A_DEVICE, Segmentation, volumes_in_words
-from glimpseg.statistics import Interval
-from glimpseg.uncertainty import Doubt, Uncertainty
+from glimpseg.results.statistics import Interval
+from glimpseg.segmentation.result import Segmentation, volumes_in_words
+from glimpseg.segmentation.uncertainty import Doubt, Uncertainty
+from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
 
 REGIONS = (Region.WT, Region.TC, Region.ET)

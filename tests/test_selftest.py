@@ -8,12 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import small_recipe
-from glimpseg import precision, selftest
 from glimpseg.cli import main
 from glimpseg.cli.app import app
 from glimpseg.cli.entry import EXIT_CODES
 from glimpseg.errors import TrainingError, UsageError
-from glimpseg.train import fit
+from glimpseg.runtime import precision, selftest
+from glimpseg.training.loop import fit
 
 CPU = torch.device("cpu")
 HONEST = torch.conv3d

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from conftest import small_recipe
-from glimpseg.checkpoint import newest_valid
 from glimpseg.errors import InputError
-from glimpseg.train import train
+from glimpseg.model.checkpoint import newest_valid
+from glimpseg.training.loop import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "short_runs.py"
 MOST = 100_000

@@ -11,7 +11,8 @@ import torch
 
 from conformance import reference, smml_reference
 from conftest import small_recipe
-from glimpseg import checkpoint, methods, models
+from glimpseg import methods
+from glimpseg.data.crops import Batch
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.losses import one_hot, region_fusion_terms
 from glimpseg.method import Progress, authors_name
@@ -29,11 +30,11 @@ from glimpseg.methods.smml.objective import (
     two_subsets,
 )
 from glimpseg.modality import ALL, SUBSETS, Modality, as_mask
+from glimpseg.model import checkpoint, importing
 from glimpseg.nets import token_fusion
 from glimpseg.nets.pyramid import CHANNELS
-from glimpseg.precision import computing
 from glimpseg.region import Label
-from glimpseg.study import Batch
+from glimpseg.runtime.precision import computing
 
 LABELS = (Label.NCR, Label.ED, Label.ET)
 
@@ -460,7 +461,7 @@ def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
     for number in "12":
         files.append(tmp_path / f"branch{number}.pth")
         torch.save({"state_dict": {k[2:]: v for k, v in theirs.items() if k.startswith(number)}}, files[-1])
-    model = checkpoint.load(models.import_model("smml", files, tmp_path / "m"))
+    model = checkpoint.load(importing.import_model("smml", files, tmp_path / "m"))
     assert model.network.refiners is None
     assert model.recipe.data.sampling.patch == (32, 32, 32)
     assert "branch1.pth, branch2.pth" in json.dumps(model.provenance["imported"])
@@ -468,7 +469,7 @@ def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
         weights = taken.state_dict()
         assert all(torch.equal(weights[name], value) for name, value in given.state_dict().items())
     with pytest.raises(UsageError, match="made of 2 checkpoints"):
-        models.import_model("smml", files[0], tmp_path / "one")
+        importing.import_model("smml", files[0], tmp_path / "one")
 
 
 def test_branches_of_five_classes_are_refused(stored):

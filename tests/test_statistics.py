@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from glimpseg.modality import ALL, SUBSETS, Modality
-from glimpseg.statistics import Bootstrap, Interval, additions, holm, paired, shapley
+from glimpseg.results.statistics import Bootstrap, Interval, additions, holm, paired, shapley
 
 NOTHING = Modality(0)
 

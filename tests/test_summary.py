@@ -7,8 +7,8 @@ import pytest
 
 from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS, Modality, parse
-from glimpseg.scores import Score, Scores
-from glimpseg.summary import monotonicity, sequence_value, summary
+from glimpseg.results.scores import Score, Scores
+from glimpseg.results.summary import monotonicity, sequence_value, summary
 
 
 def line(study, subset, value, region="WT", metric="dice", predicted_ml=1.0, reference_ml=1.0):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
+from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 
 TABLE = Table(
     name="t",

@@ -17,13 +17,14 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import NETWORKS, command_line, made_once, needs_loopback, small, small_recipe, write_head
-from glimpseg import checkpoint, methods
+from glimpseg import methods
 from glimpseg.errors import InputError, ModelError, Preempted, TrainingError, UsageError
 from glimpseg.method import Learner, Progress
 from glimpseg.methods.unet import UNet
 from glimpseg.modality import Modality
+from glimpseg.model import checkpoint
 from glimpseg.recipe import Optim
-from glimpseg.train import _Training, train
+from glimpseg.training.loop import _Training, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -17,23 +17,25 @@ from typer.testing import CliRunner
 
 import glimpseg
 from conftest import AFFINE, WORDS, head, small_recipe, write_head
-from glimpseg import calibrate as module
-from glimpseg import checkpoint, inference, methods, metrics, predict
-from glimpseg.batch import STATISTICS, Wanted, segment_tree
-from glimpseg.calibrate import Histogram, calibrate, write_calibrated
+from glimpseg import methods, metrics
+from glimpseg.batch.tree import STATISTICS, Wanted, segment_tree
 from glimpseg.cli.app import app
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import prepare
 from glimpseg.errors import InputError, ModelError, UsageError
-from glimpseg.evaluate import evaluate
-from glimpseg.expectation import EXPECTATIONS, Expectations, Expected, Gain
-from glimpseg.intake import items
+from glimpseg.evaluation import calibrate as module
+from glimpseg.evaluation.calibrate import Histogram, calibrate, write_calibrated
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality, parse, subsets_of
+from glimpseg.model import checkpoint
+from glimpseg.model.expectations import EXPECTATIONS, Expectations, Expected, Gain
 from glimpseg.region import Label, Region
-from glimpseg.segmentation import NOT_A_DEVICE
-from glimpseg.statistics import Interval
+from glimpseg.results.statistics import Interval
+from glimpseg.segmentation import inference, predict
+from glimpseg.segmentation.inputs import items
+from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, doubts, estimated_dice, mirrored
 from glimpseg.study import Study
-from glimpseg.uncertainty import DiceEstimate, calibrated, doubts, estimated_dice, mirrored
+from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -8,7 +8,7 @@ import pytest
 from glimpseg.data.preprocess import Prepared
 from glimpseg.modality import ALL, Modality, parse
 from glimpseg.region import Label, Region
-from glimpseg.uncertainty import (
+from glimpseg.segmentation.uncertainty import (
     DiceEstimate,
     Doubt,
     Member,

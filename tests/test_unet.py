@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from conftest import small_recipe
 from glimpseg import methods
+from glimpseg.data.crops import Batch
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress
 from glimpseg.methods.unet import Config, UNet
 from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label, Region
-from glimpseg.study import Batch
 
 TUMOUR = (Label.NCR, Label.ED, Label.ET)
 EVERYTHING = (*TUMOUR, Label.RC)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from glimpseg.data.phantom import SHIFTED, STANDARD, WIDE, Settings, Variety, generate, render, sample
-from glimpseg.data.phantom.artefact import ghosted, profile, resampled, ringing
-from glimpseg.data.phantom.field import gaussian_matrix
-from glimpseg.data.phantom.plan import standard
-from glimpseg.data.phantom.wider import REACH, Draw, widened
-from glimpseg.data.phantom_archive import as_study
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.modality import Modality
+from glimpseg.phantom import SHIFTED, STANDARD, WIDE, Settings, Variety, generate, render, sample
+from glimpseg.phantom.artefact import ghosted, profile, resampled, ringing
+from glimpseg.phantom.dataset import as_study
+from glimpseg.phantom.field import gaussian_matrix
+from glimpseg.phantom.plan import standard
+from glimpseg.phantom.wider import REACH, Draw, widened
 from glimpseg.region import Label
 
 T1, T1C, T2, FLAIR = range(4)

@@ -17,13 +17,10 @@ from typer.testing import CliRunner
 
 from conformance import reference, voxmmsd_reference
 from conftest import as_it_was, needs_loopback, small_recipe, write_head
-from glimpseg import checkpoint, methods
-from glimpseg.archive import some_of
-from glimpseg.checkpoint import Stored
+from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.data.cache import in_memory
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Phantoms, Stream
 from glimpseg.data.preprocess import RFNET, Preprocess, prepare
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.method import Progress, Segmenter, by_role
@@ -33,9 +30,13 @@ from glimpseg.methods.voxmmsd.intensities import applied, sample
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation
 from glimpseg.methods.voxunet import blended, cross_entropy
 from glimpseg.modality import ALL, Modality
+from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import Stored
+from glimpseg.model.transfer import transfer
+from glimpseg.phantom.training_stream import Phantoms, Stream
 from glimpseg.recipe import Init, Optim
-from glimpseg.train import _Training, train
-from glimpseg.transfer import transfer
+from glimpseg.training.dataset import some_of
+from glimpseg.training.loop import _Training, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from glimpseg.inference import averaged, window_boxes, window_weights
+from glimpseg.segmentation.inference import averaged, window_boxes, window_weights
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from glimpseg.modality import SUBSETS, Modality
 from glimpseg.version import __version__
 
 if TYPE_CHECKING:
-    from glimpseg.predict import Segmentation, load, segment
+    from glimpseg.segmentation.predict import Segmentation, load, segment
 
 __all__ = ["SUBSETS", "Modality", "Segmentation", "__version__", "load", "segment"]
 
@@ -17,5 +17,5 @@ __all__ = ["SUBSETS", "Modality", "Segmentation", "__version__", "load", "segmen
 def __getattr__(name: str) -> Any:
     # torch is imported when something is segmented, not when the package is named.
     if name in __all__:
-        return getattr(importlib.import_module("glimpseg.predict"), name)
+        return getattr(importlib.import_module("glimpseg.segmentation.predict"), name)
     raise AttributeError(f"module 'glimpseg' has no attribute '{name}'")

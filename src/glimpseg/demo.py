@@ -9,24 +9,25 @@ from pathlib import Path
 
 import torch
 
-from glimpseg import methods, report
-from glimpseg.atomic import atomic_file, refuse_if_used
-from glimpseg.checkpoint import Model
-from glimpseg.data import nifti, phantom
+from glimpseg import methods, phantom, report
+from glimpseg.data import nifti
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.phantom_archive import write_phantoms
 from glimpseg.data.preprocess import reference_on
 from glimpseg.errors import UsageError
-from glimpseg.evaluate import evaluate
-from glimpseg.intake import Item, Visit, items, opened, volume_of
+from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
+from glimpseg.model.checkpoint import Model
+from glimpseg.model.shipped import BOX
+from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.picture import preview
-from glimpseg.predict import load, read, segment_read, segment_study
-from glimpseg.results import LABELS
-from glimpseg.segmentation import NOT_A_DEVICE, volumes_in_words
-from glimpseg.shipped import BOX
+from glimpseg.results.folder import LABELS
+from glimpseg.runtime.atomic import atomic_file, refuse_if_used
+from glimpseg.segmentation.inputs import Item, Visit, items, opened, volume_of
+from glimpseg.segmentation.predict import load, read, segment_read, segment_study
+from glimpseg.segmentation.result import volumes_in_words
 from glimpseg.study import Study
-from glimpseg.train import train
+from glimpseg.training.loop import train
+from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
 
 RECIPE = "unet/phantom"

@@ -17,11 +17,14 @@ from torch.optim.swa_utils import AveragedModel
 from glimpseg.data import loader
 from glimpseg.data.augment import Transform
 from glimpseg.data.cache import Case
+from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.modality import SUBSETS, Modality, as_mask
 from glimpseg.region import Label, Region
-from glimpseg.study import Batch
+
+WINDOW_OVERLAP = 0.5
+"""Share of a window that its neighbour covers as well. nnU-Net, RFNet: 1/2."""
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@ back whole beside every checkpoint. Besides the data, nothing that decides the w
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.priors.settings import Prior
 from glimpseg.region import Label
-from glimpseg.schedule import begun, cosine
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -161,3 +162,16 @@ class Recipe:
     def label_values(self) -> tuple[Label, ...]:
         """The labels as values of a label map."""
         return tuple(Label[name] for name in self.labels)
+
+
+def begun(step: int, every: int) -> int:
+    """The step at which the present block of `every` steps began."""
+    return step - step % every
+
+
+def cosine(step: int, steps: int, first: float, last: float, warmup: int = 0) -> float:
+    """From `first` to `last` along half a cosine; before it `warmup` steps on a line from 0 to `first`, both ends
+    included (DINO)."""
+    if step < warmup:
+        return first * step / max(warmup - 1, 1)
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from conformance.reference import drawn, mapped, ours
+from glimpseg.data.crops import Batch
 from glimpseg.losses import one_hot
 from glimpseg.methods import smml
 from glimpseg.nets.pyramid import CHANNELS
-from glimpseg.study import Batch
 
 
 def authors_weights(stored):

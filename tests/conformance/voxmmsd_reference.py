@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from conformance.reference import pair
-from glimpseg.checkpoint import Stored
 from glimpseg.data.preprocess import bytes_of
 from glimpseg.losses import coarsened, one_hot, soft_dice
 from glimpseg.method import Progress, authors_name
@@ -24,10 +23,11 @@ from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL
 from glimpseg.methods.voxmmsd.intensities import Change, applied
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation, restoration
+from glimpseg.model.checkpoint import Stored
+from glimpseg.model.transfer import transfer
 from glimpseg.recipe import Init
 from glimpseg.region import Label
-from glimpseg.train import _Training
-from glimpseg.transfer import transfer
+from glimpseg.training.loop import _Training
 from glimpseg.volume import bounding_box
 
 TOLERANCES = {"sched": 1e-12, "norm": 0.0, "mask": 0.0, "aug": 2e-6, "view": 2e-6, "prep": 0.0}

@@ -18,7 +18,7 @@ import typer
 from glimpseg.cli.app import app, log
 from glimpseg.cli.options import ModelFolder, Output, Overwrite
 from glimpseg.errors import TrainingError, UsageError
-from glimpseg.shipped import BOX, WEIGHTS_FOLDER
+from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
 from glimpseg.version import __version__
 
 models = typer.Typer(help="Models on disk: import weights of others.", no_args_is_help=True)
@@ -48,7 +48,7 @@ def import_model(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a model of weights that a paper's own code wrote; nothing in the file is run."""
-    from glimpseg import models as importing
+    from glimpseg.model import importing
 
     typer.echo(importing.import_model(method, sources, output, overwrite=overwrite))
 
@@ -65,7 +65,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     found["extras"] = _extras()
     broken, cautions = None, []
     if versions["torch"] != "missing":
-        from glimpseg import selftest
+        from glimpseg.runtime import selftest
 
         checks = [selftest.check(device, name) for device in selftest.devices() for name in selftest.precisions(device)]
         found["conv3d"] = [check.record() for check in checks]

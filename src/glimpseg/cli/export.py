@@ -26,8 +26,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a model's network for other programs, with its preparation and decision rule in the file's metadata."""
-    from glimpseg import checkpoint
-    from glimpseg import export as exporting
+    from glimpseg.model import checkpoint
+    from glimpseg.model import export as exporting
 
     loaded = checkpoint.load(model, "cpu", changes_of(change))
     found = exporting.export(loaded, output, to, verify=verify, overwrite=overwrite)

@@ -15,10 +15,10 @@ from glimpseg.cli.app import app
 from glimpseg.cli.options import changes_of
 from glimpseg.cli.segment import conclude, wanted_of
 from glimpseg.errors import UsageError
-from glimpseg.shipped import BOX
+from glimpseg.model.shipped import BOX
 
 if TYPE_CHECKING:
-    from glimpseg.fleet.order import Order
+    from glimpseg.batch.job_spec import Order
 
 on = typer.Typer(help="Segment a tree of studies on a cluster.", no_args_is_help=True)
 app.add_typer(on, name="on")
@@ -50,8 +50,8 @@ def slurm(
     ] = None,
 ) -> None:
     """Segment a tree as an array of Slurm jobs, and wait for them. All other options are those of `segment`."""
-    from glimpseg.fleet.on_slurm import Jobs, segment_on_slurm
-    from glimpseg.tally import FAILURES
+    from glimpseg.batch.on_slurm import Jobs, segment_on_slurm
+    from glimpseg.batch.progress import FAILURES
 
     order, given = _order(context.args)
     jobs = Jobs(parts=parts, options=changes_of(ask, "--slurm"))
@@ -70,8 +70,8 @@ def ray(
     ] = None,
 ) -> None:
     """Segment a tree with Ray. All other options are those of `segment`."""
-    from glimpseg.fleet.on_ray import Workers, segment_on_ray
-    from glimpseg.tally import FAILURES
+    from glimpseg.batch.on_ray import Workers, segment_on_ray
+    from glimpseg.batch.progress import FAILURES
 
     order, given = _order(context.args)
     hands = Workers(count=workers, cpus=cpus, gpus=gpus, address=address)
@@ -81,7 +81,7 @@ def ray(
 
 def _order(arguments: list[str]) -> tuple[Order, dict[str, Any]]:
     """What the options of `segment` say, read as `segment` reads them. Raises: UsageError."""
-    from glimpseg.fleet.order import Order
+    from glimpseg.batch.job_spec import Order
 
     command: Any = typer.main.get_command(app)
     with command.commands["segment"].make_context("segment", list(arguments)) as context:

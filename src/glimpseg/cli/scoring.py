@@ -36,13 +36,14 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Score a model on every subset of sequences; write scores, a summary and a report."""
-    from glimpseg import evaluate as evaluation
-    from glimpseg import predict, report
+    from glimpseg import report
     from glimpseg.data.layouts import find_studies
     from glimpseg.data.splits import chosen
+    from glimpseg.evaluation import evaluate as evaluation
+    from glimpseg.evaluation.protocol import protocol_named
     from glimpseg.modality import SUBSETS, parse
-    from glimpseg.protocol import protocol_named
-    from glimpseg.scores import metrics_named
+    from glimpseg.results.scores import metrics_named
+    from glimpseg.segmentation import predict
 
     protocol_named(protocol)
     wanted = metrics_named(metrics)
@@ -89,10 +90,10 @@ def calibrate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure what to expect of a model, and calibrate it; write a copy that says so whenever it segments."""
-    from glimpseg import calibrate as calibration
-    from glimpseg import predict
     from glimpseg.data.layouts import find_studies
     from glimpseg.data.splits import chosen
+    from glimpseg.evaluation import calibrate as calibration
+    from glimpseg.segmentation import predict
 
     studies = find_studies(data, labels=labels)
     if split is not None:
@@ -119,9 +120,9 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare evaluations case by case: paired tests, effect sizes, wins and losses; published tables beside."""
-    from glimpseg import compare as comparison
+    from glimpseg.evaluation import compare as comparison
     from glimpseg.report import write_comparison
-    from glimpseg.scores import metrics_named
+    from glimpseg.results.scores import metrics_named
 
     comparison.compare(evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite)
     typer.echo(write_comparison(output))
@@ -134,7 +135,7 @@ def report(
 ) -> None:
     """Make the HTML report of an evaluation or comparison again."""
     from glimpseg.report import write_comparison, write_report
-    from glimpseg.results import COMPARISON
+    from glimpseg.results.folder import COMPARISON
 
     write = write_comparison if (folder / COMPARISON).is_file() else write_report
     typer.echo(write(folder, output))

@@ -13,15 +13,15 @@ import typer
 from glimpseg.cli.app import app, log
 from glimpseg.cli.options import Choice, Device, Engine, Layout, ModelFolder, Output, Overwrite, changes_of
 from glimpseg.errors import InputError, UsageError
-from glimpseg.shipped import BOX
+from glimpseg.model.shipped import BOX
 
 if TYPE_CHECKING:
-    from glimpseg.checkpoint import Model
-    from glimpseg.intake import Visit
-    from glimpseg.predict import Raw
-    from glimpseg.tally import Outcome
-    from glimpseg.uncertainty import Level
-    from glimpseg.work import Wanted
+    from glimpseg.batch.job import Wanted
+    from glimpseg.batch.progress import Outcome
+    from glimpseg.model.checkpoint import Model
+    from glimpseg.segmentation.inputs import Visit
+    from glimpseg.segmentation.predict import Raw
+    from glimpseg.segmentation.uncertainty import Level
 
 _PLACE = "NIfTI file, or folder or archive of one DICOM series."
 
@@ -82,11 +82,11 @@ def segment(
     Leave out what does not exist. Of a tree each study gets a folder; those that cannot be used stop no other and are
     listed in failures.json.
     """
-    from glimpseg import predict
-    from glimpseg.atomic import refuse_if_used
-    from glimpseg.intake import named_images, series_named_in, visit_of, with_brain
     from glimpseg.modality import Modality
-    from glimpseg.segmentation import RECORD
+    from glimpseg.runtime.atomic import refuse_if_used
+    from glimpseg.segmentation import predict
+    from glimpseg.segmentation.inputs import named_images, series_named_in, visit_of, with_brain
+    from glimpseg.segmentation.result import RECORD
 
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     images = {modality: image for modality, image in named.items() if image is not None}
@@ -114,8 +114,8 @@ def wanted_of(
     labels: str, output_type: str, grid: str | None, probabilities: bool, deidentify: bool, raw: str, uncertainty: str
 ) -> Wanted:
     """What the options say of each study. Raises: UsageError for a word that is none of theirs."""
+    from glimpseg.batch.job import Wanted
     from glimpseg.modality import parse
-    from glimpseg.work import Wanted
 
     return Wanted(
         labels=labels,
@@ -129,7 +129,7 @@ def wanted_of(
 
 
 def _raw(word: str) -> Raw:
-    from glimpseg.predict import Raw
+    from glimpseg.segmentation.predict import Raw
 
     if word not in get_args(Raw):
         raise UsageError(f"--raw is {' or '.join(get_args(Raw))}, not '{word}'.")
@@ -137,7 +137,7 @@ def _raw(word: str) -> Raw:
 
 
 def _level(word: str) -> Level:
-    from glimpseg.predict import refuse_unknown_level
+    from glimpseg.segmentation.predict import refuse_unknown_level
 
     refuse_unknown_level(word)
     return cast("Level", word)
@@ -154,9 +154,9 @@ def _refuse_ambiguous(images: bool, source: Path | None, series: Path | None) ->
 def _tree(
     source: Path, layout: str, model: Model, output: Path, wanted: Wanted, part: str, go_on: bool, overwrite: bool
 ) -> None:
-    from glimpseg.batch import segment_tree
-    from glimpseg.intake import items
-    from glimpseg.tally import FAILURES, Part
+    from glimpseg.batch.progress import FAILURES, Part
+    from glimpseg.batch.tree import segment_tree
+    from glimpseg.segmentation.inputs import items
 
     share = Part.parse(part)
     outcome = segment_tree(items(source, layout), model, output, wanted, part=share, go_on=go_on, overwrite=overwrite)
@@ -175,8 +175,8 @@ def conclude(output: Path, outcome: Outcome, failures: str) -> None:
 
 def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bool) -> None:
     from glimpseg.data.dicom.sources import Pseudonyms
-    from glimpseg.predict import read, segment_read
-    from glimpseg.segmentation import volumes_in_words
+    from glimpseg.segmentation.predict import read, segment_read
+    from glimpseg.segmentation.result import volumes_in_words
 
     done = read(visit, model, wanted.grid, wanted.raw)
     found = segment_read(done, model, probabilities=wanted.probabilities, uncertainty=wanted.uncertainty)

@@ -34,9 +34,9 @@ def phantom(
     overwrite: Overwrite = False,
 ) -> None:
     """Make digital phantoms: four sequences and labels, in a BraTS layout."""
-    from glimpseg.data import phantom as generator
-    from glimpseg.data.phantom_archive import write_phantoms
-    from glimpseg.predict import resolved_device
+    from glimpseg import phantom as generator
+    from glimpseg.phantom.dataset import write_phantoms
+    from glimpseg.segmentation.predict import resolved_device
 
     share = post_operative if post_operative is not None else 0.7 if layout == "brats2024" else 0.0
     if population not in generator.VARIETIES:
@@ -70,10 +70,11 @@ def prepare(
     device: Device = "auto",
 ) -> None:
     """Say what a folder holds, then check, crop and normalise every study once, and make its prior, for training."""
-    from glimpseg import archive, methods
+    from glimpseg import methods
     from glimpseg.data.layouts import find_studies, survey
     from glimpseg.data.splits import chosen
-    from glimpseg.predict import resolved_device
+    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.training import dataset
 
     changes = changes_of(change) | ({"data.prior.kind": prior} if prior else {})
     wanted = methods.find_recipe(recipe, changes, backbone)
@@ -85,7 +86,7 @@ def prepare(
         references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
         studies = find_studies(data, layout=layout, labels=labels, references=references)
     studies = chosen(studies, split) if split else studies
-    paths, priors = archive.prepare(studies, wanted, output, device=resolved_device(device), split=split)
+    paths, priors = dataset.prepare(studies, wanted, output, device=resolved_device(device), split=split)
     log.info("%5d  prepared", len(paths))
     if priors:
         log.info("%5d  priors: %s", len(priors), wanted.data.prior.kind)

@@ -42,8 +42,8 @@ def train(
 ) -> None:
     """Train a method. Under `torchrun` the same command uses every rank."""
     from glimpseg import methods
-    from glimpseg import train as training
-    from glimpseg.predict import resolved_device
+    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.training import loop as training
 
     if part is not None and init is None:
         raise UsageError("--part says what of --init is taken over: name a model with --init, too.")
@@ -87,8 +87,8 @@ def pretrain(
 ) -> None:
     """Pretrain a network without labels; `train --init` goes on from it."""
     from glimpseg import methods
-    from glimpseg import train as training
-    from glimpseg.predict import resolved_device
+    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.training import loop as training
 
     wanted = methods.find_recipe(recipe, changes_of(change), backbone)
     if wanted.backbone is None:

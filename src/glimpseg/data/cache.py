@@ -20,11 +20,11 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from glimpseg.atomic import atomic_file
 from glimpseg.data import preprocess
 from glimpseg.data.preprocess import Prepared, Preprocess, prepare
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, parse
+from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame, Study
 
 MAXIMAL_SEEDS = 2000

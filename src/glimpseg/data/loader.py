@@ -8,10 +8,9 @@ files; augmentation is applied to the whole batch on the training device (see `a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,15 +20,13 @@ from jaxtyping import Float, UInt8
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
-from glimpseg.data import augment, phantom
+from glimpseg.data import augment
 from glimpseg.data.augment import Augment, Transform
-from glimpseg.data.cache import Case, in_memory
-from glimpseg.data.phantom_archive import as_study
-from glimpseg.data.preprocess import Prepared, Preprocess, prepare
+from glimpseg.data.cache import Case
+from glimpseg.data.crops import Batch
 from glimpseg.data.prior_file import with_prior
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, as_mask
-from glimpseg.study import Batch
 
 BATCHES_AHEAD = 3
 """Batches made before they are asked for."""
@@ -52,28 +49,6 @@ class Sampling:
             raise ValueError(f"batch and patch should be at least 1, not {self.batch} and {self.patch}.")
 
 
-@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Stream:
-    """Phantoms made while training, in place of a folder of studies."""
-
-    first_seed: int = 1_000_000
-    """Seed of the first phantom; the others follow. Keep clear of the seeds you test on."""
-    crops: int = 8
-    """Crops taken from a phantom before the next one is made."""
-    post_operative: float = 0.0
-    """Share of phantoms after surgery."""
-    healthy: float = 0.0
-    """Share of phantoms without a tumour."""
-    variety: phantom.Variety = phantom.STANDARD
-    """What is drawn beyond the standard population."""
-
-    def settings(self, spacing_mm: float) -> phantom.Settings:
-        """What the phantoms are drawn from."""
-        return phantom.Settings.at_spacing(
-            spacing_mm, post_operative=self.post_operative, healthy=self.healthy, variety=self.variety
-        )
-
-
 @dataclass(frozen=True)
 class Sample:
     """One crop and what is still to be done to it."""
@@ -84,9 +59,6 @@ class Sample:
     transform: Transform
     study: str
     prior: UInt8[np.ndarray, "m x y z"] | None = None
-
-
-MakePrior = Callable[[Prepared], UInt8[np.ndarray, "m x y z"]]
 
 
 @runtime_checkable
@@ -121,25 +93,6 @@ class Archive:
         """The study of sample n: epochs are permutations keyed by (seed, epoch)."""
         epoch, place = divmod(n, len(self.cases))
         return self.cases[int(np.random.default_rng([seed, epoch]).permutation(len(self.cases))[place])]
-
-
-class Phantoms:
-    """An endless stream of phantoms, drawn on `device` and prepared like any study; `prior` makes what is supposed of
-    their labels."""
-
-    def __init__(
-        self,
-        stream: Stream,
-        settings: Preprocess,
-        prior: MakePrior | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.stream = stream
-        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings, prior, device))
-
-    def case(self, n: int, seed: int) -> Case:
-        """Phantom `n // crops`; the run's seed does not change the phantoms."""
-        return self._case(n // self.stream.crops)
 
 
 def view(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
@@ -221,13 +174,3 @@ def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.devic
         batch.image, labels = augment.apply(transforms, batch.image, labels)  # type: ignore[assignment]
         batch.target, batch.prior = labels[:, 0], labels[:, 1:]
     return batch
-
-
-def _phantom_case(
-    number: int, stream: Stream, settings: Preprocess, prior: MakePrior | None, device: torch.device | str
-) -> Case:
-    made = phantom.generate(stream.first_seed + number, stream.settings(settings.spacing_mm), device)
-    prepared = prepare(as_study(made), settings)
-    case = in_memory(prepared)
-    case.prior = prior(prepared) if prior else None
-    return case

@@ -20,11 +20,11 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from glimpseg.atomic import atomic_file
 from glimpseg.data import metaimage
 from glimpseg.data.gunzip import inflating
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
+from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame
 from glimpseg.volume import Grid, Volume, background_value, connected_to_border, parts
 

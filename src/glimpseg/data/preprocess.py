@@ -333,3 +333,9 @@ def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, s
         for side, n in zip(found, brain.shape, strict=True)
     )
     return x, y, z
+
+
+def brain_of(prepared: Prepared, grid: Grid | None = None) -> Bool[np.ndarray, "x y z"]:
+    """The brain as all sequences of the study show it; on the own grid, or another."""
+    brain = np.logical_or.reduce(prepared.inside).view(np.uint8)
+    return labels_onto(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0

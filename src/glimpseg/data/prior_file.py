@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from glimpseg.atomic import atomic_file
 from glimpseg.data.cache import CachedCase, Slices
 from glimpseg.errors import InputError
+from glimpseg.runtime.atomic import atomic_file
 
 SUFFIX = ".prior.safetensors"
 

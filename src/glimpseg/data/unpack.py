@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from glimpseg.atomic import tidy_on_sigterm
 from glimpseg.errors import InputError, OutputError
+from glimpseg.runtime.atomic import tidy_on_sigterm
 
 log = logging.getLogger(__name__)
 

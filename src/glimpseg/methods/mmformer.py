@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.crops import Batch
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
@@ -47,9 +48,9 @@ from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
-from glimpseg.study import Batch
 
 __all__ = ["METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 

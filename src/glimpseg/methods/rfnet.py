@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.crops import Batch
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import Maps, one_hot, region_fusion_terms
@@ -57,9 +58,9 @@ from glimpseg.nets.pyramid import (
     side_by_side,
 )
 from glimpseg.nets.recompute import outermost
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
-from glimpseg.study import Batch
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

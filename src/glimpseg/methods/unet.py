@@ -32,8 +32,8 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from glimpseg.data.augment import MILD
-from glimpseg.data.loader import Sampling, Stream
-from glimpseg.data.phantom import WIDE
+from glimpseg.data.crops import Batch
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import UsageError
 from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
@@ -41,9 +41,10 @@ from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.segresnet import ResidualBlock, SegResNet
+from glimpseg.phantom import WIDE
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label, Region
-from glimpseg.study import Batch
 
 TUMOUR = {Region.WT: Label.ED, Region.TC: Label.NCR, Region.ET: Label.ET}
 """Regions from the outermost to the innermost, and the label of what lies in none that is further in."""

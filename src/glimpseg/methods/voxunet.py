@@ -32,16 +32,17 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from glimpseg.data.augment import MILD, Augment
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.crops import Batch
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import coarsened, one_hot, soft_dice
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
 from glimpseg.nets.recompute import outermost
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label
-from glimpseg.study import Batch
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

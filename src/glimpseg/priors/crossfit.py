@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from glimpseg.atomic import atomic_file
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.prior_file import SUFFIX, content_key, write_prior
 from glimpseg.errors import InputError, UsageError
@@ -29,7 +28,8 @@ from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded, trained
 from glimpseg.priors.sam import Encoder, slices_of, weights_digest, weights_of
 from glimpseg.priors.settings import Prior
-from glimpseg.ranks import rank_and_world
+from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.distributed import rank_and_world
 
 log = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from glimpseg.atomic import write_text
-from glimpseg.data import published
-from glimpseg.data.published import PublishedTable, dataset_of
 from glimpseg.errors import InputError
-from glimpseg.protocol import protocol_named
+from glimpseg.evaluation import published
+from glimpseg.evaluation.protocol import protocol_named
+from glimpseg.evaluation.published import PublishedTable, dataset_of
 from glimpseg.report import figures
 from glimpseg.report.page import number, render, svg, write_tables
-from glimpseg.results import CASES, COMPARISON, COMPARISONS, MEAN
-from glimpseg.scores import METRICS, POSTPROCESSED, REGIONS
-from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
+from glimpseg.results.folder import CASES, COMPARISON, COMPARISONS, MEAN
+from glimpseg.results.scores import METRICS, POSTPROCESSED, REGIONS
+from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
+from glimpseg.runtime.atomic import write_text
 
 ENDS = ("low", "high")
 LEVEL = 0.05

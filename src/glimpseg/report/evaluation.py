@@ -16,7 +16,6 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
-from glimpseg.atomic import write_text
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse
@@ -24,10 +23,11 @@ from glimpseg.picture import preview
 from glimpseg.region import Region, convention_named
 from glimpseg.report import figures
 from glimpseg.report.page import colour, interval, number, png, render, svg, write_tables
-from glimpseg.results import LABELS, Evaluation, read_evaluation
-from glimpseg.scores import METRICS, POSTPROCESSED, Metric
+from glimpseg.results.folder import LABELS, Evaluation, read_evaluation
+from glimpseg.results.scores import METRICS, POSTPROCESSED, Metric
+from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
+from glimpseg.runtime.atomic import write_text
 from glimpseg.study import image_named
-from glimpseg.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 from glimpseg.volume import labels_onto, onto
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from glimpseg.modality import ALL, Modality, parse
-from glimpseg.tables import DOT_ORDER
+from glimpseg.results.tables import DOT_ORDER
 
 WIDTH = 3.95
 """Inches."""

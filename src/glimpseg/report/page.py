@@ -16,8 +16,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from glimpseg.atomic import write_text
-from glimpseg.tables import Table
+from glimpseg.results.tables import Table
+from glimpseg.runtime.atomic import write_text
 
 PAPER_SHARE = 0.55
 """How far cell colours are mixed with white, so that black text stays readable."""

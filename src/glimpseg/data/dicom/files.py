@@ -11,7 +11,7 @@ from typing import Any
 from glimpseg.data.dicom import extra
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
-from glimpseg.untrusted import ReaderFailed, run_reader
+from glimpseg.runtime.sandbox import ReaderFailed, run_reader
 
 log = logging.getLogger(__name__)
 

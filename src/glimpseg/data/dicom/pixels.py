@@ -20,7 +20,7 @@ from glimpseg.data.dicom import codes, geometry
 from glimpseg.data.dicom.headers import DEFLATED, value
 from glimpseg.errors import InputError
 from glimpseg.region import Label
-from glimpseg.untrusted import SPARE_BYTES, limit_memory
+from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
 
 if TYPE_CHECKING:
     import highdicom

@@ -19,7 +19,7 @@ from glimpseg.data.dicom import extra, geometry
 from glimpseg.data.dicom.pixels import SAID, Kind
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
-from glimpseg.untrusted import ReaderFailed, run_reader
+from glimpseg.runtime.sandbox import ReaderFailed, run_reader
 from glimpseg.volume import Grid, Volume
 
 if TYPE_CHECKING:

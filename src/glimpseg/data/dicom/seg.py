@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 import nibabel
 import numpy as np
 
-from glimpseg.atomic import atomic_file
 from glimpseg.data.dicom import codes, extra
 from glimpseg.data.dicom.read import decoded, named, source_geometry, source_headers
 from glimpseg.data.dicom.sources import Pseudonyms, mark_pseudonymous, reduced
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import COLOURS, Label
+from glimpseg.runtime.atomic import atomic_file
 from glimpseg.version import __version__
 from glimpseg.volume import Grid, Volume, labels_onto
 

@@ -25,7 +25,7 @@ from glimpseg.data.dicom import geometry, headers
 from glimpseg.data.dicom.headers import value
 from glimpseg.data.series import digest
 from glimpseg.errors import InputError
-from glimpseg.untrusted import SPARE_BYTES, limit_memory
+from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

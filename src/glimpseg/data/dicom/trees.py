@@ -16,7 +16,7 @@ from glimpseg.data.dicom import extra, stacks
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
 from glimpseg.errors import InputError
-from glimpseg.untrusted import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
+from glimpseg.runtime.sandbox import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
 
 READING_SECONDS = 600
 MOST_TRIED = 200

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
-from glimpseg.atomic import write_text
 from glimpseg.data.identify.verdict import Finding, Tie
 from glimpseg.data.series import Series
 from glimpseg.modality import Modality, union
+from glimpseg.runtime.atomic import write_text
 
 SCHEMA = 1
 """Of series.json; raised when an older reader would misunderstand it."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glimpseg.atomic import atomic_folder, write_text
 from glimpseg.data import nifti
 from glimpseg.data.layouts.bids_names import BIDS_VERSION, DERIVATIVES, DESCRIPTION, PARTICIPANTS, anatomy, bids_name
 from glimpseg.data.layouts.contract import refuse_twins
@@ -20,6 +19,7 @@ from glimpseg.data.layouts.volumes import images_of, reference_of
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 from glimpseg.region import Label
+from glimpseg.runtime.atomic import atomic_folder, write_text
 from glimpseg.study import Study
 from glimpseg.version import __version__
 from glimpseg.volume import Volume

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from glimpseg.atomic import atomic_folder
 from glimpseg.data import nifti
 from glimpseg.data.layouts.contract import Entry, Layout, Place, Reading, leads_nowhere, lost, words
 from glimpseg.data.layouts.volumes import images_of, reference_of
 from glimpseg.errors import UsageError
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import CONVENTIONS, Convention
+from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.study import Study
 from glimpseg.volume import Grid, Volume, onto
 

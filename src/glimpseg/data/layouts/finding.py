@@ -16,7 +16,7 @@ from glimpseg.data.layouts import bids, brats, brats2015, decathlon, manifest, n
 from glimpseg.data.layouts.contract import Entry, Layout, Place, Reading, words
 from glimpseg.errors import InputError, UsageError
 from glimpseg.region import Convention, convention_named, detect_convention
-from glimpseg.results import COMPARISON, RECORD
+from glimpseg.results.folder import COMPARISON, RECORD
 from glimpseg.study import Study
 
 log = logging.getLogger(__name__)

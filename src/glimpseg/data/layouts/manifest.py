@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from glimpseg.atomic import atomic_file
 from glimpseg.data.layouts.contract import IMAGES, Entry, Layout, Place, Reading, usable_id, words
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import convention_named
+from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame, Study
 from glimpseg.volume import Volume
 

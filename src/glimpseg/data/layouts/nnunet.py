@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from glimpseg.atomic import atomic_folder, write_text
 from glimpseg.data import nifti
 from glimpseg.data.layouts.contract import IMAGES, Entry, Layout, Place, Reading, leads_nowhere, lost, stem, words
 from glimpseg.data.layouts.dataset_json import FOLDERS, NAME, Description, holds_images, read_description
@@ -18,6 +17,7 @@ from glimpseg.data.layouts.volumes import images_of, reference_of
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 from glimpseg.region import Label
+from glimpseg.runtime.atomic import atomic_folder, write_text
 from glimpseg.study import Study
 
 _CHANNEL = re.compile(r"^(?P<id>.+)_(?P<channel>\d{4})$", re.DOTALL)

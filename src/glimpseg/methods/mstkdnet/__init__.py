@@ -53,11 +53,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from glimpseg.data.augment import MILD, Augment
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.methods.mstkdnet.authors import NAMES, ORDER, from_authors
 from glimpseg.methods.mstkdnet.config import LITE, OFFICIAL, Config
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 
 __all__ = ["LITE", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from glimpseg.data.crops import Batch
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, frozen
 from glimpseg.methods.mstkdnet.config import Config
@@ -19,7 +20,6 @@ from glimpseg.methods.mstkdnet.network import Discriminator, Layer, Network, Res
 from glimpseg.modality import ALL, Modality
 from glimpseg.nets.recompute import outermost
 from glimpseg.region import Label, Region
-from glimpseg.study import Batch
 
 AT_ONCE = 2**23
 """Entries of attention, of both networks, all layers, heads and samples, that are compared at a time: some 300 MB. The

@@ -33,13 +33,14 @@ from dataclasses import replace
 
 from glimpseg.data.augment import MILD
 from glimpseg.data.augment import RFNET as RFNET_AUGMENT
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.methods.smml.authors import CHECKPOINTS, NAMES, ORDER, from_authors
 from glimpseg.methods.smml.config import OFFICIAL, Config
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.priors.settings import Prior
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glimpseg.data.crops import Batch
 from glimpseg.losses import Maps, coarsened, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
 from glimpseg.method import Progress, Segmenter, blanked, subsets_within
 from glimpseg.methods.smml.config import Config
@@ -18,9 +19,8 @@ from glimpseg.nets import token_fusion
 from glimpseg.nets.pyramid import CHANNELS
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import Features, TokenFusion
-from glimpseg.ranks import gathered
 from glimpseg.region import Label
-from glimpseg.study import Batch
+from glimpseg.runtime.distributed import gathered
 
 FLOOR = 0.005
 """Probabilities are not let below it in a logarithm, as in mmFormer's cross-entropy."""

@@ -30,10 +30,11 @@ Departures
 
 from __future__ import annotations
 
-from glimpseg.data.loader import Sampling, Stream
+from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.methods.voxmmsd.config import OFFICIAL, Config
 from glimpseg.methods.voxmmsd.objective import VoxMMSD
+from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import Backbone, Data, Optim, Recipe
 
 __all__ = ["METHOD", "OFFICIAL", "RECIPES", "Config"]

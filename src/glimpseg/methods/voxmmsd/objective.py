@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glimpseg.data.cache import Case
+from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.method import Learner, Progress, Segmenter, by_role
 from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.methods.voxmmsd.views import Pair, Pairs, collated, pair
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
-from glimpseg.ranks import gathered
-from glimpseg.schedule import begun, cosine
-from glimpseg.study import Batch
+from glimpseg.recipe import begun, cosine
+from glimpseg.runtime.distributed import gathered
 
 
 class Projector(nn.Sequential):

@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from glimpseg.data.cache import Case
+from glimpseg.data.crops import Batch
 from glimpseg.errors import InputError
 from glimpseg.methods.voxmmsd import intensities
 from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.modality import Modality, as_mask
-from glimpseg.study import Batch
 
 ATTEMPTS = 20
 """Draws of crops and blocks before fewer voxels than wanted will do. Authors' code: no end."""

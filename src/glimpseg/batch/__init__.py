@@ -1,0 +1,1 @@
+"""Segment a tree of studies: locally, with Ray or as Slurm jobs."""

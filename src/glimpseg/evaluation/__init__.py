@@ -1,0 +1,1 @@
+"""Score segmentations: protocols, metrics of every subset, comparisons, calibration, published tables."""

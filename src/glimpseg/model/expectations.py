@@ -1,0 +1,241 @@
+"""What to expect of a model from each subset of sequences: Dice that was measured, temperatures, and what one more
+sequence would add.
+
+Plain numbers, kept as `expectations.json` in the folder of a model. How they are measured stands in `calibrate`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glimpseg.errors import ModelError, UsageError
+from glimpseg.modality import ALL, Modality, parse
+from glimpseg.region import Region
+from glimpseg.results.statistics import CONFIDENCE, RESAMPLES, Interval
+
+EXPECTATIONS = "expectations.json"
+FORMAT = 1
+"""Of the file; a reader refuses another."""
+JUDGED = (Region.WT, Region.TC, Region.ET)
+"""The regions over which a gain is averaged. A cavity is no tumour, and few studies have one."""
+WORTH = 0.01
+"""Gain of mean Dice below which no sequence is recommended: nobody should be scanned again for less than a point."""
+DECIMALS = 5
+"""Of numbers in the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a model did for one region from one subset of sequences, and how sure it should be there."""
+
+    dice: Interval
+    """Mean over cases, and the interval of that mean; single cases spread more widely."""
+    tenth: float
+    """The 10th percentile of the cases' Dice: one case in ten had this or less."""
+    temperature: float
+    """What logits are divided by. Above 1 the model was too sure of itself, below 1 not sure enough."""
+    pooled: bool
+    """Whether the temperature is that of all subsets together, for want of cases."""
+    ece_before: float
+    """Expected calibration error as the network gives its probabilities; NaN, as the two below, without cases to
+    measure on."""
+    ece_after: float
+    """The same after the temperature, on the same cases, none of which it was fitted on."""
+    estimate_error: float
+    """How far the Dice that is estimated of a single study was from the true one: mean absolute difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What one more sequence adds to a subset, in Dice: paired differences over the same cases."""
+
+    sequence: Modality
+    mean: Interval
+    """Over the regions of `JUDGED` that the model has."""
+    regions: Mapping[Region, Interval]
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is large enough to be worth a scan, and more than chance among cases like these."""
+        return self.mean.mean >= WORTH and self.mean.low > 0  # False for NaN: too few cases to say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectations:
+    """A model's record."""
+
+    population: str
+    """What it was measured on, in words that end a sentence: `64 phantoms of held-out settings`."""
+    studies: int
+    fitted_on: int
+    """Of these studies, those whose voxels gave the temperatures; the others measured calibration. Dice is of all."""
+    subsets: Mapping[Modality, Mapping[Region, Expected]]
+    gains: Mapping[Modality, tuple[Gain, ...]] = field(default_factory=dict)
+    """For each subset, every sequence that it lacks."""
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """How the model was used, as far as its method leaves that open."""
+
+    def of(self, subset: Modality) -> Mapping[Region, Expected]:
+        """What to expect from a subset; empty if no case had it."""
+        return self.subsets.get(subset, {})
+
+    def temperatures(self, subset: Modality) -> dict[Region, float]:
+        """By region; empty if no case had the subset."""
+        return {region: expected.temperature for region, expected in self.of(subset).items()}
+
+    def most_helpful(self, available: Modality) -> Gain | None:
+        """The one absent sequence that would add most to the mean Dice; None if nothing is absent, or if no gain is
+        both worth it and more than chance."""
+        shown = [gain for gain in self.gains.get(available, ()) if gain.shown]
+        return max(shown, key=lambda gain: gain.mean.mean, default=None)
+
+    def sentences(self, subset: Modality) -> list[str]:
+        """What to expect of a subset, and the sequence that would help most, for a person."""
+        found = self.of(subset)
+        if not found:
+            return [f"What to expect from {subset.title} is not known: no study of {self.population} had these."]
+        said = [f"What to expect from {subset.title}, as measured on {self.population} ({self.studies} studies):"]
+        said += [f"  {region.name}: mean Dice {_measured(expected)}" for region, expected in found.items()]
+        best = self.most_helpful(subset)
+        if best is not None:
+            gains = ", ".join(f"{region.name} {_gained(gain)}" for region, gain in best.regions.items())
+            said.append(
+                f"Of the absent sequences {best.sequence.title} would help most: {_gained(best.mean)} points of mean "
+                f"Dice there ({gains})."
+            )
+        elif self.gains.get(subset):
+            said.append("Of the absent sequences none was shown to add a point of mean Dice there.")
+        elif subset != ALL:
+            said.append("What a further sequence would add was not measured.")
+        return said
+
+    def as_tree(self) -> dict[str, Any]:
+        """For JSON; `from_tree` reads it."""
+        return {
+            "format": FORMAT,
+            "population": self.population,
+            "studies": self.studies,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "calibration": {
+                "fitted_on": self.fitted_on,
+                "measured_on": self.studies - self.fitted_on,
+                "rule": "temperatures are fitted on the brain's voxels of one half of the studies, ece_before, "
+                "ece_after and estimate_error are of the other half, Dice is of all",
+            },
+            "choices": dict(self.choices),
+            "subsets": {
+                subset.key: {region.name: expected_tree(expected) for region, expected in regions.items()}
+                for subset, regions in self.subsets.items()
+            },
+            "gains": {
+                subset.key: {gain.sequence.key: gain_tree(gain) for gain in gains}
+                for subset, gains in self.gains.items()
+            },
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Expectations:
+        """Raises: KeyError, TypeError, ValueError or UsageError if a part is missing or is not what it should be."""
+        if tree["format"] != FORMAT:
+            raise ValueError(f"format {tree['format']}, this version reads {FORMAT}")
+        return cls(
+            population=tree["population"],
+            studies=tree["studies"],
+            fitted_on=tree["calibration"]["fitted_on"],
+            subsets={
+                parse(subset): {Region[name]: _expected(one) for name, one in regions.items()}
+                for subset, regions in tree["subsets"].items()
+            },
+            gains={
+                parse(subset): tuple(_gain(parse(sequence), one) for sequence, one in gains.items())
+                for subset, gains in tree["gains"].items()
+            },
+            choices=tree["choices"],
+        )
+
+
+def read_expectations(folder: Path) -> Expectations:
+    """Those of a model folder. Raises: ModelError if the file cannot be read."""
+    try:
+        return Expectations.from_tree(json.loads((folder / EXPECTATIONS).read_text("utf-8")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise ModelError(
+            f"{folder / EXPECTATIONS} cannot be used ({error}). Make it again with `glimpseg calibrate`."
+        ) from error
+
+
+def interval_tree(interval: Interval) -> dict[str, Any]:
+    """For JSON; ends that are not known are null."""
+    ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {**{name: _number(value) for name, value in ends.items()}, "cases": interval.cases}
+
+
+def expected_tree(expected: Expected) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "dice": interval_tree(expected.dice),
+        "tenth": _number(expected.tenth),
+        "temperature": _number(expected.temperature),
+        "pooled": expected.pooled,
+        "ece_before": _number(expected.ece_before),
+        "ece_after": _number(expected.ece_after),
+        "estimate_error": _number(expected.estimate_error),
+    }
+
+
+def gain_tree(gain: Gain) -> dict[str, Any]:
+    """For JSON."""
+    regions = {region.name: interval_tree(interval) for region, interval in gain.regions.items()}
+    return {"mean": interval_tree(gain.mean), "regions": regions}
+
+
+def _expected(tree: Mapping[str, Any]) -> Expected:
+    temperature = float(tree["temperature"])
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature {temperature}")
+    return Expected(
+        dice=_interval(tree["dice"]),
+        tenth=_value(tree["tenth"]),
+        temperature=temperature,
+        pooled=bool(tree["pooled"]),
+        ece_before=_value(tree["ece_before"]),
+        ece_after=_value(tree["ece_after"]),
+        estimate_error=_value(tree["estimate_error"]),
+    )
+
+
+def _gain(sequence: Modality, tree: Mapping[str, Any]) -> Gain:
+    regions = {Region[name]: _interval(one) for name, one in tree["regions"].items()}
+    return Gain(sequence=sequence, mean=_interval(tree["mean"]), regions=regions)
+
+
+def _interval(tree: Mapping[str, Any]) -> Interval:
+    return Interval(_value(tree["mean"]), _value(tree["low"]), _value(tree["high"]), int(tree["cases"]))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, DECIMALS)
+
+
+def _value(number: float | None) -> float:
+    return math.nan if number is None else float(number)
+
+
+def _measured(expected: Expected) -> str:
+    mean = f"{100 * expected.dice.mean:.1f} %"
+    if math.isnan(expected.dice.low):
+        return f"{mean} ({expected.dice.cases} cases, too few for an interval)."
+    ends = f"{100 * expected.dice.low:.1f} to {100 * expected.dice.high:.1f}"
+    return (
+        f"{mean} ({100 * CONFIDENCE:.0f} % interval {ends}); one case in ten had {100 * expected.tenth:.0f} % or less."
+    )
+
+
+def _gained(gain: Interval) -> str:
+    return f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"

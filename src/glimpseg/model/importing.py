@@ -1,0 +1,132 @@
+"""The verb `models`: weights that other code wrote become a model folder, without running any of it."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glimpseg import methods
+from glimpseg.errors import ModelError, UsageError
+from glimpseg.model import checkpoint
+from glimpseg.runtime.atomic import refuse_if_used
+from glimpseg.runtime.sandbox import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
+
+log = logging.getLogger(__name__)
+
+READING_SECONDS = 600
+"""A reader that has not finished by then is stopped."""
+
+
+def import_model(
+    method: str, sources: str | Path | Sequence[str | Path], output: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Writes a model folder from an authors' checkpoint: a state dict, or a dictionary that has one. A model of some
+    methods is several of them.
+
+    A pickle is read weights-only, in a process of its own with limited memory and time; a safetensors file as it is.
+
+    Raises: UsageError for a method whose authors' weights cannot be read, or a used folder; ModelError for a file that
+        holds something else.
+    """
+    paths = [Path(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    output = Path(output)
+    module = methods.module(method)
+    if not hasattr(module, "from_authors"):
+        able = [name for name in methods.names() if hasattr(methods.module(name), "from_authors")]
+        raise UsageError(f"No weights of others fit the method '{method}'. Those of {', '.join(able)} can be imported.")
+    wanted = getattr(module, "CHECKPOINTS", 1)
+    if len(paths) != wanted:
+        raise UsageError(f"A model of {method} is made of {wanted} checkpoints of one training, not of {len(paths)}.")
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
+    refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
+    digests = [checkpoint.sha256_of(path) for path in paths]
+    if wanted == 1:
+        weights = read_weights(paths[0])
+    else:  # numbered, so that names do not clash
+        weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
+    network = module.from_authors(weights)
+    record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
+    checkpoint.save(output, network.kept, module.authors_recipe(network), record)
+    return output
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict in a foreign file. Raises: ModelError."""
+    if source.suffix.lower() == ".safetensors":
+        try:
+            return load_file(source)
+        except SafetensorError as error:
+            raise ModelError(f"{source} is not a whole safetensors file ({error}). Copy it again.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "weights.safetensors"
+        try:
+            run_reader(__name__, [source, target], seconds=READING_SECONDS)
+        except ReaderFailed as error:
+            raise ModelError(
+                f"{source} cannot be read as weights ({error}). Nothing in it was run. Give a checkpoint that holds "
+                "tensors and plain values only."
+            ) from error
+        return load_file(target)
+
+
+def state_dict(tree: Any) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint holds; if it holds several, all of them, each under its name.
+
+    Raises: ValueError if there is none.
+    """
+    for name in ("state_dict", "model_state_dict", "model", "network_weights"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
+            tree = tree[name]
+            break
+    if not _is_state_dict(tree) and isinstance(tree, Mapping):
+        several = {name: part for name, part in tree.items() if _is_state_dict(part)}
+        tree = {f"{name}.{key}": value for name, part in several.items() for key, value in part.items()}
+    if not _is_state_dict(tree):
+        raise ValueError("it holds no state dict")
+    return {str(name): value.detach().clone().contiguous() for name, value in tree.items()}
+
+
+def _is_state_dict(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and bool(tree) and all(isinstance(value, Tensor) for value in tree.values())
+
+
+def _read(source: Path, target: Path) -> None:
+    """What the reading process does."""
+    import torch
+
+    limit_memory(SPARE_BYTES + 3 * source.stat().st_size)
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            tree = torch.load(source, map_location="cpu", weights_only=True)
+        save_file(state_dict(tree), target)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        sys.exit(f"it asks for {found[1]}" if found else "it is no checkpoint of torch, or not a whole one")
+    except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        sys.exit(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _numbers() -> list[Any]:
+    """What numpy's numbers are pickled as: the authors' schedule leaves its learning rate in the optimiser as one."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
+    return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+
+
+if __name__ == "__main__":
+    _read(Path(sys.argv[1]), Path(sys.argv[2]))

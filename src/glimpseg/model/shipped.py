@@ -1,0 +1,35 @@
+"""The model that comes with the package: its name, and where it lies."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from glimpseg.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+BOX = "box"
+"""Its name wherever a model is asked for."""
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+"""Data of the package; each folder in it is a model."""
+
+
+def place_of(model: str | Path) -> Path:
+    """Where a model lies: the text `box` is the one in the package, everything else a path.
+
+    A folder of one's own that is called so is `./box`, or a `Path`.
+
+    Raises: ModelError if the package came without its model.
+    """
+    if isinstance(model, Path) or model != BOX:
+        return Path(model)
+    if Path(BOX).is_dir():
+        log.warning("`%s` is the model that comes with glimpseg; the folder of that name here is ./%s.", BOX, BOX)
+    if not (WEIGHTS_FOLDER / BOX).is_dir():
+        raise ModelError(
+            "The model `box`, which is used where no other is named, is not part of this installation: a source "
+            "checkout has it once scripts/ship.py has put it there. Install glimpseg from its wheel, or name a folder "
+            "that `glimpseg train` wrote, with -m or model=."
+        )
+    return WEIGHTS_FOLDER / BOX

@@ -1,0 +1,23 @@
+"""The digital phantom: tumour cases in four sequences, drawn from a seed, with no patient behind them."""
+
+from glimpseg.phantom.generate import Phantom, generate, render, sample, stream
+from glimpseg.phantom.plan import Plan
+from glimpseg.phantom.settings import NAME, VERSION, Settings
+from glimpseg.phantom.variety import SHIFTED, STANDARD, VARIETIES, WIDE, Variety
+
+__all__ = [
+    "NAME",
+    "SHIFTED",
+    "STANDARD",
+    "VARIETIES",
+    "VERSION",
+    "WIDE",
+    "Phantom",
+    "Plan",
+    "Settings",
+    "Variety",
+    "generate",
+    "render",
+    "sample",
+    "stream",
+]

@@ -1,0 +1,100 @@
+"""Phantoms as a folder of studies, named and numbered as a BraTS release would have them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glimpseg import phantom
+from glimpseg.data.layouts import release_named, write_study
+from glimpseg.errors import UsageError
+from glimpseg.modality import SUBSETS, Modality
+from glimpseg.runtime.atomic import atomic_folder, write_text
+from glimpseg.study import Study
+from glimpseg.volume import Volume
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "phantoms.json"
+
+
+def write_phantoms(
+    folder: str | Path,
+    seeds: Iterable[int],
+    settings: phantom.Settings,
+    release: str,
+    *,
+    incomplete: float = 0.0,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Makes one study folder for each seed, and `phantoms.json` with settings and digests, all or nothing;
+    returns the folders.
+
+    `incomplete` is the share of studies that lack one to three sequences, drawn from their seed.
+
+    Raises: UsageError if the folder holds files (without `overwrite`), the share is none, or the release is
+        not known; OutputError when the disk refuses.
+    """
+    if not 0 <= incomplete <= 1:
+        raise UsageError(f"--incomplete is a share of the studies, from 0 to 1, not {incomplete}.")
+    layout, _ = release_named(release)
+    names, records = [], []
+    with atomic_folder(folder, overwrite=overwrite, mark=MANIFEST) as temporary:
+        for seed in seeds:
+            begun = time.perf_counter()
+            made = phantom.generate(seed, settings, device)
+            study = as_study(made)
+            name = f"PHANTOM{layout.joint}{seed:05d}" + ("-000" if layout.joint == "-" else "")
+            present = study.restricted_to(sequences_of(seed, incomplete))
+            images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
+            reference = study.reference if isinstance(study.reference, Volume) else None
+            write_study(temporary, name, images, reference, release)
+            names.append(name)
+            records.append(_record(name, made, present.available))
+            log.info("%s: %.1f s", name, time.perf_counter() - begun)
+        manifest = {"generator": phantom.NAME, "settings": asdict(settings), "layout": release, "studies": records}
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return [Path(folder) / name for name in names]
+
+
+def sequences_of(seed: int, incomplete: float) -> Modality:
+    """The sequences that the study of a seed keeps: all, or with probability `incomplete` one of the 14 others."""
+    rng = np.random.default_rng([seed, 14])
+    which = int(rng.integers(len(SUBSETS) - 1))
+    return SUBSETS[which] if rng.random() < incomplete else SUBSETS[-1]
+
+
+def as_study(made: phantom.Phantom) -> Study:
+    """A phantom as any other study, on its RAS grid."""
+    images = {
+        modality: Volume(channel.cpu().numpy().astype(np.float32), made.affine)
+        for modality, channel in zip(Modality, made.images, strict=True)
+    }
+    return Study(f"phantom-{made.seed:08d}", images, Volume(made.labels.cpu().numpy().astype(np.uint8), made.affine))
+
+
+def voxels_digest(made: phantom.Phantom) -> str:
+    """SHA-256 of a phantom's int16 images and uint8 labels, in that order."""
+    digest = hashlib.sha256(made.images.cpu().to(torch.int16).numpy().tobytes())
+    digest.update(made.labels.cpu().to(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _record(name: str, made: phantom.Phantom, available: Modality) -> dict[str, Any]:
+    return {
+        "study": name,
+        "seed": made.seed,
+        "available": available.key,
+        "sha256": voxels_digest(made),
+        **made.description,
+    }

@@ -1,0 +1,129 @@
+"""The phantom's verbs: a seed becomes a plan, a plan becomes a case."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from glimpseg.modality import Modality
+from glimpseg.phantom.anatomy import Brain, dissect, warp
+from glimpseg.phantom.field import Fields, Lattice
+from glimpseg.phantom.growth import Growth, grow
+from glimpseg.phantom.image import contrasts, scan
+from glimpseg.phantom.plan import Coverage, Plan, standard
+from glimpseg.phantom.settings import NAME, Settings, checked_seed
+from glimpseg.phantom.tumour import delineate
+from glimpseg.phantom.wider import widened
+from glimpseg.region import Label
+
+CENTRE_MM = (-119.5, 119.5, 77.0)
+"""World position (RAS) of the middle of BraTS' field of view, whose files put (0, -239, 0) LPS at a corner."""
+
+
+@dataclass(frozen=True, eq=False)
+class Phantom:
+    """A rendered case."""
+
+    seed: int
+    settings: Settings
+    images: Float[Tensor, "m x y z"]
+    """Whole numbers from 1 to 32000 in the brain, 0 outside; channels in the order of `Modality`; RAS."""
+    labels: UInt8[Tensor, "x y z"]
+    """`Label` values."""
+    affine: Float[np.ndarray, "4 4"]
+    """Voxel index to world RAS+ millimetres."""
+    description: dict[str, object]
+    """What was drawn and what came of it; fit for JSON."""
+
+
+def sample(seed: int, settings: Settings) -> Plan:
+    """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
+    return widened(standard(seed, settings))
+
+
+def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
+    """Case `seed`: equal seeds and settings give equal voxels."""
+    return render(sample(seed, settings or Settings()), device)
+
+
+def stream(first_seed: int, settings: Settings, device: str | torch.device = "cpu") -> Iterator[Phantom]:
+    """The cases from `first_seed` on, without end."""
+    return (generate(seed, settings, device) for seed in itertools.count(checked_seed(first_seed)))
+
+
+@torch.no_grad()
+def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
+    """Carries out a plan; the same plan gives the same voxels."""
+    fields = Fields(plan.seed, plan.settings.extent_mm, torch.device(device))
+    head = warp(plan)
+    growth = grow(plan, head)
+    if growth is not None:
+        head = head.pushed(growth.push_mm)
+    brain = dissect(plan, head, fields)
+    lesion = None if growth is None else delineate(plan, growth, brain, fields)
+    signal = contrasts(plan, brain, lesion, fields)
+    images = _pasted(scan(plan, brain, signal, fields), brain, plan.settings)
+    nothing = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
+    labels = _pasted((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
+    if plan.coverage is not None:
+        outside = ~_covered(plan.coverage, growth, plan.settings).to(labels.device)
+        images[..., outside] = 0
+        labels[..., outside] = 0
+    return Phantom(plan.seed, plan.settings, images, labels, _affine(plan.settings), _description(plan, growth, labels))
+
+
+def _covered(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
+    """Which planes were scanned."""
+    height = Lattice.over(settings.extent_mm, settings.spacing_mm).axes[2]
+    focus = growth.origins_mm[0][2] if growth is not None else 0.0
+    apart = np.abs(height - focus + coverage.offset * coverage.thickness_mm)
+    return torch.from_numpy(apart <= coverage.thickness_mm / 2)
+
+
+def _pasted(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
+    """Brain voxels in the full grid, zero around them."""
+    full = torch.zeros((len(values), *settings.shape), dtype=values.dtype, device=values.device)
+    for target, channel in zip(full, values, strict=True):
+        target[brain.box] = brain.spread(channel)
+    return full
+
+
+def _affine(settings: Settings) -> np.ndarray:
+    affine = np.diag([settings.spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = np.array(CENTRE_MM) - (np.array(settings.shape) - 1) / 2 * settings.spacing_mm
+    return affine
+
+
+def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str, object]:
+    voxel_ml = plan.settings.spacing_mm**3 / 1000
+    counts = torch.bincount(labels.flatten().int(), minlength=len(Label) + 1).tolist()
+    tumour = plan.tumour
+    foci = [
+        {
+            "position_mm": [round(middle + at, 1) for middle, at in zip(CENTRE_MM, place, strict=True)],
+            "core_ml": round(focus.core_ml, 2),
+            "oedema_ml": round(focus.oedema_ml, 2),
+        }
+        for focus, place in zip(tumour.foci, growth.origins_mm, strict=True)
+    ] if tumour and growth else []  # fmt: skip
+    return {
+        "name": NAME,
+        "seed": plan.seed,
+        "kind": tumour.kind if tumour else "healthy",
+        "post_operative": bool(tumour and tumour.post_operative),
+        "foci": foci,
+        "mass_effect_mm": round(tumour.mass_effect_mm, 2) if tumour else 0.0,
+        "volumes_ml": {label.name: round(counts[label] * voxel_ml, 3) for label in Label},
+        "field_strength_tesla": plan.scanner.field_strength,
+        "acquisitions": [
+            {"modality": modality.key, "kind": type(acquisition.sequence).__name__, **asdict(acquisition)}
+            for modality, acquisition in zip(Modality, plan.scanner.acquisitions, strict=True)
+        ],
+        "settings": asdict(plan.settings),
+    }

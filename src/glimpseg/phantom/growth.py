@@ -1,0 +1,289 @@
+"""How a tumour grows: Fisher-Kolmogorov invasion and spreading oedema, on a lattice of 2.5 mm or the grid's.
+
+All on the CPU: the arrays are small, and the same bits come out whatever device renders the case.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from torch import Tensor
+
+from glimpseg.phantom.anatomy import Warp, atlas, read
+from glimpseg.phantom.field import Box, Fields, Lattice, blur, enlarge
+from glimpseg.phantom.plan import Focus, Plan
+
+SPACING_MM = 2.5
+BRAIN_DEPTH_MM = 0.5
+"""Depth from which on a voxel is brain."""
+DEPTHS_MM = (9.0, 45.0)
+"""Tumours start in white matter so far below the brain's surface."""
+EDGE_MM = 8.0
+"""Tumours start at least so far inside the field of view, where that cuts the brain."""
+INFRATENTORIAL = 0.04
+"""How much rarer tumours are in the cerebellum and brain stem."""
+SATELLITE_MM = 30.0
+"""Standard deviation of the distance of a second focus from the first."""
+MIDLINE_MM = 3.5
+"""Standard deviation of the distance from the midline of a tumour that crosses it."""
+DROPLET_MM = 3.0
+"""Standard deviation of the first cells' density around the origin."""
+VISIBLE = 0.3
+"""Cell density, relative to the capacity, at which tissue counts as core."""
+GREY_DIFFUSION = 0.12
+"""Diffusion in grey matter relative to white."""
+OEDEMA_REACH_MM = 14.0
+OUTSIDE_MM, DRY = -40.0, -5.0
+"""Core distance and oedema level far from any tumour."""
+MAXIMAL_STEPS = 1500
+OEDEMA_STEPS = 160
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """The grown tumour on the growth lattice."""
+
+    lattice: Lattice
+    core_mm: Float[Tensor, "x y z"]
+    """Signed distance to the core's surface, positive inside."""
+    oedema: Float[Tensor, "x y z"]
+    """Half the logarithm of the oedema's strength over that at its border; positive inside."""
+    origins_mm: tuple[tuple[float, float, float], ...]
+    """Where each focus began, from the middle of the field of view."""
+    push_mm: Float[Tensor, "3 i j k"]
+    """Displacement of the head on the warp's lattice."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """What a tumour meets on the growth lattice."""
+
+    lattice: Lattice
+    white: Float[Tensor, "x y z"]
+    grey: Float[Tensor, "x y z"]
+    open: Bool[Tensor, "x y z"]
+    """Not fluid and not outside."""
+    depth_mm: Float[Tensor, "x y z"]
+    eligible: Float[Tensor, "x y z"]
+    """Unnormalised probability that a tumour begins there."""
+    middle: Float[Tensor, "x y z"]
+    """The same of a tumour that begins near the midline."""
+
+    def crop(self, box: Box) -> _Ground:
+        return _Ground(
+            self.lattice.crop(box),
+            *(x[box] for x in (self.white, self.grey, self.open, self.depth_mm, self.eligible, self.middle)),
+        )
+
+
+def grow(plan: Plan, shape: Warp) -> Growth | None:
+    """Grows the plan's tumour in the head; None if it is healthy."""
+    tumour = plan.tumour
+    if tumour is None:
+        return None
+    ground = _ground(plan, shape)
+    core = torch.full(ground.lattice.shape, OUTSIDE_MM)
+    oedema = torch.full(ground.lattice.shape, DRY)
+    origins: list[tuple[int, int, int]] = []
+    for number, focus in enumerate(tumour.foci):
+        origin = _origin(ground, focus, origins)
+        origins.append(origin)
+        box, near, wet = _grow_focus(plan, ground, focus, origin, number)
+        core[box] = torch.maximum(core[box], near)
+        oedema[box] = torch.maximum(oedema[box], wet)
+    push = _push(plan, ground, core, shape.lattice)
+    places = tuple(_place(ground.lattice, origin) for origin in origins)
+    return Growth(ground.lattice, core, _carried(oedema, ground.lattice, push, shape.lattice), places, push)
+
+
+def _ground(plan: Plan, shape: Warp) -> _Ground:
+    cpu = torch.device("cpu")
+    lattice = Lattice.over(plan.settings.extent_mm, max(SPACING_MM, plan.settings.spacing_mm))
+    at = shape.coordinates(lattice, cpu)
+    depth, grey, white, _ = read(atlas(cpu).maps, at.flatten(1), fill=0.0).reshape(4, *lattice.shape)
+    brain = depth > BRAIN_DEPTH_MM
+    below = torch.from_numpy(ndimage.distance_transform_edt(brain.numpy()).astype(np.float32)) * lattice.spacing_mm
+    x, y, z = (at[k] - float(c) for k, c in enumerate(atlas(cpu).centre))
+    low = ((y < -20) & (z < -20)) | ((x.abs() < 18) & (z < -12) & (y < 12))
+    eligible = white * brain * (below > DEPTHS_MM[0]) * (below < DEPTHS_MM[1])
+    eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _well_inside(plan, lattice)
+    # The corpus callosum lies deeper than other tumours begin.
+    middle = white * brain * (below > DEPTHS_MM[0]) * ~low * torch.exp(-((x / MIDLINE_MM) ** 2) / 2)
+    fluid = (1 - white - grey).clamp(0, 1)
+    opened = brain & (fluid < 0.5)
+    return _Ground(lattice, white * brain, grey * brain, opened, below, eligible, middle * _well_inside(plan, lattice))
+
+
+def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
+    """Voxels that are not at the edge of the field of view."""
+    sides = [
+        torch.from_numpy(np.abs(axis) < extent / 2 - EDGE_MM)
+        for axis, extent in zip(lattice.axes, plan.settings.extent_mm, strict=True)
+    ]
+    return sides[0][:, None, None] & sides[1][:, None] & sides[2]
+
+
+def _origin(ground: _Ground, focus: Focus, before: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The voxel where a focus begins; a second one begins near the first."""
+    weight = (ground.middle if focus.begins == "midline" else ground.eligible).double().numpy()
+    if focus.begins == "near":
+        squares = [
+            ((axis - axis[i]) ** 2).reshape([-1 if k == other else 1 for other in range(3)])
+            for k, (axis, i) in enumerate(zip(ground.lattice.axes, before[0], strict=True))
+        ]
+        weight = weight * np.exp(-(squares[0] + squares[1] + squares[2]) / (2 * SATELLITE_MM**2))
+    total = np.cumsum(weight.ravel())
+    if total[-1] <= 0:
+        raise ValueError(
+            "The field of view must hold white matter some 9 mm below the brain's surface, and holds none. "
+            "Enlarge Settings.shape."
+        )
+    x, y, z = np.unravel_index(int(np.searchsorted(total, focus.place * total[-1], side="right")), weight.shape)
+    return int(x), int(y), int(z)
+
+
+def _place(lattice: Lattice, voxel: tuple[int, int, int]) -> tuple[float, float, float]:
+    x, y, z = (float(axis[i]) for axis, i in zip(lattice.axes, voxel, strict=True))
+    return x, y, z
+
+
+def _grow_focus(
+    plan: Plan, ground: _Ground, focus: Focus, origin: tuple[int, int, int], number: int
+) -> tuple[Box, Tensor, Tensor]:
+    """Core distance (mm) and oedema level of one focus, in the box around it."""
+    h = ground.lattice.spacing_mm
+    reach = math.ceil((1.6 * _radius_mm(focus.core_ml + focus.oedema_ml) + 14.0) / h)
+    sides = [slice(max(i - reach, 0), i + reach + 1) for i in origin]
+    box = (sides[0], sides[1], sides[2])
+    near = ground.crop(box)
+    fields = Fields(plan.seed, plan.settings.extent_mm, torch.device("cpu"))
+    ease = torch.exp((0.5 * fields.on(near.lattice, f"diffusion {number}", 14.0)).clamp(-1, 0.8)) * near.open
+    fibre = _fibres(near.white)
+    vigour = torch.exp(0.35 * fields.on(near.lattice, f"growth {number}", 18.0))
+    start = [i - side.start for i, side in zip(origin, box, strict=True)]
+    core = _invade(near, focus, ease, fibre, vigour, start)
+    uneven = torch.exp(0.35 * fields.on(near.lattice, f"oedema {number}", 12.0))
+    if any(focus.lean):
+        uneven = uneven * _leaning(near.lattice, _place(ground.lattice, origin), focus)
+    wet = _seep(near, ease, fibre, core) * uneven
+    wet[core] = 2.0  # above any oedema, so that the volume below counts the core first
+    count = min(int((focus.core_ml + focus.oedema_ml) * 1000 / h**3), wet.numel() - 1)
+    border = max(float(wet.flatten().sort(descending=True).values[count]), 0.02)
+    return box, blur(_signed_distance(core), 0.8) * h, 0.5 * torch.log(wet.clamp(min=1e-4) / border)
+
+
+def _leaning(lattice: Lattice, origin_mm: tuple[float, float, float], focus: Focus) -> Float[Tensor, "x y z"]:
+    """Factor by which oedema is stronger to one side of the core than to the other."""
+    x, y, z = (
+        torch.from_numpy((part * (axis - place)).astype(np.float32))
+        for part, axis, place in zip(focus.lean, lattice.axes, origin_mm, strict=True)
+    )
+    along = (x[:, None, None] + y[:, None] + z) / _radius_mm(focus.core_ml + focus.oedema_ml)
+    return torch.exp(along.clamp(-2.5, 2.5))
+
+
+def _radius_mm(volume_ml: float) -> float:
+    return (3000 * volume_ml / (4 * math.pi)) ** (1 / 3)
+
+
+def _signed_distance(mask: Bool[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
+    """Voxels to the surface of `mask`, positive inside; the surface lies between the voxels."""
+    inside = mask.numpy()
+    inner, outer = ndimage.distance_transform_edt(inside), ndimage.distance_transform_edt(~inside)
+    return torch.from_numpy(np.where(inside, inner - 0.5, 0.5 - outer).astype(np.float32))
+
+
+def _fibres(white: Float[Tensor, "x y z"]) -> Float[Tensor, "3 x y z"]:
+    """Share of fibres along each axis: they run where the white matter does not change (sum 1)."""
+    slopes = np.stack(np.gradient(blur(white, 1.0).numpy()))
+    across = blur(torch.from_numpy(slopes.astype(np.float32)) ** 2, 2.0) + 1e-6
+    return (1 - across / across.sum(0)) / 2
+
+
+def _invade(
+    ground: _Ground, focus: Focus, ease: Tensor, fibre: Tensor, vigour: Tensor, start: list[int]
+) -> Bool[Tensor, "x y z"]:
+    """The core: the voxels that du/dt = div(D grad u) + rho u (1 - u) makes dense first, up to its volume."""
+    h = ground.lattice.spacing_mm
+    faces = _faces((ground.white + GREY_DIFFUSION * ground.grey) * ease * (0.45 + 1.65 * fibre))
+    rho = ((h / focus.front_mm) ** 2 * vigour * (ground.white + ground.grey)).numpy()
+    step = np.float32(0.9 / (2 * _outflow(faces) + float(rho.max())))
+    u = _droplet(rho.shape, start, DROPLET_MM / h) * ground.open.numpy()
+    arrival = np.where(u > VISIBLE, np.float32(0), np.float32(np.inf))
+    wanted = focus.core_ml * 1000 / h**3
+    for time in range(1, MAXIMAL_STEPS):
+        before = u
+        u = before + step * (_divergence(before, faces) + rho * before * (1 - before))
+        new = np.isinf(arrival) & (u >= VISIBLE)
+        # Time within the step, so that voxels of one step are still ordered.
+        arrival[new] = time - (u[new] - VISIBLE) / np.maximum(u[new] - before[new], 1e-6)
+        if np.isfinite(arrival).sum() >= 1.1 * wanted + 4:
+            break
+    order = np.sort(arrival[np.isfinite(arrival)])
+    return torch.from_numpy(arrival <= order[min(int(wanted), len(order) - 1)])
+
+
+def _droplet(shape: tuple[int, ...], start: list[int], sigma: float) -> np.ndarray:
+    """A Gaussian of `sigma` voxels, 1 at voxel `start`."""
+    x, y, z = (np.exp(-(((np.arange(n) - i) / sigma) ** 2) / 2) for n, i in zip(shape, start, strict=True))
+    return (x[:, None, None] * y[:, None] * z).astype(np.float32)
+
+
+def _seep(ground: _Ground, ease: Tensor, fibre: Tensor, core: Tensor) -> Float[Tensor, "x y z"]:
+    """Oedema: it flows from the core (where it is 1) through white matter and is taken up on the way."""
+    faces = _faces((ground.white + 0.06 * ground.grey) * ease * (0.35 + 1.95 * fibre))
+    uptake = np.float32((ground.lattice.spacing_mm / OEDEMA_REACH_MM) ** 2)
+    step = np.float32(0.9 / (2 * _outflow(faces)))
+    source = core.numpy()
+    u = source.astype(np.float32)
+    for _ in range(OEDEMA_STEPS):
+        u += step * (_divergence(u, faces) - uptake * u)
+        u[source] = 1
+    return torch.from_numpy(u)
+
+
+def _faces(diffusion: Float[Tensor, "3 x y z"]) -> list[np.ndarray]:
+    """Diffusion through the faces between neighbours, along each axis."""
+    along = [np.moveaxis(part.numpy(), k, 0) for k, part in enumerate(diffusion)]
+    return [np.ascontiguousarray(np.moveaxis((a[1:] + a[:-1]) / 2, 0, k)) for k, a in enumerate(along)]
+
+
+def _outflow(faces: list[np.ndarray]) -> float:
+    """A bound on what the faces of a voxel pass, one for each axis: it limits the time step."""
+    return max(sum(float(face.max()) for face in faces), 1e-3)
+
+
+def _divergence(u: np.ndarray, faces: list[np.ndarray]) -> np.ndarray:
+    """What flows into each voxel.
+
+    In numpy, like the steps that call it: threads that meet after each small operation cost more than they save,
+    many times more beside another busy process.
+    """
+    total = np.zeros_like(u)
+    for k, face in enumerate(faces):
+        flow = face * np.diff(u, axis=k)
+        np.moveaxis(total, k, 0)[:-1] += np.moveaxis(flow, k, 0)
+        np.moveaxis(total, k, 0)[1:] -= np.moveaxis(flow, k, 0)
+    return total
+
+
+def _push(plan: Plan, ground: _Ground, core_mm: Tensor, target: Lattice) -> Float[Tensor, "3 i j k"]:
+    """Displacement (mm) away from the core, fading with distance and towards the skull."""
+    assert plan.tumour is not None
+    width = plan.tumour.mass_effect_width_mm / target.spacing_mm
+    bulk = blur(enlarge((core_mm > 0).float(), ground.lattice, target), width)
+    away = -torch.from_numpy(np.stack(np.gradient(bulk.numpy())))
+    away = away * (enlarge(ground.depth_mm, ground.lattice, target) / 12).clamp(0, 1)
+    return away * (plan.tumour.mass_effect_mm / away.norm(dim=0).max().clamp(min=1e-6))
+
+
+def _carried(oedema: Tensor, lattice: Lattice, push: Tensor, source: Lattice) -> Float[Tensor, "x y z"]:
+    """Oedema moved along with the brain it lies in."""
+    moved = enlarge(push, source, lattice) / lattice.spacing_mm
+    index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in lattice.shape), indexing="ij"))
+    return read(oedema[None], (index - moved).flatten(1), fill=DRY).reshape(lattice.shape)

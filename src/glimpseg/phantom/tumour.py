@@ -1,0 +1,214 @@
+"""The tumour at full resolution: what an annotator would draw, and what tissue is really there.
+
+Both come from the same parts; the annotator's contour is the parts' blurred majority.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from glimpseg.phantom.anatomy import Brain, largest_parts
+from glimpseg.phantom.field import Fields, Lattice, blur, enlarge
+from glimpseg.phantom.growth import Growth
+from glimpseg.phantom.plan import Plan, Tumour
+from glimpseg.region import Label
+
+CONTOUR_MM = 0.75
+"""Blur of the parts' borders: partial volume, and the smoothness of a drawn contour."""
+MINIMAL_BLUR = 0.45
+"""The same in voxels, where voxels are large."""
+FLUID = 0.65
+"""Share of fluid from which on a voxel is ventricle or sulcus, not tumour."""
+ENGULFED_MM = 3.0
+"""So deep in the core, the sulci have gone."""
+REACH_MM, REACH = -8.0, -0.45
+"""Core distance and oedema level outside which roughness makes no tumour."""
+
+SLIGHT = 1e-3
+"""A share of lesion tissue too small to see."""
+
+CORTEX_RESISTANCE = 0.6
+"""How much of the oedema's level grey matter takes away: oedema follows white matter and spares the cortex."""
+OEDEMA_GAIN = 0.12
+"""What makes up for that in volume."""
+SOAKED_CORTEX = 0.45
+"""How much less fluid grey matter takes up where there is oedema."""
+
+PARTS = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")
+DRAWN_AS = {
+    "necrosis": Label.NCR,
+    "solid": Label.NCR,
+    "enhancing": Label.ET,
+    "cavity": Label.RC,
+    "oedema": Label.ED,
+}
+"""Blood has no label of its own; it is drawn as what it lies in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """The tumour, as vectors over the brain's voxels or over the part of them that it touches."""
+
+    labels: UInt8[Tensor, "n"]
+    """`Label` values for every brain voxel."""
+    touched: Int[Tensor, "t"]
+    """Brain voxels (indices into n) that hold any lesion tissue."""
+    shares: Float[Tensor, "6 t"]
+    """Share of each of `PARTS`; they sum to at most 1."""
+    t1_factor: Float[Tensor, "t"]
+    t2_factor: Float[Tensor, "t"]
+    """Texture: the lesion tissues' T1 and T2 relative to the case's."""
+    uptake: Float[Tensor, "t"]
+    """Texture of the contrast agent's concentration in enhancing tumour."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """The box around the tumour and the smooth quantities in it."""
+
+    lattice: Lattice
+    number: Int[Tensor, "x y z"]
+    """Index of each voxel among the brain's; -1 outside the brain."""
+    tissue: Bool[Tensor, "x y z"]
+    """Where tumour can be: brain that is no fluid."""
+    grey: Float[Tensor, "x y z"]
+    """Share of grey matter."""
+    smooth_mm: Float[Tensor, "x y z"]
+    """Depth in the core, smooth."""
+    depth_mm: Float[Tensor, "x y z"]
+    """Depth in the core, with a rough surface."""
+    oedema: Float[Tensor, "x y z"]
+    fields: Fields
+
+    def field(self, name: str, correlation_mm: float) -> Float[Tensor, "x y z"]:
+        return self.fields.on(self.lattice, name, correlation_mm)
+
+
+def delineate(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Lesion:
+    """Labels and lesion tissues of a grown tumour."""
+    assert plan.tumour is not None
+    site = _site(growth, brain, fields)
+    parts = _parts(plan.tumour, site)
+    sigma = max(CONTOUR_MM / plan.settings.spacing_mm, MINIMAL_BLUR)
+    soft = blur(torch.stack([parts[name].float() for name in PARTS]), sigma)
+    labels = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
+    within = site.number >= 0
+    labels[site.number[within]] = _drawn(soft)[within]
+    return _lesion(labels, _shares(soft, site), site, plan.tumour.texture)
+
+
+def _site(growth: Growth, brain: Brain, fields: Fields) -> _Site:
+    reached = (growth.core_mm > REACH_MM) | (growth.oedema > REACH)
+    box = brain.lattice.box_around(growth.lattice, reached.numpy(), margin_mm=growth.lattice.spacing_mm)
+    lattice = brain.lattice.crop(box)
+    fine = max(3.5, 2 * lattice.spacing_mm)
+    smooth = enlarge(growth.core_mm.to(fields.device), growth.lattice, lattice)
+    depth = smooth + 0.9 * fields.on(lattice, "core surface", 7.0) + 0.5 * fields.on(lattice, "core fringe", fine)
+    oedema = enlarge(growth.oedema.to(fields.device), growth.lattice, lattice)
+    oedema = oedema + 0.10 * fields.on(lattice, "oedema border", 6.0)
+    index = torch.arange(len(brain.inside), device=fields.device)
+    number = brain.spread(index, fill=-1)[box]
+    grey = brain.spread(brain.normal[1])[box]
+    oedema = oedema + OEDEMA_GAIN - CORTEX_RESISTANCE * grey
+    fluid = brain.spread(brain.normal[2], fill=1.0)[box]
+    tissue = (number >= 0) & ((fluid < FLUID) | (depth > ENGULFED_MM))
+    return _Site(lattice, number, tissue, grey, smooth, depth, oedema, fields)
+
+
+def _parts(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]:
+    """Where each tissue is; they exclude one another, blood apart."""
+    core = largest_parts(site.tissue & (site.depth_mm > 0), share=0.15)
+    halo = site.smooth_mm + 0.8 * site.field("halo", 8.0) > -tumour.halo_mm
+    wet = site.tissue & ~core & ((site.oedema > 0) | halo)
+    wet = largest_parts(core | wet, share=0.1) & ~core
+    patchy = site.field("gaps", 16.0) + 0.45 * site.field("gaps fine", 6.0)
+    build = _operated if tumour.post_operative else _high_grade if tumour.kind == "high-grade" else _low_grade
+    parts = build(tumour, site, core, patchy)
+    none = torch.zeros_like(core)
+    parts = {"cavity": none, "blood": none, "necrosis": none} | parts
+    solid = parts["enhancing"] | parts["necrosis"] | parts["solid"] | parts["cavity"]
+    return parts | {"oedema": wet | (core & ~solid)}
+
+
+def _high_grade(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
+    """A broken rim that enhances, dead tissue inside, lobes outside that do not enhance."""
+    thickness = tumour.rim_mm * torch.exp(0.45 * site.field("rim", 14.0))
+    septum = site.field("septa", 13.0).abs() < tumour.septa
+    outer = (site.depth_mm + 0.9 * site.field("rim inside", 5.0) < thickness) | septum
+    lobes = (site.field("lobes", 18.0) > tumour.lobes) & (site.depth_mm < 0.8 * tumour.rim_mm)
+    enhancing = core & outer & (patchy > tumour.gaps) & ~lobes
+    necrosis = core & ~enhancing & ~outer
+    blood = torch.zeros_like(core) if tumour.blood is None else core & (site.field("blood", 9.0) > tumour.blood)
+    return {
+        "enhancing": enhancing,
+        "necrosis": necrosis,
+        "solid": core & ~enhancing & ~necrosis,
+        "blood": blood,
+    }
+
+
+def _low_grade(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
+    """Solid tumour with at most some islands that enhance."""
+    enhancing = core & (patchy > tumour.gaps) & (site.depth_mm > 2)
+    return {"enhancing": enhancing, "solid": core & ~enhancing}
+
+
+def _operated(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
+    """A cavity in a wall with remnants; blood along the wall."""
+    # A small core keeps a cavity: the wall never takes more than half of its depth.
+    wall_mm = torch.minimum(torch.tensor(tumour.wall_mm), 0.5 * site.depth_mm.max().cpu()).to(core.device)
+    cavity = largest_parts(core & (site.depth_mm > wall_mm), share=0.3)
+    wall = core & ~cavity
+    enhancing = wall & (patchy > tumour.remnant)
+    solid = wall & ~enhancing & (patchy < -0.9)
+    lining = (site.depth_mm > wall_mm - 2) & ~cavity & ~enhancing & site.tissue
+    return {
+        "cavity": cavity,
+        "enhancing": enhancing,
+        "solid": solid,
+        "blood": lining & (site.field("blood", 9.0) > 0.7),
+    }
+
+
+def _drawn(soft: Float[Tensor, "6 x y z"]) -> UInt8[Tensor, "x y z"]:
+    """The label of the largest share in each voxel, background being what no part takes."""
+    by_label = torch.zeros((len(Label) + 1, *soft.shape[1:]), device=soft.device)
+    for name, label in DRAWN_AS.items():
+        by_label[label] += soft[PARTS.index(name)]
+    by_label[0] = 1 - by_label[1:].sum(0)
+    return by_label.argmax(0).to(torch.uint8)
+
+
+def _shares(soft: Float[Tensor, "6 x y z"], site: _Site) -> Float[Tensor, "6 x y z"]:
+    """How much of each voxel each tissue takes: oedema only soaks, blood only stains."""
+    soaked = 0.55 + 0.3 * site.oedema.clamp(0, 1.2) + 0.18 * site.field("soaking", 9.0)
+    soaked = soaked + 0.1 * site.field("soaking fine", max(4.0, 2 * site.lattice.spacing_mm))
+    soaked = soaked.clamp(0.35, 1) * (1 - SOAKED_CORTEX * site.grey)
+    strength = {"oedema": soaked, "blood": torch.tensor(0.6, device=soft.device)}
+    left = torch.ones_like(soft[0])
+    shares = torch.zeros_like(soft)
+    for name in ("cavity", "blood", "enhancing", "necrosis", "solid", "oedema"):  # who comes first displaces the rest
+        k = PARTS.index(name)
+        shares[k] = torch.minimum(soft[k] * strength.get(name, 1.0), left)
+        left = left - shares[k]
+    return shares
+
+
+def _lesion(labels: Tensor, shares: Tensor, site: _Site, uneven: float) -> Lesion:
+    """The lesion's vectors, and its texture."""
+    chosen = (site.number >= 0) & (shares.sum(0) > SLIGHT)
+    coarse = site.field("texture", 8.0)[chosen]
+    fine = site.field("texture fine", max(3.0, 1.6 * site.lattice.spacing_mm))[chosen]
+    taken = 0.55 * site.field("uptake", 7.0)[chosen] + 0.45 * fine
+    return Lesion(
+        labels=labels,
+        touched=site.number[chosen],
+        shares=shares[:, chosen],
+        t1_factor=(1 + 0.07 * uneven * coarse + 0.03 * uneven * fine).clamp(0.78, 1.3),
+        t2_factor=(1 + 0.15 * uneven * coarse + 0.08 * uneven * fine).clamp(0.6, 1.7),
+        uptake=taken.clamp(-2, 1.1).exp(),
+    )

@@ -1,0 +1,85 @@
+"""An evaluation folder as it lies on the disk: the names of its files, and how to read it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glimpseg.errors import InputError
+from glimpseg.results.scores import Scores, read_scores
+from glimpseg.runtime.atomic import write_text
+
+SCORES, SUMMARY, RECORD = "scores.csv", "summary.json", "evaluation.json"
+STUDIES, LABELS = "studies", "labels"
+MEAN = "mean"
+"""Stands for a subset: each case's mean over the subsets."""
+COMPARISON, COMPARISONS, CASES = "comparison.json", "comparisons.csv", "cases.csv"
+"""What `compare` writes into a folder of its own."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a finished evaluation holds."""
+
+    folder: Path
+    scores: Scores
+    summary: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Method and seed, as a heading has them."""
+        recipe = self.record["recipe"]
+        origin = "imported weights" if "imported" in self.record["model"] else f"seed {recipe['seed']}"
+        return f"{recipe['method']}, {origin}"
+
+    @property
+    def trained(self) -> str:
+        """How the model came to be, and how it segmented where its method leaves that open, in words."""
+        model = self.record["model"]
+        return ", ".join([_origin(model, self.record["recipe"]["seed"]), *_chosen(model)])
+
+
+def _origin(model: Mapping[str, Any], seed: int) -> str:
+    if "imported" in model:
+        return f"weights imported from {model['imported']['file']}"
+    if "averaged" in model:
+        return f"{' and '.join(model['averaged'])}, trained apart and averaged"
+    prior = model.get("data", {}).get("prior", {})
+    supposed = f", prior {prior['kind']}" if prior else ""
+    if prior.get("uses_reference"):
+        supposed += " (made of the references themselves: an upper bound, no result)"
+    return f"seed {seed}, {model.get('steps', 'unknown')} steps{supposed}"
+
+
+def _chosen(model: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in model.get("choices", {}).items()]
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """The files that `evaluate` wrote. Raises: InputError if they are not there, not whole or not finished."""
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        finished = record["finished"]
+        summary = json.loads((folder / SUMMARY).read_text("utf-8")) if finished else {}
+        digest = hashlib.sha256((folder / SCORES).read_bytes()).hexdigest() if finished else ""
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not an evaluation ({error}). Make one with `glimpseg evaluate`.") from error
+    if not finished:
+        raise InputError(f"The evaluation in {folder} is not finished. Go on with `glimpseg evaluate ... --resume`.")
+    if digest != record.get("scores"):
+        raise InputError(
+            f"{folder / SCORES} is not the file that `glimpseg evaluate` wrote: its checksum differs. Run that again "
+            "with --resume, which writes it anew."
+        )
+    return Evaluation(folder, read_scores(folder / SCORES), summary, record)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole."""
+    write_text(path, json.dumps(tree, indent=1) + "\n")

@@ -1,0 +1,135 @@
+"""What an evaluation comes to, as the tree of `summary.json`: means with intervals, empties, sequence value,
+monotonicity, reliability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from glimpseg.metrics import Reliability
+from glimpseg.modality import ALL, SUBSETS, Modality, parse
+from glimpseg.results.scores import Scores
+from glimpseg.results.statistics import CONFIDENCE, RESAMPLES, Bootstrap, Interval, additions, shapley
+
+NOTABLE = 0.01
+"""A loss of Dice by more than one point counts as notable in the table of monotonicity."""
+NOTHING = Modality(0)
+
+
+def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
+    """Everything that reports and papers quote; `reliability` is by subset and region, summed over cases.
+
+    Numbers have the units of `scores.csv`; what is not defined is null.
+    """
+    bootstrap = Bootstrap(len(scores.studies))
+    everything = {
+        "protocol": sorted({line.protocol for line in scores.lines}),
+        "studies": len(scores.studies),
+        "complete_studies": len(scores.complete),
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "subsets": {
+            subset: _means(scores, bootstrap, slice(column, column + 1)) for column, subset in enumerate(scores.subsets)
+        },
+        "mean": _means(scores, bootstrap, slice(None)),
+        "empty": {subset: _empty(scores, column) for column, subset in enumerate(scores.subsets)},
+        "sequence_value": sequence_value(scores),
+        "monotonicity": {region: monotonicity(scores, region) for region in scores.regions},
+        "reliability": _reliability(reliability),
+    }
+    return _without_nan(everything)
+
+
+def sequence_value(scores: Scores) -> dict[str, Any]:
+    """For each region the Shapley value of each sequence in Dice, over the cases that have all 15 subsets.
+
+    Without any sequence nothing is found: Dice 1 where the region is empty, else 0.
+    """
+    keys = [subset.key for subset in SUBSETS]
+    if "dice" not in scores.metrics or not scores.complete or set(scores.subsets) != set(keys):
+        return {}
+    whole = scores.restricted_to(scores.complete, keys)
+    bootstrap = Bootstrap(len(whole.studies))
+    found = {}
+    for region in whole.regions:
+        dice = whole.array("dice", region)
+        values = {parse(key): dice[:, column] for column, key in enumerate(whole.subsets)}
+        values[NOTHING] = (whole.volumes_ml(region)[1][:, 0] == 0).astype(np.float64)
+        shares = shapley(values)
+        found[region] = {
+            "cases": len(whole.studies),
+            "nothing": float(values[NOTHING].mean()),
+            "all": float(values[ALL].mean()),
+            "sequences": {m.key: _as_dict(bootstrap.interval(share)) for m, share in shares.items()},
+        }
+    return found
+
+
+def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
+    """How often one more sequence made a case worse, for each sequence that was added to any subset."""
+    if "dice" not in scores.metrics:
+        return {}
+    dice = dict(zip(scores.subsets, scores.array("dice", region).T, strict=True))
+    changes: dict[Modality, list[Float[np.ndarray, "n"]]] = {}
+    for subset, added in additions([parse(key) for key in scores.subsets]):
+        changes.setdefault(added, []).append(dice[(subset | added).key] - dice[subset.key])
+    found = {}
+    for added, parts in changes.items():
+        change = np.concatenate(parts)
+        change = change[~np.isnan(change)]
+        found[added.key] = {
+            "pairs": len(change),
+            "worse": float((change < 0).mean()) if change.size else math.nan,
+            "notably_worse": float((change < -NOTABLE).mean()) if change.size else math.nan,
+            "mean_change": float(change.mean()) if change.size else math.nan,
+        }
+    return found
+
+
+def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, dict[str, dict[str, float]]]:
+    """By region and metric; what was not computed is not there."""
+    means = {
+        region: {metric: bootstrap.interval(scores.array(metric, region)[:, columns]) for metric in scores.metrics}
+        for region in scores.regions
+    }
+    return {r: {m: _as_dict(mean) for m, mean in of.items() if mean.cases} for r, of in means.items()}
+
+
+def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
+    """Shares of cases: nothing predicted; nothing there; nothing predicted though something is there, and reversed."""
+    found = {}
+    for region in scores.regions:
+        predicted, reference = (volume[:, column] for volume in scores.volumes_ml(region))
+        scored = ~np.isnan(predicted)
+        predicted, reference = predicted[scored] == 0, reference[scored] == 0
+        found[region] = {
+            "predicted": float(predicted.mean()),
+            "reference": float(reference.mean()),
+            "missed": float((predicted & ~reference).mean()),
+            "invented": float((~predicted & reference).mean()),
+        }
+    return found
+
+
+def _reliability(reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
+    """By subset and region: the curve, and the error over all voxels of all cases together."""
+    found: dict[str, Any] = {}
+    for (subset, region), one in reliability.items():
+        found.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}
+    return found
+
+
+def _as_dict(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "cases": interval.cases}
+
+
+def _without_nan(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and math.isnan(tree) else tree

@@ -1,0 +1,1 @@
+"""Process, files and hardware: atomic writes, sandboxed readers, SIGTERM, distributed ranks, precision."""

@@ -1,0 +1,1 @@
+"""Segment one study: inputs, memory, inference, uncertainty, result."""

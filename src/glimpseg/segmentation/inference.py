@@ -1,0 +1,258 @@
+"""A prepared study and a network in; labels and probabilities on the study's own grid out."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glimpseg.data.preprocess import Prepared, brain_of
+from glimpseg.errors import InputError
+from glimpseg.method import Segmenter
+from glimpseg.modality import Modality, as_mask, union
+from glimpseg.model.checkpoint import Model
+from glimpseg.region import Region
+from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated
+from glimpseg.volume import Grid, Volume, onto, slabs
+
+log = logging.getLogger(__name__)
+
+WEIGHT_SD = 0.125
+"""Standard deviation of the Gaussian weights, as a share of a window's side. nnU-Net: 1/8."""
+LEAST_WEIGHT = 1e-3
+"""Of a voxel in the average, where the centre has 1. MONAI: 0.001."""
+WINDOWS_AT_ONCE = 2
+"""On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
+WHOLE_VOXELS = 160 * 192 * 160
+"""Of a window that shows the whole brain, at most: a large brain at 1 mm, little more than two windows of 128^3."""
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad allocation")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the network finds in a prepared study from one subset of its modalities."""
+
+    subset: Modality
+    labels: Volume
+    """`Label` values, uint8, on the study's own grid."""
+    probabilities: Mapping[Region, Volume] | None
+    """On the own grid, if they were asked for; at temperatures, if those were given."""
+    estimates: Mapping[Region, float] | None = None
+    """The Dice to expect of each region, if temperatures were given (`uncertainty.estimated_dice`)."""
+
+
+def infer(
+    prepared: Prepared,
+    model: Model,
+    subsets: Sequence[Modality],
+    *,
+    keep_probabilities: bool = False,
+    temperatures: Mapping[Region, float] | None = None,
+    weighting: str = "gaussian",
+) -> Iterator[Found]:
+    """What each of `subsets` alone shows, on the study's own grid; one result at a time, not always in their order.
+
+    Windows run over the brain's box on the working grid. A network that `shares` encodes each window once for all
+    subsets whose box is the same; of several subsets that is torch's work, else the model's engine computes.
+    Probabilities, not labels, are interpolated back, to a large grid slab by slab. With `temperatures` (1 for a region
+    that has none) they are calibrated, and the Dice of each region is estimated. `weighting` is how overlapping windows
+    are averaged: `gaussian` or `constant`.
+
+    Raises: InputError if the memory does not suffice even for one window at a time.
+    """
+    if model.network.shares and len(subsets) > 1:
+        model, groups = model.by_torch, _groups(prepared, subsets)
+    else:
+        groups = [(subset,) for subset in subsets]
+    for group in groups:
+        shown = prepared.restricted_to(union(group))
+        for subset, working in zip(group, _windows(model, shown, group, weighting), strict=True):
+            yield _found(subset, working[0].cpu(), shown, model, keep_probabilities, temperatures)
+
+
+def _groups(prepared: Prepared, subsets: Sequence[Modality]) -> list[tuple[Modality, ...]]:
+    """Subsets that see the same box of the working grid, together."""
+    groups: dict[tuple[tuple[int, int], ...], list[Modality]] = {}
+    for subset in subsets:
+        groups.setdefault(tuple((side.start, side.stop) for side in prepared.box(subset)), []).append(subset)
+    return [tuple(group) for group in groups.values()]
+
+
+def _windows(
+    model: Model, shown: Prepared, subsets: Sequence[Modality], weighting: str
+) -> tuple[Float[Tensor, "1 k x y z"], ...]:
+    """Probabilities on the working grid, for each subset."""
+    network, device = model.network, model.device
+    rois = _sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
+    masks = [as_mask(subset)[None].to(device) for subset in subsets]
+    wanted = as_mask(union(subsets))[None].to(device)
+
+    def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
+        if len(masks) == 1:
+            return (model.engine(windows, wanted.expand(len(windows), -1)),)
+        features = network.encode(windows, wanted.expand(len(windows), -1))
+        return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
+
+    with torch.inference_mode(), model.engine.computing():
+        return _stitched(shown, rois, weighting, device, probabilities)
+
+
+def _stitched(
+    shown: Prepared,
+    rois: Sequence[Sequence[int]],
+    weighting: str,
+    device: torch.device,
+    probabilities: Callable[[Tensor], tuple[Tensor, ...]],
+) -> tuple[Float[Tensor, "1 k x y z"], ...]:
+    """Windows over the image, averaged where they overlap. When the memory does not suffice, windows of the next of the
+    sides `rois`; then one at a time; then with the image and the averages in the processor's memory."""
+    cpu, least = torch.device("cpu"), rois[-1]
+    plans = [*((roi, WINDOWS_AT_ONCE, device) for roi in rois), (least, 1, device)]
+    for roi, at_once, place in plans if device == cpu else [*plans, (least, 1, cpu)]:
+        image, inner = _with_air(shown, roi)
+        try:
+            results = averaged(torch.from_numpy(image).to(place), probabilities, roi, weighting, at_once, device)
+            return tuple(found[None, :, *inner] for found in results)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        log.warning("The memory of %s did not suffice for windows of %s, %d at a time.", device, _words(roi), at_once)
+        torch.cuda.empty_cache()  # nothing without a GPU
+    raise InputError(
+        f"The memory of {device} does not suffice for one window of {_words(least)} voxels of an image of "
+        f"{_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a "
+        "model with smaller windows or larger voxels."
+    )
+
+
+def averaged(
+    image: Float[Tensor, "m x y z"],
+    network: Callable[[Tensor], Sequence[Tensor]],
+    sides: Sequence[int],
+    weighting: str,
+    at_once: int,
+    device: torch.device,
+) -> list[Float[Tensor, "k x y z"]]:
+    """Outputs of `network` on windows over an image, averaged where windows overlap.
+
+    Places, weights and order of summation are those of MONAI 1.6's `SlidingWindowInferer`.
+
+    Args:
+        image: at least as large as a window; the averages lie where it lies.
+        network: windows (b m x y z) to one output (b k x y z) or several.
+        sides: voxels of a window along each axis.
+        weighting: `gaussian` or `constant`, see `window_weights`.
+        at_once: windows in one call.
+        device: where the network computes.
+
+    Returns: one average for each output of the network.
+    """
+    boxes = window_boxes(image.shape[1:], sides)
+    weights = window_weights(sides, weighting, device)
+    sums: list[Tensor] = []
+    for first in range(0, len(boxes), at_once):
+        part = boxes[first : first + at_once]
+        outputs = network(torch.stack([image[:, *box] for box in part]).to(device))
+        if not sums:
+            sums = [image.new_zeros(len(output[0]), *image.shape[1:]) for output in outputs]
+        for total, output in zip(sums, outputs, strict=True):
+            for box, window in zip(part, (output * weights).to(image.device), strict=True):
+                total[:, *box] += window
+    weight, placed = image.new_zeros(image.shape[1:]), weights.to(image.device)
+    for box in boxes:
+        weight[box] += placed
+    return [total.div_(weight) for total in sums]
+
+
+def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice, slice, slice]]:
+    """Windows of `sides` voxels that cover `shape` and overlap by `OVERLAP` or more; the last one ends at the edge."""
+    starts = []
+    for length, side in zip(shape, sides, strict=True):
+        step = max(int(side * (1 - WINDOW_OVERLAP)), 1)
+        starts.append([*range(0, length - side, step), length - side])
+    return [(slice(x, x + i), slice(y, y + j), slice(z, z + k)) for i, j, k in [sides] for x, y, z in product(*starts)]
+
+
+def window_weights(sides: Sequence[int], weighting: str, device: torch.device) -> Float[Tensor, "x y z"]:
+    """Weight of each voxel of a window in the average: 1 (`constant`), or a Gaussian about the centre with a standard
+    deviation of an eighth of the side, at least `LEAST_WEIGHT` (`gaussian`; nnU-Net)."""
+    weights = torch.ones(tuple(sides), device=device)
+    if weighting == "constant":
+        return weights
+    for axis, side in enumerate(sides):
+        offset = torch.arange(side, dtype=torch.float, device=device) - (side - 1) / 2
+        along = torch.exp(offset**2 / (-2 * (WEIGHT_SD * side) ** 2))
+        weights = weights * along.reshape([-1 if other == axis else 1 for other in range(3)])
+    return weights.clamp_min(max(float(weights.min()), LEAST_WEIGHT))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class for a GPU's, and only words for a processor's and for MPS."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _words(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> list[Sequence[int]]:
+    """Sides of the windows for images of `shape`, for a network that was trained on crops of `patch`; behind them
+    smaller ones for where the memory does not suffice, if the network can be shown smaller ones."""
+    if network.fixed_windows:
+        return [patch]
+    # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
+    sides = [max(-(-n // network.stride) * network.stride, network.smallest) for n in shape]
+    windows = [min(side, p) for side, p in zip(sides, patch, strict=True)]
+    near = all(side <= network.whole_up_to * p for side, p in zip(sides, patch, strict=True))
+    whole = near and sides != windows and math.prod(sides) <= WHOLE_VOXELS
+    return [sides, windows] if whole else [windows]
+
+
+def _with_air(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
+    """The images with air around them where they are smaller than `least`, and where they then lie."""
+    shape = shown.image.shape[1:]
+    before = [max(side - n, 0) // 2 for side, n in zip(least, shape, strict=True)]
+    x, y, z = (slice(start, start + n) for start, n in zip(before, shape, strict=True))
+    image = np.empty((len(shown.image), *map(max, least, shape)), np.float32)
+    image[:] = shown.levels[:, None, None, None]
+    image[:, x, y, z] = shown.image
+    return image, (x, y, z)
+
+
+def _found(
+    subset: Modality,
+    working: Float[Tensor, "k x y z"],
+    prepared: Prepared,
+    model: Model,
+    keep_probabilities: bool,
+    temperatures: Mapping[Region, float] | None,
+) -> Found:
+    network, own = model.network, prepared.own
+    labels, estimate = np.zeros(own.shape, np.uint8), DiceEstimate()
+    maps: dict[Region, np.ndarray] = {}
+    for box in slabs(own):
+        part = own.crop(box)
+        shown = torch.stack([torch.from_numpy(_onto(channel.numpy(), prepared, part)) for channel in working])[None]
+        labels[box] = network.decode(shown)[0].numpy()
+        if not keep_probabilities and temperatures is None:
+            continue
+        probabilities = {region: p[0].numpy() for region, p in network.region_probabilities(shown).items()}
+        if temperatures is not None:
+            probabilities = {r: calibrated(p, temperatures.get(r, 1.0)) for r, p in probabilities.items()}
+            estimate.add(labels[box], probabilities, brain_of(prepared, part))
+        if keep_probabilities:
+            for region, values in probabilities.items():
+                maps.setdefault(region, np.empty(own.shape, np.float32))[box] = values
+    kept = {region: Volume(values, own.affine) for region, values in maps.items()} if keep_probabilities else None
+    return Found(subset, Volume(labels, own.affine), kept, estimate.dice if temperatures is not None else None)
+
+
+def _onto(values: Float[np.ndarray, "x y z"], prepared: Prepared, grid: Grid) -> Float[np.ndarray, "i j k"]:
+    return onto(Volume(values, prepared.grid.affine), grid).voxels

@@ -1,0 +1,1 @@
+"""Train a method: dataset, checks, loop, logger, compilation."""

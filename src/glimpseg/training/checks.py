@@ -1,0 +1,48 @@
+"""What is refused before a run makes anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from glimpseg import methods
+from glimpseg.errors import UsageError
+from glimpseg.method import Learner, Segmenter
+from glimpseg.model import checkpoint
+from glimpseg.model.transfer import fitting
+from glimpseg.priors.making import refuse_unready
+from glimpseg.recipe import Recipe
+
+
+def refuse_unfit(recipe: Recipe) -> None:
+    """Before anything is made. Raises: UsageError for crops or a prior that the method cannot use, or a prior that
+    cannot be made here."""
+    with torch.device("meta"):
+        learner: Learner = methods.build(recipe)
+    patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
+    stride, smallest = learner.stride, learner.smallest
+    if any(side % stride or side < smallest for side in patch):
+        raise UsageError(
+            f"data.sampling.patch is {'x'.join(map(str, patch))}, but this {recipe.method} takes crops whose sides "
+            f"are multiples of {stride} and at least {smallest}. Change it with --set data.sampling.patch=[...]."
+        )
+    if learner.needs_prior and kind == "none":
+        raise UsageError(
+            f"This {recipe.method} learns from a prior and the recipe has none. Set data.prior.kind (and "
+            "data.prior.weights for sam), or config.refinement and config.agreement to 0."
+        )
+    if kind != "none" and not learner.needs_prior:
+        raise UsageError(f"This {recipe.method} does not use the prior {kind}. Set data.prior.kind to none.")
+    refuse_unready(recipe.data.prior)
+
+
+def refuse_beginning(recipe: Recipe, run: Path) -> None:
+    """Before anything is made. Raises: UsageError or ModelError for weights that a new run cannot begin with."""
+    if recipe.init.weights is None or checkpoint.newest_valid(run) is not None:
+        return
+    with torch.device("meta"):
+        learner: Learner = methods.build(recipe)
+    if not isinstance(learner, Segmenter):
+        raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
+    fitting(learner, recipe)
