@@ -77,7 +77,7 @@ def contests(folder: Path, wanted: argparse.Namespace) -> list[Contest]:
         ours, theirs = folder / "ours", folder / "theirs.nii.gz"
         segment = [sys.executable, "-m", "glimpseg", "segment", "-m", model, *images, "-o", str(ours), "--overwrite"]
         commands = {
-            OURS: [*segment, "--device", "cpu", "--engine", "torch"],
+            OURS: [*segment, "--device", "cpu", "--backend", "torch"],
             PEER: [*again, "--peer", model, str(study), str(theirs)],
         }
         rounds: dict[str, list[float]] = {OURS: [], PEER: []}

@@ -1,6 +1,6 @@
-"""Times a whole study, four NIfTI files in and a label file out: each engine here, against how peers do it.
+"""Times a whole study, four NIfTI files in and a label file out: each backend here, against how peers do it.
 
-    python benchmarks/whole_case.py MODEL [--repeat 3] [--engines torch openvino onnx] [--seed 4] [--record FILE]
+    python benchmarks/whole_case.py MODEL [--repeat 3] [--backends torch openvino onnx] [--seed 4] [--record FILE]
 
 Each contestant runs in a process of its own, in turns; measured is from the first file's opening until the labels stand
 on the disk, with the model loaded before, and the most memory that the process held.
@@ -8,10 +8,10 @@ on the disk, with the model loaded before, and the most memory that the process 
 - peer: files as float64 (nibabel's `get_fdata`), each image normalised over its non-zero voxels and resampled to the
   network's spacing on the whole grid, MONAI's sliding window over all of it at half overlap in fp32, labels back on the
   file's grid, written by nibabel.
-- torch, openvino, onnx: `segmentation.predict.segment_study` with that backend, one plain pass, written as `segment` does.
+- torch, openvino, onnx: `predict.segment_study` with that backend, one plain pass, written as `segment` writes it.
 
 Both see what was stripped and registered before. Each round has a phantom of 1 mm of its own. Dice of WT, TC and ET
-with the truth is told for each contestant, and by how much the peer's differs from the first engine's, with its
+with the truth is told for each contestant, and by how much the peer's differs from the first backend's, with its
 standard error over the phantoms, so that nothing is gained by doing worse.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
     """Measures and tells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="box")
-    parser.add_argument("--engines", nargs="+", default=["torch", "openvino", "onnx"])
+    parser.add_argument("--backends", nargs="+", default=["torch", "openvino", "onnx"])
     parser.add_argument("--seed", type=int, default=4, help="of the first phantom; the others follow")
     parser.add_argument("--share", nargs=3, metavar=("WHO", "STUDY", "OUTPUT"), help="one process's share of the work")
     add_options(parser, repeat=3)
@@ -68,7 +68,7 @@ def main() -> None:
         who, study, output = wanted.share
         print(json.dumps(run(who, wanted.model, Path(study), Path(output))))
         return
-    names = [*wanted.engines, PEER]
+    names = [*wanted.backends, PEER]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     dice: dict[str, list[list[float]]] = {name: [] for name in names}
     for number in range(wanted.repeat):
@@ -109,7 +109,7 @@ def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
     """What one process measures."""
     if who != PEER:
         keep_pages()  # as the command line does
-    loaded = load(model, "cpu", engine="torch" if who == PEER else who)
+    loaded = load(model, "cpu", backend="torch" if who == PEER else who)
     begun = time.perf_counter()
     (as_peers if who == PEER else as_here)(loaded, folder, output)
     seconds = time.perf_counter() - begun

@@ -1,6 +1,6 @@
 """Derives from phantoms what sequences look like: `src/glimpseg/data/identify/appearance.json`.
 
-`python scripts/derive_looks.py [--cases 240] [--first-seed 50000] [-o appearance.json]`. Deterministic. Phantoms of 3 mm,
+`python scripts/derive_looks.py [--cases 240] [--first-seed 50000] [-o FILE]`. Deterministic. Phantoms of 3 mm:
 some operated on, some healthy; a third keep their brain's rim, the others lose 3 or 6 mm of it, as skull strippers do.
 """
 

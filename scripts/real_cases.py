@@ -34,7 +34,7 @@ from glimpseg.modality import Modality, parse, subsets_of
 from glimpseg.model.checkpoint import Model, trained_digest
 from glimpseg.picture import preview
 from glimpseg.runtime.atomic import atomic_folder, write_text
-from glimpseg.segmentation.inference import Found, infer
+from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.segmentation.inputs import volume_of
 from glimpseg.segmentation.predict import load
 from glimpseg.study import Study
@@ -125,7 +125,7 @@ def studies_of(folder: Path, known: dict[str, Case]) -> Iterator[tuple[Study, Ca
         yield replace(study, reference=reference, brain=brain), case
 
 
-def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Found, list[Look]]]:
+def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction, list[Look]]]:
     """What the model finds from each subset, and how good it is, on the case's own grid."""
     prepared = prepare(study, model.recipe.data.preprocess)
     reference = Reference(prepared, model.network.regions, METRICS)
@@ -156,7 +156,7 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Found, list
         )
 
 
-def draw(study: Study, found: Found, lines: Sequence[Look], path: Path) -> None:
+def draw(study: Study, found: Prediction, lines: Sequence[Look], path: Path) -> None:
     """Three planes of each sequence that was used, the reference dashed, Dice above."""
     grid = found.labels.grid
     images = {m: onto(volume_of(study.images[m], m.title), grid) for m in Modality if m in found.subset}

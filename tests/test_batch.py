@@ -230,6 +230,6 @@ def test_a_plan_marks_the_folder(whole):
     assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in whole[0].iterdir()}
 
 
-def test_a_batch_does_not_go_on_with_another_engine(tree, model, finished):
-    with pytest.raises(UsageError, match="engine"):
+def test_a_batch_does_not_go_on_with_another_backend(tree, model, finished):
+    with pytest.raises(UsageError, match="backend"):
         segment_tree(items(tree), replace(model, computed_by="openvino"), finished, Wanted(), go_on=True)

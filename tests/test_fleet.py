@@ -49,7 +49,7 @@ def tree(tmp_path_factory):
 def undisturbed(tree, model_folder, tmp_path_factory):
     """What one process makes of it, with one thread."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    command = ["segment", "-i", tree, "-o", output, "-m", model_folder, "--device", "cpu", "--engine", "torch"]
+    command = ["segment", "-i", tree, "-o", output, "-m", model_folder, "--device", "cpu", "--backend", "torch"]
     with as_it_was():
         torch.set_num_threads(1)
         assert command_line(*command).returncode == 3
@@ -104,7 +104,7 @@ def test_the_options_are_those_of_segment(tmp_path, model_folder):
         "--output-type",
         "bids",
     ]
-    order, given = _order([*words, "--uncertainty", "none", "--continue", "--device", "cpu", "--engine", "torch"])
+    order, given = _order([*words, "--uncertainty", "none", "--continue", "--device", "cpu", "--backend", "torch"])
     wanted = Wanted(labels="brats2021", types=("bids",), uncertainty="none")
     place = Path("out").absolute()
     assert order == Order(source=tmp_path, output=place, model=str(model_folder), wanted=wanted, device="cpu")

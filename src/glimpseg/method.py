@@ -109,7 +109,7 @@ class Segmenter(Learner):
 
     choices: ClassVar[tuple[str, ...]] = ()
     """Fields of its config that say how it segments and may be chosen anew whenever it is used."""
-    parts: ClassVar[Mapping[str, str]] = {}
+    pretrainable: ClassVar[Mapping[str, str]] = {}
     """What of it may be pretrained: for its encoder, and perhaps its decoder, a pattern of its weights' names; group 1
     is what a weight is called wherever it has this role. Of copies that share a name, `pyramid` runs the first."""
 
@@ -220,7 +220,7 @@ def by_role(network: Segmenter) -> dict[str, list[str]]:
     """Names of weights by what they are: `encoder.t1c.stages.0.entry.conv.weight` and its copies."""
     found: dict[str, list[str]] = {}
     for name in network.state_dict():
-        for part, pattern in network.parts.items():
+        for part, pattern in network.pretrainable.items():
             match = re.fullmatch(pattern, name)
             if match:
                 found.setdefault(f"{part}.{match[1]}", []).append(name)

@@ -114,7 +114,7 @@ class Backbone:
     """The network that pretraining trains."""
 
     method: str
-    """A method that segments; `Segmenter.parts` says what of it is trained."""
+    """A method that segments; `Segmenter.pretrainable` says what of it is trained."""
     config: Any = Field(default_factory=dict)
     """That method's `Config`."""
 

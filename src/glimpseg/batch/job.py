@@ -48,7 +48,7 @@ class Wanted:
             "glimpseg": __version__,
             "model": model.provenance["sha256"][checkpoint.WEIGHTS],
             **({"choices": model.chosen} if model.chosen else {}),
-            "engine": f"{model.computed_by} {model.precision}",  # masks of two engines differ by some voxels
+            "backend": f"{model.computed_by} {model.precision}",  # masks of two backends differ by some voxels
             "labels": self.labels,
             "types": sorted(self.types),
             "grid": None if self.grid is None else self.grid.key,

@@ -24,7 +24,7 @@ class Order:
     layout: str = "auto"
     device: str = "auto"
     choices: Mapping[str, Any] = field(default_factory=dict)
-    engine: str = "torch"
+    backend: str = "torch"
     """These three as `predict.load` takes them."""
 
     def items(self) -> list[Item]:
@@ -37,4 +37,4 @@ class Order:
 
     def load(self) -> Model:
         """The model, on the device of the machine that asks. Raises: ModelError, UsageError."""
-        return predict.load(self.model, self.device, self.choices, self.engine)
+        return predict.load(self.model, self.device, self.choices, self.backend)

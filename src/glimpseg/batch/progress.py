@@ -13,7 +13,7 @@ from pathlib import Path
 from glimpseg.batch.job import Work, Written, clear
 from glimpseg.errors import Preempted, UsageError
 from glimpseg.modality import Modality
-from glimpseg.runtime.atomic import write_text
+from glimpseg.runtime.atomic import write_json
 from glimpseg.segmentation.inputs import Item
 from glimpseg.segmentation.result import RECORD
 
@@ -133,4 +133,4 @@ class Tally:
 def write_failures(path: Path, failed: Mapping[str, str]) -> None:
     """The studies that could not be segmented, and why."""
     tree = {"failed": [{"study": study, "reason": reason} for study, reason in failed.items()]}
-    write_text(path, json.dumps(tree, indent=1) + "\n")
+    write_json(path, tree)

@@ -20,7 +20,7 @@ from glimpseg.batch.progress import FAILURES, WHOLE, Outcome, Part, Tally, write
 from glimpseg.data.dicom.sources import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.model.checkpoint import Model
-from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used, write_text
+from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used, write_json
 from glimpseg.runtime.preemption import sigterm
 from glimpseg.segmentation.inputs import Item
 from glimpseg.segmentation.predict import Read
@@ -166,7 +166,7 @@ def _open(output: Path, plan: dict[str, Any], part: Part, go_on: bool, overwrite
     if path.is_file():
         if json.loads(path.read_text("utf-8")) != plan:
             raise UsageError(
-                f"{output} was begun with another model, version, engine or other options ({path.name} has them). "
+                f"{output} was begun with another model, version, backend or other options ({path.name} has them). "
                 "Repeat those, or name another folder with -o."
             )
         if (output / part.file(FAILURES)).exists() and not go_on:
@@ -174,7 +174,7 @@ def _open(output: Path, plan: dict[str, Any], part: Part, go_on: bool, overwrite
         return
     if used:
         refuse_if_used(output)
-    write_text(path, json.dumps(plan, indent=1) + "\n")
+    write_json(path, plan)
 
 
 def _is_plan_to_be(path: Path) -> bool:

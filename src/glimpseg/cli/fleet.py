@@ -1,4 +1,4 @@
-"""The verbs `on slurm` and `on ray`: a tree of studies segmented by an engine that others run.
+"""The verbs `on slurm` and `on ray`: a tree of studies segmented on a cluster.
 
 They take the options of `segment`, so that there is one way to say how a tree is segmented. Heavy modules are imported
 inside the verbs, so that `--help` answers at once.
@@ -99,6 +99,6 @@ def _order(arguments: list[str]) -> tuple[Order, dict[str, Any]]:
         layout=given["layout"],
         device=given["device"],
         choices=changes_of(given["change"]),
-        engine=given["engine"],
+        backend=given["backend"],
     )
     return order, given

@@ -32,10 +32,12 @@ Backbone = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="Threads that cut crops.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Engine = Annotated[
+Backend = Annotated[
     str,
     typer.Option(
-        help="What computes the network: torch, openvino, onnx, or auto, of what is installed (docs/engines.md)."
+        "--backend",
+        "--engine",
+        help="What computes the network: torch, openvino, onnx, or auto, of what is installed (docs/backends.md).",
     ),
 ]
 Labels = Annotated[

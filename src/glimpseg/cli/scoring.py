@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Choice, Device, Engine, Labels, ModelArgument, Output, Overwrite, Split, changes_of
+from glimpseg.cli.options import Backend, Choice, Device, Labels, ModelArgument, Output, Overwrite, Split, changes_of
 from glimpseg.errors import InputError, UsageError
 
 
@@ -32,7 +32,7 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     labels: Labels = None,
     device: Device = "auto",
-    engine: Engine = "torch",
+    backend: Backend = "torch",
     overwrite: Overwrite = False,
 ) -> None:
     """Score a model on every subset of sequences; write scores, a summary and a report."""
@@ -54,7 +54,7 @@ def evaluate(
     if split is not None:
         studies = chosen(studies, split)
     done = evaluation.evaluate(
-        predict.load(model, device, changes_of(change), engine),
+        predict.load(model, device, changes_of(change), backend),
         studies,
         output,
         protocol=protocol,

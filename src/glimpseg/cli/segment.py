@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Choice, Device, Engine, Layout, ModelFolder, Output, Overwrite, changes_of
+from glimpseg.cli.options import Backend, Choice, Device, Layout, ModelFolder, Output, Overwrite, changes_of
 from glimpseg.errors import InputError, UsageError
 from glimpseg.model.shipped import BOX
 
@@ -74,7 +74,7 @@ def segment(
     go_on: Annotated[bool, typer.Option("--continue", help="Of a tree: go on where an earlier run stopped.")] = False,
     change: Choice = None,
     device: Device = "auto",
-    engine: Engine = "auto",
+    backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Segment one study from the sequences it has, or a tree of studies; order never matters.
@@ -97,11 +97,11 @@ def segment(
             raise UsageError(
                 "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
             )
-        loaded = predict.load(model, device, changes_of(change), engine)
+        loaded = predict.load(model, device, changes_of(change), backend)
         _tree(source, layout, loaded, output, wanted, part, go_on, overwrite)
         return
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)
-    loaded = predict.load(model, device, changes_of(change), engine)
+    loaded = predict.load(model, device, changes_of(change), backend)
     visit = (
         named_images(images, brain_mask)
         if series is None

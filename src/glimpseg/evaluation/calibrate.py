@@ -38,7 +38,7 @@ from glimpseg.region import Region
 from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import FEWEST_CASES, Bootstrap, Interval, additions
 from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used
-from glimpseg.segmentation.inference import Found, infer
+from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.study import Study
 from glimpseg.version import __version__
 
@@ -253,7 +253,7 @@ class _Case:
         self.reference = Reference(prepared, regions, ["dice"])
         self.truth = {region: region.of(prepared.reference.voxels)[self.brain] for region in regions}
 
-    def counted(self, found: Found) -> Counts:
+    def counted(self, found: Prediction) -> Counts:
         """One subset's Dice and voxels."""
         assert found.probabilities is not None
         names = {region.name for region in self.truth}

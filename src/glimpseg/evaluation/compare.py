@@ -20,10 +20,10 @@ from jaxtyping import Float
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation import published as tables
 from glimpseg.modality import SUBSETS
-from glimpseg.results.folder import CASES, COMPARISON, COMPARISONS, MEAN, Evaluation, read_evaluation, write_json
+from glimpseg.results.folder import CASES, COMPARISON, COMPARISONS, MEAN, Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, Scores
 from glimpseg.results.statistics import Bootstrap, Paired, holm, paired
-from glimpseg.runtime.atomic import atomic_folder, refuse_if_used
+from glimpseg.runtime.atomic import atomic_folder, refuse_if_used, write_json
 from glimpseg.version import __version__
 
 log = logging.getLogger(__name__)

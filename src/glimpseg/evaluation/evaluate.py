@@ -35,11 +35,11 @@ from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS, Modality, subsets_of
 from glimpseg.model.checkpoint import WEIGHTS, Model
 from glimpseg.region import Region
-from glimpseg.results.folder import LABELS, RECORD, SCORES, STUDIES, SUMMARY, Evaluation, read_evaluation, write_json
+from glimpseg.results.folder import LABELS, RECORD, SCORES, STUDIES, SUMMARY, Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, OF_PROBABILITIES, Score, Scores, write_scores
 from glimpseg.results.summary import summary
-from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used, write_text
-from glimpseg.segmentation.inference import Found, infer
+from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used, write_json, write_text
+from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.study import Frame, Study
 from glimpseg.version import __version__
 from glimpseg.volume import Volume
@@ -107,7 +107,7 @@ def evaluate(
         outcome = {
             **_conclude(folder, [study for study in scored if study.id not in failures]),
             "failed": failures,
-            "engine": model.engine.record,
+            "backend": model.backend.record,
             **left_out,
             "incomplete": sum(len(study.available) < len(Modality) for study in scored),
         }
@@ -145,7 +145,7 @@ class _Case:
     def _reference(self) -> Reference:
         return Reference(self._prepared, self._regions, self._plan["metrics"])
 
-    def add(self, found: Found) -> None:
+    def add(self, found: Prediction) -> None:
         """Scores one prediction and writes its label map."""
         subset, study = found.subset.key, self._prepared.id
         rated = self._reference.rate(found.labels, found.probabilities)
@@ -293,8 +293,8 @@ def _plan(
         "studies": [study.id for study in studies],
         "computed": {
             "device": model.device.type,
-            "engine": model.computed_by,
-            "precision": model.engine.precision,
+            "backend": model.computed_by,
+            "precision": model.backend.precision,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "fast": [name for name in ("edt", "cc3d") if find_spec(name)],
@@ -351,7 +351,7 @@ def _refuse_another(folder: Path, old: Mapping[str, Any], plan: Mapping[str, Any
             "folder with -o."
         )
     if old.get("computed") != plan["computed"]:
-        log.warning("This evaluation was begun on another machine, engine or thread count: the last digits may differ.")
+        log.warning("This evaluation was begun on another machine, backend or thread count: the last digits may vary.")
 
 
 def _short(value: Any) -> str:

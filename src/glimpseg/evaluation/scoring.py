@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from glimpseg import metrics
-from glimpseg.data.preprocess import Prepared
+from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.metrics import Lesions, Reliability, Surface, SurfaceDistances
 from glimpseg.region import Region
 from glimpseg.results.scores import OF_PROBABILITIES, POSTPROCESSED

@@ -58,7 +58,7 @@ __all__ = ["METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors
 class MMFormer(Segmenter):
     """Tokens of all modalities look at each other; a convolutional decoder does the rest."""
 
-    parts: ClassVar[Mapping[str, str]] = {"encoder": r"network\.encoders\.(.+)"}
+    pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"network\.encoders\.(.+)"}
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)

@@ -211,7 +211,7 @@ class JointDecoder(nn.Module):
 class RFNet(Segmenter):
     """Region-aware fusion over the features that there are."""
 
-    parts: ClassVar[Mapping[str, str]] = {"encoder": r"encoders\.(.+)"}
+    pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"encoders\.(.+)"}
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)

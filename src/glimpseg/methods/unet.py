@@ -81,7 +81,7 @@ class Config:
 class UNet(Segmenter):
     """Early fusion, presence channels, one sigmoid for each region."""
 
-    parts: ClassVar[Mapping[str, str]] = {
+    pretrainable: ClassVar[Mapping[str, str]] = {
         "encoder": r"network\.encoder\.(.+)",
         "decoder": r"network\.up_layers\.(\d+\.(?:upsample|blocks)\..+)",
     }

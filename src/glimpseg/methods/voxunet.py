@@ -145,7 +145,7 @@ class Decoder(nn.Module):
 class VoxUNet(Segmenter):
     """A plain U-Net; absent modalities are zero channels."""
 
-    parts: ClassVar[Mapping[str, str]] = {"encoder": r"encoder\.(.+)", "decoder": r"decoder\.(.+)"}
+    pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"encoder\.(.+)", "decoder": r"decoder\.(.+)"}
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 NEEDS = MappingProxyType(
     {"torch": ("torch",), "openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
 )
-"""Packages of each engine; the first computes."""
+"""Packages of each backend; the first computes."""
 PREFERRED = ("openvino", "onnx", "torch")
 """On a processor, the first that is installed."""
 COARSE_MM = 1.5
@@ -48,41 +48,41 @@ Program: TypeAlias = Callable[[Float[np.ndarray, "1 m x y z"], Bool[np.ndarray, 
 """A network for windows of one shape: image and availability in, probabilities out."""
 
 
-def resolved_engine(wanted: str, device: torch.device, spacing_mm: float, whole_up_to: float = 1.0) -> str:
-    """The engine for a model that works on voxels of `spacing_mm`. `auto` takes torch on a GPU, for voxels above
+def resolved_backend(wanted: str, device: torch.device, spacing_mm: float, whole_up_to: float = 1.0) -> str:
+    """The backend for a model that works on voxels of `spacing_mm`. `auto` takes torch on a GPU, for voxels above
     `COARSE_MM`, and for a network that sees a brain in one piece (`Segmenter.whole_up_to` above 1): each brain would
     need a copy of its own. On a processor otherwise the first of `PREFERRED` that is installed.
 
-    Raises: UsageError for an unknown engine, one that is not installed, or one that does not compute on `device`.
+    Raises: UsageError for an unknown backend, one that is not installed, or one that does not compute on `device`.
     """
     if wanted == "auto":
         if device.type != "cpu" or spacing_mm > COARSE_MM or whole_up_to > 1:
             return "torch"
         return next(name for name in PREFERRED if not missing(name))
     if wanted not in NEEDS:
-        raise UsageError(f"'{wanted}' is no engine. Choose of auto, {', '.join(NEEDS)}.")
+        raise UsageError(f"'{wanted}' is no backend. Choose of auto, {', '.join(NEEDS)}.")
     if wanted != "torch" and device.type != "cpu":
         raise UsageError(
-            f"The engine {wanted} computes on the processor, and the device is {device}. Add --device cpu, or take "
-            "--engine torch."
+            f"The backend {wanted} computes on the processor, and the device is {device}. Add --device cpu, or take "
+            "--backend torch."
         )
     require(wanted)
     return wanted
 
 
 def missing(name: str) -> list[str]:
-    """The packages of an engine that are not installed."""
+    """The packages of a backend that are not installed."""
     return [package for package in NEEDS[name] if find_spec(package) is None]
 
 
 def require(name: str) -> None:
-    """Raises UsageError if packages of the engine `name` are not installed."""
+    """Raises UsageError if packages of the backend `name` are not installed."""
     absent = missing(name)
     if absent:
         raise UsageError(f"{name} needs {' and '.join(absent)}, not installed here: pip install 'glimpseg[{name}]'.")
 
 
-class Engine:
+class Backend:
     """Computes `network(windows, available)` for inference.
 
     The copy for a shape of window is compared with torch in fp32 on its first windows, until one shows a label. Where

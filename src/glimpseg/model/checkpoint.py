@@ -31,7 +31,7 @@ from glimpseg import methods
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
-from glimpseg.model.backend import Engine, resolved_engine
+from glimpseg.model.backend import Backend, resolved_backend
 from glimpseg.model.expectations import EXPECTATIONS, Expectations, read_expectations
 from glimpseg.model.shipped import place_of
 from glimpseg.recipe import Recipe
@@ -58,7 +58,7 @@ class Model:
     expectations: Expectations | None = None
     """What to expect of it, if that was measured (`calibrate`) as it is used here."""
     computed_by: str = "torch"
-    """The engine asked for: `torch`, `openvino` or `onnx`."""
+    """The backend asked for: `torch`, `openvino` or `onnx`."""
 
     @property
     def name(self) -> str:
@@ -82,9 +82,9 @@ class Model:
         return resolved_precision("fp32" if wanted == "fp32" else "auto", self.device)
 
     @cached_property
-    def engine(self) -> Engine:
+    def backend(self) -> Backend:
         """What computes it; keeps its copies of the network for the windows to come."""
-        return Engine(self.network, self.computed_by, self.precision, self.device)
+        return Backend(self.network, self.computed_by, self.precision, self.device)
 
     @property
     def by_torch(self) -> Model:
@@ -196,16 +196,16 @@ def load(
     path: str | Path,
     device: torch.device | str = "cpu",
     choices: Mapping[str, Any] = MappingProxyType({}),
-    engine: str = "torch",
+    backend: str = "torch",
 ) -> Model:
     """A model from its folder, from a checkpoint, or from a run (its finished model, else its newest checkpoint); the
     text `box` is the one that comes with the package.
 
-    `choices` are values of recipe fields that its method leaves open until it is used (`Segmenter.choices`). `engine`
-    computes the network: `torch`, `openvino`, `onnx`, or `auto` (`engine.resolved_engine`).
+    `choices` are values of recipe fields that its method leaves open until it is used (`Segmenter.choices`). `backend`
+    computes the network: `torch`, `openvino`, `onnx`, or `auto` (`backend.resolved_backend`).
 
     Raises: ModelError if there is none, if a file is missing or damaged, or if it is of another format or method;
-        UsageError for a field that is no choice, or an engine that cannot be used.
+        UsageError for a field that is no choice, or a backend that cannot be used.
     """
     found = stored(path)
     if found.recipe.backbone is not None:
@@ -216,7 +216,7 @@ def load(
     recipe = methods.chosen(found.recipe, choices)
     network: Segmenter = methods.build(recipe)
     spacing_mm = recipe.data.preprocess.spacing_mm
-    computed_by = resolved_engine(engine, torch.device(device), spacing_mm, network.whole_up_to)
+    computed_by = resolved_backend(backend, torch.device(device), spacing_mm, network.whole_up_to)
     if not any(name.startswith(network.training_only) for name in found.weights):
         network.drop_training_parts()
     try:

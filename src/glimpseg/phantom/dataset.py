@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from glimpseg import phantom
 from glimpseg.data.layouts import release_named, write_study
 from glimpseg.errors import UsageError
 from glimpseg.modality import SUBSETS, Modality
-from glimpseg.runtime.atomic import atomic_folder, write_text
+from glimpseg.runtime.atomic import atomic_folder, write_json
 from glimpseg.study import Study
 from glimpseg.volume import Volume
 
@@ -63,7 +62,7 @@ def write_phantoms(
             records.append(_record(name, made, present.available))
             log.info("%s: %.1f s", name, time.perf_counter() - begun)
         manifest = {"generator": phantom.NAME, "settings": asdict(settings), "layout": release, "studies": records}
-        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_json(temporary / MANIFEST, manifest)
     return [Path(folder) / name for name in names]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from glimpseg.errors import InputError
 from glimpseg.results.scores import Scores, read_scores
-from glimpseg.runtime.atomic import write_text
 
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.json", "evaluation.json"
 STUDIES, LABELS = "studies", "labels"
@@ -78,8 +77,3 @@ def read_evaluation(folder: str | Path) -> Evaluation:
             "with --resume, which writes it anew."
         )
     return Evaluation(folder, read_scores(folder / SCORES), summary, record)
-
-
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole."""
-    write_text(path, json.dumps(tree, indent=1) + "\n")

@@ -7,16 +7,18 @@ a kill or a full disk leaves what was there before. SIGTERM removes what is temp
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -146,6 +148,14 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 text file whole."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
+    """Write a JSON file (UTF-8, one space of indentation), whole or not at all.
+
+    Raises: OutputError when the disk refuses.
+    """
+    write_text(path, json.dumps(tree, indent=1) + "\n")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.errors import InputError
-from glimpseg.method import Segmenter
+from glimpseg.method import WINDOW_OVERLAP, Segmenter
 from glimpseg.modality import Modality, as_mask, union
 from glimpseg.model.checkpoint import Model
 from glimpseg.region import Region
@@ -36,7 +36,7 @@ _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ba
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Prediction:
     """What the network finds in a prepared study from one subset of its modalities."""
 
     subset: Modality
@@ -56,11 +56,11 @@ def infer(
     keep_probabilities: bool = False,
     temperatures: Mapping[Region, float] | None = None,
     weighting: str = "gaussian",
-) -> Iterator[Found]:
+) -> Iterator[Prediction]:
     """What each of `subsets` alone shows, on the study's own grid; one result at a time, not always in their order.
 
     Windows run over the brain's box on the working grid. A network that `shares` encodes each window once for all
-    subsets whose box is the same; of several subsets that is torch's work, else the model's engine computes.
+    subsets whose box is the same; of several subsets that is torch's work, else the model's backend computes.
     Probabilities, not labels, are interpolated back, to a large grid slab by slab. With `temperatures` (1 for a region
     that has none) they are calibrated, and the Dice of each region is estimated. `weighting` is how overlapping windows
     are averaged: `gaussian` or `constant`.
@@ -96,11 +96,11 @@ def _windows(
 
     def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
         if len(masks) == 1:
-            return (model.engine(windows, wanted.expand(len(windows), -1)),)
+            return (model.backend(windows, wanted.expand(len(windows), -1)),)
         features = network.encode(windows, wanted.expand(len(windows), -1))
         return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
-    with torch.inference_mode(), model.engine.computing():
+    with torch.inference_mode(), model.backend.computing():
         return _stitched(shown, rois, weighting, device, probabilities)
 
 
@@ -172,7 +172,7 @@ def averaged(
 
 
 def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice, slice, slice]]:
-    """Windows of `sides` voxels that cover `shape` and overlap by `OVERLAP` or more; the last one ends at the edge."""
+    """Windows of `sides` voxels that cover `shape` and overlap by `WINDOW_OVERLAP` or more; the last one ends at the edge."""
     starts = []
     for length, side in zip(shape, sides, strict=True):
         step = max(int(side * (1 - WINDOW_OVERLAP)), 1)
@@ -233,7 +233,7 @@ def _found(
     model: Model,
     keep_probabilities: bool,
     temperatures: Mapping[Region, float] | None,
-) -> Found:
+) -> Prediction:
     network, own = model.network, prepared.own
     labels, estimate = np.zeros(own.shape, np.uint8), DiceEstimate()
     maps: dict[Region, np.ndarray] = {}
@@ -251,7 +251,7 @@ def _found(
             for region, values in probabilities.items():
                 maps.setdefault(region, np.empty(own.shape, np.float32))[box] = values
     kept = {region: Volume(values, own.affine) for region, values in maps.items()} if keep_probabilities else None
-    return Found(subset, Volume(labels, own.affine), kept, estimate.dice if temperatures is not None else None)
+    return Prediction(subset, Volume(labels, own.affine), kept, estimate.dice if temperatures is not None else None)
 
 
 def _onto(values: Float[np.ndarray, "x y z"], prepared: Prepared, grid: Grid) -> Float[np.ndarray, "i j k"]:

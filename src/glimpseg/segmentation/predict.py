@@ -38,19 +38,19 @@ def load(
     path: str | Path = BOX,
     device: str = "auto",
     choices: Mapping[str, Any] = MappingProxyType({}),
-    engine: str = "torch",
+    backend: str = "torch",
 ) -> Model:
     """A model from the folder that training wrote, on `cpu`, `cuda`, `cuda:1`, `mps`, or the best there is; `box`, or
     none named, is the one that comes with the package.
 
-    Some methods leave open how they segment: `load("smml", choices={"config.branch": 1})`. `engine` is what computes
-    the network (docs/engines.md): `torch`, so that results are the same bits whatever else is installed; `openvino` or
+    Some methods leave open how they segment: `load("smml", choices={"config.branch": 1})`. `backend` is what computes
+    the network (docs/backends.md): `torch`, so that results are the same bits whatever else is installed; `openvino` or
     `onnx`; or `auto`, what is best for the model of what is installed.
 
     Raises: ModelError if the folder holds none that this version can read; UsageError for a choice it does not have, or
-        an engine that is not installed.
+        a backend that is not installed.
     """
-    return checkpoint.load(path, resolved_device(device), choices, engine)
+    return checkpoint.load(path, resolved_device(device), choices, backend)
 
 
 def segment(
@@ -67,7 +67,7 @@ def segment(
     uncertainty: Level = "quick",
     device: str = "auto",
     choices: Mapping[str, Any] = MappingProxyType({}),
-    engine: str = "torch",
+    backend: str = "torch",
 ) -> Segmentation:
     """Segments one visit from the sequences that exist; those not named are absent, and order never matters.
 
@@ -75,7 +75,7 @@ def segment(
     grid of the sequence `grid`, by default of the first that exists of t1c, t1, flair, t2. With `raw="auto"` images
     that are not registered or not skull-stripped are, if the extras are installed; with `"no"` they are taken as they
     are. `model` is the one that comes with the package, unless another folder or a loaded model is given. `device`,
-    `choices` and `engine` as in `load`, where it is not loaded.
+    `choices` and `backend` as in `load`, where it is not loaded.
 
     With `uncertainty` the result says how sure it is (docs/trust.md): `quick` takes one pass more, of the mirrored
     images; `full` mirrors them along all axes and leaves out each sequence; `none` is the plain pass. Labels are the
@@ -87,7 +87,7 @@ def segment(
     refuse_unknown_level(uncertainty)
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     visit = named_images({m: image for m, image in named.items() if image is not None}, brain_mask)
-    loaded = model if isinstance(model, Model) else load(model, device, choices, engine)
+    loaded = model if isinstance(model, Model) else load(model, device, choices, backend)
     wanted = None if grid is None else parse(grid)
     done = read(visit, loaded, wanted, raw)
     return segment_read(done, loaded, probabilities=probabilities, uncertainty=uncertainty)
@@ -155,7 +155,7 @@ def segment_read(done: Read, model: Model, *, probabilities: bool = False, uncer
     temperatures = model.expectations.temperatures(available) if model.expectations else {}
     wanted = temperatures if probabilities or uncertainty != "none" else None
     (found,) = infer(done.prepared, model, [available], keep_probabilities=probabilities, temperatures=wanted)
-    computed = model.engine.record
+    computed = model.backend.record
     seconds = {"reading": done.seconds, "network": time.perf_counter() - begun}
     doubted: Uncertainty | None = None
     if uncertainty != "none":

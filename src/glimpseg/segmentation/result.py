@@ -26,7 +26,7 @@ from glimpseg.region import TITLES, Label, Region
 from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.segmentation.inputs import ImageLike, volume_of
 from glimpseg.segmentation.uncertainty import Uncertainty, doubt_tree
-from glimpseg.version import __version__
+from glimpseg.version import NOT_A_DEVICE, __version__
 from glimpseg.volume import Volume, onto, thinned
 
 RECORD = "run.json"
@@ -64,7 +64,7 @@ class Segmentation:
     """What was done to the images before: conversion, registration, skull stripping."""
     uncertainty: Uncertainty | None = None
     """How sure the result is, if that was asked for."""
-    engine: Mapping[str, str] | None = None
+    backend: Mapping[str, str] | None = None
     """What computed the network, and in which precision."""
 
     @property
@@ -211,7 +211,7 @@ class Segmentation:
     def _record(self, labels: str) -> dict[str, Any]:
         grid = self.labels.grid
         prior = self.model.provenance.get("data", {}).get("prior")
-        engine = self.engine or self.model.engine.record
+        backend = self.backend or self.model.backend.record
         return {
             "glimpseg": __version__,
             "notice": NOT_A_DEVICE,
@@ -230,8 +230,8 @@ class Segmentation:
             "probabilities": self.probabilities and ("calibrated" if self.calibrated else "as the network gives them"),
             "trust": self._trusted(),
             "device": str(self.model.device),
-            "engine": dict(engine),
-            "precision": engine["precision"],
+            "backend": dict(backend),
+            "precision": backend["precision"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},

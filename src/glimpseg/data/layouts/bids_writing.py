@@ -19,7 +19,7 @@ from glimpseg.data.layouts.volumes import images_of, reference_of
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 from glimpseg.region import Label
-from glimpseg.runtime.atomic import atomic_folder, write_text
+from glimpseg.runtime.atomic import atomic_folder, write_json, write_text
 from glimpseg.study import Study
 from glimpseg.version import __version__
 from glimpseg.volume import Volume
@@ -90,7 +90,7 @@ def _label_map(root: Path, name: str, labels: Volume, more: Mapping[str, Any]) -
     rows = [f"{int(label)}\t{label.name}\t{words}\t{colour}" for label, (words, colour) in _TABLE.items()]
     write_text(path.with_name(f"{stem}.tsv"), "\n".join(["index\tabbreviation\tname\tcolor", *rows]) + "\n")
     tree = {"Description": "Parts of a brain tumour", "SpatialReference": "orig", **more}
-    write_text(path.with_name(f"{stem}.json"), json.dumps(tree, indent=1) + "\n")
+    write_json(path.with_name(f"{stem}.json"), tree)
     nifti.write_labels(path, labels)  # last: where it lies, the others do
     return path
 
@@ -121,4 +121,4 @@ def _participants(root: Path, ids: Mapping[str, str]) -> None:
     rows = [f"{subject}\t{', '.join(studies)}" for subject, studies in subjects.items()]
     write_text(root / PARTICIPANTS, "\n".join(["participant_id\tsource_id", *rows]) + "\n")
     described = {"source_id": {"Description": "Id of the study in the data set that this one was written from"}}
-    write_text(root / "participants.json", json.dumps(described, indent=1) + "\n")
+    write_json(root / "participants.json", described)

@@ -3,7 +3,6 @@ labels."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ from glimpseg.data.layouts.volumes import images_of, reference_of
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 from glimpseg.region import Label
-from glimpseg.runtime.atomic import atomic_folder, write_text
+from glimpseg.runtime.atomic import atomic_folder, write_json
 from glimpseg.study import Study
 
 _CHANNEL = re.compile(r"^(?P<id>.+)_(?P<channel>\d{4})$", re.DOTALL)
@@ -100,7 +99,7 @@ def write(folder: Path, studies: Iterable[Study]) -> None:
         labels = {"background": 0, **{label.name: int(label) for label in Label if label <= highest}}
         channels = {str(number): _NAMES[modality] for number, modality in enumerate(Modality)}
         tree = {"channel_names": channels, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
-        write_text(temporary / NAME, json.dumps(tree, indent=1) + "\n")
+        write_json(temporary / NAME, tree)
 
 
 LAYOUT = Layout("nnunet", "dataset.json, imagesTr/ID_0000.nii.gz, labelsTr/ID.nii.gz", recognises, read, write=write)

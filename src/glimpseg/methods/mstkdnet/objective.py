@@ -132,7 +132,7 @@ def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
 class MSTKDNet(Segmenter):
     """Teacher and student are trained together; the student alone segments."""
 
-    parts: ClassVar[Mapping[str, str]] = {
+    pretrainable: ClassVar[Mapping[str, str]] = {
         "encoder": r"(?:student|teacher)\.((?:enter|stages|bottleneck|style|fuse)\..+)",
         "decoder": r"(?:student|teacher)\.((?:narrow|merge)\..+)",
     }

@@ -147,7 +147,7 @@ class SMML(Segmenter):
     """Two mmFormers that never see the same subset."""
 
     choices = ("branch",)
-    parts: ClassVar[Mapping[str, str]] = {"encoder": r"branches\.\d\.encoders\.(.+)"}
+    pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"branches\.\d\.encoders\.(.+)"}
 
     def __init__(self, config: Config, labels: tuple[Label, ...]) -> None:
         super().__init__(labels)

@@ -77,7 +77,7 @@ class VoxMMSD(Learner):
             parameter.requires_grad_(name in self._names)
         drop_untrained(backbone)
         self.teacher = deepcopy(backbone).requires_grad_(False)
-        self.restorer = Restorer(widths[:1] if "decoder" in backbone.parts else widths)
+        self.restorer = Restorer(widths[:1] if "decoder" in backbone.pretrainable else widths)
         self.projector = Projector(sum(widths), config.embedding)
         for head in (self.restorer, self.projector):
             head.requires_grad_(config.train_heads)

@@ -22,7 +22,7 @@ from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, as_mask, parse
 from glimpseg.model import backend as module
-from glimpseg.model.backend import Engine, changed_labels, exported, resolved_engine
+from glimpseg.model.backend import Backend, changed_labels, exported, resolved_backend
 from glimpseg.segmentation import inference, predict
 
 CPU = torch.device("cpu")
@@ -126,26 +126,26 @@ def test_one_copy_gives_the_labels_of_torch_for_every_subset(name):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engine_takes_several_windows_each_with_its_own_subset(unet, name):
+def test_a_backend_takes_several_windows_each_with_its_own_subset(unet, name):
     there = torch.stack([as_mask(parse("t1c")), as_mask(ALL)])
-    engine = Engine(unet, name, "fp32", CPU)
+    backend = Backend(unet, name, "fp32", CPU)
     with torch.inference_mode():
-        found, expected = engine(windows(count=2), there), unet(windows(count=2), there)
+        found, expected = backend(windows(count=2), there), unet(windows(count=2), there)
     assert torch.allclose(found, expected, atol=1e-5)
-    assert engine.record["name"] == name
-    assert engine.record["precision"] == "fp32"
-    assert "note" not in engine.record
+    assert backend.record["name"] == name
+    assert backend.record["precision"] == "fp32"
+    assert "note" not in backend.record
 
 
 @needs("openvino")
-def test_a_study_gets_torchs_labels_and_a_record_of_the_engine(model_folder, study, tmp_path):
+def test_a_study_gets_torchs_labels_and_a_record_of_the_backend(model_folder, study, tmp_path):
     plain = predict.segment_study(study, predict.load(model_folder, "cpu"))
-    other = predict.segment_study(study, predict.load(model_folder, "cpu", engine="openvino"))
+    other = predict.segment_study(study, predict.load(model_folder, "cpu", backend="openvino"))
     assert (plain.labels.voxels != other.labels.voxels).mean() <= module.TOLERANCE
     record = json.loads((other.save(tmp_path / "o") / "run.json").read_text())
-    assert record["engine"]["name"] == "openvino"
-    assert record["engine"]["precision"] == record["precision"] == "fp32"
-    assert json.loads((plain.save(tmp_path / "p") / "run.json").read_text())["engine"]["name"] == "torch"
+    assert record["backend"]["name"] == "openvino"
+    assert record["backend"]["precision"] == record["precision"] == "fp32"
+    assert json.loads((plain.save(tmp_path / "p") / "run.json").read_text())["backend"]["name"] == "torch"
 
 
 @needs("openvino")
@@ -169,22 +169,22 @@ def test_a_copy_is_compared_until_a_window_shows_a_label(instead, everywhere, ti
     network, calls = network_of("unet"), []
     network.fuse = lambda *_: calls.append(1) or torch.full((1, 3, *SIDE), everywhere)
     instead(lambda *_: lambda image, available: np.full((1, 3, *SIDE), everywhere, np.float32))
-    engine = Engine(network, "openvino", "fp32", CPU)
+    backend = Backend(network, "openvino", "fp32", CPU)
     for _ in range(5):
-        engine(windows(), as_mask(ALL)[None])
+        backend(windows(), as_mask(ALL)[None])
     assert len(calls) == times
-    assert engine.name == "openvino"
+    assert backend.name == "openvino"
 
 
 def test_torch_takes_over_from_a_copy_that_gives_other_labels(unet, instead, caplog):
     instead(imitation(unet, upside_down))
-    engine = Engine(unet, "openvino", "fp32", CPU)
+    backend = Backend(unet, "openvino", "fp32", CPU)
     with torch.inference_mode():
-        found, expected = engine(windows(), as_mask(ALL)[None]), unet(windows(), as_mask(ALL)[None])
+        found, expected = backend(windows(), as_mask(ALL)[None]), unet(windows(), as_mask(ALL)[None])
     assert torch.equal(found, expected)
-    assert engine.record["name"] == "torch"
-    assert "another label" in engine.record["note"]
-    assert [record.getMessage() for record in caplog.records] == [engine.note]
+    assert backend.record["name"] == "torch"
+    assert "another label" in backend.record["note"]
+    assert [record.getMessage() for record in caplog.records] == [backend.note]
 
 
 def test_torch_takes_over_where_no_copy_can_be_made(unet, instead, caplog):
@@ -192,25 +192,25 @@ def test_torch_takes_over_where_no_copy_can_be_made(unet, instead, caplog):
         raise NotImplementedError("no such operator\nand a long trace")
 
     instead(make)
-    engine = Engine(unet, "openvino", "bf16", CPU)
+    backend = Backend(unet, "openvino", "bf16", CPU)
     with torch.inference_mode():
-        found = engine(windows(), as_mask(ALL)[None])
+        found = backend(windows(), as_mask(ALL)[None])
         with module.computing("bf16", CPU):
             expected = unet(windows(), as_mask(ALL)[None])
     assert torch.equal(found, expected)
-    assert engine.record["precision"] == "bf16"
-    assert engine.note == "torch computes, not openvino: no such operator."
-    assert caplog.messages == [engine.note]
+    assert backend.record["precision"] == "bf16"
+    assert backend.note == "torch computes, not openvino: no such operator."
+    assert caplog.messages == [backend.note]
 
 
 def test_a_copy_whose_bf16_gives_other_labels_computes_in_fp32(unet, instead, caplog):
     instead(imitation(unet, lambda p, precision: 1 - p if precision == "bf16" else p))
-    engine = Engine(unet, "openvino", "bf16", CPU)
+    backend = Backend(unet, "openvino", "bf16", CPU)
     with torch.inference_mode():
-        engine(windows(), as_mask(ALL)[None])
-    assert (engine.name, engine.precision) == ("openvino", "fp32")
-    assert engine.note.startswith("openvino computes in fp32, not bf16: in bf16 it gives")
-    assert caplog.messages == [engine.note]
+        backend(windows(), as_mask(ALL)[None])
+    assert (backend.name, backend.precision) == ("openvino", "fp32")
+    assert backend.note.startswith("openvino computes in fp32, not bf16: in bf16 it gives")
+    assert caplog.messages == [backend.note]
 
 
 @pytest.mark.parametrize("spoilt", [torch.nan, torch.inf])
@@ -230,11 +230,11 @@ def test_shapes_that_were_not_seen_for_long_are_forgotten(unet, instead):
         return imitation(unet)(network, shape, precision)
 
     instead(make)
-    engine = Engine(unet, "openvino", "fp32", CPU)
+    backend = Backend(unet, "openvino", "fp32", CPU)
     sides = [8, 12, 16, 20, 24][: module.KEPT + 1]
     with torch.inference_mode():
         for side in [*sides, sides[-1], sides[0]]:
-            engine(torch.zeros(1, 4, side, 8, 8), as_mask(ALL)[None])
+            backend(torch.zeros(1, 4, side, 8, 8), as_mask(ALL)[None])
     assert [shape[0] for shape in made] == [*sides, sides[0]]
 
 
@@ -252,41 +252,41 @@ def test_shapes_that_were_not_seen_for_long_are_forgotten(unet, instead):
 )
 def test_auto_takes_the_best_that_is_installed(monkeypatch, installed, expected):
     monkeypatch.setattr(module, "find_spec", lambda name: name in (*installed, "torch") or None)
-    assert resolved_engine("auto", CPU, 1.0) == expected
-    assert resolved_engine("auto", CPU, 2.0) == "torch"
-    assert resolved_engine("auto", CPU, 1.0, 2.0) == "torch"
-    assert resolved_engine("auto", torch.device("cuda"), 1.0) == "torch"
+    assert resolved_backend("auto", CPU, 1.0) == expected
+    assert resolved_backend("auto", CPU, 2.0) == "torch"
+    assert resolved_backend("auto", CPU, 1.0, 2.0) == "torch"
+    assert resolved_backend("auto", torch.device("cuda"), 1.0) == "torch"
 
 
 @pytest.mark.parametrize(
     ("wanted", "device", "sentence"),
     [
-        ("tensorrt", "cpu", "'tensorrt' is no engine. Choose of auto, torch, openvino, onnx."),
+        ("tensorrt", "cpu", "'tensorrt' is no backend. Choose of auto, torch, openvino, onnx."),
         ("onnx", "cpu", "onnx needs onnxruntime and onnxscript, not installed here: pip install 'glimpseg[onnx]'."),
-        ("openvino", "cuda", "The engine openvino computes on the processor, and the device is cuda."),
+        ("openvino", "cuda", "The backend openvino computes on the processor, and the device is cuda."),
     ],
 )
-def test_an_engine_that_cannot_be_used_is_refused(monkeypatch, wanted, device, sentence):
+def test_a_backend_that_cannot_be_used_is_refused(monkeypatch, wanted, device, sentence):
     monkeypatch.setattr(module, "find_spec", lambda name: name in ("torch", "onnx", "openvino") or None)
     with pytest.raises(UsageError) as caught:
-        resolved_engine(wanted, torch.device(device), 1.0)
+        resolved_backend(wanted, torch.device(device), 1.0)
     assert str(caught.value).startswith(sentence)
 
 
-def test_a_model_is_computed_by_torch_unless_another_engine_is_named(model):
-    assert model.engine.record["name"] == "torch"
+def test_a_model_is_computed_by_torch_unless_another_backend_is_named(model):
+    assert model.backend.record["name"] == "torch"
 
 
 def test_the_command_line_names_what_is_missing(monkeypatch, model_folder, archive, tmp_path):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     image = str(next((archive / "S0").glob("*t1c.nii.gz")))
     words = ["segment", "--t1c", image, "-m", str(model_folder), "-o", str(tmp_path / "o"), "--device", "cpu"]
-    done = CliRunner().invoke(app, [*words, "--engine", "openvino"])
+    done = CliRunner().invoke(app, [*words, "--backend", "openvino"])
     assert isinstance(done.exception, UsageError)
     assert "pip install 'glimpseg[openvino]'" in str(done.exception)
 
 
-# Where engines are used
+# Where backends are used
 
 
 def test_several_subsets_of_a_network_that_shares_are_torchs_work(study, instead, model):
@@ -295,9 +295,9 @@ def test_several_subsets_of_a_network_that_shares_are_torchs_work(study, instead
     sharing = replace(model, network=network, recipe=small_recipe("rfnet"), computed_by="openvino")
     prepared = prepare(study, model.recipe.data.preprocess)
     list(inference.infer(prepared, sharing, [parse("t1c"), parse("flair")]))
-    assert not sharing.engine._programs
+    assert not sharing.backend._programs
     list(inference.infer(prepared, sharing, [parse("t1c")]))
-    assert sharing.engine._programs
+    assert sharing.backend._programs
 
 
 def test_an_evaluation_says_what_computed_it(model, study, instead, tmp_path, caplog):
@@ -306,9 +306,9 @@ def test_an_evaluation_says_what_computed_it(model, study, instead, tmp_path, ca
         done = evaluate(
             replace(model, computed_by="openvino"), [study], tmp_path / "e", subsets=[parse("t1c")], metrics=["dice"]
         )
-    assert done.record["computed"]["engine"] == "openvino"
-    assert done.record["engine"]["name"] == "torch"
-    assert done.record["engine"]["note"] in caplog.messages
+    assert done.record["computed"]["backend"] == "openvino"
+    assert done.record["backend"]["name"] == "torch"
+    assert done.record["backend"]["note"] in caplog.messages
 
 
 # Memory
