@@ -172,7 +172,7 @@ def averaged(
 
 
 def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice, slice, slice]]:
-    """Windows of `sides` voxels that cover `shape` and overlap by `WINDOW_OVERLAP` or more; the last one ends at the edge."""
+    """Windows of `sides` voxels that cover `shape` and overlap by `WINDOW_OVERLAP` or more; the last ends at the edge."""
     starts = []
     for length, side in zip(shape, sides, strict=True):
         step = max(int(side * (1 - WINDOW_OVERLAP)), 1)
