@@ -1,7 +1,7 @@
 """Whether images look like the sequences they are named as: by their voxels alone, without a network.
 
 Four measures of one image, and the rank correlation of each pair, are compared with what phantoms give
-(`appearance.json`, made by `scripts/derive_looks.py`). T1 and T1c are one kind here: the tumour tells them apart.
+(`appearance.json`, made by `tools/derive/appearance.py`). T1 and T1c are one kind here: the tumour tells them apart.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads thousands of damaged NIfTI, DICOM and archive files, each made from a seed, and counts how that ends.
 
-    python scripts/fuzz_files.py [--nifti 1000] [--dicom 1000] [--archives 1000] [--seed 0]
+    python tests/robustness/fuzz_files.py [--nifti 1000] [--dicom 1000] [--archives 1000] [--seed 0]
 
 A file may be read, or refused with one of glimpseg's own errors. Anything else is a finding: another exception, a
 Python warning, a process that dies, more than 5 s of a processor, a file left behind. Memory is limited to 1 GB beyond
@@ -32,9 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import fuzz_makers as makers
+import numpy as np
 
 SECONDS = 5.0
 """Of a processor; more is a hang (reliability table, row 39)."""

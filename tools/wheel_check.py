@@ -1,6 +1,6 @@
 """Builds the wheel, installs it into an empty environment, and segments with the network cut off.
 
-    python scripts/wheel_check.py -o DIR --t1 T1 --t1c T1C --t2 T2 --flair FLAIR [--brain-mask MASK] [--model MODEL]
+    python tools/wheel_check.py -o DIR --t1 T1 --t1c T1C --t2 T2 --flair FLAIR [--brain-mask MASK] [--model MODEL]
 
 From all the images given, from two and from one of them, by `glimpseg segment` as a user runs it, without a model
 named: the one in the wheel. Prints wall time, the largest memory of the process, volumes and the preview's path. DIR
@@ -57,7 +57,7 @@ def built(folder: Path) -> Path:
     for entry in inside:
         print(f"  {entry.filename}: {entry.file_size / 1e6:.3f} MB")
     if not inside:
-        print("  no weights: pass --model, or run scripts/ship.py first")
+        print("  no weights: pass --model, or run tools/ship.py first")
     return wheel
 
 

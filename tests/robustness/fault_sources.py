@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from fault_files import NUMBER, WORDS, Fault, Scans, Word, plain, segment, voxels
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import dicom_phantoms
 
 sys.path.pop(0)

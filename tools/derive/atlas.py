@@ -1,6 +1,6 @@
 """Derives the phantom's atlas file from the ICBM 152 average inside the nilearn wheel.
 
-`python scripts/derive_atlas.py [folder with mni_icbm152_*.nii.gz] [-o mni152.npz]`. Deterministic: the same
+`python tools/derive/atlas.py [folder with mni_icbm152_*.nii.gz] [-o mni152.npz]`. Deterministic: the same
 wheel gives the same bytes. Needs nilearn only to find its folder.
 """
 
@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-TARGET = Path(__file__).parent.parent / "src/glimpseg/data/atlas/mni152.npz"
+TARGET = Path(__file__).parents[2] / "src/glimpseg/data/atlas/mni152.npz"
 PARTS = {"grey": "gm", "white": "wm", "t1": "t1"}
 MIDLINE = 98
 """Index of the slice x = 0 mm; the average is symmetric about it."""

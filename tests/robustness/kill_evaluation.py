@@ -1,6 +1,6 @@
 """Evaluates a model twice, once undisturbed and once killed with -9 at random moments, and compares `scores.csv`.
 
-    python scripts/kill_evaluation.py MODEL --data DIR -o OUT [--kills 3] [--seed 0]
+    python tests/robustness/kill_evaluation.py MODEL --data DIR -o OUT [--kills 3] [--seed 0]
 
 The undisturbed evaluation is kept in OUT/whole (and used as it is if it is there already), the other in OUT/killed.
 """

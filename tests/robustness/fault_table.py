@@ -1,6 +1,6 @@
 """Runs the command line on everything that can go wrong and prints how each case ends, as a Markdown table.
 
-    python scripts/fault_table.py [--only WORDS] [-o docs/faults-table.md]
+    python tests/robustness/fault_table.py [--only WORDS] [-o docs/faults-table.md]
 
 Rows of files run in copies of one process that has the imports done, the others each in a process of its own: some
 minutes on a quiet machine. Makes a phantom and a model of a few training steps first. The exit code is 1 if a row ends
@@ -23,7 +23,6 @@ from typing import IO
 
 import nibabel
 import numpy as np
-
 from fault_conditions import CONDITIONS, Condition, Done, Skipped, Tools, shown
 from fault_files import FAULTS, Fault, command, pattern_of, plain, save, segment, voxels, whole_message
 from fault_sources import SOURCES

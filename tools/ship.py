@@ -1,6 +1,6 @@
 """Puts a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
 
-    python scripts/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
+    python tools/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
 
 MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
 `calibrate` made; `--begun` names the runs whose models its training began with, first to last; EVALUATION is of the
@@ -61,7 +61,7 @@ def main() -> int:
     begun = [in_words(*both) for both in zip(before, arguments.begun, strict=True)]
     scored = scored_phantoms(arguments.phantoms, evaluation, [*before, found]) if evaluation else ""
     if arguments.real and not looks:
-        raise InputError(f"{arguments.real} holds no look. Make it with scripts/real_cases.py --log.")
+        raise InputError(f"{arguments.real} holds no look. Make it with tools/real_cases.py --log.")
     journal = metrics_of(arguments.run or arguments.model)
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint.save_halved(found, Path(temporary) / BOX)
@@ -92,7 +92,7 @@ def refuse_other_weights(found: Stored, evaluation: Evaluation | None, looks: Se
                 f"{evaluation.folder} is of the weights {of[:8]}, not of {digest[:8]}. Evaluate this model."
             )
     if looks and digest not in {look.weights for look in looks}:
-        raise InputError(f"The log of looks has none at the weights {digest[:8]}. Run scripts/real_cases.py with them.")
+        raise InputError(f"The log of looks has none at the weights {digest[:8]}. Run tools/real_cases.py with them.")
 
 
 def compared(full: Model, half: Model, spacing_mm: float) -> Iterator[str]:
@@ -411,7 +411,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--begun", type=Path, nargs="*", default=[], help="earlier runs, first to last")
     parser.add_argument("--evaluation", type=Path, help="folder that `evaluate` wrote, of held-out phantoms")
     parser.add_argument("--phantoms", type=Path, help="the phantoms that were evaluated; phantoms.json describes them")
-    parser.add_argument("--real", type=Path, help="log of looks that scripts/real_cases.py wrote")
+    parser.add_argument("--real", type=Path, help="log of looks that tools/real_cases.py wrote")
     parser.add_argument("--target", type=Path, default=WEIGHTS_FOLDER / BOX)
     parser.add_argument("--spacing", type=float, default=1.0, help="mm, of the phantom that compares fp16 with fp32")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """Segments a tree of phantoms, some broken, killed with -9 at random moments and continued; then compares.
 
-    python scripts/kill_batch.py MODEL -o OUT [--studies 40] [--broken 4] [--kills 2] [--seed 0]
+    python tests/robustness/kill_batch.py MODEL -o OUT [--studies 40] [--broken 4] [--kills 2] [--seed 0]
 
 The same tree is also segmented undisturbed. Both results have to be the same files, and each study segmented once.
 """

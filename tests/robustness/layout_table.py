@@ -1,6 +1,6 @@
 """Makes a tree of phantoms in each layout, sequences removed at random, and shows what is found in it again.
 
-    python scripts/layout_table.py [-o DIR] [--studies 8] [--seed 0] [--spacing 4]
+    python tests/robustness/layout_table.py [-o DIR] [--studies 8] [--seed 0] [--spacing 4]
 
 The trees are written by nibabel, SimpleITK, json and csv (`tests/layout_trees.py`), and the derivatives, which the BIDS
 validator judges, by glimpseg. `=` says that what was found is what was made: ids; sequences, with every voxel; labels,
@@ -22,7 +22,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import layout_trees as trees
 from glimpseg.data import nifti

@@ -1,9 +1,9 @@
 """Does a pretraining help where labels are few? From scratch against pretrained, at shares of the labels, on phantoms.
 
-    python scripts/label_benchmark.py -o labels --methods unet [--shares 0.05 0.1 0.25 1] [--seeds 0 1 2]
-    python scripts/label_benchmark.py -o labels --methods rfnet --set config.width=4 \\
+    python benchmarks/label_benchmark.py -o labels --methods unet [--shares 0.05 0.1 0.25 1] [--seeds 0 1 2]
+    python benchmarks/label_benchmark.py -o labels --methods rfnet --set config.width=4 \\
         --pretraining-set backbone.config.width=4
-    python scripts/label_benchmark.py -o labels --table
+    python benchmarks/label_benchmark.py -o labels --table
 
 For each method and seed, `voxmmsd/phantom` pretrains the method's network on all training phantoms without labels;
 then the method's recipe `phantom` is trained at each share, with and without it, for the same number of steps. Of one

@@ -1,6 +1,6 @@
 """Derives from phantoms what sequences look like: `src/glimpseg/data/identify/appearance.json`.
 
-`python scripts/derive_looks.py [--cases 240] [--first-seed 50000] [-o FILE]`. Deterministic. Phantoms of 3 mm:
+`python tools/derive/appearance.py [--cases 240] [--first-seed 50000] [-o FILE]`. Deterministic. Phantoms of 3 mm:
 some operated on, some healthy; a third keep their brain's rim, the others lose 3 or 6 mm of it, as skull strippers do.
 """
 
@@ -20,7 +20,7 @@ from glimpseg import phantom
 from glimpseg.data.identify import appearance
 from glimpseg.modality import Modality
 
-TARGET = Path(__file__).parent.parent / "src/glimpseg/data/identify/appearance.json"
+TARGET = Path(__file__).parents[2] / "src/glimpseg/data/identify/appearance.json"
 SETTINGS = phantom.Settings.at_spacing(appearance.COARSE_MM, post_operative=0.15, healthy=0.05)
 WIDER = 2.0
 """By which deviations between phantoms are multiplied: patients, scanners and strippers differ more."""

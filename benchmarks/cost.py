@@ -1,6 +1,6 @@
 """Counts parameters and operations of a method: inference, training outputs, and all 15 subsets shared or not.
 
-    python scripts/cost.py rfnet --shapes 80 96 128
+    python benchmarks/cost.py rfnet --shapes 80 96 128
 
 Two operations for a multiply-add, in convolutions, linear layers and products of matrices; nothing is computed (fake
 tensors), and bilinear or elementwise work is not counted. The authors' configuration, and ours.

@@ -1,8 +1,8 @@
 """Compares a method with numbers that its authors' code computed, and cuts them small for the tests.
 
-python scripts/conformance.py rfnet REFERENCE.npz
-python scripts/conformance.py rfnet REFERENCE.npz --cut tests/conformance/rfnet.npz
-python scripts/conformance.py rfnet tests/conformance/rfnet.npz --rounding
+python tests/conformance/compare.py rfnet REFERENCE.npz
+python tests/conformance/compare.py rfnet REFERENCE.npz --cut tests/conformance/rfnet.npz
+python tests/conformance/compare.py rfnet tests/conformance/rfnet.npz --rounding
 
 The last computes everything once in fp64 and several times in fp32: with this processor's instructions, with those of
 older ones, and with results moved as if they were rounded otherwise. It stores in tests/conformance/rounding.npz how
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from conformance import mstkdnet_reference, reference, smml_reference, voxmmsd_reference
 
 ALONE = {"mstkdnet": mstkdnet_reference, "smml": smml_reference, "voxmmsd": voxmmsd_reference}

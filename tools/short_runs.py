@@ -1,6 +1,6 @@
 """Trains in short runs, as on a machine that is lent for minutes, and carries the state between them in small files.
 
-    python scripts/short_runs.py unet/box-crops -o RUN --pieces PIECES [--minutes 9] [--device auto] [--set seed=1]
+    python tools/short_runs.py unet/box-crops -o RUN --pieces PIECES [--minutes 9] [--device auto] [--set seed=1]
 
 Each call takes up the state in PIECES (if RUN has none that is newer), trains for some minutes, and puts the newest
 state back into PIECES: files of at most 16 MiB and a manifest with their checksums. Call it again, here or on another

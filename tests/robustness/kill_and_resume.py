@@ -1,6 +1,6 @@
 """Trains a recipe twice, once undisturbed and once killed with -9 at random moments, and compares the weights.
 
-    python scripts/kill_and_resume.py --data DIR -o OUT [--kills 10] [--seed 0] [--set optim.steps=100]
+    python tests/robustness/kill_and_resume.py --data DIR -o OUT [--kills 10] [--seed 0] [--set optim.steps=100]
 
 The undisturbed run is kept in OUT/whole (and used as it is if it is there already), the other in OUT/killed.
 """

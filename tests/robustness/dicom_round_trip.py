@@ -1,6 +1,6 @@
 """A phantom through every form of DICOM that is read, and its labels through every form that is written, in one table.
 
-    python scripts/dicom_round_trip.py [--seed 7] [--spacing 3]
+    python tests/robustness/dicom_round_trip.py [--seed 7] [--spacing 3]
 
 NIfTI -> DICOM -> read -> segmentation -> read -> NIfTI. Columns: voxels of the image that differ; the largest error of
 the affine in mm; voxels of the labels that differ after a BINARY and after a LABELMAP segmentation, between the NIfTI
@@ -35,7 +35,7 @@ from glimpseg.modality import Modality
 from glimpseg.region import CONVENTIONS, Label, Region
 from glimpseg.volume import Volume, onto
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import dicom_phantoms as phantoms
 
 COLUMNS = ("form", "image", "affine mm", "BINARY", "LABELMAP", "volume ml", "SEG", "SR", "seconds")

@@ -1,8 +1,8 @@
 """Trains methods under one equal budget on phantoms, scores all 15 subsets, and compares them case by case.
 
-    python scripts/phantom_benchmark.py -o benchmark [--methods unet rfnet mmformer] [--seeds 0 1] [--steps 450]
-    python scripts/phantom_benchmark.py -o benchmark --methods mstkdnet --variant no-gram mstkdnet config.gram=0
-    python scripts/phantom_benchmark.py -o benchmark --methods smml --training-cases 64 --average control
+    python benchmarks/phantom_benchmark.py -o benchmark [--methods unet rfnet mmformer] [--seeds 0 1] [--steps 450]
+    python benchmarks/phantom_benchmark.py -o benchmark --methods mstkdnet --variant no-gram mstkdnet config.gram=0
+    python benchmarks/phantom_benchmark.py -o benchmark --methods smml --training-cases 64
 
 Every run sees the same stream of phantoms, or the same `--training-cases` (crops differ by seed), for the same number
 of steps of the method's recipe `phantom`; all are scored under the protocol `clinical` on the same held-out phantoms.
@@ -23,8 +23,6 @@ from typing import NamedTuple
 FIRST_TEST_SEED = 900_000
 """Far from the stream's, which begins at a million."""
 FIRST_TRAINING_SEED = 500_000
-SECOND_SEED = 100
-"""What is added to a run's seed for the second of two mmFormers that are averaged."""
 SPACING_MM = 2.0
 """Of the held-out phantoms; the networks work on 3 mm, results return to these voxels."""
 
@@ -42,14 +40,6 @@ def main() -> None:
         metavar=("NAME METHOD", "FIELD=VALUE"),
         help="one more run: its name, its method, and what it changes in the recipe",
     )
-    parser.add_argument(
-        "--average",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "FIELD=VALUE"),
-        help="one more: two mmFormers of other seeds, trained apart and averaged (scripts/average_mmformers.py)",
-    )
     parser.add_argument("--training-cases", type=int, default=0, help="a fixed list in place of the stream")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=450)
@@ -63,7 +53,6 @@ def main() -> None:
     archive = training_phantoms(place, wanted.training_cases) if wanted.training_cases else None
     plans = [Plan(method, method, ()) for method in wanted.methods]
     plans += [Plan(name, method, tuple(changes)) for name, method, *changes in wanted.variant]
-    plans += [Plan(name, "mmformer", tuple(changes), averaged=True) for name, *changes in wanted.average]
     runs = [(plan, seed) for plan in plans for seed in wanted.seeds]
     threads = str(max((os.cpu_count() or 1) // wanted.at_once, 1))
     with ThreadPoolExecutor(wanted.at_once) as pool:
@@ -79,8 +68,6 @@ class Plan(NamedTuple):
     method: str
     changes: tuple[str, ...]
     """`field=value` of the recipe `phantom`."""
-    averaged: bool = False
-    """Two of them, trained apart."""
 
 
 def training_phantoms(place: Path, count: int) -> Path:
@@ -94,14 +81,7 @@ def training_phantoms(place: Path, count: int) -> Path:
 def train_and_score(place: Path, archive: Path | None, plan: Plan, seed: int, steps: int, threads: str) -> None:
     """One run, from where it stopped."""
     run, evaluation = place / f"{plan.name}-{seed}", place / f"{plan.name}-{seed}-evaluation"
-    if plan.averaged and not run.exists():
-        both = [place / f"{plan.name}-{one}-alone" for one in (seed, seed + SECOND_SEED)]
-        for part, one in zip(both, (seed, seed + SECOND_SEED), strict=True):
-            train(part, archive, plan, one, steps, threads)
-        average = Path(__file__).with_name("average_mmformers.py")
-        subprocess.run([sys.executable, average, *both, "-o", run], check=True)
-    elif not plan.averaged:
-        train(run, archive, plan, seed, steps, threads)
+    train(run, archive, plan, seed, steps, threads)
     if not (evaluation / "report.html").exists():
         go_on = ["--resume"] if evaluation.exists() else []
         glimpseg("evaluate", run, "--data", place / "phantoms", "-o", evaluation, *go_on, threads=threads)

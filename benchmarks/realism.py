@@ -1,6 +1,6 @@
 """Measures how like patients phantoms are: contrast, texture, edges, histogram, noise, separability, shape of labels.
 
-    python scripts/realism.py CASES -o realism [--labels CASE=CONVENTION ...] [--phantoms 40] [--spacing 2.0]
+    python benchmarks/realism.py CASES -o realism [--labels CASE=CONVENTION ...] [--phantoms 40] [--spacing 2.0]
         [--population phantom-1 wide shifted] [--figure]
 
 CASES is a folder of real cases: folders with files that end in t1n, t1c, t2w, t2f (what exists of them) and seg or

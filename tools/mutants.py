@@ -1,6 +1,6 @@
 """Mutation tests of the modules that turn numbers into a claim: which small faults do the fast tests not see?
 
-    python scripts/mutants.py [MODULE ...] [--tests NAME,NAME] [--jobs 2] [--survivors]
+    python tools/mutants.py [MODULE ...] [--tests NAME,NAME] [--jobs 2] [--survivors]
 
 mutmut changes one operator, number, word or argument at a time. A mutant is killed if a test of its module fails. Each
 module has its own short list of test files in MODULES. A table goes to the terminal. The differences that no test saw

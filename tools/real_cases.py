@@ -1,6 +1,6 @@
 """Dice and HD95 of a model on labelled real cases, from every subset that their sequences allow, and the log of looks.
 
-    python scripts/real_cases.py MODEL --cases FOLDER -o OUT [--log looks.csv --candidate NAME] [--previews]
+    python tools/real_cases.py MODEL --cases FOLDER -o OUT [--log looks.csv --candidate NAME] [--previews]
 
 MODEL is a model or run folder, or `box`. Each case is a folder below FOLDER with images that glimpseg finds by name.
 What it cannot find out by itself (which file is the reference, what its numbers mean, a brain mask, where images are
