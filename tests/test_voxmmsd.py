@@ -515,7 +515,9 @@ def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, 
     ],
 )
 def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path, change):
-    recipe = small_recipe(change.pop("method", "unet"), **change, init__weights=str(model_folder), init__transfer="whole")
+    recipe = small_recipe(
+        change.pop("method", "unet"), **change, init__weights=str(model_folder), init__transfer="whole"
+    )
     with pytest.raises(ModelError, match="Take over encoder\\+decoder"):
         train(recipe, tmp_path / "run", data=archive, device=CPU)
     assert not (tmp_path / "run").exists()
