@@ -21,7 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from glimpseg.data import metaimage
-from glimpseg.data.gunzip import inflating
+from glimpseg.data.gunzip import open_gzip
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file
@@ -228,7 +228,7 @@ def _check_file(path: Path) -> None:
 
 
 def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
-    with inflating(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+    with open_gzip(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
         block = stream.read(_HEADER_BYTES)
     two = _HEADER_BYTES in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
     kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
@@ -381,7 +381,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
     if size > max(packed * LARGE_RATIO, LARGE_BYTES):
         raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
-    with inflating(path) as stream:
+    with open_gzip(path) as stream:
         place = begin + number * x * y * z * kind.itemsize
         _pass(stream, 0, place, size)
         for part in parts(z, x * y * z):

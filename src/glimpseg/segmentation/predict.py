@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
-from glimpseg.data.identify.appearance import warnings_of
+from glimpseg.data.identify.appearance import appearance_warnings
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
-from glimpseg.data.raw.together import bring_together
+from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality, parse
 from glimpseg.model import checkpoint
@@ -140,10 +140,10 @@ def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "a
         refuse_same_files(visit.study)
         refuse_if_short(visit.study, model.recipe.data.preprocess.spacing_mm, len(model.network.labels) + 1)
         if raw == "auto":
-            brought = bring_together(visit.study, grid)
+            brought = register_and_strip(visit.study, grid)
             visit = replace(visit, study=brought.study, notes=(*visit.notes, *brought.notes))
         prepared = prepare(visit.study, model.recipe.data.preprocess, grid)
-        for sentence in warnings_of(prepared):
+        for sentence in appearance_warnings(prepared):
             log.warning("%s: %s", visit.study.id, sentence)
     lies_on = grid or next(modality for modality in GRID_ORDER if modality in prepared.available)
     return Read(visit, prepared, lies_on, time.perf_counter() - begun, tuple(warnings))

@@ -24,7 +24,7 @@ LARGEST_ML = 2300.0
 SMALLEST_ML = 700.0
 
 
-def stripped_by(images: Mapping[Modality, Volume]) -> Modality:
+def skull_strip_source(images: Mapping[Modality, Volume]) -> Modality:
     """The sequence from which deepbet takes the brain: T1, or T1c where T1 is absent or much coarser.
 
     Raises: InputError if there is neither.
@@ -41,7 +41,7 @@ def stripped_by(images: Mapping[Modality, Volume]) -> Modality:
     return given[0]
 
 
-def brain_of(image: Volume) -> Volume:
+def brain_mask(image: Volume) -> Volume:
     """The brain mask (uint8, 0 or 1) of a T1-weighted head, on its grid; on the processor, in some seconds.
 
     Raises: UsageError without deepbet; InputError if what it finds is no brain.
