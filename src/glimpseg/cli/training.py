@@ -47,7 +47,7 @@ def train(
 
     if part is not None and init is None:
         raise UsageError("--part says what of --init is taken over: name a model with --init, too.")
-    flags = {"init.weights": init and str(init), "init.part": part, "data.labelled": labelled}
+    flags = {"init.weights": init and str(init), "init.transfer": part, "data.labelled": labelled}
     changes = changes_of(change) | {path: value for path, value in flags.items() if value is not None}
     wanted = methods.find_recipe(recipe, changes)
     if wanted.backbone is not None:
