@@ -19,7 +19,7 @@ import torch
 from glimpseg import methods
 from glimpseg.data.cache import Case
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive
+from glimpseg.data.loader import CachedStudies
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels
 from glimpseg.methods.voxmmsd.views import Pairs, pair
 from glimpseg.model import checkpoint
@@ -36,7 +36,7 @@ def main() -> None:
     wanted = parser.parse_args()
     recipe = methods.find_recipe(str(wanted.run / "recipe.yaml"))
     studies = find_studies(wanted.data, references="ignored")[: 2 * wanted.pairs]
-    cases = Archive(prepare_studies(studies, recipe, wanted.cache or wanted.run / "cache"))
+    cases = CachedStudies(prepare_studies(studies, recipe, wanted.cache or wanted.run / "cache"))
     learner: VoxMMSD = methods.build(recipe)
     batch = pairs_of([cases.case(number, 0) for number in range(wanted.pairs)], learner, recipe)
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def main() -> None:
                 network = methods.build(methods.find_recipe(f"{name}/phantom"))
             cells = []
             for part in ("encoder", "encoder+decoder"):
-                taken = transfer(network, found, Init(part=part))
+                taken = transfer(network, found, Init(transfer=part))
                 done, of = (sum(counts[place] for counts in taken.parts.values()) for place in (0, 1))
                 cells.append(f"{done} of {of}")
             if cells[1].split()[0] != "0":

@@ -80,8 +80,8 @@ class Cases(Protocol):
         """The study that sample n is cropped from."""
 
 
-class Archive:
-    """A fixed set of cached studies; every epoch visits each once, in an order of its own."""
+class CachedStudies:
+    """A fixed set of cached studies. Every epoch takes each study once, in an order of its own."""
 
     def __init__(self, paths: Sequence[Path], priors: Sequence[Path] = ()) -> None:
         if not paths:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
-
-import torch
 
 from glimpseg.data.identify.appearance import appearance_warnings
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
@@ -22,6 +19,7 @@ from glimpseg.modality import Modality, parse
 from glimpseg.model import checkpoint
 from glimpseg.model.checkpoint import Model
 from glimpseg.model.shipped import BOX
+from glimpseg.runtime.device import resolved_device
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.inputs import ImageLike, Visit, named_images
 from glimpseg.segmentation.memory import refuse_if_short
@@ -186,26 +184,6 @@ def _members(prepared: Prepared, model: Model, level: Level) -> Iterator[tuple[s
     names = left_out(prepared.available, level)
     for found in infer(prepared, model, list(names)) if names else ():
         yield names[found.subset], found.labels
-
-
-def resolved_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; under `torchrun` each rank takes the GPU of its number.
-
-    Raises: UsageError for a device that is not there.
-    """
-    if name == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        name = best
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"The device '{name}' cannot be used ({str(error).splitlines()[0]}). Try --device cpu."
-        ) from error
-    return device
 
 
 class _warnings_kept(logging.Handler):

@@ -7,7 +7,6 @@ interpolation, and the brain mask travels by the same affines. The way back is t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from glimpseg.data import nifti
+from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.preprocess import GRID_ORDER
 from glimpseg.data.raw.alignment import check_alignment, shared_brain_interior
 from glimpseg.data.raw.check import RawCheck, Verdict
@@ -28,8 +28,6 @@ from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
 from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid, thinned
-
-log = logging.getLogger(__name__)
 
 LARGEST_TURN_DEGREES = 45.0
 """No head is turned by more between two sequences of a visit; registration then found something else."""
@@ -84,6 +82,8 @@ class AlignedStudy:
     """Where a point of the reference's world lies in that of each sequence; RAS millimetres."""
     notes: tuple[str, ...] = ()
     """What was found and done, for people and `run.json`."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that were logged on the way."""
 
     def labels_back(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """A label map of the study on the grid that a sequence was given on; the reference's by default.
@@ -133,6 +133,12 @@ def register_and_strip(study: Study, reference: Modality | None = None) -> Align
     Raises: UsageError that says what to install or run, when something needed is not installed; InputError for
         images that cannot be used.
     """
+    with collected_warnings() as warnings:
+        brought = _brought(study, reference)
+    return replace(brought, warnings=tuple(warnings))
+
+
+def _brought(study: Study, reference: Modality | None) -> AlignedStudy:
     begun = _looked_at(study, reference)
     found = check_study(begun.study, begun.reference)
     together = all(check.verdict is Verdict.NO for check in found.alignment.values())
@@ -177,7 +183,7 @@ def register(brought: AlignedStudy) -> AlignedStudy:
         )
         if displacement_mm(motion, middle) > FAR_MM:
             notes.append(f"That is further than a patient moves within a visit: look whether {modality.title} fits.")
-            log.warning("%s: %s %s", brought.study.id, *notes[-2:])
+            warn(f"{brought.study.id}: {notes[-2]} {notes[-1]}")
         images[modality] = Volume(image.voxels, moved_grid(image.grid, motion).affine)
         motions[modality] = brought.motions[modality] @ motion
     brain = _brain_moved(brought, motions)

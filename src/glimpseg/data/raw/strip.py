@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.volume import Volume
-
-log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'glimpseg[skullstrip]'"
 THICK_RATIO = 2.0
@@ -54,7 +52,7 @@ def brain_mask(image: Volume) -> Volume:
             "image; make a mask with another tool (mri_synthstrip, hd-bet), and pass it with --brain-mask."
         )
     if size < SMALLEST_ML:
-        log.warning("deepbet found only %.0f ml of brain. Is the field of view a slab? Look at the mask.", size)
+        warn(f"deepbet found only {size:.0f} ml of brain. Is the field of view a slab? Look at the mask.")
     return mask
 
 
