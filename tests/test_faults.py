@@ -24,7 +24,8 @@ from glimpseg.cli import entry
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
-from glimpseg.runtime.atomic import atomic_folder, tidy_on_sigterm
+from glimpseg.runtime.atomic import atomic_folder
+from glimpseg.runtime.preemption import exit_on_sigterm
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -139,7 +140,7 @@ def test_two_runs_into_one_folder_do_not_overwrite_each_other(tmp_path):
 def test_sigterm_leaves_no_half_written_output(tmp_path, kind):
     code = textwrap.dedent(f"""
         import pathlib, time
-        from glimpseg.atomic import atomic_{kind}
+        from glimpseg.runtime.atomic import atomic_{kind}
         with atomic_{kind}(pathlib.Path({str(tmp_path / "out")!r})) as temporary:
             (temporary if temporary.is_file() else temporary / "seg").write_text("half")
             print("now", flush=True)
@@ -160,7 +161,7 @@ def test_whoever_handles_sigterm_already_keeps_doing_so():
 
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        with tidy_on_sigterm():
+        with exit_on_sigterm():
             assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
