@@ -24,7 +24,8 @@ from glimpseg.cli import entry
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
-from glimpseg.runtime.atomic import atomic_folder, tidy_on_sigterm
+from glimpseg.runtime.atomic import atomic_folder
+from glimpseg.runtime.preemption import exit_on_sigterm
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -160,7 +161,7 @@ def test_whoever_handles_sigterm_already_keeps_doing_so():
 
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        with tidy_on_sigterm():
+        with exit_on_sigterm():
             assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -22,9 +22,9 @@ from glimpseg.data import loader
 from glimpseg.data.augment import RFNET, Augment
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Sampling
+from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_file import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
@@ -83,7 +83,7 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
     for path, crop in zip(files, made, strict=True):
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
     feed = loader.batches(
-        Archive(cases[0], files),
+        CachedStudies(cases[0], files),
         loader,
         Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment),
         seed=0,

@@ -493,7 +493,7 @@ def carried(stored):
     names = [authors_name(own, voxunet.NAMES) for own in network.state_dict()]
     found["ft/model_keys"] = float(sorted(names) != sorted(stored["ft/model_keys"].tolist()))
     for part, key in (("encoder", "ft/keys_encoder"), ("encoder+decoder", "ft/keys_encoder_decoder")):
-        taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(part=part)).weights]
+        taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(transfer=part)).weights]
         found[key] = float(sorted(taken) != sorted(stored[key].tolist()))
     return found
 

@@ -73,7 +73,7 @@ def main() -> None:
     chosen = parser.parse_args()
     measures, pairs = [], []
     for images, inside in cases(chosen.first_seed, chosen.cases):
-        measures.append(appearance.measures_of(images, inside, appearance.COARSE_MM))
+        measures.append(appearance.appearance_measures(images, inside, appearance.COARSE_MM))
         pairs.append(appearance.correlations(images, inside))
     made = {"generator": phantom.NAME, "cases": chosen.cases, "first_seed": chosen.first_seed}
     content = {"made": made, **fitted(np.array(measures), np.array(pairs))}

@@ -24,7 +24,7 @@ from glimpseg.data import augment
 from glimpseg.data.augment import Augment, Transform
 from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
-from glimpseg.data.prior_file import with_prior
+from glimpseg.data.prior_cache import with_prior
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, as_mask
 
@@ -80,8 +80,8 @@ class Cases(Protocol):
         """The study that sample n is cropped from."""
 
 
-class Archive:
-    """A fixed set of cached studies; every epoch visits each once, in an order of its own."""
+class CachedStudies:
+    """A fixed set of cached studies. Every epoch takes each study once, in an order of its own."""
 
     def __init__(self, paths: Sequence[Path], priors: Sequence[Path] = ()) -> None:
         if not paths:

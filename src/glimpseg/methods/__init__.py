@@ -70,7 +70,7 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
     """
     if name.endswith((".yaml", ".yml")):
         try:
-            tree = yaml.safe_load(Path(name).read_text("utf-8"))
+            tree = _upgraded(yaml.safe_load(Path(name).read_text("utf-8")))
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(f"The recipe {name} cannot be read: {error}") from error
     else:
@@ -116,7 +116,7 @@ def from_tree(tree: Any) -> Any:
         raise UsageError("A recipe should be a mapping with 'method', 'data', 'optim' and others.")
     place = ""
     try:
-        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **tree})
+        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **_upgraded(tree)})
         config = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
         backbone = recipe.backbone
         _refuse_wrong_kind(recipe.method, None if backbone is None else backbone.method)
@@ -128,6 +128,14 @@ def from_tree(tree: Any) -> Any:
         first = error.errors()[0]
         raise UsageError(f"Recipe field '{place}{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
     return replace(recipe, config=config, backbone=backbone)
+
+
+def _upgraded(tree: Any) -> Any:
+    """A recipe's plain values with today's field names; `init.transfer` was `init.part` until version 0.1."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("init"), dict) or "part" not in tree["init"]:
+        return tree
+    init = {"transfer" if name == "part" else name: value for name, value in tree["init"].items()}
+    return {**tree, "init": init}
 
 
 def _refuse_wrong_kind(method: str, backbone: str | None) -> None:

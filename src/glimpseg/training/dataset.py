@@ -15,7 +15,7 @@ import torch
 from glimpseg import methods, phantom
 from glimpseg.data.cache import cached
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Cases
+from glimpseg.data.loader import CachedStudies, Cases
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
@@ -116,7 +116,7 @@ def cases_of(
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
     convention = studies[0].convention
-    return Archive(paths, supposed), {
+    return CachedStudies(paths, supposed), {
         "data": {
             "studies": len(studies),
             "split": split,

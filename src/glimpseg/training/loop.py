@@ -38,7 +38,7 @@ from glimpseg.recipe import Optim, Recipe
 from glimpseg.runtime.atomic import atomic_file, only_one, write_text
 from glimpseg.runtime.distributed import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
 from glimpseg.runtime.precision import beside_autocast, computing, resolved_precision
-from glimpseg.runtime.preemption import sigterm
+from glimpseg.runtime.preemption import deferred_sigterm
 from glimpseg.runtime.selftest import refuse_untrustworthy
 from glimpseg.training.checks import refuse_beginning, refuse_unfit
 from glimpseg.training.compiling import compile_networks, is_wanted
@@ -87,7 +87,7 @@ def fit(
     )
     meter, chief = Meter(), rank_and_world()[0] == 0
     journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
-    with sigterm() as received, journal or nullcontext():
+    with deferred_sigterm() as received, journal or nullcontext():
         for step in range(start, optim.steps):
             progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():

@@ -1,4 +1,4 @@
-"""From scans as they come to a study that can be prepared: registered, and with a brain mask.
+"""From scans as they come to a study that can be prepared: register, and with a brain mask.
 
 No voxel is interpolated here. A sequence that was registered keeps its array and gets another affine, which places it
 in the world of the reference sequence; `preprocess.prepare` then takes each voxel to the working grid in one
@@ -7,7 +7,6 @@ interpolation, and the brain mask travels by the same affines. The way back is t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,19 +16,18 @@ import numpy as np
 from jaxtyping import Float
 
 from glimpseg.data import nifti
+from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.preprocess import GRID_ORDER
-from glimpseg.data.raw.alignment import common_inside, misaligned
-from glimpseg.data.raw.finding import Finding, Verdict
-from glimpseg.data.raw.head import any_head
-from glimpseg.data.raw.register import displacement_mm, moved, rigid, shift_mm, turn_degrees
-from glimpseg.data.raw.strip import brain_of, stripped_by
+from glimpseg.data.raw.alignment import check_alignment, shared_brain_interior
+from glimpseg.data.raw.check import RawCheck, Verdict
+from glimpseg.data.raw.head import check_study_head
+from glimpseg.data.raw.register import displacement_mm, moved_grid, register_rigidly, shift_mm, turn_degrees
+from glimpseg.data.raw.strip import brain_mask, skull_strip_source
 from glimpseg.errors import InputError, UsageError
 from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
 from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid, thinned
-
-log = logging.getLogger(__name__)
 
 LARGEST_TURN_DEGREES = 45.0
 """No head is turned by more between two sequences of a visit; registration then found something else."""
@@ -39,18 +37,18 @@ FAR_MM = 30.0
 
 SAME_MASK = 0.99
 """Dice of two brain masks that are one, but for voxels that are 0 in one sequence."""
-PREPARED = Finding(
+ALREADY_PREPARED = RawCheck(
     verdict=Verdict.NO, evidence=("one grid and one brain mask, as prepared archives have; not measured",)
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class StudyChecks:
     """What a study's images show of how raw they are."""
 
-    head: Finding | None
+    head: RawCheck | None
     """None where a brain mask was given, which makes the question idle."""
-    apart: Mapping[Modality, Finding]
+    alignment: Mapping[Modality, RawCheck]
     """For every sequence but the reference: whether it lies elsewhere than that."""
 
     @property
@@ -61,17 +59,17 @@ class Look:
     @property
     def needs_registration(self) -> bool:
         """Whether a sequence lies elsewhere than the reference."""
-        return any(finding.verdict is Verdict.YES for finding in self.apart.values())
+        return any(check.verdict is Verdict.YES for check in self.alignment.values())
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Everything that was found, in sentences."""
         head = () if self.head is None else (f"Head still there? {self.head.text}.",)
-        return head + tuple(f"{m.title} elsewhere? {finding.text}." for m, finding in self.apart.items())
+        return head + tuple(f"{m.title} elsewhere? {check.text}." for m, check in self.alignment.items())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Brought:
+class AlignedStudy:
     """A study whose images lie at one place, and the way back to the grids they came on."""
 
     study: Study
@@ -84,6 +82,8 @@ class Brought:
     """Where a point of the reference's world lies in that of each sequence; RAS millimetres."""
     notes: tuple[str, ...] = ()
     """What was found and done, for people and `run.json`."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that were logged on the way."""
 
     def labels_back(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """A label map of the study on the grid that a sequence was given on; the reference's by default.
@@ -103,10 +103,10 @@ class Brought:
             have = " + ".join(m.title for m in self.grids)
             raise UsageError(f"The study has no {wanted.title} to lay the result on. Name one of {have}.")
         grid = self.grids[wanted]
-        return Volume(carry(volume, moved(grid, self.motions[wanted])).voxels, grid.affine)
+        return Volume(carry(volume, moved_grid(grid, self.motions[wanted])).voxels, grid.affine)
 
 
-def look(study: Study, reference: Modality | None = None) -> Look:
+def check_study(study: Study, reference: Modality | None = None) -> StudyChecks:
     """Whether the head is still there, and whether each sequence lies where the reference does.
 
     Raises: InputError for files that cannot be read; UsageError if the study has no such reference.
@@ -115,13 +115,15 @@ def look(study: Study, reference: Modality | None = None) -> Look:
     images = _volumes(begun.study)
     fixed = images[begun.reference]
     others = {m: image for m, image in images.items() if m is not begun.reference}
-    head = None if study.brain is not None else any_head(images.values())
+    head = None if study.brain is not None else check_study_head(images.values())
     if (head is None or head.verdict is Verdict.NO) and _prepared_together(fixed, others.values()):
-        return Look(head=head, apart=dict.fromkeys(others, PREPARED))
-    return Look(head=head, apart={modality: misaligned(fixed, image) for modality, image in others.items()})
+        return StudyChecks(head=head, alignment=dict.fromkeys(others, ALREADY_PREPARED))
+    return StudyChecks(
+        head=head, alignment={modality: check_alignment(fixed, image) for modality, image in others.items()}
+    )
 
 
-def bring_together(study: Study, reference: Modality | None = None) -> Brought:
+def register_and_strip(study: Study, reference: Modality | None = None) -> AlignedStudy:
     """Looks, and does what is needed: registers when a sequence lies elsewhere or the head is still there, and finds
     the brain when the head is still there and no mask was given.
 
@@ -131,24 +133,30 @@ def bring_together(study: Study, reference: Modality | None = None) -> Brought:
     Raises: UsageError that says what to install or run, when something needed is not installed; InputError for
         images that cannot be used.
     """
+    with collected_warnings() as warnings:
+        brought = _brought(study, reference)
+    return replace(brought, warnings=tuple(warnings))
+
+
+def _brought(study: Study, reference: Modality | None) -> AlignedStudy:
     begun = _looked_at(study, reference)
-    found = look(begun.study, begun.reference)
-    together = all(finding.verdict is Verdict.NO for finding in found.apart.values())
+    found = check_study(begun.study, begun.reference)
+    together = all(check.verdict is Verdict.NO for check in found.alignment.values())
     brought = replace(begun, study=replace(begun.study, registered=together), notes=found.notes)
     # Raw scans are registered in any case: what moved by a millimetre is not seen, and mended all the same.
     if found.needs_registration or (found.needs_brain and find_spec("SimpleITK") is not None):
-        brought = registered(brought)
-    return _whole(with_brain(brought) if found.needs_brain else brought, study)
+        brought = register(brought)
+    return _whole(add_brain_mask(brought) if found.needs_brain else brought, study)
 
 
-def as_given(study: Study, reference: Modality | None = None) -> Brought:
+def read_unchanged(study: Study, reference: Modality | None = None) -> AlignedStudy:
     """The study as it is, its images read. `reference` is the first of T1c, T1, FLAIR, T2 by default.
 
     Raises: InputError for files that cannot be read, or no sequence; UsageError if the study lacks the reference.
     """
     chosen = _chosen(study, reference)
     images = {m: _read(study, m) for m in study.images}
-    return Brought(
+    return AlignedStudy(
         study=replace(study, images=images),
         reference=chosen,
         grids={modality: image.grid for modality, image in images.items()},
@@ -156,7 +164,7 @@ def as_given(study: Study, reference: Modality | None = None) -> Brought:
     )
 
 
-def registered(brought: Brought) -> Brought:
+def register(brought: AlignedStudy) -> AlignedStudy:
     """Every sequence registered rigidly to the reference, by SimpleITK.
 
     Raises: UsageError without SimpleITK; InputError for sheared images, or where the result cannot be right.
@@ -167,7 +175,7 @@ def registered(brought: Brought) -> Brought:
     for modality, image in images.items():
         if modality is brought.reference:
             continue
-        motion = rigid(fixed, image, within=common_inside(fixed, image))
+        motion = register_rigidly(fixed, image, within=shared_brain_interior(fixed, image))
         _refuse_turned(modality, brought.reference, motion)
         shift, turn = shift_mm(motion, middle), turn_degrees(motion)
         notes.append(
@@ -175,22 +183,22 @@ def registered(brought: Brought) -> Brought:
         )
         if displacement_mm(motion, middle) > FAR_MM:
             notes.append(f"That is further than a patient moves within a visit: look whether {modality.title} fits.")
-            log.warning("%s: %s %s", brought.study.id, *notes[-2:])
-        images[modality] = Volume(image.voxels, moved(image.grid, motion).affine)
+            warn(f"{brought.study.id}: {notes[-2]} {notes[-1]}")
+        images[modality] = Volume(image.voxels, moved_grid(image.grid, motion).affine)
         motions[modality] = brought.motions[modality] @ motion
     brain = _brain_moved(brought, motions)
     study = replace(brought.study, images=images, brain=brain, registered=True)
     return replace(brought, study=study, motions=motions, notes=tuple(notes))
 
 
-def with_brain(brought: Brought) -> Brought:
+def add_brain_mask(brought: AlignedStudy) -> AlignedStudy:
     """The brain found by deepbet in T1, or T1c; one mask for all sequences.
 
     Raises: UsageError without deepbet; InputError if there is no T1 or T1c, or no brain is found.
     """
     images = _volumes(brought.study)
-    source = stripped_by(images)
-    brain = brain_of(images[source])
+    source = skull_strip_source(images)
+    brain = brain_mask(images[source])
     size = float(brain.voxels.sum()) * brain.grid.voxel_ml
     note = f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask was carried to the other sequences."
     return replace(brought, study=replace(brought.study, brain=brain), notes=(*brought.notes, note))
@@ -219,7 +227,7 @@ def _read(study: Study, modality: Modality) -> Volume:
     return image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {modality.title}")
 
 
-def _looked_at(study: Study, reference: Modality | None) -> Brought:
+def _looked_at(study: Study, reference: Modality | None) -> AlignedStudy:
     """The study as it is, its images read one by one; large ones with fewer voxels, but their own grids."""
     _chosen(study, reference)  # before anything is read
     images, grids = {}, {}
@@ -227,10 +235,10 @@ def _looked_at(study: Study, reference: Modality | None) -> Brought:
         volume = _read(study, modality)
         images[modality], grids[modality] = thinned(volume), volume.grid
         del volume
-    return replace(as_given(replace(study, images=images), reference), grids=grids)
+    return replace(read_unchanged(replace(study, images=images), reference), grids=grids)
 
 
-def _whole(brought: Brought, given: Study) -> Brought:
+def _whole(brought: AlignedStudy, given: Study) -> AlignedStudy:
     """All voxels again of what was looked at with fewer: as given, or read anew if it was moved."""
     seen = _volumes(brought.study)
     images: dict[Modality, Volume | Path | Frame] = dict(seen)
@@ -241,7 +249,7 @@ def _whole(brought: Brought, given: Study) -> Brought:
         if np.array_equal(motion, np.eye(4)):
             images[modality] = given.images[modality]
         else:
-            images[modality] = Volume(_read(given, modality).voxels, moved(grid, motion).affine)
+            images[modality] = Volume(_read(given, modality).voxels, moved_grid(grid, motion).affine)
     return replace(brought, study=replace(brought.study, images=images))
 
 
@@ -249,7 +257,7 @@ def _volumes(study: Study) -> dict[Modality, Volume]:
     return {modality: image for modality, image in study.images.items() if isinstance(image, Volume)}
 
 
-def _brain_moved(brought: Brought, motions: Mapping[Modality, Float[np.ndarray, "4 4"]]) -> Volume | Path | None:
+def _brain_moved(brought: AlignedStudy, motions: Mapping[Modality, Float[np.ndarray, "4 4"]]) -> Volume | Path | None:
     """A mask that was given goes with the sequence on whose grid it lies; if on none, it is the reference's."""
     brain = brought.study.brain
     if brain is None:
@@ -258,7 +266,7 @@ def _brain_moved(brought: Brought, motions: Mapping[Modality, Float[np.ndarray, 
     order = (brought.reference, *(m for m in brought.grids if m is not brought.reference))
     for modality in order:
         if same_grid(mask.grid.ras(), brought.grids[modality].ras()):
-            return Volume(mask.voxels, moved(mask.grid, motions[modality]).affine)
+            return Volume(mask.voxels, moved_grid(mask.grid, motions[modality]).affine)
     return mask
 
 

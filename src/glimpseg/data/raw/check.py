@@ -15,7 +15,7 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class RawCheck:
     """A verdict with its evidence in words."""
 
     verdict: Verdict

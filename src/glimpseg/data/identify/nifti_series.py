@@ -47,7 +47,7 @@ MILLISECONDS_FROM = 1.0
 OBLIQUE_COSINE = 0.8
 """A slice normal further from every axis than this (37 degrees) is oblique."""
 DATATYPES = frozenset({"anat", "dwi", "func", "fmap", "perf", "swi", "mrs", "derivatives", "dti"})
-"""Folder names that divide one visit by kind, as BIDS does."""
+"""Folder names that divide one study by kind, as BIDS does."""
 _VISIT = re.compile(r"(sub|ses)-[a-zA-Z0-9]+")
 
 
@@ -105,7 +105,7 @@ def _series(path: Path, folder: Path, *, name_of_folder: bool) -> Series:
 
 
 def _visit(path: Path, folder: Path, *, alone: bool) -> str:
-    """What the files of one visit share: sub- and ses- in their path, else their folder; all, if each has its own."""
+    """What the files of one study share: sub- and ses- in their path, else their folder; all, if each has its own."""
     parts = path.relative_to(folder).parts
     entities = list(dict.fromkeys(match.group() for part in parts for match in _VISIT.finditer(part)))
     if entities:
