@@ -51,8 +51,8 @@ from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import as_study
 from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Recipe
+from glimpseg.runtime.device import resolved_device
 from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
-from glimpseg.segmentation.predict import resolved_device
 from glimpseg.training.compiling import compile_networks
 from glimpseg.training.loop import fit
 from turns import Contest, add_options, in_turns, tell

@@ -24,7 +24,7 @@ from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_file import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality

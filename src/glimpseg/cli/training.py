@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Train a method. Under `torchrun` the same command uses every rank."""
     from glimpseg import methods
-    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.runtime.device import resolved_device
     from glimpseg.training import loop as training
 
     if part is not None and init is None:
@@ -87,7 +87,7 @@ def pretrain(
 ) -> None:
     """Pretrain a network without labels; `train --init` goes on from it."""
     from glimpseg import methods
-    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.runtime.device import resolved_device
     from glimpseg.training import loop as training
 
     wanted = methods.find_recipe(recipe, changes_of(change), backbone)

@@ -24,7 +24,7 @@ from glimpseg.data import augment
 from glimpseg.data.augment import Augment, Transform
 from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
-from glimpseg.data.prior_file import with_prior
+from glimpseg.data.prior_cache import with_prior
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, to_flags
 

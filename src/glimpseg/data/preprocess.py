@@ -7,7 +7,6 @@ the normalisation (the field's released codes let it; see docs/evaluation.md).
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os.path import realpath
@@ -20,6 +19,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data import nifti
+from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
@@ -36,8 +36,6 @@ from glimpseg.volume import (
     resample_labels,
     same_grid,
 )
-
-log = logging.getLogger(__name__)
 
 VERSION = 2
 """Raised when the same files would give other voxels; part of every cache key and provenance."""
@@ -97,6 +95,7 @@ class Prepared:
     margin: int = 0
     """Voxels left around the brain's bounding box."""
     warnings: tuple[str, ...] = ()
+    """Warnings that were logged while it was read and prepared."""
 
     @property
     def levels(self) -> Float[np.ndarray, "m"]:
@@ -141,6 +140,12 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
     Raises: InputError when there is no sequence, when two are the same, when grids cannot belong together,
         when no brain is found, or for a file that cannot be read.
     """
+    with collected_warnings() as warnings:
+        prepared = _prepared(study, settings, own_of)
+    return replace(prepared, warnings=tuple(warnings))
+
+
+def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Prepared:
     if not study.images:
         raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
     refuse_same_files(study)
@@ -162,9 +167,9 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
         image[channel], inside[channel] = _on_working_grid(volume, brain, grid, settings)
         del volume  # or two would be held while the next is read
     assert own is not None
-    warnings = tuple(note for modality in Modality if (note := notes.get(modality)))
-    for warning in warnings:
-        log.warning("%s: %s", study.id, warning)
+    for note in (notes.get(modality) for modality in Modality):
+        if note is not None:
+            warn(f"{study.id}: {note}")
     reference = reference_on(study, own)
     whole = Prepared(
         id=study.id,
@@ -176,7 +181,6 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
         own=own,
         reference=reference,
         margin=round(settings.margin_mm / settings.spacing_mm),
-        warnings=warnings,
     )
     return whole.restricted_to(study.available)
 

@@ -91,7 +91,7 @@ class Model:
         """The model as torch computes it."""
         return self if self.computed_by == "torch" else replace(self, computed_by="torch")
 
-    def precision_context(self) -> AbstractContextManager[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """The context to run the network in, by torch."""
         return precision_context(self.precision, self.device)
 

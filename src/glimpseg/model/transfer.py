@@ -85,8 +85,8 @@ def fitting(network: Segmenter, recipe: Recipe) -> tuple[Stored, Transfer]:
     if not taken.weights:
         raise ModelError(
             f"Nothing of {init.weights} fits into this {type(network).__name__}: it comes from {trained(found)}, and "
-            f"of its {init.transfer} {len(taken.unlike)} tensors have the same role but another shape, the others no such "
-            "role. Pretrain with this network: glimpseg pretrain voxmmsd/RECIPE --backbone METHOD/RECIPE."
+            f"of its {init.transfer} {len(taken.unlike)} tensors have the same role but another shape, the others no "
+            "such role. Pretrain with this network: glimpseg pretrain voxmmsd/RECIPE --backbone METHOD/RECIPE."
         )
     return found, taken
 

@@ -39,7 +39,7 @@ FIRST = ("dice", "hd95")
 TITLES = {**{region.name: region.title for region in Region}, POSTPROCESSED: "enhancing tumour, post-processed"}
 
 
-def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
+def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
     """Writes `report.html` from an evaluation folder (beside the scores, or to `path`) and, in the folder, `tables/`
     with CSV and LaTeX; returns the page's path.
 

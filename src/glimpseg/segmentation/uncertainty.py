@@ -207,7 +207,10 @@ def doubts(
     seen = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
     voxel, found = labels.grid.voxel_ml, {}
     for region, estimate in estimates.items():
-        volumes = [metrics.volume_ml(region.mask(labels.voxels), voxel), *(member.volumes_ml[region] for member in seen)]
+        volumes = [
+            metrics.volume_ml(region.mask(labels.voxels), voxel),
+            *(member.volumes_ml[region] for member in seen),
+        ]
         found[region] = Doubt(
             estimated_dice=estimate,
             lowest_ml=min(volumes),

@@ -38,7 +38,7 @@ from glimpseg.recipe import Optim, Recipe
 from glimpseg.runtime.atomic import atomic_file, folder_lock, write_text
 from glimpseg.runtime.distributed import any_rank, first_rank_first, mean_over_ranks, process_group, rank_and_world
 from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
-from glimpseg.runtime.preemption import sigterm
+from glimpseg.runtime.preemption import deferred_sigterm
 from glimpseg.runtime.selftest import require_correct_convolutions
 from glimpseg.training.checks import refuse_beginning, refuse_unfit
 from glimpseg.training.compiling import compile_networks, is_wanted
@@ -87,7 +87,7 @@ def fit(
     )
     meter, chief = Meter(), rank_and_world()[0] == 0
     journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
-    with sigterm() as received, journal or nullcontext():
+    with deferred_sigterm() as received, journal or nullcontext():
         for step in range(start, optim.steps):
             progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():
