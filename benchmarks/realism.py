@@ -308,7 +308,7 @@ def edges(image: Image, labels: UInt8[np.ndarray, "x y z"], inside: Mask, unit: 
     slope = np.sqrt(sum(part**2 for part in np.gradient(image)))
     found: Statistics = {}
     for region in (Region.WT, Region.TC, Region.ET):
-        mask = region.of(labels) & inside
+        mask = region.mask(labels) & inside
         if mask.sum() < LEAST_VOXELS:
             continue
         within = ndimage.distance_transform_edt(mask)
@@ -342,7 +342,7 @@ def separability(image: Image, labels: UInt8[np.ndarray, "x y z"], inside: Mask)
 def shapes(labels: UInt8[np.ndarray, "x y z"], brain: Mask, spacing_mm: float) -> Statistics:
     """Volumes, compactness (1 for a ball, counted in voxels' faces 0.67) and parts of the regions."""
     millilitres = spacing_mm**3 / 1000
-    volumes = {region.name: int(region.of(labels).sum()) for region in (Region.WT, Region.TC, Region.ET)}
+    volumes = {region.name: int(region.mask(labels).sum()) for region in (Region.WT, Region.TC, Region.ET)}
     found = {"shape/brain ml": float(brain.sum()) * millilitres}
     found |= {f"shape/{name} ml": count * millilitres for name, count in volumes.items()}
     if volumes["WT"]:
@@ -350,7 +350,7 @@ def shapes(labels: UInt8[np.ndarray, "x y z"], brain: Mask, spacing_mm: float) -
     if volumes["TC"]:
         found["shape/ET:TC"] = volumes["ET"] / volumes["TC"]
     for region in (Region.WT, Region.TC, Region.ET):
-        mask = np.pad(region.of(labels), 1)
+        mask = np.pad(region.mask(labels), 1)
         if mask.sum() < LEAST_VOXELS:
             continue
         faces = sum(int((np.diff(mask.astype(np.int8), axis=axis) != 0).sum()) for axis in range(3))

@@ -414,7 +414,7 @@ def test_decoded_labels_have_the_regions_of_the_authors_thresholds(learner):
     net, snfh, et, _ = (probabilities > 0.5).numpy().swapaxes(0, 1)
     found = learner.region_probabilities(probabilities)
     for region, wanted in ((Region.WT, net | snfh | et), (Region.TC, net | et), (Region.ET, et)):
-        assert (region.of(labels) == wanted).all()
+        assert (region.mask(labels) == wanted).all()
         assert ((found[region] > 0.5).numpy() == wanted).all()
 
 

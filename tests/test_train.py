@@ -310,7 +310,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from glimpseg.methods.smml import objective
-from glimpseg.runtime.distributed import gathered, joined, rank_and_world
+from glimpseg.runtime.distributed import gather_from_ranks, process_group, rank_and_world
 
 def related(network, part):
     own = objective.Nodes(network(seen[part]), present[part], entropy[part])
@@ -333,13 +333,13 @@ def threads():
 torch.manual_seed(0)
 layer, seen, peer = nn.Linear(3, 2), torch.randn(4, 5, 3), torch.randn(4, 5, 2)
 present, entropy = torch.rand(4, 5) > 0.3, torch.rand(4, 5)
-objective.gathered = lambda values: values
+objective.gather_from_ranks = lambda values: values
 alone = related(layer, slice(0, 4))
 alone.backward()
 wanted = [p.grad.clone() for p in layer.parameters()]
 layer.zero_grad()
-objective.gathered = gathered
-with joined(torch.device("cpu")):
+objective.gather_from_ranks = gather_from_ranks
+with process_group(torch.device("cpu")):
     compare(layer, alone.detach(), wanted)
     assert "pt_gloo_runloop" in threads() or not threads()
 # A thread that outlives the group may still need Python when there is none any more, and abort the process.

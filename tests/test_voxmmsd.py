@@ -33,7 +33,7 @@ from glimpseg.modality import ALL, Modality
 from glimpseg.model import checkpoint
 from glimpseg.model.checkpoint import Stored
 from glimpseg.model.transfer import transfer
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Init, Optim
 from glimpseg.training.dataset import some_of
 from glimpseg.training.loop import _Training, train
@@ -57,7 +57,7 @@ def pretraining(**changes):
 @pytest.fixture(scope="module")
 def case():
     recipe = pretraining()
-    return Phantoms(recipe.data.stream, recipe.data.preprocess).case(0, 0)
+    return PhantomStream(recipe.data.stream, recipe.data.preprocess).case(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
 )
 def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparation):
     """Also where air is not 0, but as dark as the scanner left it."""
-    case = Phantoms(Stream(), preparation).case(0, 0)
+    case = PhantomStream(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
     pair = views.pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
     air = np.array([case.level(modality) for modality in Modality])[:, None]
@@ -287,7 +287,7 @@ def test_every_methods_network_can_be_pretrained(backbone):
     recipe = methods.find_recipe("voxmmsd/phantom", {**SMALL, **crop}, f"{backbone}/phantom")
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    cases = Phantoms(recipe.data.stream, recipe.data.preprocess)
+    cases = PhantomStream(recipe.data.stream, recipe.data.preprocess)
     batch, _ = learner.collate(
         [learner.view(cases.case(0, 0), recipe.data.sampling, np.random.default_rng(n)) for n in (0, 1)]
     )

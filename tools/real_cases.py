@@ -38,7 +38,7 @@ from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.segmentation.inputs import volume_of
 from glimpseg.segmentation.predict import load
 from glimpseg.study import Study
-from glimpseg.volume import Volume, onto
+from glimpseg.volume import Volume, resample
 
 RESULTS = "real_cases.csv"
 """Also the mark of a folder that may be overwritten."""
@@ -159,7 +159,7 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction,
 def draw(study: Study, found: Prediction, lines: Sequence[Look], path: Path) -> None:
     """Three planes of each sequence that was used, the reference dashed, Dice above."""
     grid = found.labels.grid
-    images = {m: onto(volume_of(study.images[m], m.title), grid) for m in Modality if m in found.subset}
+    images = {m: resample(volume_of(study.images[m], m.title), grid) for m in Modality if m in found.subset}
     title = f"{study.id}   {found.subset.title}   " + "  ".join(f"{one.region} {100 * one.dice:.0f}" for one in lines)
     assert isinstance(study.reference, Volume)
     path.parent.mkdir(exist_ok=True)

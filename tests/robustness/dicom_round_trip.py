@@ -33,7 +33,7 @@ from glimpseg.data.dicom.seg import read_seg, write_seg
 from glimpseg.data.dicom.sources import Pseudonyms
 from glimpseg.modality import Modality
 from glimpseg.region import CONVENTIONS, Label, Region
-from glimpseg.volume import Volume, onto
+from glimpseg.volume import Volume, resample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import dicom_phantoms as phantoms
@@ -113,7 +113,7 @@ def round_trip(folder: Path, image: Volume, labels: Volume, form: str) -> list[s
         back = nifti.read_labels(folder / f"{kind}.nii.gz", CONVENTIONS["brats2024"])
         wrong.append(int((back.voxels != labels.voxels).sum()))
     write_report(folder / "sr.dcm", given, folder / "BINARY.dcm", series, model="phantom", pseudonyms=pseudonyms)
-    placed = onto(found, image.grid)
+    placed = resample(found, image.grid)
     turned = found.ras().affine - image.ras().affine
     return [
         str(int((placed.voxels != image.voxels).sum())),
@@ -133,7 +133,7 @@ def volume_error(path: Path, labels: Volume) -> float:
     content = highdicom.sr.srread(path).content
     groups = [*content.get_volumetric_roi_measurement_groups(), *content.get_image_measurement_groups()]
     said = {group.tracking_identifier.split()[-1]: float(group.get_measurements()[0].value) for group in groups}
-    return max(abs(said[region.name] - region.of(labels.voxels).sum() * labels.grid.voxel_ml) for region in Region)
+    return max(abs(said[region.name] - region.mask(labels.voxels).sum() * labels.grid.voxel_ml) for region in Region)
 
 
 def errors(path: Path) -> str:

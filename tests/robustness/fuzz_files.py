@@ -201,7 +201,7 @@ def prepare_process(only: str) -> None:
 
         from glimpseg.data.dicom import files, read, stacks  # noqa: F401
 
-        files.run_reader = read.run_reader = forked  # type: ignore[assignment]
+        files.run_sandboxed = read.run_sandboxed = forked  # type: ignore[assignment]
     sandbox.limit_memory(SPARE_BYTES)
     warnings.simplefilter("error")
 
@@ -262,8 +262,8 @@ def _where(error: BaseException) -> str:
 
 
 def forked(module: str, arguments: Sequence[str | Path], *, seconds: float) -> None:
-    """Does what `untrusted.run_reader` does, in a copy of this process."""
-    from glimpseg.runtime.sandbox import ReaderFailed
+    """Does what `sandbox.run_sandboxed` does, in a copy of this process."""
+    from glimpseg.runtime.sandbox import SandboxError
 
     del seconds
     with tempfile.TemporaryFile() as said:
@@ -275,7 +275,7 @@ def forked(module: str, arguments: Sequence[str | Path], *, seconds: float) -> N
         lines = said.read().decode("utf-8", "replace").strip().splitlines()
     code = os.waitstatus_to_exitcode(status)
     if code:
-        raise ReaderFailed(lines[-1] if lines else f"reader ended with {code}")
+        raise SandboxError(lines[-1] if lines else f"reader ended with {code}")
 
 
 def _be_reader(module: str, arguments: Sequence[str | Path], descriptor: int) -> None:

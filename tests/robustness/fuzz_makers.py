@@ -190,7 +190,7 @@ def read_nifti(path: Path) -> None:
     from glimpseg.errors import InputError
     from glimpseg.modality import Modality
     from glimpseg.study import Study
-    from glimpseg.volume import Volume, onto
+    from glimpseg.volume import Volume, resample
 
     for read in (nifti.read_labels, nifti.read_header):
         try:
@@ -199,7 +199,7 @@ def read_nifti(path: Path) -> None:
             continue
     for images in ({Modality.T1C: path}, {Modality.T1C: path, Modality.FLAIR: path.parent / "flair.nii"}):
         prepared = prepare(Study("fuzz", images), Preprocess(spacing_mm=3.0))
-        back = onto(Volume(prepared.image[1], prepared.grid.affine), prepared.own)
+        back = resample(Volume(prepared.image[1], prepared.grid.affine), prepared.own)
         assert np.isfinite(prepared.image).all(), "NaN or infinity reached the network's input"
         assert back.voxels.shape == prepared.own.shape
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from glimpseg.errors import InputError, UsageError
-from glimpseg.runtime.atomic import only_one, refuse_if_used, write_json, write_text
+from glimpseg.runtime.atomic import folder_lock, refuse_if_used, write_json, write_text
 
 LONGEST_VALUE = 60
 """Characters of a setting's value in a message."""
@@ -120,7 +120,7 @@ class Resumable:
     def _set_aside(self, folder: Path) -> None:
         refuse_if_used(folder, overwrite=True, mark=self.file)
         if folder.is_dir():
-            with only_one(folder):  # no other process works in it
+            with folder_lock(folder):  # no other process works in it
                 shutil.rmtree(replaced(folder), ignore_errors=True)
                 folder.rename(replaced(folder))
 

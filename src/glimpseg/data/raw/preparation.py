@@ -27,7 +27,7 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
-from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid, thinned
+from glimpseg.volume import Grid, Volume, downsample_large, foreground, resample, resample_labels, same_grid
 
 LARGEST_TURN_DEGREES = 45.0
 """No head is turned by more between two sequences of a visit; registration then found something else."""
@@ -88,14 +88,14 @@ class AlignedStudy:
     def labels_back(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """A label map of the study on the grid that a sequence was given on; the reference's by default.
 
-        The label with the largest interpolated share wins (`volume.labels_onto`); a map that lies on that sequence's
-        voxels already comes back bit for bit.
+        The label with the largest interpolated share wins (`volume.resample_labels`); a map that lies on that
+        sequence's voxels already comes back bit for bit.
         """
-        return self._back(labels, modality, labels_onto)
+        return self._back(labels, modality, resample_labels)
 
     def values_back(self, values: Volume, modality: Modality | None = None) -> Volume:
         """An image or a probability, likewise, by linear interpolation."""
-        return self._back(values, modality, onto)
+        return self._back(values, modality, resample)
 
     def _back(self, volume: Volume, modality: Modality | None, carry: Callable[[Volume, Grid], Volume]) -> Volume:
         wanted = modality or self.reference
@@ -127,8 +127,8 @@ def register_and_strip(study: Study, reference: Modality | None = None) -> Align
     """Looks, and does what is needed: registers when a sequence lies elsewhere or the head is still there, and finds
     the brain when the head is still there and no mask was given.
 
-    Large images are looked at with fewer voxels (`volume.thinned`), one after another; those that stay where they are
-    come back as they were given, files as files.
+    Large images are looked at with fewer voxels (`volume.downsample_large`), one after another; those that stay where
+    they are come back as they were given, files as files.
 
     Raises: UsageError that says what to install or run, when something needed is not installed; InputError for
         images that cannot be used.
@@ -233,7 +233,7 @@ def _looked_at(study: Study, reference: Modality | None) -> AlignedStudy:
     images, grids = {}, {}
     for modality in study.images:
         volume = _read(study, modality)
-        images[modality], grids[modality] = thinned(volume), volume.grid
+        images[modality], grids[modality] = downsample_large(volume), volume.grid
         del volume
     return replace(read_unchanged(replace(study, images=images), reference), grids=grids)
 

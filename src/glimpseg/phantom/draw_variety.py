@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from glimpseg.modality import Modality
-from glimpseg.phantom.artefact import PROFILE
+from glimpseg.phantom.artefacts import PROFILE
 from glimpseg.phantom.plan import (
     Acquisition,
     Brightening,
@@ -26,7 +26,7 @@ from glimpseg.phantom.plan import (
     Scanner,
     Tumour,
 )
-from glimpseg.phantom.settings import random
+from glimpseg.phantom.settings import keyed_generator
 from glimpseg.phantom.signal import (
     LESION,
     NORMAL,
@@ -41,7 +41,7 @@ from glimpseg.phantom.signal import (
 )
 from glimpseg.phantom.variety import Variety
 
-REACH = 1.5
+DEVIATE_LIMIT = 1.5
 """Deviates are cut here, so that an outer population can lie beyond."""
 BEYOND = 0.7
 """How far beyond it an outer population goes."""
@@ -51,14 +51,14 @@ RESAMPLED_NOISE = -0.75
 """Power of the spacing that is left of noise when images are resampled (measured at 2 mm: 0.5 to 0.7)."""
 
 
-class Draw:
+class Draws:
     """Random numbers of one decision, from inside the widths or, a share of them, from outside."""
 
     def __init__(self, plan: Plan, name: str) -> None:
-        self.rng = random(plan.seed, f"wider {name}")
+        self.rng = keyed_generator(plan.seed, f"wider {name}")
         self.variety: Variety = plan.settings.variety
         self.spacing_mm = plan.settings.spacing_mm
-        self._elsewhere = random(plan.seed, f"outer {name}")
+        self._elsewhere = keyed_generator(plan.seed, f"outer {name}")
 
     def _outside(self) -> bool:
         """Whether the next number comes from outside of the widths."""
@@ -70,8 +70,8 @@ class Draw:
 
     def deviate(self) -> float:
         """About N(0, 1), within +-`REACH`; outside, always beyond it."""
-        inner = float(np.clip(self.rng.normal(), -REACH, REACH))
-        outer = math.copysign(REACH + BEYOND * self.rng.random(), inner)
+        inner = float(np.clip(self.rng.normal(), -DEVIATE_LIMIT, DEVIATE_LIMIT))
+        outer = math.copysign(DEVIATE_LIMIT + BEYOND * self.rng.random(), inner)
         return outer if self._outside() else inner
 
     def factor(self, width: float) -> float:
@@ -88,7 +88,7 @@ class Draw:
         return float(self.rng.uniform(low, high))
 
 
-def widened(plan: Plan) -> Plan:
+def apply_variety(plan: Plan) -> Plan:
     """The plan as its settings' variety has it."""
     variety = plan.settings.variety
     if variety.none:
@@ -96,15 +96,15 @@ def widened(plan: Plan) -> Plan:
     tumour = None if plan.tumour is None else _tumour(plan.tumour, plan)
     return replace(
         plan,
-        head=_head(plan.head, Draw(plan, "head")),
+        head=_head(plan.head, Draws(plan, "head")),
         tumour=tumour,
-        distractors=_distractors(plan.distractors, Draw(plan, "distractors")),
+        distractors=_distractors(plan.distractors, Draws(plan, "distractors")),
         scanner=_scanner(plan.scanner, tumour, plan),
-        coverage=_coverage(Draw(plan, "coverage")),
+        coverage=_coverage(Draws(plan, "coverage")),
     )
 
 
-def _head(head: Head, draw: Draw) -> Head:
+def _head(head: Head, draw: Draws) -> Head:
     head = replace(head, strip_mm=max(head.strip_mm, draw.between(0.3, 1.0)))
     if not draw.happens(draw.variety.strip):
         return head
@@ -114,16 +114,16 @@ def _head(head: Head, draw: Draw) -> Head:
 
 
 def _tumour(tumour: Tumour, plan: Plan) -> Tumour:
-    draw, variety = Draw(plan, "tumour"), plan.settings.variety
+    draw, variety = Draws(plan, "tumour"), plan.settings.variety
     scattered, crossing, tiny = (draw.happens(p) for p in (variety.scattered, variety.crossing, variety.tiny))
     foci = list(tumour.foci)
     if tiny:
         foci[0] = _tiny(foci[0], draw)
     if crossing:
         foci[0] = replace(foci[0], begins="midline")
-    foci[0] = _lopsided(foci[0], Draw(plan, "lean"))
+    foci[0] = _lopsided(foci[0], Draws(plan, "lean"))
     if scattered:
-        foci += [_elsewhere(Draw(plan, f"focus {number}")) for number in range(int(draw.rng.integers(1, 4)))]
+        foci += [_elsewhere(Draws(plan, f"focus {number}")) for number in range(int(draw.rng.integers(1, 4)))]
     tumour = replace(
         tumour,
         foci=tuple(foci),
@@ -134,7 +134,7 @@ def _tumour(tumour: Tumour, plan: Plan) -> Tumour:
     return _built(tumour, draw, variety) if tumour.kind == "high-grade" else tumour
 
 
-def _built(tumour: Tumour, draw: Draw, variety: Variety) -> Tumour:
+def _built(tumour: Tumour, draw: Draws, variety: Variety) -> Tumour:
     """A high-grade core that is a cyst, enhances throughout, or not at all."""
     # Patients' rims are thicker than the standard population's, and more of them are closed.
     tumour = replace(tumour, rim_mm=tumour.rim_mm * draw.between(1.0, 1.6), gaps=tumour.gaps - draw.between(0.0, 0.9))
@@ -150,7 +150,7 @@ def _built(tumour: Tumour, draw: Draw, variety: Variety) -> Tumour:
     return tumour
 
 
-def _lopsided(focus: Focus, draw: Draw) -> Focus:
+def _lopsided(focus: Focus, draw: Draws) -> Focus:
     """Oedema that runs away from the core to one side."""
     if not draw.happens(draw.variety.lopsided):
         return focus
@@ -159,12 +159,12 @@ def _lopsided(focus: Focus, draw: Draw) -> Focus:
     return replace(focus, lean=(float(share * x), float(share * y), float(share * z)))
 
 
-def _tiny(focus: Focus, draw: Draw) -> Focus:
+def _tiny(focus: Focus, draw: Draws) -> Focus:
     core = math.exp(draw.between(math.log(0.2), math.log(2.0)))
     return replace(focus, core_ml=core, oedema_ml=min(core * math.exp(draw.between(-1, 2.5)), 20.0))
 
 
-def _elsewhere(draw: Draw) -> Focus:
+def _elsewhere(draw: Draws) -> Focus:
     core = math.exp(draw.between(math.log(0.3), math.log(12)))
     return Focus(
         place=draw.between(0, 1),
@@ -175,7 +175,7 @@ def _elsewhere(draw: Draw) -> Focus:
     )
 
 
-def _distractors(distractors: Distractors, draw: Draw) -> Distractors:
+def _distractors(distractors: Distractors, draw: Draws) -> Distractors:
     variety = draw.variety
     aged, ill = draw.happens(variety.aged), draw.happens(variety.infarct)
     level, caps = draw.strength(0.0, 1.0), draw.strength(0.1, 1.0)
@@ -196,23 +196,23 @@ def _distractors(distractors: Distractors, draw: Draw) -> Distractors:
 
 
 def _scanner(scanner: Scanner, tumour: Tumour | None, plan: Plan) -> Scanner:
-    tissues = {name: _tissue(tissue, name, Draw(plan, f"tissue {name}")) for name, tissue in scanner.tissues.items()}
+    tissues = {name: _tissue(tissue, name, Draws(plan, f"tissue {name}")) for name, tissue in scanner.tissues.items()}
     if tumour is not None and tumour.cyst:
         tissues["necrosis"] = _between(tissues["necrosis"], tissues["cavity"], tumour.cyst)
     acquisitions = tuple(
         _centred(
             _acquisition(
-                acquisition, modality, Draw(plan, f"acquisition {modality.key}"), scanner.tissues["fluid"].t1_ms
+                acquisition, modality, Draws(plan, f"acquisition {modality.key}"), scanner.tissues["fluid"].t1_ms
             ),
             modality,
-            Draw(plan, f"central {modality.key}"),
+            Draws(plan, f"central {modality.key}"),
         )
         for modality, acquisition in zip(Modality, scanner.acquisitions, strict=True)
     )
     return replace(scanner, tissues=tissues, acquisitions=acquisitions)
 
 
-def _tissue(tissue: Tissue, name: str, draw: Draw) -> Tissue:
+def _tissue(tissue: Tissue, name: str, draw: Draws) -> Tissue:
     width = draw.variety.tissue if name in LESION else draw.variety.tissue / 2
     t1, t2, taken = draw.factor(width), draw.factor(width), draw.factor(draw.variety.uptake)
     if name == "enhancing":
@@ -230,7 +230,7 @@ def _between(one: Tissue, other: Tissue, share: float) -> Tissue:
     )
 
 
-def _acquisition(acquisition: Acquisition, modality: Modality, draw: Draw, fluid_t1_ms: float) -> Acquisition:
+def _acquisition(acquisition: Acquisition, modality: Modality, draw: Draws, fluid_t1_ms: float) -> Acquisition:
     variety = draw.variety
     if draw.happens(variety.sequences):
         acquisition = replace(acquisition, sequence=_sequence(draw, modality, fluid_t1_ms))
@@ -241,14 +241,14 @@ def _acquisition(acquisition: Acquisition, modality: Modality, draw: Draw, fluid
     return _handled(_spoiled(_as_resampled(acquisition, draw), draw), draw)
 
 
-def _flatness(modality: Modality, draw: Draw) -> float:
+def _flatness(modality: Modality, draw: Draws) -> float:
     """Patients' grey and white matter differ less than the tissues' values have it on T2 and FLAIR, more on T1c."""
     width = draw.variety.flatness
     middle = -1.0 if modality in Modality.T2 | Modality.FLAIR else float(modality is Modality.T1C)
     return math.exp(width * (middle + draw.deviate()))
 
 
-def _as_resampled(acquisition: Acquisition, draw: Draw) -> Acquisition:
+def _as_resampled(acquisition: Acquisition, draw: Draws) -> Acquisition:
     """Coarse voxels that were made from finer ones: blurred, and with the noise of what they average."""
     spacing = draw.spacing_mm
     if spacing <= 1:
@@ -262,7 +262,7 @@ def _as_resampled(acquisition: Acquisition, draw: Draw) -> Acquisition:
     )
 
 
-def _sequence(draw: Draw, modality: Modality, fluid_t1_ms: float) -> Sequence:
+def _sequence(draw: Draws, modality: Modality, fluid_t1_ms: float) -> Sequence:
     kind = draw.rng.random()
     if modality is Modality.T2:
         if kind < 0.2:
@@ -287,7 +287,7 @@ def _sequence(draw: Draw, modality: Modality, fluid_t1_ms: float) -> Sequence:
     return SpinEcho(tr_ms=draw.between(400, 900), te_ms=draw.between(8, 20))
 
 
-def _spoiled(acquisition: Acquisition, draw: Draw) -> Acquisition:
+def _spoiled(acquisition: Acquisition, draw: Draws) -> Acquisition:
     """What goes wrong in the scanner."""
     variety = draw.variety
     coarse, moved, rings, striped, uneven, noisy = (
@@ -315,7 +315,7 @@ def _spoiled(acquisition: Acquisition, draw: Draw) -> Acquisition:
     )
 
 
-def _centred(acquisition: Acquisition, modality: Modality, draw: Draw) -> Acquisition:
+def _centred(acquisition: Acquisition, modality: Modality, draw: Draws) -> Acquisition:
     """Brighter in the middle of the head, and there with stronger contrasts."""
     if not draw.happens(draw.variety.central):
         return acquisition
@@ -328,7 +328,7 @@ def _centred(acquisition: Acquisition, modality: Modality, draw: Draw) -> Acquis
     )
 
 
-def _handled(acquisition: Acquisition, draw: Draw) -> Acquisition:
+def _handled(acquisition: Acquisition, draw: Draws) -> Acquisition:
     """What happens to the file afterwards."""
     variety = draw.variety
     misplaced, cut = draw.happens(variety.registration), draw.happens(variety.coverage)
@@ -344,7 +344,7 @@ def _handled(acquisition: Acquisition, draw: Draw) -> Acquisition:
     )
 
 
-def _coverage(draw: Draw) -> Coverage | None:
+def _coverage(draw: Draws) -> Coverage | None:
     """A slab in place of the whole head."""
     if not draw.happens(draw.variety.coverage / 3):
         return None

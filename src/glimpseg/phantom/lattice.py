@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glimpseg.phantom.settings import random
+from glimpseg.phantom.settings import keyed_generator
 
 SPLINE_DEVIATION = (151 / 315) ** 1.5
 """Standard deviation of a cubic B-spline in three dimensions whose coefficients are independent N(0, 1):
@@ -77,7 +77,7 @@ class Fields:
     def on(self, lattice: Lattice, name: str, correlation_mm: float) -> Float[Tensor, "x y z"]:
         """The field `name`, which varies over about `correlation_mm`, at the voxels of `lattice`."""
         counts = [max(1, round(extent / correlation_mm)) for extent in self.extent_mm]
-        knots = random(self.seed, name).standard_normal([n + 3 for n in counts], dtype=np.float32)
+        knots = keyed_generator(self.seed, name).standard_normal([n + 3 for n in counts], dtype=np.float32)
         matrices = [
             spline_matrix(axis, extent, count)
             for axis, extent, count in zip(lattice.axes, self.extent_mm, counts, strict=True)
@@ -86,7 +86,7 @@ class Fields:
 
     def white(self, count: int, name: str) -> Float[Tensor, "n"]:
         """`count` independent N(0, 1) numbers."""
-        drawn = random(self.seed, name).standard_normal(count, dtype=np.float32)
+        drawn = keyed_generator(self.seed, name).standard_normal(count, dtype=np.float32)
         return torch.from_numpy(drawn).to(self.device)
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from glimpseg.modality import Modality
 from glimpseg.phantom.anatomy import Brain
-from glimpseg.phantom.artefact import profile
+from glimpseg.phantom.artefacts import axis_matrices
 from glimpseg.phantom.distractors import infarct, spots, vessels
-from glimpseg.phantom.field import Fields, separable
+from glimpseg.phantom.lattice import Fields, separable
 from glimpseg.phantom.plan import Acquisition, Brightening, Plan, Scanner
-from glimpseg.phantom.settings import random
-from glimpseg.phantom.signal import response
+from glimpseg.phantom.settings import keyed_generator
+from glimpseg.phantom.signal import tissue_signal
 from glimpseg.phantom.tumour import PARTS, Lesion
 
 TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
@@ -65,11 +65,11 @@ def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Ten
         given = modality is Modality.T1C
         gains = [acquisition.gains.get(name, 1.0) for name in names]
         signal = [
-            gain * response(acquisition.sequence, scanner.tissues[name], given)
+            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], given)
             for gain, name in zip(gains, names, strict=True)
         ]
         longer = [
-            gain * response(acquisition.sequence, scanner.tissues[name], given, t1_factor=1.01)
+            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], given, t1_factor=1.01)
             for gain, name in zip(gains, TEXTURE, strict=False)
         ]
         weights[channel] = torch.stack(signal) / signal[0]
@@ -84,10 +84,10 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
     total = torch.zeros((len(Modality), len(lesion.touched)), device=lesion.shares.device)
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
         given = modality is Modality.T1C
-        unit = float(response(acquisition.sequence, scanner.tissues["white"], given))
+        unit = float(tissue_signal(acquisition.sequence, scanner.tissues["white"], given))
         for share, name in zip(lesion.shares, PARTS, strict=True):
             uptake = lesion.uptake if name == "enhancing" else 1.0
-            signal = response(
+            signal = tissue_signal(
                 acquisition.sequence, scanner.tissues[name], given, lesion.t1_factor, lesion.t2_factor, uptake
             )
             signal = acquisition.gains.get(name, 1.0) * signal
@@ -111,7 +111,7 @@ def _scanned(
 ) -> Float[Tensor, "n"]:
     tissues = plan.scanner.tissues
     given = name == Modality.T1C.key
-    fluid = response(acquisition.sequence, tissues["fluid"], given) / response(
+    fluid = tissue_signal(acquisition.sequence, tissues["fluid"], given) / tissue_signal(
         acquisition.sequence, tissues["white"], given
     )
     coils = brain.gather(fields.on(brain.lattice, f"bias {name}", acquisition.bias_mm))
@@ -120,7 +120,7 @@ def _scanned(
         sensitivity = sensitivity * _brighter(acquisition.brightening, brain).to(fields.device)
     if acquisition.stripes:
         sensitivity = sensitivity * brain.gather(_stripes(plan.seed, acquisition, brain, name)).to(fields.device)
-    along = profile(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
+    along = axis_matrices(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
     # Noise passes through the same slices and resampling as the signal; dividing by their gain keeps its level.
     gain = math.prod(float(np.sqrt((m[len(m) // 2] ** 2).sum())) for m in along)
     count = len(signal)
@@ -145,7 +145,7 @@ def _stripes(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Fl
     axis = acquisition.slice_axis
     at = torch.from_numpy(brain.lattice.axes[axis])
     number = ((at - at[0]) / max(acquisition.slice_mm, brain.lattice.spacing_mm)).floor().long()
-    drawn = random(seed, f"stripes {name}").standard_normal(int(number.max()) + 1).astype(np.float32)
+    drawn = keyed_generator(seed, f"stripes {name}").standard_normal(int(number.max()) + 1).astype(np.float32)
     slices = 1 + acquisition.stripes * torch.from_numpy(drawn)[number]
     return slices.reshape([-1 if k == axis else 1 for k in range(3)]).expand(brain.lattice.shape)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from glimpseg.phantom.field import gaussian_matrix, linear_matrix
+from glimpseg.phantom.lattice import gaussian_matrix, linear_matrix
 from glimpseg.phantom.plan import Acquisition
 
 MINIMAL_SIGMA = 0.2
@@ -20,7 +20,7 @@ PROFILE = 2.355
 """Full width at half maximum of a Gaussian, in standard deviations."""
 
 
-def profile(acquisition: Acquisition, shape: Sequence[int], spacing_mm: float) -> list[np.ndarray]:
+def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: float) -> list[np.ndarray]:
     """Everything that is linear along x, y and z, as matrices (out by in); rows sum to 1."""
     sigmas = [acquisition.in_plane_mm / spacing_mm] * 3
     sigmas[acquisition.slice_axis] = max(acquisition.in_plane_mm, acquisition.slice_mm / PROFILE) / spacing_mm
@@ -30,23 +30,23 @@ def profile(acquisition: Acquisition, shape: Sequence[int], spacing_mm: float) -
     ]
     if acquisition.sampled:
         axis = acquisition.slice_axis
-        matrices[axis] = resampled(shape[axis], acquisition.slice_mm / spacing_mm) @ matrices[axis]
+        matrices[axis] = slice_sampling_matrix(shape[axis], acquisition.slice_mm / spacing_mm) @ matrices[axis]
     if acquisition.ringing_mm:
         matrices = [
             matrix
             if axis == acquisition.slice_axis
-            else ringing(len(matrix), acquisition.ringing_mm / spacing_mm) @ matrix
+            else ringing_matrix(len(matrix), acquisition.ringing_mm / spacing_mm) @ matrix
             for axis, matrix in enumerate(matrices)
         ]
     ghost = acquisition.ghost
     if ghost is not None:
         blurred = gaussian_matrix(shape[ghost.axis], max(ghost.blur_mm / spacing_mm, MINIMAL_SIGMA))
-        copied = ghosted(shape[ghost.axis], ghost.strength, ghost.shift_mm / spacing_mm)
+        copied = ghost_matrix(shape[ghost.axis], ghost.strength, ghost.shift_mm / spacing_mm)
         matrices[ghost.axis] = copied @ blurred @ matrices[ghost.axis]
     return matrices
 
 
-def resampled(count: int, step: float) -> np.ndarray:
+def slice_sampling_matrix(count: int, step: float) -> np.ndarray:
     """Values taken every `step` voxels and interpolated linearly back; the identity for steps of at most 1."""
     if step <= 1:
         return np.eye(count)
@@ -57,7 +57,7 @@ def resampled(count: int, step: float) -> np.ndarray:
     return linear_matrix(voxels, taken) @ linear_matrix(taken, voxels)
 
 
-def ghosted(count: int, strength: float, shift: float) -> np.ndarray:
+def ghost_matrix(count: int, strength: float, shift: float) -> np.ndarray:
     """The image with a copy of itself that is moved by `shift` voxels and comes in again at the other end."""
     whole, part = divmod(abs(shift), 1)
     step = int(math.copysign(whole, shift))
@@ -65,7 +65,7 @@ def ghosted(count: int, strength: float, shift: float) -> np.ndarray:
     return (np.eye(count) + strength * copy) / (1 + strength)
 
 
-def ringing(count: int, voxel: float) -> np.ndarray:
+def ringing_matrix(count: int, voxel: float) -> np.ndarray:
     """Frequencies above one period in two steps of `voxel` are lost, all at once; the identity below one voxel."""
     if voxel <= 1:
         return np.eye(count)
