@@ -38,7 +38,7 @@ test-numerics: $(VENV)/.test
 	  $(BIN)/python -m pytest $(PARALLEL) -m "numerics and not slow" $(NUMERICS)
 
 mutants: $(VENV)/.dev
-	$(BIN)/python scripts/mutants.py $(MODULE)
+	$(BIN)/python tools/mutants.py $(MODULE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

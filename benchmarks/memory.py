@@ -133,7 +133,7 @@ def peak_mib(command: list[str]) -> float:
 
 def _agreement(ours: Path, theirs: Path) -> str:
     one, two = (np.asarray(nibabel.load(path).dataobj) for path in (ours, theirs))
-    return ", ".join(f"{region.name} {metrics.dice(region.of(one), region.of(two)):.4f}" for region in REGIONS)
+    return ", ".join(f"{region.name} {metrics.dice(region.mask(one), region.mask(two)):.4f}" for region in REGIONS)
 
 
 if __name__ == "__main__":

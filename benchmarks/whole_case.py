@@ -163,7 +163,7 @@ def _told(dice: dict[str, list[list[float]]], ours: str) -> str:
 
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> list[float]:
-    return [metrics.dice(region.of(found), region.of(truth)) for region in REGIONS]
+    return [metrics.dice(region.mask(found), region.mask(truth)) for region in REGIONS]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ CHECKED = [
     f"glimpseg.{name}"
     for name in (
         "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify", "data.identify.appearance",
-        "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_file",
+        "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_cache",
         "data.raw", "evaluation.calibrate", "losses", "method", "methods.mmformer", "methods.mstkdnet",
         "methods.rfnet", "methods.smml", "methods.unet", "methods.voxmmsd", "methods.voxunet",
         "model.expectations", "model.transfer", "nets.attention", "nets.positions", "nets.pyramid",
@@ -48,7 +48,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from glimpseg import cli, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
 from glimpseg.model import checkpoint  # noqa: E402
-from glimpseg.runtime.sandbox import ReaderFailed  # noqa: E402
+from glimpseg.runtime.sandbox import SandboxError  # noqa: E402
 from glimpseg.segmentation.result import Segmentation  # noqa: E402
 from glimpseg.training.logger import Journal  # noqa: E402
 
@@ -213,13 +213,13 @@ READERS = {
 
 
 def run_here(module, arguments, *, seconds):
-    """What `untrusted.run_reader` does, without a process, and without its limits of memory and time."""
+    """What `sandbox.run_sandboxed` does, without a process, and without its limits of memory and time."""
     read = getattr(importlib.import_module(module), READERS[module])
     with warnings.catch_warnings():
         try:
             read(*map(Path, arguments))
         except SystemExit as error:
-            raise ReaderFailed(str(error.code)) from None
+            raise SandboxError(str(error.code)) from None
         finally:
             logging.disable(logging.NOTSET)
 
@@ -228,10 +228,10 @@ def run_here(module, arguments, *, seconds):
 def readers_here(monkeypatch):
     """Foreign files are read in this process, which saves a second or two for each. Tests of the process go without."""
     for name in ("find", "read", "study_folders"):
-        monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_reader", run_here)
+        monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_sandboxed", run_here)
     for name in ("stacks", "pixels", "study_folders"):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
-    monkeypatch.setattr("glimpseg.model.importing.run_reader", run_here)
+    monkeypatch.setattr("glimpseg.model.importing.run_sandboxed", run_here)
     monkeypatch.setattr("glimpseg.model.importing.limit_memory", lambda *_: None)
 
 

@@ -29,7 +29,7 @@ from glimpseg.phantom.dataset import as_study, write_phantoms
 from glimpseg.region import Region
 from glimpseg.segmentation.predict import load, segment_study
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import real_cases
 import ship
 

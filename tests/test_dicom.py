@@ -16,8 +16,8 @@ import pytest
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import Label, Region
-from glimpseg.runtime.sandbox import run_reader
-from glimpseg.volume import Grid, Volume, labels_onto, onto, same_grid
+from glimpseg.runtime.sandbox import run_sandboxed
+from glimpseg.volume import Grid, Volume, resample, resample_labels, same_grid
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
 import highdicom
@@ -62,14 +62,14 @@ def some_labels(affine=AFFINE):
 @pytest.fixture
 def headers_here(monkeypatch):
     """Headers are read in this process, without limits, which saves a second for each test; some tests go without."""
-    monkeypatch.setattr(find, "run_reader", run_here)
+    monkeypatch.setattr(find, "run_sandboxed", run_here)
     monkeypatch.setattr(stacks, "limit_memory", lambda *_: None)
 
 
 @pytest.fixture
 def here(headers_here, monkeypatch):
     """So are pixels."""
-    monkeypatch.setattr(read, "run_reader", run_here)
+    monkeypatch.setattr(read, "run_sandboxed", run_here)
     monkeypatch.setattr(pixels, "limit_memory", lambda *_: None)
 
 
@@ -121,7 +121,7 @@ def test_image_and_labels_come_back_voxel_by_voxel(form, tmp_path, here):
     write_seg(tmp_path / "seg.dcm", labels, series, model=MODEL)
     nifti.write_labels(tmp_path / "back.nii.gz", read_seg(tmp_path / "seg.dcm", labels.grid))
 
-    assert np.array_equal(onto(found, image.grid).voxels, image.voxels)
+    assert np.array_equal(resample(found, image.grid).voxels, image.voxels)
     assert np.array_equal(nifti.read_labels(tmp_path / "back.nii.gz").voxels, some_labels().voxels)
     assert found.voxels.shape == series.shape
     assert same_grid(read_grid(series), found.grid)
@@ -336,11 +336,11 @@ def test_a_decoder_that_crashes_takes_nothing_with_it(ending, axial, tmp_path, m
     (tmp_path / "crash.py").write_text(f"import os, sys; sys.stderr.write('QUIXOTEXX'); os.kill(os.getpid(), {ending})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     series = one_series(axial)
-    monkeypatch.setattr(read, "run_reader", lambda module, *rest, **named: run_reader("crash", *rest, **named))
+    monkeypatch.setattr(read, "run_sandboxed", lambda module, *rest, **named: run_sandboxed("crash", *rest, **named))
     with pytest.raises(InputError, match="decodes its pixels crashed") as caught:
         read_series(series)
     assert "QUIXOTEXX" not in str(caught.value)
-    monkeypatch.setattr(find, "run_reader", read.run_reader)
+    monkeypatch.setattr(find, "run_sandboxed", read.run_sandboxed)
     with pytest.raises(InputError, match="process that reads the DICOM headers failed"):
         find_series(axial)
 
@@ -386,9 +386,9 @@ def test_mutated_files_are_read_or_refused(axial, tmp_path, here):
 
 def test_labels_on_another_grid_are_resampled_once(axial, tmp_path, here):
     fine = Grid((24, 28, 30), AFFINE @ np.diag([0.5, 0.5, 1 / 3, 1]))
-    labels = labels_onto(some_labels(), fine)
+    labels = resample_labels(some_labels(), fine)
     write_seg(tmp_path / "seg.dcm", labels, one_series(axial), model=MODEL)
-    expected = labels_onto(labels, Grid(SHAPE, AFFINE)).voxels
+    expected = resample_labels(labels, Grid(SHAPE, AFFINE)).voxels
     assert np.array_equal(read_seg(tmp_path / "seg.dcm", Grid(SHAPE, AFFINE)).voxels, expected)
 
 

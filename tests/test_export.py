@@ -13,7 +13,7 @@ from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.cli.entry import EXIT_CODES
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.modality import ALL, as_mask, parse
+from glimpseg.modality import ALL, parse, to_flags
 from glimpseg.model import backend, checkpoint
 from glimpseg.model import export as module
 from glimpseg.model.export import channels_of_regions, export
@@ -96,8 +96,8 @@ def test_a_written_network_runs_in_its_own_runtime(written, model, to):
     image = torch.randn(1, 4, *SIDE, generator=torch.Generator().manual_seed(5))
     for subset in (ALL, parse("t2")):
         with torch.inference_mode():
-            expected = model.network(image, as_mask(subset)[None]).numpy()
-        assert np.abs(run(image.numpy(), as_mask(subset)[None].numpy()) - expected).max() < 1e-5
+            expected = model.network(image, to_flags(subset)[None]).numpy()
+        assert np.abs(run(image.numpy(), to_flags(subset)[None].numpy()) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("to", EACH)

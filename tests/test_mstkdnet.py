@@ -32,7 +32,7 @@ from glimpseg.methods.mstkdnet.objective import (
 from glimpseg.modality import ALL, Modality
 from glimpseg.model import checkpoint, importing
 from glimpseg.region import Label, Region
-from glimpseg.report import write_report
+from glimpseg.report import write_html
 from glimpseg.training import loop
 
 STEP_GIB = 10
@@ -414,7 +414,7 @@ def test_decoded_labels_have_the_regions_of_the_authors_thresholds(learner):
     net, snfh, et, _ = (probabilities > 0.5).numpy().swapaxes(0, 1)
     found = learner.region_probabilities(probabilities)
     for region, wanted in ((Region.WT, net | snfh | et), (Region.TC, net | et), (Region.ET, et)):
-        assert (region.of(labels) == wanted).all()
+        assert (region.mask(labels) == wanted).all()
         assert ((found[region] > 0.5).numpy() == wanted).all()
 
 
@@ -526,7 +526,7 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
     assert record["archive"].startswith("3 of 4 studies have all four sequences and teach")
     assert ALL.key in record["data"]["available"]
     evaluated = evaluate(checkpoint.load(folder), find_studies(studies), tmp_path / "ev", subsets=(Modality.FLAIR,))
-    page = write_report(evaluated.folder).read_text("utf-8")
+    page = write_html(evaluated.folder).read_text("utf-8")
     assert "3 of 4 studies have all four sequences and teach; the others train the student alone" in page
 
 

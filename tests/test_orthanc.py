@@ -20,7 +20,7 @@ from glimpseg.region import Label
 from glimpseg.volume import Volume
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
-pytest.importorskip("dicomweb_client", reason="needs the extra pacs")
+pytest.importorskip("dicomweb_client", reason="needs dicomweb-client")
 import dicomweb_client
 import pydicom
 

@@ -22,14 +22,14 @@ from glimpseg.data import loader
 from glimpseg.data.augment import RFNET, Augment
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Sampling
+from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_file import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
 from glimpseg.model import checkpoint
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.priors import crossfit, decoder, sam
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out
 from glimpseg.priors.settings import Prior
@@ -83,7 +83,7 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
     for path, crop in zip(files, made, strict=True):
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
     feed = loader.batches(
-        Archive(cases[0], files),
+        CachedStudies(cases[0], files),
         loader,
         Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment),
         seed=0,
@@ -136,7 +136,7 @@ def reference(side=24):
 def test_a_spoiled_reference_is_near_the_reference_and_not_it():
     truth, rng = reference(), np.random.default_rng(0)
     found = spoiled(truth, 1.0, Prior(kind="synthetic", boundary_mm=1.0, dropped=0.0), rng)
-    whole, wrong = Region.WT.of(truth), Region.WT.of(truth) ^ Region.WT.of(found)
+    whole, wrong = Region.WT.mask(truth), Region.WT.mask(truth) ^ Region.WT.mask(found)
     assert 0 < wrong.sum() < 0.5 * whole.sum()
     assert set(np.unique(found)) <= {0, 1, 2, 3}
     exact = spoiled(truth, 1.0, Prior(kind="synthetic", boundary_mm=0.0, dropped=0.0), rng)
@@ -156,7 +156,7 @@ def test_every_sequence_is_spoiled_in_its_own_way_and_always_the_same(cases, tmp
 
 def test_phantoms_of_a_stream_have_a_prior_too():
     settings = Preprocess(spacing_mm=3.0)
-    phantoms = Phantoms(Stream(), settings, of_phantom(SPOILED, 3.0))
+    phantoms = PhantomStream(Stream(), settings, of_phantom(SPOILED, 3.0))
     crop = phantoms.case(0, 0).crop((0, 0, 0), phantoms.case(0, 0).shape)
     assert crop.prior.shape == crop.image.shape
     overlap = (crop.prior > 0) & (crop.target > 0)

@@ -111,6 +111,33 @@ def test_a_run_begun_before_a_field_existed_is_resumed(archive, undisturbed, tmp
         train(small_recipe(optim__recompute=True), run, data=archive, device=CPU, resume=True)
 
 
+OLD_RECIPE = """
+method: unet
+config: {width: 4, blocks: [1, 1, 1], heads: 2}
+init:
+  weights: pretrained
+  part: encoder+decoder
+"""
+"""As a run folder of version 0.1 holds it: `init.transfer` was `init.part`."""
+
+
+def test_a_recipe_with_an_old_field_name_is_read(tmp_path):
+    init = methods.from_tree(yaml.safe_load(OLD_RECIPE)).init
+    assert (init.weights, init.transfer) == ("pretrained", "encoder+decoder")
+    (tmp_path / "recipe.yaml").write_text(OLD_RECIPE)
+    recipe = methods.find_recipe(str(tmp_path / "recipe.yaml"), {"init.transfer": "whole"})
+    assert recipe.init.transfer == "whole"
+
+
+def test_a_run_with_an_old_field_name_is_resumed(archive, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    tree["init"] = {"weights": None, "part": tree["init"]["transfer"]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    assert weights(run) == weights(undisturbed)
+
+
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("on", True), ("false", False)])
 def test_compile_is_written_as_yaml_writes_truth(text, value):
     assert methods.find_recipe("unet/phantom", {"optim.compile": yaml.safe_load(text)}).optim.compile == value
@@ -283,7 +310,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from glimpseg.methods.smml import objective
-from glimpseg.ranks import gathered, joined, rank_and_world
+from glimpseg.runtime.distributed import gather_from_ranks, process_group, rank_and_world
 
 def related(network, part):
     own = objective.Nodes(network(seen[part]), present[part], entropy[part])
@@ -306,13 +333,13 @@ def threads():
 torch.manual_seed(0)
 layer, seen, peer = nn.Linear(3, 2), torch.randn(4, 5, 3), torch.randn(4, 5, 2)
 present, entropy = torch.rand(4, 5) > 0.3, torch.rand(4, 5)
-objective.gathered = lambda values: values
+objective.gather_from_ranks = lambda values: values
 alone = related(layer, slice(0, 4))
 alone.backward()
 wanted = [p.grad.clone() for p in layer.parameters()]
 layer.zero_grad()
-objective.gathered = gathered
-with joined(torch.device("cpu")):
+objective.gather_from_ranks = gather_from_ranks
+with process_group(torch.device("cpu")):
     compare(layer, alone.detach(), wanted)
     assert "pt_gloo_runloop" in threads() or not threads()
 # A thread that outlives the group may still need Python when there is none any more, and abort the process.

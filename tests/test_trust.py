@@ -404,7 +404,7 @@ def test_temperatures_and_calibration_are_of_different_halves(model, studies, to
         prepared = prepare(study, model.recipe.data.preprocess)
         brain = np.any([np.asarray(nibabel.load(path).dataobj) != 0 for path in study.images.values()], axis=0)
         for found in inference.infer(prepared, model, subsets_of(THREE), keep_probabilities=True):
-            truth = Region.ET.of(prepared.reference.voxels)[brain]
+            truth = Region.ET.mask(prepared.reference.voxels)[brain]
             total += counted(found.probabilities[Region.ET].voxels[brain], truth)
     one = told.of(TWO)[Region.ET]
     assert one.pooled  # two studies are too few for fifteen temperatures

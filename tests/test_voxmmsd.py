@@ -33,7 +33,7 @@ from glimpseg.modality import ALL, Modality
 from glimpseg.model import checkpoint
 from glimpseg.model.checkpoint import Stored
 from glimpseg.model.transfer import transfer
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Init, Optim
 from glimpseg.training.dataset import some_of
 from glimpseg.training.loop import _Training, train
@@ -57,7 +57,7 @@ def pretraining(**changes):
 @pytest.fixture(scope="module")
 def case():
     recipe = pretraining()
-    return Phantoms(recipe.data.stream, recipe.data.preprocess).case(0, 0)
+    return PhantomStream(recipe.data.stream, recipe.data.preprocess).case(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
 )
 def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparation):
     """Also where air is not 0, but as dark as the scanner left it."""
-    case = Phantoms(Stream(), preparation).case(0, 0)
+    case = PhantomStream(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
     pair = views.pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
     air = np.array([case.level(modality) for modality in Modality])[:, None]
@@ -287,7 +287,7 @@ def test_every_methods_network_can_be_pretrained(backbone):
     recipe = methods.find_recipe("voxmmsd/phantom", {**SMALL, **crop}, f"{backbone}/phantom")
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    cases = Phantoms(recipe.data.stream, recipe.data.preprocess)
+    cases = PhantomStream(recipe.data.stream, recipe.data.preprocess)
     batch, _ = learner.collate(
         [learner.view(cases.case(0, 0), recipe.data.sampling, np.random.default_rng(n)) for n in (0, 1)]
     )
@@ -442,13 +442,13 @@ def found_in(pretrained):
 @pytest.mark.parametrize(("part", "parts"), [("encoder", {"encoder"}), ("encoder+decoder", {"encoder", "decoder"})])
 def test_the_wanted_parts_are_carried_over_whole(pretrained, part, parts):
     network = methods.build(small_recipe("voxunet"))
-    taken = transfer(network, found_in(pretrained), Init(part=part))
+    taken = transfer(network, found_in(pretrained), Init(transfer=part))
     assert {name for name, (done, _) in taken.parts.items() if done} == parts
     assert all(done == of for name, (done, of) in taken.parts.items() if name in parts)
 
 
 def test_training_begins_with_them_and_says_so(pretrained, archive, tmp_path):
-    begin = {"init__weights": str(pretrained / "run"), "init__part": "encoder+decoder"}
+    begin = {"init__weights": str(pretrained / "run"), "init__transfer": "encoder+decoder"}
     recipe = small_recipe("voxunet", **begin, optim__steps=1, optim__learning_rate=0.0, optim__ema=0)
     train(recipe, tmp_path / "run", data=archive, device=CPU)
     found, weights = found_in(pretrained), load_file(tmp_path / "run" / "model" / checkpoint.WEIGHTS)
@@ -491,13 +491,13 @@ def test_both_branches_begin_with_what_one_network_learned():
 def test_a_trained_model_can_be_begun_with_too(model_folder):
     network = methods.build(small_recipe())
     found = checkpoint.stored(model_folder)
-    taken = transfer(network, found, Init(part="encoder+decoder"))
+    taken = transfer(network, found, Init(transfer="encoder+decoder"))
     assert all(torch.equal(taken.weights[name], found.weights[name]) for name in taken.weights)
     assert len(taken.weights) > 20
 
 
 def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, tmp_path):
-    begin = {"init__weights": str(model_folder), "init__part": "whole"}
+    begin = {"init__weights": str(model_folder), "init__transfer": "whole"}
     still = {"optim__steps": 1, "optim__learning_rate": 0.0, "optim__ema": 0}
     train(small_recipe(**begin, **still), tmp_path / "run", data=archive, device=CPU)
     before, after = (checkpoint.stored(place).weights for place in (model_folder, tmp_path / "run"))
@@ -515,7 +515,9 @@ def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, 
     ],
 )
 def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path, change):
-    recipe = small_recipe(change.pop("method", "unet"), **change, init__weights=str(model_folder), init__part="whole")
+    recipe = small_recipe(
+        change.pop("method", "unet"), **change, init__weights=str(model_folder), init__transfer="whole"
+    )
     with pytest.raises(ModelError, match="Take over encoder\\+decoder"):
         train(recipe, tmp_path / "run", data=archive, device=CPU)
     assert not (tmp_path / "run").exists()

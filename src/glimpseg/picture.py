@@ -40,7 +40,7 @@ def preview(
     found = Volume(labels.ras().voxels[box], labels.ras().affine)
     truth = None if reference is None else reference.ras().voxels[box]
     spacing = found.grid.spacing_mm
-    where = largest_cut(
+    where = largest_slices(
         found.voxels if found.voxels.any() or truth is None else truth, next(iter(drawn.values())).voxels
     )
     figure = Figure(figsize=(9.6, 3.1 * len(drawn) + 0.7), layout="constrained", facecolor="black")
@@ -52,7 +52,11 @@ def preview(
         row[0].set_title(modality.title, color="white", loc="left", fontsize=11)
     figure.suptitle(title, color="white", fontsize=11)
     figure.legend(
-        handles=legend(found.voxels, truth), loc="outside lower center", ncols=6, frameon=False, labelcolor="white"
+        handles=legend_lines(found.voxels, truth),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        labelcolor="white",
     )
     return figure
 
@@ -72,17 +76,21 @@ def draw_plane(
     aspect = spacing_mm[second] / spacing_mm[first]
     # Said here, because a user's matplotlibrc may put row 0 at the bottom, where the letters do not follow.
     cell.imshow(
-        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear",
-        origin="upper",
+        plane_image(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect,
+        interpolation="bilinear", origin="upper",
     )  # fmt: skip
-    flat = cut(labels, plane, where)
+    flat = plane_image(labels, plane, where)
     for label, colour in COLOURS.items():
         if (flat == label).any():
             cell.contourf(flat == label, levels=[0.5, 1.5], colors=[to_rgba(colour, 0.25)])
             cell.contour(flat == label, levels=[0.5], colors=[colour], linewidths=0.9)
-    if reference is not None and (cut(reference, plane, where) > 0).any():
+    if reference is not None and (plane_image(reference, plane, where) > 0).any():
         cell.contour(
-            cut(reference, plane, where) > 0, levels=[0.5], colors=["white"], linewidths=0.9, linestyles="dashed"
+            plane_image(reference, plane, where) > 0,
+            levels=[0.5],
+            colors=["white"],
+            linewidths=0.9,
+            linestyles="dashed",
         )
     cell.set_axis_off()
     places = (
@@ -95,14 +103,14 @@ def draw_plane(
         cell.text(x, y, letter, transform=cell.transAxes, color="0.8", fontsize=8, ha=horizontal, va=vertical)
 
 
-def cut(volume: np.ndarray, plane: str, where: Sequence[int]) -> np.ndarray:
+def plane_image(volume: np.ndarray, plane: str, where: Sequence[int]) -> np.ndarray:
     """A plane of an RAS array as rows and columns of a picture: superior or anterior up, right or anterior left."""
     flat = volume.take(where[_AXIS[plane]], axis=_AXIS[plane])
     # Both remaining axes point right/anterior and anterior/superior; pictures run down and to the right.
     return flat.T[::-1, ::-1]
 
 
-def largest_cut(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
+def largest_slices(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
     """For each axis the slice with most tumour; without tumour, with most image."""
     mask = labels > 0 if labels.any() else image != background_value(image)
     x, y, z = (int(mask.sum(tuple(other for other in range(3) if other != axis)).argmax()) for axis in range(3))
@@ -126,7 +134,7 @@ def grey_window(image: Float[np.ndarray, "x y z"]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def legend(labels: np.ndarray, reference: np.ndarray | None) -> list[Line2D]:
+def legend_lines(labels: np.ndarray, reference: np.ndarray | None) -> list[Line2D]:
     """Lines of a legend for the labels that occur."""
     lines = [Line2D([], [], color=c, label=TITLES[label]) for label, c in COLOURS.items() if (labels == label).any()]
     if reference is not None:

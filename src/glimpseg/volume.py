@@ -111,18 +111,18 @@ class Volume:
 def slabs(grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
     """Boxes along the first axis that make up the grid: one, unless it is large."""
     x, y, z = grid.shape
-    for side in parts(x, x * y * z):
+    for side in axis_slices(x, x * y * z):
         yield side, slice(0, y), slice(0, z)
 
 
-def parts(length: int, voxels: int) -> Iterator[slice]:
+def axis_slices(length: int, voxels: int) -> Iterator[slice]:
     """An axis of `length` in parts, of `voxels` in all about `SLAB_VOXELS` to each; in one piece if those are few."""
     step = length if voxels <= LARGE_VOXELS else max(length * SLAB_VOXELS // voxels, 1)
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 
 
-def thinned(volume: Volume) -> Volume:
+def downsample_large(volume: Volume) -> Volume:
     """Every second voxel, or fewer, along the axes of the smallest steps, until a volume is no longer large."""
     whole = volume
     while volume.voxels.size > LARGE_VOXELS:
@@ -154,7 +154,7 @@ def overlap(a: Grid, b: Grid) -> float:
     return float(np.prod(np.maximum(shared, 0))) / smaller
 
 
-def onto(volume: Volume, grid: Grid) -> Volume:
+def resample(volume: Volume, grid: Grid) -> Volume:
     """`volume` by linear interpolation on `grid`; outside its field of view, 0.
 
     Where `grid` is coarser the image is smoothed first, so that fine detail does not alias. Where both are
@@ -163,7 +163,7 @@ def onto(volume: Volume, grid: Grid) -> Volume:
     return _onto(volume, grid, _linear)
 
 
-def labels_onto(labels: Volume, grid: Grid) -> Volume:
+def resample_labels(labels: Volume, grid: Grid) -> Volume:
     """A label map on `grid`: the label with the largest interpolated share wins, so thin parts do not alias."""
     return _onto(labels, grid, _shares)
 
@@ -230,7 +230,7 @@ def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
     if volume.voxels.size <= LARGE_VOXELS:
         return _smoothed_onto(volume.voxels, sigma, matrix[:3, :3], matrix[:3, 3], grid.shape)
     result = np.zeros(grid.shape, np.float32)
-    for part in parts(grid.shape[0], volume.voxels.size):
+    for part in axis_slices(grid.shape[0], volume.voxels.size):
         offset = matrix[:3, 3] + matrix[:3, 0] * part.start
         shape = (part.stop - part.start, grid.shape[1], grid.shape[2])
         box = _reached(matrix[:3, :3], offset, shape, sigma, volume.voxels.shape)

@@ -16,7 +16,7 @@ import torch
 
 from conformance.reference import pair
 from glimpseg.data.preprocess import bytes_of
-from glimpseg.losses import coarsened, one_hot, soft_dice
+from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
 from glimpseg.method import Progress, authors_name
 from glimpseg.methods import voxmmsd, voxunet
 from glimpseg.methods.voxmmsd import views
@@ -493,7 +493,7 @@ def carried(stored):
     names = [authors_name(own, voxunet.NAMES) for own in network.state_dict()]
     found["ft/model_keys"] = float(sorted(names) != sorted(stored["ft/model_keys"].tolist()))
     for part, key in (("encoder", "ft/keys_encoder"), ("encoder+decoder", "ft/keys_encoder_decoder")):
-        taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(part=part)).weights]
+        taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(transfer=part)).weights]
         found[key] = float(sorted(taken) != sorted(stored[key].tolist()))
     return found
 
@@ -504,8 +504,8 @@ def tuning(stored, dtype):
     dice, entropy = [], []
     for level in range(4):
         probabilities = torch.from_numpy(stored[f"ft/logits{level}"]).to(dtype).softmax(1)
-        goal = coarsened(target, probabilities.shape[2:])
-        dice.append(float(soft_dice(probabilities, goal)))
+        goal = downsample_target(target, probabilities.shape[2:])
+        dice.append(float(soft_dice_loss(probabilities, goal)))
         entropy.append(float(voxunet.cross_entropy(probabilities, goal)))
     return {
         "ft/DiceLoss_level0": pair(dice[0], stored["ft/DiceLoss_level0"]),

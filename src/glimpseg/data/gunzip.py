@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def inflating(path: Path) -> Iterator[gzip.GzipFile]:
+def open_gzip(path: Path) -> Iterator[gzip.GzipFile]:
     """A gz file, opened to read what it holds; checksum and length are compared when its end is read.
 
     Raises: EOFError if it is cut short; OSError or zlib.error if it is damaged or no gz file.

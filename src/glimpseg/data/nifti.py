@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,14 +20,13 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from glimpseg.data import metaimage
-from glimpseg.data.gunzip import inflating
+from glimpseg.data.gunzip import open_gzip
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame
-from glimpseg.volume import Grid, Volume, background_value, connected_to_border, parts
-
-log = logging.getLogger(__name__)
+from glimpseg.volume import Grid, Volume, axis_slices, background_value, connected_to_border
 
 SUFFIXES = (".nii", ".nii.gz")
 MAXIMAL_SIDE = 1024
@@ -228,7 +226,7 @@ def _check_file(path: Path) -> None:
 
 
 def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
-    with inflating(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+    with open_gzip(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
         block = stream.read(_HEADER_BYTES)
     two = _HEADER_BYTES in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
     kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
@@ -256,7 +254,7 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path, called: str = "") -> No
             "Give the file of one volume, or split it (fslsplit, nibabel.four_to_three)."
         )
     if len(shape) > 3:
-        log.warning("%s has the shape %s; its single volume is used.", called or path.name, shape)
+        warn(f"{called or path.name} has the shape {shape}; its single volume is used.")
     _check_size(image, path)
 
 
@@ -307,12 +305,12 @@ def _check_affine(image: nibabel.Nifti1Image, path: Path, called: str = "") -> N
     _check_extent(Grid((x, y, z), image.affine), path)
     sform, qform = image.get_sform(coded=True), _qform(image)
     if sform[1] == 0 and qform[1] == 0:
-        log.warning(
-            "%s says nothing of its orientation (sform and qform code 0); its axes are taken as stored.",
-            called or path.name,
+        warn(
+            f"{called or path.name} says nothing of its orientation (sform and qform code 0); its axes are taken as "
+            "stored."
         )
     if sform[1] > 0 and qform[1] > 0 and np.abs(sform[0] - qform[0]).max() > MAXIMAL_GAP_MM:
-        log.warning("%s: sform and qform differ; the sform is used, as the standard asks.", called or path.name)
+        warn(f"{called or path.name}: sform and qform differ; the sform is used, as the standard asks.")
 
 
 def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
@@ -352,7 +350,7 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
             if stored and name.endswith(".gz"):
                 yield from _inflated(path, image, number)
             elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
-                for part in parts(z, x * y * z):
+                for part in axis_slices(z, x * y * z):
                     yield part, np.asanyarray(source[:, :, part])
             else:
                 yield slice(0, z), np.asanyarray(source).reshape((x, y, z, -1))[..., number]
@@ -381,10 +379,10 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
     if size > max(packed * LARGE_RATIO, LARGE_BYTES):
         raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
-    with inflating(path) as stream:
+    with open_gzip(path) as stream:
         place = begin + number * x * y * z * kind.itemsize
         _pass(stream, 0, place, size)
-        for part in parts(z, x * y * z):
+        for part in axis_slices(z, x * y * z):
             shape = (x, y, part.stop - part.start)
             content = stream.read(math.prod(shape) * kind.itemsize)
             if len(content) < math.prod(shape) * kind.itemsize:
@@ -425,7 +423,7 @@ def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
             f"{path} holds {count:,} NaN or infinite voxels, {where}. Segmenting it would be a guess: "
             "export it again, or leave this sequence out."
         )
-    log.warning("%s: %s NaN or infinite voxels in the background were set to it.", called or path.name, f"{count:,}")
+    warn(f"{called or path.name}: {count:,} NaN or infinite voxels in the background were set to it.")
     return np.where(broken, np.float32(0 if is_convention else background), voxels)
 
 

@@ -36,7 +36,7 @@ from glimpseg.model.expectations import EXPECTATIONS, Expectations, read_expecta
 from glimpseg.model.shipped import place_of
 from glimpseg.recipe import Recipe
 from glimpseg.runtime.atomic import atomic_folder
-from glimpseg.runtime.precision import computing, resolved_precision
+from glimpseg.runtime.precision import precision_context, resolve_precision
 from glimpseg.version import __version__
 
 FORMAT = 1
@@ -79,7 +79,7 @@ class Model:
     def precision(self) -> str:
         """What torch computes it in: fp32 if it was trained so, else bf16 where the processor has it natively."""
         wanted = self.recipe.optim.precision
-        return resolved_precision("fp32" if wanted == "fp32" else "auto", self.device)
+        return resolve_precision("fp32" if wanted == "fp32" else "auto", self.device)
 
     @cached_property
     def backend(self) -> Backend:
@@ -93,7 +93,7 @@ class Model:
 
     def computing(self) -> AbstractContextManager[None]:
         """The context to run the network in, by torch."""
-        return computing(self.precision, self.device)
+        return precision_context(self.precision, self.device)
 
 
 @dataclass(frozen=True, eq=False)

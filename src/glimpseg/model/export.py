@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
-from glimpseg.modality import ALL, Modality, as_mask
+from glimpseg.modality import ALL, Modality, to_flags
 from glimpseg.model.backend import (
     INPUTS,
     TOLERANCE,
@@ -134,7 +134,7 @@ def agreement(network: Segmenter, shape: tuple[int, ...], program: Program) -> A
     for seed in SEEDS:
         noise = torch.randn(1, len(Modality), *shape, generator=torch.Generator().manual_seed(seed))
         for subset in SUBSETS_TRIED:
-            there = as_mask(subset)[None]
+            there = to_flags(subset)[None]
             image = torch.where(there[:, :, None, None, None], noise, torch.nan)
             with torch.inference_mode():
                 expected = network(image, there)

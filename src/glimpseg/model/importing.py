@@ -21,7 +21,7 @@ from glimpseg import methods
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.model import checkpoint
 from glimpseg.runtime.atomic import refuse_if_used
-from glimpseg.runtime.sandbox import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
+from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "weights.safetensors"
         try:
-            run_reader(__name__, [source, target], seconds=READING_SECONDS)
-        except ReaderFailed as error:
+            run_sandboxed(__name__, [source, target], seconds=READING_SECONDS)
+        except SandboxError as error:
             raise ModelError(
                 f"{source} cannot be read as weights ({error}). Nothing in it was run. Give a checkpoint that holds "
                 "tensors and plain values only."

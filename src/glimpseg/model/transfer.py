@@ -38,7 +38,7 @@ class Transfer(NamedTuple):
 def transfer(network: Segmenter, found: Stored, init: Init) -> Transfer:
     """Weights of a model that have the role and the shape of one of the network's, in the wanted parts; all or none if
     the whole is wanted."""
-    if init.part == WHOLE:
+    if init.transfer == WHOLE:
         state = network.state_dict()
         fits = {n: v.shape for n, v in found.weights.items()} == {n: v.shape for n, v in state.items()}
         weights = dict(found.weights) if fits else {}
@@ -76,17 +76,17 @@ def fitting(network: Segmenter, recipe: Recipe) -> tuple[Stored, Transfer]:
     assert init.weights is not None
     found = checkpoint.stored(init.weights)
     taken = transfer(network, found, init)
-    if init.part == WHOLE and (not taken.weights or found.recipe.labels != recipe.labels):
+    if init.transfer == WHOLE and (not taken.weights or found.recipe.labels != recipe.labels):
         raise ModelError(
-            f"Part {WHOLE} goes on with the same network, but {init.weights} is of {trained(found)} and tells "
+            f"Transfer {WHOLE} goes on with the same network, but {init.weights} is of {trained(found)} and tells "
             f"{', '.join(found.recipe.labels)} apart, this {type(network).__name__} {', '.join(recipe.labels)}, or "
             "their configurations differ. Take over encoder+decoder in its place, or begin with a recipe like its own."
         )
     if not taken.weights:
         raise ModelError(
             f"Nothing of {init.weights} fits into this {type(network).__name__}: it comes from {trained(found)}, and "
-            f"of its {init.part} {len(taken.unlike)} tensors have the same role but another shape, the others no such "
-            "role. Pretrain with this network: glimpseg pretrain voxmmsd/RECIPE --backbone METHOD/RECIPE."
+            f"of its {init.transfer} {len(taken.unlike)} tensors have the same role but another shape, the others no "
+            "such role. Pretrain with this network: glimpseg pretrain voxmmsd/RECIPE --backbone METHOD/RECIPE."
         )
     return found, taken
 
@@ -123,6 +123,6 @@ def begin_with(network: Segmenter, recipe: Recipe) -> dict[str, Any]:
         "weights": found.provenance["sha256"][WEIGHTS],
         "of": source,
         "steps": steps,
-        "part": init.part,
+        "transfer": init.transfer,
         "taken": {part: list(counts) for part, counts in taken.parts.items()},
     }

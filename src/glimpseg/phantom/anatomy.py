@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from glimpseg.data.atlas import average_brain
-from glimpseg.phantom.field import Box, Fields, Lattice, blur, enlarge
+from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Head, Plan
 
 WARP_SPACING_MM = 4.0

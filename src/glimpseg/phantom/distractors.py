@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glimpseg.phantom.anatomy import BORDER_MM, Brain
-from glimpseg.phantom.field import Fields
+from glimpseg.phantom.lattice import Fields
 from glimpseg.phantom.plan import Infarct, Plan
 
 SPOT = 0.8

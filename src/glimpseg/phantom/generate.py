@@ -13,13 +13,13 @@ from torch import Tensor
 
 from glimpseg.modality import Modality
 from glimpseg.phantom.anatomy import Brain, dissect, warp
-from glimpseg.phantom.field import Fields, Lattice
+from glimpseg.phantom.draw_variety import apply_variety
 from glimpseg.phantom.growth import Growth, grow
-from glimpseg.phantom.image import contrasts, scan
+from glimpseg.phantom.lattice import Fields, Lattice
 from glimpseg.phantom.plan import Coverage, Plan, standard
+from glimpseg.phantom.scan import contrasts, scan
 from glimpseg.phantom.settings import NAME, Settings, checked_seed
 from glimpseg.phantom.tumour import delineate
-from glimpseg.phantom.wider import widened
 from glimpseg.region import Label
 
 CENTRE_MM = (-119.5, 119.5, 77.0)
@@ -42,14 +42,14 @@ class Phantom:
     """What was drawn and what came of it; fit for JSON."""
 
 
-def sample(seed: int, settings: Settings) -> Plan:
+def draw_plan(seed: int, settings: Settings) -> Plan:
     """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
-    return widened(standard(seed, settings))
+    return apply_variety(standard(seed, settings))
 
 
 def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
     """Case `seed`: equal seeds and settings give equal voxels."""
-    return render(sample(seed, settings or Settings()), device)
+    return render(draw_plan(seed, settings or Settings()), device)
 
 
 def stream(first_seed: int, settings: Settings, device: str | torch.device = "cpu") -> Iterator[Phantom]:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from glimpseg.phantom.anatomy import Warp, atlas, read
-from glimpseg.phantom.field import Box, Fields, Lattice, blur, enlarge
+from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Focus, Plan
 
 SPACING_MM = 2.5

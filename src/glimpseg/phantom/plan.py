@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from glimpseg.modality import Modality
-from glimpseg.phantom.settings import Settings, checked_seed, random
+from glimpseg.phantom.settings import Settings, checked_seed, keyed_generator
 from glimpseg.phantom.signal import (
     TISSUES,
     InversionGradientEcho,
@@ -24,7 +24,7 @@ from glimpseg.phantom.signal import (
     SpinEcho,
     SpoiledGradientEcho,
     Tissue,
-    drawn_tissue,
+    draw_tissue,
     nulling_inversion_ms,
 )
 
@@ -240,9 +240,9 @@ def standard(seed: int, settings: Settings) -> Plan:
     return Plan(
         seed=seed,
         settings=settings,
-        head=_head(random(seed, "head")),
+        head=_head(keyed_generator(seed, "head")),
         tumour=_tumour(seed, settings),
-        distractors=_distractors(random(seed, "distractors")),
+        distractors=_distractors(keyed_generator(seed, "distractors")),
         scanner=_scanner(seed, settings),
     )
 
@@ -267,16 +267,16 @@ def _head(rng: np.random.Generator) -> Head:
 
 
 def _tumour(seed: int, settings: Settings) -> Tumour | None:
-    chance = random(seed, "kind")
+    chance = keyed_generator(seed, "kind")
     healthy, low_grade, post_operative, second, bled = chance.random(5)
     if healthy < settings.healthy:
         return None
     high = bool(low_grade >= settings.low_grade)
     operated = bool(post_operative < settings.post_operative)
-    foci = [_focus(random(seed, "focus 0"), settings, high)]
+    foci = [_focus(keyed_generator(seed, "focus 0"), settings, high)]
     if second < settings.second_focus:
-        foci.append(_satellite(random(seed, "focus 1"), high))
-    rng = random(seed, "tumour")
+        foci.append(_satellite(keyed_generator(seed, "focus 1"), high))
+    rng = keyed_generator(seed, "tumour")
     mass = rng.uniform(0, 1)
     blood = float(rng.uniform(0.8, 1.6))
     return Tumour(
@@ -322,13 +322,17 @@ def _distractors(rng: np.random.Generator) -> Distractors:
 
 
 def _scanner(seed: int, settings: Settings) -> Scanner:
-    rng = random(seed, "scanner")
+    rng = keyed_generator(seed, "scanner")
     weights = np.array([0.6 if strength == 3.0 else 0.4 for strength in settings.field_strengths])
     strength = float(rng.choice(settings.field_strengths, p=weights / weights.sum()))
-    tissues = {name: drawn_tissue(random(seed, f"tissue {name}"), kind, strength) for name, kind in TISSUES.items()}
+    tissues = {
+        name: draw_tissue(keyed_generator(seed, f"tissue {name}"), kind, strength) for name, kind in TISSUES.items()
+    }
     scale = math.exp(rng.normal(math.log(400), 0.9))
     acquisitions = tuple(
-        _acquisition(random(seed, f"acquisition {modality.key}"), modality, settings, tissues["fluid"].t1_ms, scale)
+        _acquisition(
+            keyed_generator(seed, f"acquisition {modality.key}"), modality, settings, tissues["fluid"].t1_ms, scale
+        )
         for modality in Modality
     )
     return Scanner(field_strength=strength, tissues=tissues, acquisitions=acquisitions)

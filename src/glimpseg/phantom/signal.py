@@ -156,7 +156,7 @@ def nulling_inversion_ms(tr_ms: float, t1_ms: float) -> float:
     return t1_ms * math.log(2 / (1 + math.exp(-tr_ms / t1_ms)))
 
 
-def response(
+def tissue_signal(
     sequence: Sequence,
     tissue: Tissue,
     contrast: bool,
@@ -175,7 +175,7 @@ def response(
     return sequence.signal(torch.as_tensor(tissue.density), t1, t2)
 
 
-def drawn_tissue(rng: np.random.Generator, kind: TissueRange, field_strength: float) -> Tissue:
+def draw_tissue(rng: np.random.Generator, kind: TissueRange, field_strength: float) -> Tissue:
     """One case's values of a tissue."""
     density, t1, t2 = rng.standard_normal(3) * kind.spread
     return Tissue(

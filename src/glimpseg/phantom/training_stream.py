@@ -41,7 +41,7 @@ class Stream:
         )
 
 
-class Phantoms:
+class PhantomStream:
     """An endless stream of phantoms, drawn on `device` and prepared like any study; `prior` makes what is supposed of
     their labels."""
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from glimpseg.phantom.anatomy import Brain, largest_parts
-from glimpseg.phantom.field import Fields, Lattice, blur, enlarge
 from glimpseg.phantom.growth import Growth
+from glimpseg.phantom.lattice import Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Plan, Tumour
 from glimpseg.region import Label
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glimpseg.errors import TrainingError
-from glimpseg.runtime.precision import computing, resolved_precision
+from glimpseg.runtime.precision import precision_context, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def known_faults(version: str, cudnn: int | None) -> list[KnownFault]:
     return list({fault.fault: fault for fault in reversed(found)}.values())[::-1]
 
 
-def cautions() -> list[str]:
+def version_warnings() -> list[str]:
     """What is known of the versions that run here: what is wrong, and what to do."""
     version, cudnn = torch.__version__, torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return [
@@ -96,7 +96,7 @@ def cautions() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class ConvolutionCheck:
     """What came of the convolutions on one device in one precision."""
 
     device: str
@@ -117,7 +117,7 @@ class Check:
         return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
 
 
-def devices() -> list[torch.device]:
+def available_devices() -> list[torch.device]:
     """The CPU, and what else there is."""
     found = [torch.device("cpu")]
     found += [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
@@ -125,17 +125,17 @@ def devices() -> list[torch.device]:
     return found
 
 
-def precisions(device: torch.device) -> list[str]:
+def available_precisions(device: torch.device) -> list[str]:
     """Those that training and inference may choose there."""
     found = ["fp32"]
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= AMPERE:
         found.append("tf32")
-    if resolved_precision("auto", device) == "bf16":
+    if resolve_precision("auto", device) == "bf16":
         found.append("bf16")
     return found
 
 
-def check(device: torch.device, precision: str) -> Check:
+def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck:
     """Convolutions forward and backward, as training runs them, against fp64 on the CPU: a tenth of a second."""
     worst, where = 0.0, "nowhere"
     for shape, stride in SHAPES:
@@ -151,10 +151,10 @@ def check(device: torch.device, precision: str) -> Check:
             apart = float((one - other).abs().max() / other.abs().max())
             if not apart <= worst:  # also what is not a number
                 worst, where = apart if math.isfinite(apart) else math.inf, f"the {what}, {named}"
-    return Check(device=str(device), precision=precision, error=worst, bound=BOUNDS[precision], where=where)
+    return ConvolutionCheck(device=str(device), precision=precision, error=worst, bound=BOUNDS[precision], where=where)
 
 
-def failure(checks: Sequence[Check]) -> str | None:
+def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
     """What the checks that did not pass mean, and what to do; nothing if all passed."""
     failed = [found for found in checks if not found.passed]
     if not failed:
@@ -167,15 +167,15 @@ def failure(checks: Sequence[Check]) -> str | None:
     )
 
 
-def refuse_untrustworthy(device: torch.device, precision: str) -> None:
+def require_correct_convolutions(device: torch.device, precision: str) -> None:
     """Before training on a graphics processor. Raises: TrainingError if it computes convolutions wrongly."""
     if device.type == "cpu":
         return
-    for caution in cautions() if device.type == "cuda" else ():
+    for caution in version_warnings() if device.type == "cuda" else ():
         log.warning("%s", caution)
     # Where fp32 is asked for, torch lets cuDNN compute convolutions in TF32.
     used = "tf32" if device.type == "cuda" and precision == "fp32" else precision
-    message = failure([check(device, used)])
+    message = failure_message([check_convolutions(device, used)])
     if message is not None:
         raise TrainingError(message)
 
@@ -197,7 +197,7 @@ def _convolved(
     """The result and both gradients, in fp64 on the CPU."""
     image, weight = (value.to(device).requires_grad_() for value in (image, weight))
     with torch.enable_grad(), _tf32(precision, device):
-        with computing(precision, device):
+        with precision_context(precision, device):
             result = torch.conv3d(image, weight, None, stride, KERNEL // 2)
         gradients = torch.autograd.grad(result, (image, weight), wanted.to(device, result.dtype))
     return [value.detach().cpu().double() for value in (result, *gradients)]

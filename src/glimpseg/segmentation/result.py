@@ -27,7 +27,7 @@ from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.segmentation.inputs import ImageLike, volume_of
 from glimpseg.segmentation.uncertainty import Uncertainty, doubt_tree
 from glimpseg.version import NOT_A_DEVICE, __version__
-from glimpseg.volume import Volume, onto, thinned
+from glimpseg.volume import Volume, downsample_large, resample
 
 RECORD = "run.json"
 """What was used and how; also the mark of a folder that may be overwritten."""
@@ -81,12 +81,12 @@ class Segmentation:
     def volumes_ml(self) -> dict[Region, float]:
         """Millilitres of each region."""
         voxel = self.labels.grid.voxel_ml
-        return {region: metrics.volume_ml(region.of(self.labels.voxels), voxel) for region in self.regions}
+        return {region: metrics.volume_ml(region.mask(self.labels.voxels), voxel) for region in self.regions}
 
     @property
     def lesions(self) -> dict[Region, int]:
         """Connected parts of each region."""
-        return {region: metrics.lesion_count(region.of(self.labels.voxels)) for region in self.regions}
+        return {region: metrics.lesion_count(region.mask(self.labels.voxels)) for region in self.regions}
 
     @property
     def calibrated(self) -> bool:
@@ -158,8 +158,8 @@ class Segmentation:
         """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
         from glimpseg.picture import preview  # matplotlib, for whoever draws
 
-        labels = thinned(self.labels)
-        volumes = {m: onto(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
+        labels = downsample_large(self.labels)
+        volumes = {m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""
         return preview(volumes, labels, title=f"{self.used.title}{absent}   ({self.model.name})")
 

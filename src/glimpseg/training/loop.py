@@ -35,11 +35,11 @@ from glimpseg.model import checkpoint
 from glimpseg.model.transfer import begin_with
 from glimpseg.nets.recompute import recompute
 from glimpseg.recipe import Optim, Recipe
-from glimpseg.runtime.atomic import atomic_file, only_one, write_text
-from glimpseg.runtime.distributed import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
-from glimpseg.runtime.precision import beside_autocast, computing, resolved_precision
-from glimpseg.runtime.preemption import sigterm
-from glimpseg.runtime.selftest import refuse_untrustworthy
+from glimpseg.runtime.atomic import atomic_file, folder_lock, write_text
+from glimpseg.runtime.distributed import any_rank, first_rank_first, mean_over_ranks, process_group, rank_and_world
+from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
+from glimpseg.runtime.preemption import deferred_sigterm
+from glimpseg.runtime.selftest import require_correct_convolutions
 from glimpseg.training.checks import refuse_beginning, refuse_unfit
 from glimpseg.training.compiling import compile_networks, is_wanted
 from glimpseg.training.dataset import cases_of, studies_of
@@ -65,7 +65,7 @@ def fit(
         is not finite, or a graphics processor computes wrongly; Preempted after SIGTERM, the state saved.
     """
     refuse_unfit(recipe)
-    refuse_untrustworthy(device, resolved_precision(recipe.optim.precision, device))
+    require_correct_convolutions(device, resolve_precision(recipe.optim.precision, device))
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
@@ -87,7 +87,7 @@ def fit(
     )
     meter, chief = Meter(), rank_and_world()[0] == 0
     journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
-    with sigterm() as received, journal or nullcontext():
+    with deferred_sigterm() as received, journal or nullcontext():
         for step in range(start, optim.steps):
             progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():
@@ -101,7 +101,7 @@ def fit(
                 (sum(terms.values(), torch.zeros((), device=device)) / len(pieces)).backward()
                 meter.add(terms)
             measured = training.step(optim, progress)
-            stopped = on_any_rank(bool(received), device)
+            stopped = any_rank(bool(received), device)
             if _due(done, optim.log_every, optim.steps):
                 record_of_step = mean_over_ranks(meter.means(**measured), device)
                 if journal:
@@ -144,7 +144,7 @@ def train(
     studies, note = studies_of(recipe, data, labels, split)  # refused before anything is written
     if note:
         log.info("%s.", note)
-    with joined(device), _only_one(run):
+    with process_group(device), _only_one(run):
         _open_run(run, recipe, resume)
         with first_rank_first():
             cases, described = cases_of(recipe, run, studies, split, cache, device)
@@ -206,9 +206,9 @@ class _Training:
         for group in optimizer.param_groups:
             group.setdefault("scale", 1.0)  # a method's group may run at its own multiple of the learning rate
         averaged = ema(learner, optim.ema) if optim.ema else None
-        precision = resolved_precision(optim.precision, device)
+        precision = resolve_precision(optim.precision, device)
         if optim.recompute:  # after the average, which is never run
-            recompute(learner.stages, partial(beside_autocast, precision, device))
+            recompute(learner.stages, partial(small_convolutions_in_fp32, precision, device))
         objective: nn.Module = Objective(learner)
         if rank_and_world()[1] > 1:
             objective = DistributedDataParallel(objective)
@@ -216,7 +216,7 @@ class _Training:
 
     def losses(self, objective: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The objective's terms, in the run's precision."""
-        with computing(self.precision, self.device):
+        with precision_context(self.precision, self.device):
             return objective(batch, progress)
 
     def compile(self, batch: Batch, progress: Progress) -> None:
@@ -302,7 +302,7 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
 def _only_one(run: Path) -> Iterator[None]:
     """Holds the run's lock in the first rank, which alone writes."""
     rank, _ = rank_and_world()
-    with nullcontext() if rank else only_one(run):
+    with nullcontext() if rank else folder_lock(run):
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from glimpseg.data.dicom import libraries
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
-from glimpseg.runtime.sandbox import ReaderFailed, run_reader
+from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ def _read(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "series.json"
         try:
-            run_reader("glimpseg.data.dicom.stacks", [folder.absolute(), target], seconds=READING_SECONDS)
+            run_sandboxed("glimpseg.data.dicom.stacks", [folder.absolute(), target], seconds=READING_SECONDS)
             return json.loads(target.read_text("ascii"))
-        except (ReaderFailed, OSError, ValueError) as error:
+        except (SandboxError, OSError, ValueError) as error:
             # Not the reader's own words: a header's content could be in them.
             raise InputError(
                 f"{folder.name}: the process that reads the DICOM headers failed. Nothing was read. Move files that "

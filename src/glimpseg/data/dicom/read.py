@@ -19,7 +19,7 @@ from glimpseg.data.dicom import geometry, libraries
 from glimpseg.data.dicom.pixels import MESSAGE_PREFIX, ContentKind
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
-from glimpseg.runtime.sandbox import ReaderFailed, run_reader
+from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
 from glimpseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
@@ -108,14 +108,14 @@ def decode(kind: ContentKind, files: Sequence[Path], shape: Sequence[int], name:
         wanted = {"kind": kind, "files": [str(path.absolute()) for path in files], "shape": list(shape)}
         request.write_text(json.dumps(wanted), encoding="ascii")
         try:
-            run_reader("glimpseg.data.dicom.pixels", [request, target], seconds=READING_SECONDS)
-        except ReaderFailed as error:
+            run_sandboxed("glimpseg.data.dicom.pixels", [request, target], seconds=READING_SECONDS)
+        except SandboxError as error:
             raise InputError(f"{name}: {failure_reason(error)}") from None
         with np.load(target, allow_pickle=False) as parts:
             return parts["voxels"], parts["affine"]
 
 
-def failure_reason(error: ReaderFailed) -> str:
+def failure_reason(error: SandboxError) -> str:
     """What a reader said of itself, or how it ended; nothing that a library wrote."""
     text = str(error)
     if text.startswith(MESSAGE_PREFIX):

@@ -19,7 +19,7 @@ from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import COLOURS, Label
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.version import __version__
-from glimpseg.volume import Grid, Volume, labels_onto
+from glimpseg.volume import Grid, Volume, resample_labels
 
 if TYPE_CHECKING:
     import highdicom
@@ -46,8 +46,8 @@ def write_seg(
     """Writes a label map (`Label` values, 0 elsewhere) as a segmentation that refers to the slices of `source`.
 
     On the lattice of `source`, in whatever order of axes, voxels are copied; from another they are resampled once
-    (`labels_onto`). Only labels that occur are described; an empty map has one segment without voxels. `model` names
-    the algorithm. With `pseudonyms` nobody is named in the file (see `sources`).
+    (`resample_labels`). Only labels that occur are described; an empty map has one segment without voxels. `model`
+    names the algorithm. With `pseudonyms` nobody is named in the file (see `sources`).
 
     Raises: InputError if the source cannot be read, makes up no volume, or has UIDs that are none; OutputError when the
         disk refuses; UsageError without the extra `dicom`.
@@ -77,7 +77,7 @@ def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
         raise InputError(f"{path.name} is not a file. Give a DICOM segmentation.")
     voxels, affine = decode("segmentation", [path], (), path.name)
     labels = Volume(voxels, affine)
-    return labels if grid is None else labels_onto(labels, grid)
+    return labels if grid is None else resample_labels(labels, grid)
 
 
 def onto_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeometry) -> highdicom.Volume:
@@ -89,7 +89,7 @@ def onto_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeomet
     unknown = sorted(set(np.unique(labels.voxels).tolist()) - {0, *Label})
     if unknown:
         raise InputError(f"A label map of {series_title(source)} should hold Label values and holds {unknown}.")
-    placed = labels_onto(labels, grid(geometry))
+    placed = resample_labels(labels, grid(geometry))
     image = nibabel.Nifti1Image(placed.voxels.astype(np.uint8), placed.affine)
     volume = highdicom.Volume.from_nibabel(image, frame_of_reference_uid=geometry.frame_of_reference_uid)
     return volume.match_geometry(geometry)

@@ -16,7 +16,7 @@ from glimpseg.data.dicom import libraries, stacks
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
 from glimpseg.errors import InputError
-from glimpseg.runtime.sandbox import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
+from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
 
 READING_SECONDS = 600
 MOST_TRIED = 200
@@ -49,9 +49,9 @@ def find_study_folders(folder: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "studies.json"
         try:
-            run_reader(__name__, [folder.absolute(), target], seconds=READING_SECONDS)
+            run_sandboxed(__name__, [folder.absolute(), target], seconds=READING_SECONDS)
             known: dict[str, str] = json.loads(target.read_text("utf-8"))
-        except (ReaderFailed, OSError, ValueError) as error:
+        except (SandboxError, OSError, ValueError) as error:
             raise InputError(
                 f"{folder.name}: the process that reads the DICOM headers failed. Give a folder that holds a folder of "
                 "DICOM files for each study."

@@ -1,7 +1,7 @@
 """Whether images look like the sequences they are named as: by their voxels alone, without a network.
 
 Four measures of one image, and the rank correlation of each pair, are compared with what phantoms give
-(`appearance.json`, made by `scripts/derive_looks.py`). T1 and T1c are one kind here: the tumour tells them apart.
+(`appearance.json`, made by `tools/derive/appearance.py`). T1 and T1c are one kind here: the tumour tells them apart.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHOLE_HEAD_MM = 100.0
 FEWEST = 50
 """Voxels from which a median is taken."""
 MOST = (2, 1, 1)
-"""Images of each kind in a visit."""
+"""Images of each kind in a study."""
 ACCIDENT = 0.2
 """How much rarer it is that one kind was given once more."""
 THRESHOLD = 0.97
@@ -43,7 +43,7 @@ THRESHOLD = 0.97
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Appearance:
     """What one image looks like."""
 
     named: Modality
@@ -66,7 +66,7 @@ class Look:
         return f"The image named {self.named.title} looks like {kind}. Check it; the result is made all the same."
 
 
-def looks_like(prepared: Prepared) -> tuple[Look, ...]:
+def appearances(prepared: Prepared) -> tuple[Appearance, ...]:
     """What each sequence of a prepared, skull-stripped study looks like, in channel order."""
     channels = [(number, modality) for number, modality in enumerate(Modality) if modality in prepared.available]
     numbers = [number for number, _ in channels]
@@ -75,17 +75,19 @@ def looks_like(prepared: Prepared) -> tuple[Look, ...]:
     images, inside, spacing_mm = coarsened(
         prepared.image[numbers][:, *box], prepared.inside[numbers][:, *box], prepared
     )
-    shares = kinds_of(measures_of(images, inside, spacing_mm), correlations(images, inside), model())
+    shares = kind_probabilities(
+        appearance_measures(images, inside, spacing_mm), correlations(images, inside), appearance_model()
+    )
     names = list(KINDS)
     return tuple(
-        Look(named=modality, kind=names[int(share.argmax())], probability=float(share.max()))
+        Appearance(named=modality, kind=names[int(share.argmax())], probability=float(share.max()))
         for (_, modality), share in zip(channels, shares, strict=True)
     )
 
 
-def warnings_of(prepared: Prepared) -> tuple[str, ...]:
+def appearance_warnings(prepared: Prepared) -> tuple[str, ...]:
     """A sentence for each sequence that almost surely is none of its name; as a rule there is none."""
-    return tuple(look.warning for look in looks_like(prepared) if look.warning is not None)
+    return tuple(look.warning for look in appearances(prepared) if look.warning is not None)
 
 
 def coarsened(
@@ -110,7 +112,7 @@ def _block_means(values: Float[np.ndarray, "m x y z"], step: int) -> Float[np.nd
     return values
 
 
-def measures_of(
+def appearance_measures(
     images: Float[np.ndarray, "m x y z"], inside: Bool[np.ndarray, "m x y z"], spacing_mm: float
 ) -> Float[np.ndarray, "m 4"]:
     """The four measures of each image; NaN where one cannot be taken.
@@ -176,7 +178,7 @@ def _tissues(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class AppearanceModel:
     """What phantoms give: mean and covariance of the measures by kind, and of the correlation by pair of kinds."""
 
     mean: Float[np.ndarray, "3 4"]
@@ -186,14 +188,14 @@ class Model:
 
 
 @functools.cache
-def model() -> Model:
+def appearance_model() -> AppearanceModel:
     """The packaged one."""
     text = (resources.files("glimpseg.data.identify") / "appearance.json").read_text("utf-8")
-    return Model(**{name: np.array(values) for name, values in json.loads(text).items() if name != "made"})
+    return AppearanceModel(**{name: np.array(values) for name, values in json.loads(text).items() if name != "made"})
 
 
-def kinds_of(
-    measures: Float[np.ndarray, "m 4"], correlation: Float[np.ndarray, "m m"], known: Model
+def kind_probabilities(
+    measures: Float[np.ndarray, "m 4"], correlation: Float[np.ndarray, "m m"], known: AppearanceModel
 ) -> Float[np.ndarray, "m 3"]:
     """Probability of each kind for each image, all images together.
 
@@ -212,7 +214,7 @@ def kinds_of(
 
 
 def _way(
-    way: tuple[int, ...], alone: Float[np.ndarray, "m 3"], correlation: Float[np.ndarray, "m m"], known: Model
+    way: tuple[int, ...], alone: Float[np.ndarray, "m 3"], correlation: Float[np.ndarray, "m m"], known: AppearanceModel
 ) -> float:
     total = sum(float(alone[image, kind]) for image, kind in enumerate(way))
     for one, two in itertools.combinations(range(len(way)), 2):
@@ -224,12 +226,12 @@ def _way(
 
 
 def _rarity(way: tuple[int, ...]) -> float:
-    """A visit has one T2 and one FLAIR at most, and T1 twice; a second copy under another name is an accident."""
+    """A study has one T2 and one FLAIR at most, and T1 twice; a second copy under another name is an accident."""
     more = sum(max(way.count(kind) - most, 0) for kind, most in enumerate(MOST))
     return more * math.log(ACCIDENT)
 
 
-def _log_density(row: Float[np.ndarray, "4"], known: Model, kind: int) -> float:
+def _log_density(row: Float[np.ndarray, "4"], known: AppearanceModel, kind: int) -> float:
     there = ~np.isnan(row)
     difference = row[there] - known.mean[kind][there]
     covariance = known.covariance[kind][np.ix_(there, there)]

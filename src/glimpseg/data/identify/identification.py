@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
-from glimpseg.data.identify.verdict import Finding, Tie
+from glimpseg.data.identify.verdict import SeriesVerdict, Tie
 from glimpseg.data.series import Series
 from glimpseg.modality import Modality, union
 from glimpseg.runtime.atomic import write_text
@@ -29,10 +29,10 @@ HOW_TO = (
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """The series of one visit: which shows which sequence, and why."""
+    """The series of one study: which shows which sequence, and why."""
 
     folder: Path
-    findings: tuple[Finding, ...]
+    verdicts: tuple[SeriesVerdict, ...]
     """For every series, in the order of series numbers."""
     chosen: Mapping[Modality, Series]
     """One series for each sequence that was found."""
@@ -52,7 +52,7 @@ class Identification:
 
     def text(self) -> str:
         """A table for the screen: chosen series are marked `*`; then ties, what is missing, and notes."""
-        rows = _folded([self._row(finding) for finding in self.findings])
+        rows = _folded([self._row(verdict) for verdict in self.verdicts])
         widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
         widths[-1] = max(WIDTH - sum(widths[:-1]) - 2 * len(widths) + 2, 20)
         lines = [line for row in (_HEAD, *rows) for line in _wrapped(row, widths)]
@@ -66,9 +66,9 @@ class Identification:
             "schema": SCHEMA,
             "how_to": HOW_TO,
             "folder": where,
-            "series": [self._entry(finding) for finding in self.findings],
+            "series": [self._entry(verdict) for verdict in self.verdicts],
             "ties": [_tie_sentence(tie) for tie in self.ties],
-            "files": {finding.series.key: self._files(finding.series) for finding in self.findings},
+            "files": {verdict.series.key: self._files(verdict.series) for verdict in self.verdicts},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         # A file name need not be UTF-8; what of it is not has to be escaped to be written at all.
@@ -79,37 +79,37 @@ class Identification:
         path = Path(path)
         write_text(path, self.to_json(path.parent))
 
-    def _row(self, finding: Finding) -> tuple[str, ...]:
-        used = self.used_as(finding.series)
-        sequence = finding.sequence.title if finding.sequence is not None else "-"
-        why = finding.why
-        if finding.sequence is not None and used is None:
-            why = f"not taken: {_not_taken(finding, self.chosen[finding.sequence])}; {why}"
+    def _row(self, verdict: SeriesVerdict) -> tuple[str, ...]:
+        used = self.used_as(verdict.series)
+        sequence = verdict.sequence.title if verdict.sequence is not None else "-"
+        why = verdict.why
+        if verdict.sequence is not None and used is None:
+            why = f"not taken: {_not_taken(verdict, self.chosen[verdict.sequence])}; {why}"
         return (
             "*" if used is not None else "",
-            _number(finding.series),
-            finding.series.key,
-            description(finding.series)[:DESCRIPTION_WIDTH],
-            _slices(finding.series),
+            _number(verdict.series),
+            verdict.series.key,
+            description(verdict.series)[:DESCRIPTION_WIDTH],
+            _slices(verdict.series),
             sequence,
-            f"{finding.score:g}" if finding.score else "",
+            f"{verdict.score:g}" if verdict.score else "",
             why,
         )
 
-    def _entry(self, finding: Finding) -> dict[str, object]:
-        used = self.used_as(finding.series)
+    def _entry(self, verdict: SeriesVerdict) -> dict[str, object]:
+        used = self.used_as(verdict.series)
         entry: dict[str, object] = {
-            "key": finding.series.key,
-            "number": _number(finding.series),
-            "description": description(finding.series),
+            "key": verdict.series.key,
+            "number": _number(verdict.series),
+            "description": description(verdict.series),
             "sequence": None if used is None else used.key,
-            "could_be": None if finding.sequence is None else finding.sequence.key,
-            "why": finding.why,
-            "score": round(finding.score, 1),
-            "geometry": _geometry(finding.series),
-            "source": finding.series.source,
-            "study": finding.series.study,
-            "evidence": [str(piece) for piece in finding.evidence],
+            "could_be": None if verdict.sequence is None else verdict.sequence.key,
+            "why": verdict.why,
+            "score": round(verdict.score, 1),
+            "geometry": _geometry(verdict.series),
+            "source": verdict.series.source,
+            "study": verdict.series.study,
+            "evidence": [str(piece) for piece in verdict.evidence],
         }
         return entry
 
@@ -159,9 +159,9 @@ def _slices(series: Series) -> str:
     return f"{series.plane or ''} {series.shape[2]} x {series.spacing_mm[2]:.2g} mm".strip()
 
 
-def _not_taken(finding: Finding, taken: Series) -> str:
+def _not_taken(verdict: SeriesVerdict, taken: Series) -> str:
     number = _number(taken) or taken.key
-    return f"made from another series, {number} is an original" if finding.second else f"{number} was"
+    return f"made from another series, {number} is an original" if verdict.second else f"{number} was"
 
 
 def _tie_sentence(tie: Tie) -> str:

@@ -1,4 +1,4 @@
-"""From evidence to a verdict on each series, and from the verdicts of a visit to one series for each sequence."""
+"""From evidence to a verdict on each series, and from the verdicts of a study to one series for each sequence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WEIGHTINGS: tuple[tuple[Vote, str], ...] = (("t1", "T1"), ("t2", "T2"), ("flair
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class SeriesVerdict:
     """The verdict on one series."""
 
     series: Series
@@ -62,24 +62,24 @@ class Tie:
     """The rule that decided between the first two."""
 
 
-def verdicts(visit: Sequence[Series], rules: Rules) -> tuple[Finding, ...]:
-    """A finding for each series of one visit, in their order; what one says of contrast agent counts for others."""
-    exams = _examination_names(visit)
+def judge_series(study: Sequence[Series], rules: Rules) -> tuple[SeriesVerdict, ...]:
+    """A verdict for each series of one study, in their order; what one says of contrast agent counts for others."""
+    exams = _examination_names(study)
     first = [
-        evidence_of(series, rules, protocol_tells=series.words.get("ProtocolName", "") not in exams) for series in visit
+        evidence_of(series, rules, protocol_tells=series.words.get("ProtocolName", "") not in exams) for series in study
     ]
-    alike = Counter(map(_stack, visit))
-    own = [e + _volumes(s, alike[_stack(s)]) for s, e in zip(visit, _without_empty_agents(visit, first), strict=True)]
-    shown = _first_shown(visit, own)
-    return tuple(_verdict(s, e + _around(s, shown)) for s, e in zip(visit, own, strict=True))
+    alike = Counter(map(_stack, study))
+    own = [e + _volumes(s, alike[_stack(s)]) for s, e in zip(study, _without_empty_agents(study, first), strict=True)]
+    shown = _first_shown(study, own)
+    return tuple(_verdict(s, e + _around(s, shown)) for s, e in zip(study, own, strict=True))
 
 
-def choose(findings: Sequence[Finding]) -> tuple[dict[Modality, Series], tuple[Tie, ...]]:
+def choose_series(judged: Sequence[SeriesVerdict]) -> tuple[dict[Modality, Series], tuple[Tie, ...]]:
     """One series for each sequence that has any, by a stated order, and where it had to decide."""
     chosen: dict[Modality, Series] = {}
     ties = []
     for modality in Modality:
-        fitting = sorted((f for f in findings if f.sequence is modality), key=_place)
+        fitting = sorted((f for f in judged if f.sequence is modality), key=_rank)
         if fitting:
             chosen[modality] = fitting[0].series
         rivals = [f for f in fitting[1:] if f.second == fitting[0].second]
@@ -90,11 +90,11 @@ def choose(findings: Sequence[Finding]) -> tuple[dict[Modality, Series], tuple[T
     return chosen, tuple(ties)
 
 
-def _verdict(series: Series, evidence: tuple[Evidence, ...]) -> Finding:
+def _verdict(series: Series, evidence: tuple[Evidence, ...]) -> SeriesVerdict:
     ranked = sorted(((total(evidence, vote), vote, name) for vote, name in _WEIGHTINGS), key=lambda entry: -entry[0])
     (best, vote, name), (next_best, _, next_name) = ranked[:2]
     dropped = total(evidence, "drop")
-    finding = Finding(
+    verdict = SeriesVerdict(
         series=series,
         sequence=None,
         why="",
@@ -104,29 +104,29 @@ def _verdict(series: Series, evidence: tuple[Evidence, ...]) -> Finding:
         evidence=evidence,
     )
     if dropped and dropped >= best:
-        return replace(finding, why=_strongest(evidence, "drop"))
+        return replace(verdict, why=_strongest(evidence, "drop"))
     if best < MINIMUM:
-        return replace(finding, why="nothing tells its sequence" if not best else f"too little tells of {name}")
+        return replace(verdict, why="nothing tells its sequence" if not best else f"too little tells of {name}")
     if best - next_best < MARGIN:
-        return replace(finding, why=f"as much tells of {name} as of {next_name}; name it yourself")
+        return replace(verdict, why=f"as much tells of {name} as of {next_name}; name it yourself")
     if vote != "t1":
         sequence = Modality.T2 if vote == "t2" else Modality.FLAIR
-        return replace(finding, sequence=sequence, why=_strongest(evidence, vote, SAID), score=best)
-    return _with_contrast(replace(finding, score=best, why=_strongest(evidence, "t1", SAID)))
+        return replace(verdict, sequence=sequence, why=_strongest(evidence, vote, SAID), score=best)
+    return _with_contrast(replace(verdict, score=best, why=_strongest(evidence, "t1", SAID)))
 
 
-def _with_contrast(finding: Finding) -> Finding:
+def _with_contrast(verdict: SeriesVerdict) -> SeriesVerdict:
     """A T1-weighted series is T1 or T1c; where its headers contradict each other, neither."""
-    for_agent, against = total(finding.evidence, "contrast"), total(finding.evidence, "plain")
-    if for_agent and against and abs(finding.contrast) < MARGIN:
+    for_agent, against = total(verdict.evidence, "contrast"), total(verdict.evidence, "plain")
+    if for_agent and against and abs(verdict.contrast) < MARGIN:
         why = "T1-weighted, but its header contradicts itself on contrast agent; name it yourself"
-        return replace(finding, why=why, score=0.0)
-    if finding.contrast > 0:
+        return replace(verdict, why=why, score=0.0)
+    if verdict.contrast > 0:
         return replace(
-            finding, sequence=Modality.T1C, why=_joined(finding.why, _strongest(finding.evidence, "contrast"))
+            verdict, sequence=Modality.T1C, why=_joined(verdict.why, _strongest(verdict.evidence, "contrast"))
         )
-    said = _strongest(finding.evidence, "plain") if against else "nothing tells of contrast agent"
-    return replace(finding, sequence=Modality.T1, why=_joined(finding.why, said))
+    said = _strongest(verdict.evidence, "plain") if against else "nothing tells of contrast agent"
+    return replace(verdict, sequence=Modality.T1, why=_joined(verdict.why, said))
 
 
 def _joined(why: str, more: str) -> str:
@@ -140,20 +140,20 @@ def _strongest(evidence: Sequence[Evidence], vote: Vote, count: int = 1) -> str:
     return "; ".join(piece.because for piece in sorted(pieces, key=lambda piece: -piece.points)[:count])
 
 
-def _examination_names(visit: Sequence[Series]) -> frozenset[str]:
+def _examination_names(study: Sequence[Series]) -> frozenset[str]:
     """Protocol names that series of different kinds share."""
     seen: dict[str, set[str]] = {}
-    for series in visit:
+    for series in study:
         name = series.words.get("ProtocolName", "")
         seen.setdefault(name, set()).add(series.words.get("SeriesDescription", ""))
     return frozenset(name for name, descriptions in seen.items() if name and len(descriptions) >= SHARED_BY)
 
 
 def _without_empty_agents(
-    visit: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]
+    study: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]
 ) -> list[tuple[Evidence, ...]]:
-    """The agent in the header counts for nothing in a visit where a series before the injection has it, too."""
-    if not any(named_agent(s) and total(e, "plain") for s, e in zip(visit, evidence, strict=True)):
+    """The agent in the header counts for nothing in a study where a series before the injection has it, too."""
+    if not any(named_agent(s) and total(e, "plain") for s, e in zip(study, evidence, strict=True)):
         return list(evidence)
     because = f"{AGENT_SAID}, but here even series before it do"
     return [
@@ -173,10 +173,10 @@ def _volumes(series: Series, alike: int) -> tuple[Evidence, ...]:
     return (Evidence(vote="drop", points=CERTAIN, because=f"one of {alike} volumes of a series"),)
 
 
-def _first_shown(visit: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]) -> float | None:
+def _first_shown(study: Sequence[Series], evidence: Sequence[tuple[Evidence, ...]]) -> float | None:
     """When the first series began that shows contrast agent, by more than an entry in its header, or its passage; None
     if there is none, or if the clocks contradict the words."""
-    times = [(s, e, s.acquired_s) for s, e in zip(visit, evidence, strict=True) if s.acquired_s is not None]
+    times = [(s, e, s.acquired_s) for s, e in zip(study, evidence, strict=True) if s.acquired_s is not None]
     shown = [at for s, e, at in times if _agent(e) > AGENT_POINTS or _is_dynamic(s, e)]
     plain = [at for _, e, at in times if _agent(e) < 0]
     return None if not shown or (plain and max(plain) > min(shown)) else min(shown)
@@ -202,62 +202,62 @@ def _is_dynamic(series: Series, evidence: tuple[Evidence, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _TieRule:
     """One rule of the order among candidates."""
 
     rule: str
-    rank: Callable[[Finding], float]
+    rank: Callable[[SeriesVerdict], float]
     """Lower is taken first."""
-    shown: Callable[[Finding], str] | None = None
+    shown: Callable[[SeriesVerdict], str] | None = None
 
 
-def _thickness(finding: Finding) -> float:
-    spacing = finding.series.spacing_mm
+def _thickness(verdict: SeriesVerdict) -> float:
+    spacing = verdict.series.spacing_mm
     return math.inf if spacing is None else round(max(spacing), 1)
 
 
-def _is_slab(finding: Finding) -> bool:
-    shape, spacing = finding.series.shape, finding.series.spacing_mm
+def _is_slab(verdict: SeriesVerdict) -> bool:
+    shape, spacing = verdict.series.shape, verdict.series.spacing_mm
     if shape is None or spacing is None:
         return False
     return min(n * size for n, size in zip(shape, spacing, strict=True)) < WHOLE_HEAD_MM
 
 
-def _turn(finding: Finding) -> float:
+def _turn(verdict: SeriesVerdict) -> float:
     """What comes later is the better repetition; but a later T1 may be after contrast agent without saying so."""
-    return 1.0 if finding.sequence is Modality.T1 else -1.0
+    return 1.0 if verdict.sequence is Modality.T1 else -1.0
 
 
-def _number(finding: Finding) -> float:
-    return finding.series.numbers.get("SeriesNumber", 0.0)
+def _number(verdict: SeriesVerdict) -> float:
+    return verdict.series.numbers.get("SeriesNumber", 0.0)
 
 
-_STEPS = (
-    _Step("an original before what was made from one", lambda f: f.second),
-    _Step("the whole head before a slab", _is_slab),
-    _Step("one that nothing speaks against", lambda f: total(f.evidence, "drop") > 0),
-    _Step(
+_TIE_RULES = (
+    _TieRule("an original before what was made from one", lambda f: f.second),
+    _TieRule("the whole head before a slab", _is_slab),
+    _TieRule("one that nothing speaks against", lambda f: total(f.evidence, "drop") > 0),
+    _TieRule(
         "before contrast agent first",
         lambda f: f.sequence in Modality.T2 | Modality.FLAIR and f.contrast > 0,  # type: ignore[operator]
     ),
-    _Step("thinner slices", _thickness, lambda f: f"{_thickness(f):g} mm"),
-    _Step("more slices", lambda f: -(slices(f.series) or 0), lambda f: str(slices(f.series) or "unknown")),
-    _Step("T1 acquired earlier, any other later", lambda f: _turn(f) * (f.series.acquired_s or 0)),
-    _Step("T1 with the lower series number, any other the higher", lambda f: _turn(f) * _number(f)),
+    _TieRule("thinner slices", _thickness, lambda f: f"{_thickness(f):g} mm"),
+    _TieRule("more slices", lambda f: -(slices(f.series) or 0), lambda f: str(slices(f.series) or "unknown")),
+    _TieRule("T1 acquired earlier, any other later", lambda f: _turn(f) * (f.series.acquired_s or 0)),
+    _TieRule("T1 with the lower series number, any other the higher", lambda f: _turn(f) * _number(f)),
 )
 """The order among series that fit one sequence."""
 
-STEPS: tuple[str, ...] = tuple(step.rule for step in _STEPS)
+TIE_RULES: tuple[str, ...] = tuple(step.rule for step in _TIE_RULES)
 """The rules of that order in words."""
 
 
-def _place(finding: Finding) -> tuple[float, ...]:
-    return tuple(float(step.rank(finding)) for step in _STEPS)
+def _rank(verdict: SeriesVerdict) -> tuple[float, ...]:
+    return tuple(float(step.rank(verdict)) for step in _TIE_RULES)
 
 
-def _difference(first: Finding, second: Finding) -> str:
+def _difference(first: SeriesVerdict, second: SeriesVerdict) -> str:
     """The rule that puts the first before the second, with both values where that helps."""
-    for step in _STEPS:
+    for step in _TIE_RULES:
         if step.rank(first) != step.rank(second):
             return step.rule + (f" ({step.shown(first)} against {step.shown(second)})" if step.shown else "")
     return "the first found, as no rule tells them apart"

@@ -31,7 +31,7 @@ from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import CONVENTIONS, Convention
 from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.study import Study
-from glimpseg.volume import Grid, Volume, onto
+from glimpseg.volume import Grid, Volume, resample
 
 # Longest alias first, so that t1ce is not read as t1. `segm`: one BraTS 2020 case is named so by its release.
 _NAME = re.compile(
@@ -177,7 +177,7 @@ def _as_brats(volume: Volume) -> Volume:
     ras = Grid(volume.voxels.shape, volume.affine)  # type: ignore[arg-type]
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
     flip[:2, 3] = np.array(ras.shape[:2]) - 1
-    return onto(volume, Grid(ras.shape, ras.affine @ flip))
+    return resample(volume, Grid(ras.shape, ras.affine @ flip))
 
 
 ANY = Layout(

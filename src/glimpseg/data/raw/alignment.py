@@ -13,14 +13,20 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import fft, ndimage
 
-from glimpseg.data.raw.finding import Finding, Verdict
+from glimpseg.data.raw.check import RawCheck, Verdict
 from glimpseg.data.raw.head import border
 from glimpseg.data.raw.itk import INSTALL
-from glimpseg.data.raw.register import Pace, displacement_mm, refined, shift_mm, turn_degrees
+from glimpseg.data.raw.register import (
+    RegistrationSettings,
+    displacement_mm,
+    refine_registration,
+    shift_mm,
+    turn_degrees,
+)
 from glimpseg.errors import InputError
-from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, foreground, labels_onto, onto
+from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, foreground, resample, resample_labels
 
-QUICK = Pace(spacing_mm=3.0, shrink=(2, 1), smooth_mm=(4.0, 0.0), share=1.0, last_step_mm=1e-3)
+QUICK = RegistrationSettings(spacing_mm=3.0, shrink=(2, 1), smooth_mm=(4.0, 0.0), share=1.0, last_step_mm=1e-3)
 ALIGNED_MM, MISALIGNED_MM = 1.25, 1.5
 """Below the first sequences are registered, above the second they are not: mean displacement over the head. A turn of
 2 degrees is 1.8 mm. Sequences that are registered come out at up to 0.8 mm (docs/raw.md)."""
@@ -39,7 +45,7 @@ SEEN_BY_EDGES_MM = 4.0
 """Shift from which on the edges alone are believed."""
 
 
-def misaligned(first: Volume, second: Volume) -> Finding:
+def check_alignment(first: Volume, second: Volume) -> RawCheck:
     """Whether two images of one visit are not registered to each other, with an estimate of shift and turn.
 
     The shift is that of the middle of the first image's field of view. Without SimpleITK only shifts of 4 mm or more
@@ -47,12 +53,12 @@ def misaligned(first: Volume, second: Volume) -> Finding:
     """
     if find_spec("SimpleITK") is None:
         return _by_edges(first, second)
-    middle, inside = _middle(first.grid), common_inside(first, second)
+    middle, inside = _middle(first.grid), shared_brain_interior(first, second)
     try:
-        motion = refined(first, second, QUICK, within=inside)
-        whole = motion if inside is None else refined(first, second, QUICK)
+        motion = refine_registration(first, second, QUICK, within=inside)
+        whole = motion if inside is None else refine_registration(first, second, QUICK)
     except InputError as error:
-        return Finding(verdict=Verdict.YES, evidence=(str(error),))
+        return RawCheck(verdict=Verdict.YES, evidence=(str(error),))
     shift, turn, moved = shift_mm(motion, middle), turn_degrees(motion), displacement_mm(motion, middle)
     sure = moved > MISALIGNED_MM and displacement_mm(whole, middle) > WHOLE_MM
     verdict = Verdict.NO if moved <= ALIGNED_MM else Verdict.YES if sure else Verdict.UNSURE
@@ -60,10 +66,10 @@ def misaligned(first: Volume, second: Volume) -> Finding:
         f"a quick registration moves one by {moved:.1f} mm on average over the head "
         f"({shift:.1f} mm and {turn:.1f} degrees)",
     )
-    return Finding(verdict=verdict, evidence=evidence, shift_mm=shift, turn_degrees=turn)
+    return RawCheck(verdict=verdict, evidence=evidence, shift_mm=shift, turn_degrees=turn)
 
 
-def common_inside(first: Volume, second: Volume) -> Volume | None:
+def shared_brain_interior(first: Volume, second: Volume) -> Volume | None:
     """The inside of the brain mask that two stripped images share; None if they have none in common."""
     if any(border(image.voxels)[1] <= CONSTANT_SHARE for image in (first, second)):
         return None
@@ -76,21 +82,21 @@ def common_inside(first: Volume, second: Volume) -> Volume | None:
 
 
 def _mask_on(image: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    return labels_onto(Volume(foreground(image.voxels).astype(np.uint8), image.affine), grid).voxels > 0
+    return resample_labels(Volume(foreground(image.voxels).astype(np.uint8), image.affine), grid).voxels > 0
 
 
 def _middle(grid: Grid) -> Float[np.ndarray, "3"]:
     return grid.corners_mm().mean(0)
 
 
-def _by_edges(first: Volume, second: Volume) -> Finding:
+def _by_edges(first: Volume, second: Volume) -> RawCheck:
     grid = first.grid.at_spacing(EDGES_SPACING_MM)
-    shift = float(np.linalg.norm(_edge_shift(*(_edges(onto(image, grid).voxels) for image in (first, second)))))
+    shift = float(np.linalg.norm(_edge_shift(*(_edges(resample(image, grid).voxels) for image in (first, second)))))
     shift *= EDGES_SPACING_MM
     verdict = Verdict.YES if shift >= SEEN_BY_EDGES_MM else Verdict.UNSURE
     seen = f"the edges of both agree best when one is shifted by {shift:.0f} mm"
     limits = f"smaller shifts and turns are not seen without SimpleITK ({INSTALL})"
-    return Finding(verdict=verdict, evidence=(seen, limits), shift_mm=shift)
+    return RawCheck(verdict=verdict, evidence=(seen, limits), shift_mm=shift)
 
 
 def _edges(voxels: Float[np.ndarray, "x y z"]) -> Float[np.ndarray, "x y z"]:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
-from glimpseg.data.raw.finding import Finding, Verdict
-from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, onto
+from glimpseg.data.raw.check import RawCheck, Verdict
+from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, resample
 
 SPACING_MM = 3.0
 """Scalp and skull are two voxels thick at this spacing, and a head takes a second. Ours."""
@@ -46,7 +46,7 @@ LARGEST_BRAIN_CM2 = 225.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measures:
+class HeadMeasures:
     """What was measured in one image."""
 
     constant: bool
@@ -59,13 +59,13 @@ class Measures:
     """Share of the dark under its surface, 0 to 1; None where air lies within the intensities of tissue (z-scores)."""
 
 
-def has_head(volume: Volume) -> Finding:
+def check_head(volume: Volume) -> RawCheck:
     """Whether skull and scalp are still in one image; no when it is skull-stripped.
 
     Four things speak for a head: noise in the air, more volume than a brain has, a larger axial section, a dark ring
     under the surface. Two of them make it a yes, none a no, one alone is unsure; a ring beyond doubt counts twice.
     """
-    found = measures(volume)
+    found = measure_head(volume)
     ring = found.ring or 0.0
     signs = (
         not found.constant,
@@ -76,20 +76,20 @@ def has_head(volume: Volume) -> Finding:
     )
     doubt = BRAIN_RING < ring <= HEAD_RING
     verdict = Verdict.YES if sum(signs) > 1 else Verdict.UNSURE if any(signs) or doubt else Verdict.NO
-    return Finding(verdict=verdict, evidence=_in_words(found))
+    return RawCheck(verdict=verdict, evidence=_in_words(found))
 
 
-def any_head(volumes: Iterable[Volume]) -> Finding:
+def check_study_head(volumes: Iterable[Volume]) -> RawCheck:
     """Whether any of a study's images has a head: yes if one has, no if none has, else unsure."""
-    findings = [has_head(volume) for volume in volumes]
+    checks = [check_head(volume) for volume in volumes]
     for verdict in (Verdict.YES, Verdict.UNSURE, Verdict.NO):
-        for finding in findings:
-            if finding.verdict is verdict:
-                return finding
+        for check in checks:
+            if check.verdict is verdict:
+                return check
     raise ValueError("A head was looked for in no image. Give one at least.")
 
 
-def measures(volume: Volume) -> Measures:
+def measure_head(volume: Volume) -> HeadMeasures:
     """Border, size and ring of an image, at 3 mm."""
     level, share = border(volume.voxels)
     constant = share > CONSTANT_SHARE
@@ -98,7 +98,7 @@ def measures(volume: Volume) -> Measures:
     image, tissue = _without_air(volume, inside, level) if constant else _above_noise(volume)
     object_ = _filled(tissue)
     voxel_cm2, voxel_ml = SPACING_MM**2 / 100, SPACING_MM**3 / 1000
-    return Measures(
+    return HeadMeasures(
         constant=constant,
         volume_ml=float(object_.sum()) * voxel_ml,
         section_cm2=float(object_.sum((0, 1)).max()) * voxel_cm2,
@@ -118,14 +118,14 @@ def _without_air(
 ) -> tuple[Float[np.ndarray, "i j k"], Bool[np.ndarray, "i j k"]]:
     """The image relative to its air, and where it differs from that."""
     image = np.where(inside, np.abs(volume.voxels - np.float32(level)), np.float32(0))
-    image = onto(Volume(image, volume.affine), volume.grid.at_spacing(SPACING_MM)).voxels
+    image = resample(Volume(image, volume.affine), volume.grid.at_spacing(SPACING_MM)).voxels
     # A brain that was resampled after it was stripped fades out; what is nearly air is not its surface.
     return image, image > TISSUE_SHARE * np.percentile(image[image > 0], BRIGHT_PERCENTILE)
 
 
 def _above_noise(volume: Volume) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     """The image relative to its air, and what exceeds the noise of the air."""
-    image = onto(volume, volume.grid.at_spacing(SPACING_MM)).voxels
+    image = resample(volume, volume.grid.at_spacing(SPACING_MM)).voxels
     faces = [image.take(end, axis=axis).ravel() for axis, end in itertools.product(range(3), (0, -1))]
     image = image - np.float32(np.percentile(np.concatenate(faces), BORDER_PERCENTILE))
     return image, image > TISSUE_SHARE * np.percentile(image, BRIGHT_PERCENTILE)
@@ -159,7 +159,7 @@ def _dark_share(
     return float((image[ring] < DARK_SHARE * np.median(image[object_ & tissue])).mean())
 
 
-def _in_words(found: Measures) -> tuple[str, ...]:
+def _in_words(found: HeadMeasures) -> tuple[str, ...]:
     large = found.volume_ml > LARGEST_BRAIN_ML or found.section_cm2 > LARGEST_BRAIN_CM2
     size = "larger than any brain" if large else "no larger than a brain"
     return (

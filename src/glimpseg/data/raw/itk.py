@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
     import SimpleITK
-
-log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'glimpseg[register]'"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -72,7 +70,7 @@ def axes_of(grid: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"
     left, _, right = np.linalg.svd(axes)
     if shear > EXACT:
         moved = np.abs((left @ right - axes) @ (spacing * (np.array(grid.shape) - 1) / 2)).max()
-        log.warning("The axes of an image are not quite perpendicular; they are taken so (up to %.2f mm).", moved)
+        warn(f"The axes of an image are not quite perpendicular; they are taken so (up to {moved:.2f} mm).")
     return left @ right, spacing
 
 

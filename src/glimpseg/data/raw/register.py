@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from glimpseg.data.raw.itk import as_itk, matrix_of, simpleitk
 from glimpseg.errors import InputError
-from glimpseg.volume import Grid, Volume, onto
+from glimpseg.volume import Grid, Volume, resample
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -34,7 +34,7 @@ ITERATIONS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class RegistrationSettings:
     """How carefully one image is registered to another."""
 
     spacing_mm: float
@@ -48,15 +48,17 @@ class Pace:
     last_step_mm: float
 
 
-THOROUGH = Pace(spacing_mm=2.0, shrink=(4, 2, 1), smooth_mm=(4.0, 2.0, 0.0), share=0.2, last_step_mm=1e-3)
-FIRST = Pace(spacing_mm=4.0, shrink=(2,), smooth_mm=(4.0,), share=1.0, last_step_mm=1e-1)
+THOROUGH = RegistrationSettings(
+    spacing_mm=2.0, shrink=(4, 2, 1), smooth_mm=(4.0, 2.0, 0.0), share=0.2, last_step_mm=1e-3
+)
+FIRST = RegistrationSettings(spacing_mm=4.0, shrink=(2,), smooth_mm=(4.0,), share=1.0, last_step_mm=1e-1)
 """From which start to begin: eight millimetres tell a few centimetres."""
 
 
-def rigid(
+def register_rigidly(
     fixed: Volume,
     moving: Volume,
-    pace: Pace = THOROUGH,
+    settings: RegistrationSettings = THOROUGH,
     *,
     within: Volume | None = None,
 ) -> Float[np.ndarray, "4 4"]:
@@ -72,28 +74,28 @@ def rigid(
         starts = [_from_headers(itk, coarse[0]), _from_masses(itk, *coarse)]
         tried = [_descended(itk, *coarse, start, FIRST, within) for start in starts]
         best, _ = min(tried, key=lambda one: one[1])  # of equals the headers'
-        found, metric = _descended(itk, *_images(fixed, moving, pace), best, pace, within)
+        found, metric = _descended(itk, *_images(fixed, moving, settings), best, settings, within)
         _refuse_apart(metric)
         return matrix_of(found)
 
 
-def refined(
+def refine_registration(
     fixed: Volume,
     moving: Volume,
-    pace: Pace,
+    settings: RegistrationSettings,
     *,
     within: Volume | None = None,
 ) -> Float[np.ndarray, "4 4"]:
     """The motion from where the headers put the images to the nearest agreement; arguments as `rigid`."""
     with _one_thread() as itk:
-        images = _images(fixed, moving, pace)
+        images = _images(fixed, moving, settings)
         start = _from_headers(itk, images[0])
-        found, metric = _descended(itk, *images, start, pace, within)
+        found, metric = _descended(itk, *images, start, settings, within)
         _refuse_apart(metric)
         return matrix_of(found)
 
 
-def moved(grid: Grid, motion: Float[np.ndarray, "4 4"]) -> Grid:
+def moved_grid(grid: Grid, motion: Float[np.ndarray, "4 4"]) -> Grid:
     """The grid of the moving image, placed where `motion` finds it in the world of the fixed one."""
     return Grid(grid.shape, np.linalg.inv(motion) @ grid.affine)
 
@@ -134,8 +136,8 @@ def _refuse_apart(metric: float) -> None:
         )
 
 
-def _images(fixed: Volume, moving: Volume, pace: Pace) -> tuple[SimpleITK.Image, SimpleITK.Image]:
-    first, second = (as_itk(onto(image, image.grid.at_spacing(pace.spacing_mm))) for image in (fixed, moving))
+def _images(fixed: Volume, moving: Volume, settings: RegistrationSettings) -> tuple[SimpleITK.Image, SimpleITK.Image]:
+    first, second = (as_itk(resample(image, image.grid.at_spacing(settings.spacing_mm))) for image in (fixed, moving))
     return first, second
 
 
@@ -156,24 +158,24 @@ def _descended(
     fixed: SimpleITK.Image,
     moving: SimpleITK.Image,
     start: SimpleITK.Euler3DTransform,
-    pace: Pace,
+    settings: RegistrationSettings,
     region: Volume | None,
 ) -> tuple[SimpleITK.Euler3DTransform, float]:
     """Where the descent from `start` ends, and the metric there: the lower the better, infinite without overlap."""
     method = itk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
-    if pace.share < 1:
+    if settings.share < 1:
         method.SetMetricSamplingStrategy(method.RANDOM)
-        method.SetMetricSamplingPercentage(pace.share, SEED)
+        method.SetMetricSamplingPercentage(settings.share, SEED)
     if region is not None:
         mask = as_itk(Volume((region.voxels > 0).astype(np.uint8), region.affine))
         nearest = itk.Resample(mask, fixed, itk.Transform(), itk.sitkNearestNeighbor)
         method.SetMetricFixedMask(itk.Cast(nearest, itk.sitkUInt8))
     method.SetInterpolator(itk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(STEP_MM, pace.last_step_mm, ITERATIONS, RELAXATION)
+    method.SetOptimizerAsRegularStepGradientDescent(STEP_MM, settings.last_step_mm, ITERATIONS, RELAXATION)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel(pace.shrink)
-    method.SetSmoothingSigmasPerLevel(pace.smooth_mm)
+    method.SetShrinkFactorsPerLevel(settings.shrink)
+    method.SetSmoothingSigmasPerLevel(settings.smooth_mm)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     found = itk.Euler3DTransform(start)
     method.SetInitialTransform(found, inPlace=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.volume import Volume
-
-log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'glimpseg[skullstrip]'"
 THICK_RATIO = 2.0
@@ -24,7 +22,7 @@ LARGEST_ML = 2300.0
 SMALLEST_ML = 700.0
 
 
-def stripped_by(images: Mapping[Modality, Volume]) -> Modality:
+def skull_strip_source(images: Mapping[Modality, Volume]) -> Modality:
     """The sequence from which deepbet takes the brain: T1, or T1c where T1 is absent or much coarser.
 
     Raises: InputError if there is neither.
@@ -41,7 +39,7 @@ def stripped_by(images: Mapping[Modality, Volume]) -> Modality:
     return given[0]
 
 
-def brain_of(image: Volume) -> Volume:
+def brain_mask(image: Volume) -> Volume:
     """The brain mask (uint8, 0 or 1) of a T1-weighted head, on its grid; on the processor, in some seconds.
 
     Raises: UsageError without deepbet; InputError if what it finds is no brain.
@@ -54,7 +52,7 @@ def brain_of(image: Volume) -> Volume:
             "image; make a mask with another tool (mri_synthstrip, hd-bet), and pass it with --brain-mask."
         )
     if size < SMALLEST_ML:
-        log.warning("deepbet found only %.0f ml of brain. Is the field of view a slab? Look at the mask.", size)
+        warn(f"deepbet found only {size:.0f} ml of brain. Is the field of view a slab? Look at the mask.")
     return mask
 
 
