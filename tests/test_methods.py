@@ -1,7 +1,11 @@
 """The contract, for every method found: what makes one new file safe."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -15,6 +19,7 @@ import glimpseg
 from glimpseg import methods
 from glimpseg.data.cache import in_memory
 from glimpseg.data.preprocess import prepare
+from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
 from glimpseg.modality import SUBSETS, to_flags
 from glimpseg.model.folder import save_model
@@ -320,3 +325,38 @@ def test_a_frozen_module_passes_gradients_to_its_input_alone():
     frozen(judge)(feature).sum().backward()
     assert feature.grad is not None
     assert judge.weight.grad is None
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A folder with a method of a user's own: a copy of the baseline."""
+    shutil.copy(Path(methods.__file__).with_name("unet.py"), tmp_path / "mine.py")
+    monkeypatch.setattr(methods, "__path__", list(methods.__path__))
+    yield tmp_path
+    sys.modules.pop("glimpseg.methods.mine", None)
+
+
+def test_a_method_in_a_folder_of_your_own_is_found(own_folder):
+    methods.add_folder(own_folder)
+    assert methods.names() == sorted([*NAMES, "mine"])
+    assert methods.summary("mine") == methods.summary("unet")
+    assert methods.find_recipe("mine/phantom").method != "mine"  # as the copy says
+    assert methods.module("mine").__file__ == str(own_folder / "mine.py")
+
+
+def test_the_environment_names_folders_of_your_own(own_folder):
+    code = "from glimpseg import methods; print(*methods.names())"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, methods.OWN_FOLDERS: str(own_folder)}
+    assert "mine" in subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_a_method_of_your_own_may_not_hide_another(own_folder):
+    (own_folder / "mine.py").rename(own_folder / "unet.py")
+    with pytest.raises(UsageError, match="has a method 'unet', and glimpseg has one of this name"):
+        methods.add_folder(own_folder)
+
+
+def test_a_folder_of_methods_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        methods.add_folder(tmp_path / "nowhere")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse

@@ -174,7 +174,7 @@ def conclude(output: Path, outcome: Outcome, failures: str) -> None:
 
 
 def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bool) -> None:
-    from glimpseg.data.dicom.sources import Pseudonyms
+    from glimpseg.data.dicom.pseudonyms import Pseudonyms
     from glimpseg.segmentation.predict import read, segment_read
     from glimpseg.segmentation.result import volumes_in_words
 

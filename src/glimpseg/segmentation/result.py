@@ -12,9 +12,9 @@ import torch
 
 from glimpseg import metrics
 from glimpseg.data import nifti
-from glimpseg.data.dicom.report import write_report
-from glimpseg.data.dicom.seg import Kind, write_seg
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
+from glimpseg.data.dicom.seg import SegmentationType, write_seg
+from glimpseg.data.dicom.sr import write_sr
 from glimpseg.data.layouts import convention_named
 from glimpseg.data.series import Series
 from glimpseg.errors import UsageError
@@ -166,11 +166,11 @@ class Segmentation:
     def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
         assert self.series is not None
         segmentation, model = place / "seg.dcm", self.model.name
-        kind: Kind = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
+        kind: SegmentationType = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
         write_seg(segmentation, self.labels, self.series, kind=kind, model=model, pseudonyms=pseudonyms)
         if "dicom-sr" in types:
             target, regions = place / "measurements.dcm", self.regions
-            write_report(
+            write_sr(
                 target, self.labels, segmentation, self.series, model=model, regions=regions, pseudonyms=pseudonyms
             )
 
