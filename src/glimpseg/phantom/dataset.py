@@ -57,7 +57,7 @@ def write_phantoms(
             present = study.restricted_to(kept_sequences(seed, incomplete))
             images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
             reference = study.reference if isinstance(study.reference, Volume) else None
-            write_study(temporary, name, images, reference, release)
+            write_study(temporary, name, images, reference=reference, release=release)
             names.append(name)
             records.append(_record(name, made, present.available))
             log.info("%s: %.1f s", name, time.perf_counter() - begun)
