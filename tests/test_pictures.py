@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from glimpseg.modality import Modality
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.picture import PlaneView, draw_plane, grey_window, largest_slices, legend_lines, plane_image, preview
 from glimpseg.region import COLOURS, Label
 from glimpseg.report import figures

@@ -73,7 +73,7 @@ def _series_below(place: Path) -> tuple[list[Series], list[str]]:
     images, notes = nifti_series(place)
     if not _has_dicom(place):
         return images, notes
-    from glimpseg.data.dicom.files import find_series
+    from glimpseg.data.dicom.find import find_series
 
     left = [f"{len(images)} NIfTI files were left aside, because there is DICOM."] if images else []
     return find_series(place), left

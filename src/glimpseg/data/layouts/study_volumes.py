@@ -14,7 +14,7 @@ from glimpseg.study import Study
 from glimpseg.volume import Volume
 
 
-def images_of(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generic]]]:
+def load_images(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generic]]]:
     """Each sequence in channel order, and the type that stores its values exactly: int16 or float32.
 
     Raises: InputError for a file that cannot be read.
@@ -26,7 +26,7 @@ def images_of(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generic]
             yield modality, volume, _stored_as(volume.voxels)
 
 
-def reference_of(study: Study) -> Volume | None:
+def load_reference(study: Study) -> Volume | None:
     """The reference as `Label` values on its own grid; None if there is none.
 
     Raises: InputError if it cannot be read, or its convention is unknown.

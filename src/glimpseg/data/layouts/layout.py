@@ -16,7 +16,7 @@ IMAGES = (*NIFTI, ".mha")
 
 
 @dataclass(frozen=True)
-class Place:
+class FolderListing:
     """A folder, and the names of what lies in it; those that begin with a dot aside."""
 
     path: Path
@@ -25,7 +25,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StudyEntry:
     """A study as it was found. It has a convention if its data set says what its labels mean."""
 
     study: Study
@@ -33,18 +33,18 @@ class Entry:
     """The name that screens and `--layout` give it."""
     numbering: str
     """Which conventions its reference may follow otherwise: those with this word among `Convention.layouts`."""
-    doubt: str = ""
+    reference_problem: str = ""
     """Why its reference cannot be used, if so: there are two, or the data set's words about labels say too little."""
     problem: str = ""
     """Why it cannot be used at all, if so, and what to do."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadResult:
     """What one folder gave."""
 
-    entries: Sequence[Entry] = ()
-    beside: Sequence[Path] = ()
+    entries: Sequence[StudyEntry] = ()
+    set_aside: Sequence[Path] = ()
     """Images that were used without being a study's own, or left aside on purpose."""
     notes: Sequence[str] = ()
     """What was left aside, and why."""
@@ -55,55 +55,55 @@ class Layout:
     """One way to lay out studies in folders."""
 
     name: str
-    looks: str
+    example: str
     """What its folders look like, for messages."""
-    recognises: Callable[[Place], bool]
+    recognises: Callable[[FolderListing], bool]
     """From names alone, or the head of one small text file."""
-    read: Callable[[Place], Reading]
+    read: Callable[[FolderListing], ReadResult]
     """All studies of a folder that it recognises. Raises: InputError if none can be read."""
-    whole: bool = True
+    owns_subfolders: bool = True
     """Whether everything below such a folder belongs to it, too."""
     write: Callable[[Path, Sequence[Study]], None] | None = None
     """Writes studies whose images are volumes and whose references hold `Label` values, all or nothing; None: not
     offered."""
 
 
-def words(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name as text that can be printed and stored: bytes that are no UTF-8, and control characters, become
     `_x` and their code."""
     return "".join(char if char.isprintable() else f"_x{ord(char) & 0xFF:02x}" for char in name)
 
 
-def stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """A file's name without `.nii.gz` or the like."""
     return next((name[: -len(end)] for end in IMAGES if name.lower().endswith(end)), name)
 
 
 def usable_id(name: str) -> str:
     """A study's id as it was given, if results can be named by it. Raises: InputError."""
-    if not name.strip() or name != words(name) or re.search(r'[/\\:*?"<>|]', name) or name.startswith("."):
+    if not name.strip() or name != printable(name) or re.search(r'[/\\:*?"<>|]', name) or name.startswith("."):
         raise InputError(
-            f"'{words(name)}' cannot be a study's id: files are named by it. Use letters, digits, '-', '_' and '.'."
+            f"'{printable(name)}' cannot be a study's id: files are named by it. Use letters, digits, '-', '_' and '.'."
         )
     return name
 
 
-def leads_nowhere(path: Path) -> bool:
+def is_broken_link(path: Path) -> bool:
     """Whether it is a link to what is not there, as git-annex leaves of content that was not fetched."""
     return path.is_symlink() and not path.exists()
 
 
-def lost(paths: Sequence[Path]) -> list[str]:
+def broken_link_notes(paths: Sequence[Path]) -> list[str]:
     """A note on links that lead nowhere; none for none."""
     if not paths:
         return []
-    first = words(paths[0].name)
+    first = printable(paths[0].name)
     return [
         f"{len(paths)} files are links that lead nowhere ({first}); they count as missing. Was their content fetched?"
     ]
 
 
-def refuse_twins(ids: Sequence[str], what: str) -> None:
+def refuse_duplicates(ids: Sequence[str], what: str) -> None:
     """Raises: UsageError if two studies would be written under one name."""
     twins = sorted({name for name in ids if ids.count(name) > 1})
     if twins:

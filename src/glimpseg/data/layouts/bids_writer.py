@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.bids_names import BIDS_VERSION, DERIVATIVES, DESCRIPTION, PARTICIPANTS, anatomy, bids_name
-from glimpseg.data.layouts.contract import refuse_twins
-from glimpseg.data.layouts.volumes import images_of, reference_of
+from glimpseg.data.layouts.bids_names import (
+    BIDS_VERSION,
+    DERIVATIVES,
+    DESCRIPTION,
+    PARTICIPANTS,
+    anat_folder,
+    bids_study_name,
+)
+from glimpseg.data.layouts.layout import refuse_duplicates
+from glimpseg.data.layouts.study_volumes import load_images, load_reference
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 from glimpseg.region import Label
@@ -50,16 +57,16 @@ def write(folder: Path, studies: Sequence[Study]) -> None:
     Raises: UsageError if the folder holds files, or two studies would have one name; InputError for a study that
         cannot be read.
     """
-    names = [bids_name(study.id) for study in studies]
-    refuse_twins(names, "BIDS")
+    names = [bids_study_name(study.id) for study in studies]
+    refuse_duplicates(names, "BIDS")
     with atomic_folder(folder) as temporary:
         _describe(temporary, RAW, "MRI of brain tumours", [])
         _participants(temporary, dict(zip(names, (study.id for study in studies), strict=True)))
         for name, study in zip(names, studies, strict=True):
-            for modality, volume, dtype in images_of(study):
-                path = anatomy(temporary, name) / f"{name}_{_SUFFIXES[modality]}.nii.gz"
+            for modality, volume, dtype in load_images(study):
+                path = anat_folder(temporary, name) / f"{name}_{_SUFFIXES[modality]}.nii.gz"
                 nifti.write_image(path, volume, dtype)
-            reference = reference_of(study)
+            reference = load_reference(study)
             if reference is not None:
                 root = temporary / DERIVATIVES / REFERENCE
                 _describe(root, REFERENCE, "Expert label maps", [{"Name": "Manual", "Description": "Drawn by experts"}])
@@ -81,11 +88,11 @@ def write_derivative(
     makers = [{"Name": GENERATOR, "Version": __version__}, {"Name": model, "Version": version}]
     _describe(root, GENERATOR, "Brain-tumour segmentations", makers)
     given = {"Sources": [f"bids::{source}" for source in sources]} if sources else {}
-    return _label_map(root, bids_name(study), labels, {"Manual": False, **given})
+    return _label_map(root, bids_study_name(study), labels, {"Manual": False, **given})
 
 
 def _label_map(root: Path, name: str, labels: Volume, more: Mapping[str, Any]) -> Path:
-    path = anatomy(root, name) / f"{name}_space-orig_desc-tumor_dseg.nii.gz"
+    path = anat_folder(root, name) / f"{name}_space-orig_desc-tumor_dseg.nii.gz"
     stem = path.name.removesuffix(".nii.gz")
     rows = [f"{int(label)}\t{label.name}\t{words}\t{colour}" for label, (words, colour) in _TABLE.items()]
     write_text(path.with_name(f"{stem}.tsv"), "\n".join(["index\tabbreviation\tname\tcolor", *rows]) + "\n")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from glimpseg.data.dicom import extra
+from glimpseg.data.dicom import libraries
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
@@ -31,7 +31,7 @@ def find_series(folder: str | Path) -> list[Series]:
     Raises: InputError if there is no MR image, if images are of more than one patient, or if two files with one
         SOPInstanceUID differ; UsageError without the extra `dicom`.
     """
-    extra.require()
+    libraries.require_libraries()
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder.name} is not a folder. Give the folder that holds the DICOM files.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from glimpseg.data.layouts.contract import refuse_twins, usable_id
-from glimpseg.data.layouts.finding import LAYOUTS, layout_named
+from glimpseg.data.layouts.find import LAYOUTS, layout_named
+from glimpseg.data.layouts.layout import refuse_duplicates, usable_id
 from glimpseg.errors import UsageError
 from glimpseg.study import Study
 
@@ -22,6 +22,6 @@ def write_studies(folder: str | Path, studies: Sequence[Study], layout: str) -> 
     if writer is None:
         offered = ", ".join(name for name, known in LAYOUTS.items() if known.write)
         raise UsageError(f"The layout {layout} is read only. Write one of {offered}.")
-    refuse_twins([usable_id(study.id) for study in studies], layout)
+    refuse_duplicates([usable_id(study.id) for study in studies], layout)
     writer(Path(folder), studies)
     return Path(folder)

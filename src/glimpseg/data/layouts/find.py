@@ -13,7 +13,7 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.layouts import bids, brats, brats2015, decathlon, manifest, nnunet
-from glimpseg.data.layouts.contract import Entry, Layout, Place, Reading, words
+from glimpseg.data.layouts.layout import FolderListing, Layout, ReadResult, StudyEntry, printable
 from glimpseg.errors import InputError, UsageError
 from glimpseg.region import Convention, convention_named, detect_convention
 from glimpseg.results.folder import COMPARISON, RECORD
@@ -28,19 +28,19 @@ _RECOGNISED = (
 """What `auto` tells apart; `brats` has both namings."""
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_RECOGNISED, brats.BRATS2021, brats.BRATS2023)}
 
-MADE = frozenset({RECORD, COMPARISON, "run.json"})
+RESULT_FILES = frozenset({RECORD, COMPARISON, "run.json"})
 """Files by which `evaluate`, `compare` and `segment` mark their folders."""
 MAXIMAL_NAMED = 10
 """Problems that one message lists."""
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderContents:
     """What a folder holds, before anything is refused."""
 
     folder: Path
-    entries: Sequence[Entry]
-    beside: frozenset[Path]
+    entries: Sequence[StudyEntry]
+    set_aside: frozenset[Path]
     notes: Sequence[str]
 
     @property
@@ -71,16 +71,18 @@ def find_studies(
     Raises: InputError when nothing is found, in several layouts, when two studies share an id, a study has two images
         of one sequence, or the labels' meaning is in doubt; UsageError for an unknown `layout` or `labels`.
     """
-    found = find(Path(folder), layout)
+    found = read_folder(Path(folder), layout)
     for note in found.notes:
         log.warning("%s", note)
     if found.problems:
-        raise InputError(listed(found.problems))
+        raise InputError(join_problems(found.problems))
     entries = found.entries
     if references == "required":
         entries = [entry for entry in entries if entry.study.reference is not None]
     if references == "ignored":
-        entries = [replace(e, study=replace(e.study, reference=None, convention=None), doubt="") for e in entries]
+        entries = [
+            replace(e, study=replace(e.study, reference=None, convention=None), reference_problem="") for e in entries
+        ]
     if not entries:
         raise InputError(_nothing(found.folder, layout, " with a reference" if references == "required" else ""))
     return sorted(with_conventions(entries, labels, found.folder), key=lambda study: study.id)
@@ -92,7 +94,7 @@ def find_usable(folder: str | Path, *, layout: str = AUTO) -> tuple[list[Study],
 
     Raises: InputError when there is no study at all, or several layouts; UsageError for an unknown `layout`.
     """
-    found = find(Path(folder), layout)
+    found = read_folder(Path(folder), layout)
     if not found.entries:
         raise InputError(_nothing(found.folder, layout, ""))
     for note in found.notes:
@@ -102,7 +104,7 @@ def find_usable(folder: str | Path, *, layout: str = AUTO) -> tuple[list[Study],
     return sorted(good, key=lambda study: study.id), bad
 
 
-def find(folder: Path, layout: str) -> Found:
+def read_folder(folder: Path, layout: str) -> FolderContents:
     """Everything below a folder, or in a manifest, of one layout. Nothing is read but names and small text files.
 
     Raises: InputError if there is no such folder, or it holds studies of several layouts; UsageError for an unknown
@@ -118,10 +120,10 @@ def find(folder: Path, layout: str) -> Found:
         raise InputError(f"{folder} is not a folder. Give the folder that holds the studies, or a manifest.")
     _refuse_mixed_layouts(readings)
     entries = [entry for _, _, reading in readings for entry in reading.entries]
-    return Found(
+    return FolderContents(
         folder,
         _twins_told(entries),
-        frozenset(path for _, _, reading in readings for path in reading.beside),
+        frozenset(path for _, _, reading in readings for path in reading.set_aside),
         _together([note for _, _, reading in readings for note in reading.notes]),
     )
 
@@ -133,7 +135,7 @@ def layout_named(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def with_conventions(entries: Sequence[Entry], labels: str | None, folder: Path) -> list[Study]:
+def with_conventions(entries: Sequence[StudyEntry], labels: str | None, folder: Path) -> list[Study]:
     """The studies, each with the convention of its reference; None for all if there is neither a reference nor a name.
 
     Raises: InputError when a reference's meaning is in doubt; UsageError for an unknown `labels`.
@@ -141,45 +143,47 @@ def with_conventions(entries: Sequence[Entry], labels: str | None, folder: Path)
     if labels is not None:
         named = convention_named(labels)
         return [replace(entry.study, convention=named) for entry in entries]
-    doubts = sorted({entry.doubt for entry in entries if entry.doubt and entry.study.reference is not None})
-    if doubts:
-        raise InputError(listed(doubts))
+    reference_problems = sorted(
+        {entry.reference_problem for entry in entries if entry.reference_problem and entry.study.reference is not None}
+    )
+    if reference_problems:
+        raise InputError(join_problems(reference_problems))
     unnamed = [entry for entry in entries if entry.study.convention is None]
     convention = _detected(unnamed, folder)
     return [replace(e.study, convention=e.study.convention or convention) for e in entries]
 
 
-def listed(problems: Sequence[str]) -> str:
+def join_problems(problems: Sequence[str]) -> str:
     """Problems as one message, the first ten in full."""
     rest = len(problems) - MAXIMAL_NAMED
     return "\n".join([*problems[:MAXIMAL_NAMED], *([f"... and {rest} more of this kind."] if rest > 0 else [])])
 
 
-def walk(folder: Path) -> Iterator[tuple[Place, list[str]]]:
+def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
     """All folders below, links followed, each once (a link to a parent, say), and none that glimpseg made of other
     studies; with each the list of folders to go on to, from which may be taken away."""
     seen: set[Path] = set()
     for place, below, files in os.walk(folder, followlinks=True, onerror=_closed):
         real = Path(place).resolve()
-        if real in seen or MADE.intersection(files):
+        if real in seen or RESULT_FILES.intersection(files):
             below.clear()
             continue
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        yield Place(Path(place), tuple(below), tuple(name for name in files if not name.startswith("."))), below
+        yield FolderListing(Path(place), tuple(below), tuple(name for name in files if not name.startswith("."))), below
 
 
 def _closed(error: OSError) -> None:
-    log.warning("%s could not be looked into (%s).", words(Path(str(error.filename)).name), error.strerror)
+    log.warning("%s could not be looked into (%s).", printable(Path(str(error.filename)).name), error.strerror)
 
 
-def _places(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, Place]]:
-    for place, below in walk(folder):
+def _places(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, FolderListing]]:
+    for place, below in walk_folders(folder):
         recognised = [layout for layout in known if layout.recognises(place)]
-        whole = [layout for layout in recognised if layout.whole]
+        whole = [layout for layout in recognised if layout.owns_subfolders]
         if len(whole) > 1:
             raise InputError(
-                f"{words(str(place.path))} looks like the layouts {' and '.join(layout.name for layout in whole)}. "
+                f"{printable(str(place.path))} looks like the layouts {' and '.join(layout.name for layout in whole)}. "
                 "Name the one that is meant (--layout)."
             )
         if whole:
@@ -188,13 +192,13 @@ def _places(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, Pla
             yield layout, place
 
 
-def _refuse_mixed_layouts(readings: Sequence[tuple[Layout, Path, Reading]]) -> None:
+def _refuse_mixed_layouts(readings: Sequence[tuple[Layout, Path, ReadResult]]) -> None:
     first: dict[str, Path] = {}
     for layout, path, reading in readings:
         if reading.entries:
             first.setdefault(layout.name, path)
     if len(first) > 1:
-        places = "; ".join(f"{name} in {words(str(path))}" for name, path in first.items())
+        places = "; ".join(f"{name} in {printable(str(path))}" for name, path in first.items())
         raise InputError(
             f"Studies of several layouts were found: {places}. Read each apart, or name the one that is meant "
             "(--layout)."
@@ -208,7 +212,7 @@ def _together(notes: Sequence[str]) -> list[str]:
     return [*unique[:MAXIMAL_NAMED], *([f"... and {rest} more notes of this kind."] if rest > 0 else [])]
 
 
-def _twins_told(entries: Sequence[Entry]) -> list[Entry]:
+def _twins_told(entries: Sequence[StudyEntry]) -> list[StudyEntry]:
     """The same entries; of those that share an id, each says so."""
     named: dict[str, list[Study]] = {}
     for entry in entries:
@@ -222,17 +226,17 @@ def _twins_told(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _twins(studies: Sequence[Study]) -> str:
-    places = [words(str(next(iter(study.images.values()), ""))) for study in studies[:2]]
+    places = [printable(str(next(iter(study.images.values()), ""))) for study in studies[:2]]
     return f"Two studies are called {studies[0].id}: {places[0]} and {places[1]}. Rename one of them."
 
 
 def _nothing(folder: Path, layout: str, which: str) -> str:
     expected = [LAYOUTS[layout]] if layout != AUTO else _RECOGNISED
-    looks = "; ".join(f"{one.name}: {one.looks}" for one in reversed(expected))
-    return f"No study{which} was found below {words(str(folder))}. Expected one of these: {looks}."
+    looks = "; ".join(f"{one.name}: {one.example}" for one in reversed(expected))
+    return f"No study{which} was found below {printable(str(folder))}. Expected one of these: {looks}."
 
 
-def _detected(entries: Sequence[Entry], folder: Path) -> Convention | None:
+def _detected(entries: Sequence[StudyEntry], folder: Path) -> Convention | None:
     """By the numbers of all references together."""
     having = [(e.study.reference, e.numbering) for e in entries if isinstance(e.study.reference, Path)]
     if not having:
@@ -240,13 +244,13 @@ def _detected(entries: Sequence[Entry], folder: Path) -> Convention | None:
     numberings = {numbering for _, numbering in having}
     if len(numberings) > 1:
         raise InputError(
-            f"{words(str(folder))} mixes the layouts {', '.join(sorted(numberings))}; their labels need not mean the "
-            "same. Read each apart, or name the convention (--labels)."
+            f"{printable(str(folder))} mixes the layouts {', '.join(sorted(numberings))}; their labels need not mean "
+            "the same. Read each apart, or name the convention (--labels)."
         )
     numbers = {path: set(np.unique(nifti.read_labels(path).voxels).tolist()) for path, _ in having}
     _refuse_mixed(numbers)
     pooled = set[int]().union(*numbers.values())
-    return detect_convention(pooled, numberings.pop(), f"{words(str(folder))} ({len(having)} references)")
+    return detect_convention(pooled, numberings.pop(), f"{printable(str(folder))} ({len(having)} references)")
 
 
 def _refuse_mixed(numbers: Mapping[Path, set[int]]) -> None:
@@ -255,7 +259,8 @@ def _refuse_mixed(numbers: Mapping[Path, set[int]]) -> None:
     having = {number: [path for path, found in numbers.items() if number in found] for number in (3, 4)}
     if having[3] and having[4] and not set(having[3]) & set(having[4]):
         raise InputError(
-            f"{len(having[3])} references hold the label 3 ({words(having[3][0].name)}), {len(having[4])} others the "
-            f"label 4 ({words(having[4][0].name)}), and none holds both: they seem to mix two conventions, in which "
-            "enhancing tumour is 3 or 4. Read each kind apart; if all are BraTS 2024, say so (--labels brats2024)."
+            f"{len(having[3])} references hold the label 3 ({printable(having[3][0].name)}), {len(having[4])} others "
+            f"the label 4 ({printable(having[4][0].name)}), and none holds both: they seem to mix two conventions, in "
+            "which enhancing tumour is 3 or 4. Read each kind apart; if all are BraTS 2024, say so (--labels "
+            "brats2024)."
         )

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from glimpseg.data.dicom import codes, extra
+from glimpseg.data.dicom import codes, libraries
+from glimpseg.data.dicom.attributes import inherited_headers
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.dicom.read import source_geometry, source_headers
 from glimpseg.data.dicom.seg import (
     LONGEST_NAME,
     SERIES_OFFSET,
-    derived_from,
-    on_source,
+    hide_library_errors,
+    onto_source,
     series_number,
     write_derived,
 )
-from glimpseg.data.dicom.sources import Pseudonyms, reduced
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.region import Label, Region
@@ -38,7 +39,7 @@ DECIMALS = 3
 """Of millilitres: a cubic millimetre."""
 
 
-def write_report(
+def write_sr(
     path: str | Path,
     labels: Volume,
     segmentation: str | Path,
@@ -57,13 +58,13 @@ def write_report(
     """
     import pydicom
 
-    extra.require()
+    libraries.require_libraries()
     headers = source_headers(source)
     geometry = source_geometry(source, headers)
-    with extra.quiet():
-        with derived_from(source):
-            images = reduced(headers, pseudonyms)
-            found = on_source(labels, source, geometry)
+    with libraries.silence_libraries():
+        with hide_library_errors(source):
+            images = inherited_headers(headers, pseudonyms)
+            found = onto_source(labels, source, geometry)
         try:
             marked = pydicom.dcmread(segmentation, stop_before_pixels=True)
         except Exception as error:
@@ -72,7 +73,7 @@ def write_report(
             raise InputError(f"{Path(segmentation).name} is no segmentation of this study. Give what write_seg wrote.")
         ml = float(geometry.voxel_volume) / 1000
         volumes = {region: float(np.isin(found.array, region.value).sum()) * ml for region in regions}
-        with derived_from(source):
+        with hide_library_errors(source):
             dataset = _report(volumes, marked, images, model)
         write_derived(path, dataset, source, pseudonyms)
 
@@ -104,7 +105,7 @@ def _report(
         manufacturer="glimpseg",
         series_description="Brain tumour volumes",
     )
-    dataset.CodingSchemeIdentificationSequence = [codes.own_scheme()]
+    dataset.CodingSchemeIdentificationSequence = [codes.private_scheme_item()]
     return dataset
 
 

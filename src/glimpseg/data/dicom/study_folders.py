@@ -1,7 +1,7 @@
 """A tree of DICOM: which of its folders are studies.
 
-`python -m glimpseg.data.dicom.trees FOLDER TARGET` is the process that `studies_below` starts: foreign headers are
-parsed there.
+`python -m glimpseg.data.dicom.study_folders FOLDER TARGET` is the process that `find_study_folders`
+starts to parse foreign headers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from glimpseg.data.dicom import extra, stacks
+from glimpseg.data.dicom import libraries, stacks
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
 from glimpseg.errors import InputError
@@ -25,7 +25,7 @@ PREAMBLE = 128
 """Bytes before the letters DICM."""
 
 
-def holds_dicom(folder: Path) -> bool:
+def contains_dicom(folder: Path) -> bool:
     """Whether DICOM begins below a folder: a file with its mark, or an archive, before any NIfTI file."""
     for number, path in enumerate(stacks.files_below(folder)):
         name = path.name.lower()
@@ -36,7 +36,7 @@ def holds_dicom(folder: Path) -> bool:
     return False
 
 
-def studies_below(folder: Path) -> list[Path]:
+def find_study_folders(folder: Path) -> list[Path]:
     """The folders and archives directly below `folder`, each of which is a study; `folder` itself if images lie
     directly in it, or if all of these are of one study.
 
@@ -44,7 +44,7 @@ def studies_below(folder: Path) -> list[Path]:
 
     Raises: InputError if the headers cannot be read; UsageError without the extra `dicom`.
     """
-    extra.require()
+    libraries.require_libraries()
     archives = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "studies.json"
@@ -61,7 +61,7 @@ def studies_below(folder: Path) -> list[Path]:
     return sorted([*(folder / name for name in known), *archives])
 
 
-def first_studies(folder: Path) -> dict[str, str]:
+def first_study_digests(folder: Path) -> dict[str, str]:
     """For each folder directly below that holds MR images the digest of the study of its first one; for images directly
     in `folder`, under the empty name."""
     places: dict[str, Iterable[Path]] = {"": [path for path in sorted(folder.iterdir()) if path.is_file()]}
@@ -92,8 +92,8 @@ def _main(folder: Path, target: Path) -> None:
     import pydicom  # noqa: F401  (before the limit)
 
     limit_memory(SPARE_BYTES)
-    with extra.quiet():
-        target.write_text(json.dumps(first_studies(folder)), "utf-8")
+    with libraries.silence_libraries():
+        target.write_text(json.dumps(first_study_digests(folder)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ slip through.
 
 from __future__ import annotations
 
-import hmac
 import logging
-import secrets
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glimpseg.data.dicom.geometry import is_enhanced
 from glimpseg.data.dicom.headers import value
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,34 +42,9 @@ IMAGE = (
 """What the pixels of the source are, and where."""
 PLANE_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 """Of an enhanced file's functional groups; these alone."""
-NO_DATE, NO_TIME = "19000101", "000000"
-"""Stand where a date or time must not be empty and must not be told."""
-PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
 
-@dataclass(frozen=True)
-class Pseudonyms:
-    """Replaces what identifies: the same by the same under one key, and nothing that can be found without the key.
-
-    Give one to every object that is to refer to another, the measurements to their segmentation for instance. Whoever
-    keeps the key can repeat the replacement, for the images too.
-    """
-
-    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-
-    def uid(self, original: str) -> str:
-        """A UID of the kind that is made of a random number (root 2.25)."""
-        return f"2.25.{uuid.UUID(bytes=self._digest('uid', original)[:16], version=4).int}"
-
-    def person(self, original: str) -> str:
-        """Name and identifier of somebody."""
-        return f"P{self._digest('person', original).hex()[:12].upper()}"
-
-    def _digest(self, kind: str, original: str) -> bytes:
-        return hmac.digest(self.key, f"{kind} {original}".encode(), "sha256")
-
-
-def reduced(datasets: Sequence[Dataset], pseudonyms: Pseudonyms | None = None) -> list[Dataset]:
+def inherited_headers(datasets: Sequence[Dataset], pseudonyms: Pseudonyms | None = None) -> list[Dataset]:
     """Headers of a series with nothing in them but what a derived object may take over.
 
     A value that breaks the rules of its kind is emptied, with a warning that names the attribute.
@@ -84,22 +56,6 @@ def reduced(datasets: Sequence[Dataset], pseudonyms: Pseudonyms | None = None) -
     if refused:
         log.warning("Emptied in what is written, because the source's values are not valid: %s.", sorted(refused))
     return headers
-
-
-def mark_pseudonymous(dataset: Dataset) -> None:
-    """Says in a derived object that nobody is named in it, and empties its own dates and times."""
-    from pydicom.dataset import Dataset
-
-    for element in dataset.iterall():
-        if element.VR in ("DA", "TM", "DT") and element.value:
-            element.value = {"DA": NO_DATE, "TM": NO_TIME, "DT": NO_DATE + NO_TIME}[element.VR]
-    dataset.StudyDate = dataset.StudyTime = ""
-    dataset.PatientIdentityRemoved = "YES"
-    dataset.DeidentificationMethod = "glimpseg: only required attributes, UIDs by keyed digest"
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = PROFILE
-    dataset.DeidentificationMethodCodeSequence = [item]
-    dataset.LongitudinalTemporalInformationModified = "REMOVED"
 
 
 def _reduced(dataset: Dataset, pseudonyms: Pseudonyms | None, refused: set[str]) -> Dataset:

@@ -14,7 +14,7 @@ _LIBRARIES = ("pydicom", "highdicom")
 """Both write values of headers into their log lines and warnings."""
 
 
-def require() -> None:
+def require_libraries() -> None:
     """Raises UsageError where the libraries for DICOM are not installed."""
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
@@ -25,7 +25,7 @@ def require() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Inside, the libraries neither warn nor log: what they would say may hold a name or an identifier."""
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
     disabled = [logger.disabled for logger in loggers]
