@@ -25,7 +25,7 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.phantom.dataset import as_study
 from glimpseg.study import Study
-from glimpseg.volume import Volume, foreground, labels_onto, onto, same_grid
+from glimpseg.volume import Volume, foreground, resample, resample_labels, same_grid
 
 T1, T1C, T2, FLAIR = Modality
 CENTRE = np.array([-119.5, 119.5, 77.0])
@@ -226,7 +226,7 @@ def test_registered_sequences_lie_at_one_place(study, sitk):
 def test_a_shift_or_turn_is_seen_and_measured(study, sitk, degrees, mm, common):
     first, second = study.images[T1C], elsewhere(study.images[FLAIR], motion(degrees, mm))
     if common:
-        second = Volume(np.where(foreground(first.voxels), onto(second, first.grid).voxels, 0), first.affine)
+        second = Volume(np.where(foreground(first.voxels), resample(second, first.grid).voxels, 0), first.affine)
     check = check_alignment(first, second)
     assert check.verdict is Verdict.YES
     assert check.shift_mm == pytest.approx(np.linalg.norm(mm), abs=1)
@@ -353,7 +353,7 @@ def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, brought):
 def test_values_come_back_by_interpolation(study, apart):
     brought = read_unchanged(apart)
     there = brought.values_on_given_grid(study.images[T1C], FLAIR)
-    expected = onto(study.images[T1C], apart.images[FLAIR].grid)
+    expected = resample(study.images[T1C], apart.images[FLAIR].grid)
     assert np.array_equal(there.voxels, expected.voxels)
 
 
@@ -403,7 +403,7 @@ def test_a_raw_study_gets_a_brain_for_every_sequence(study, raw, deepbet, sitk):
     brain = brought.study.brain
     for channel in (0, 2):
         assert prepared.inside[channel].sum() == pytest.approx(brain.voxels.sum(), rel=0.05)
-    there = labels_onto(brain, study.images[T1].grid).voxels > 0
+    there = resample_labels(brain, study.images[T1].grid).voxels > 0
     assert (study.images[T1].voxels[there] > 0).mean() > 0.95
 
 
@@ -441,6 +441,8 @@ def test_a_brain_that_deepbet_cannot_find_is_said(deepbet, raw, monkeypatch, fai
 def test_deepbet_itself_finds_the_brain_of_a_synthetic_head(study, raw):
     pytest.importorskip("deepbet", reason="the extra [skullstrip] is not installed")
     mask = brain_mask(raw.images[T1]).voxels > 0
-    brain = onto(Volume((study.images[T1].voxels > 0).astype(np.float32), study.images[T1].affine), raw.images[T1].grid)
+    brain = resample(
+        Volume((study.images[T1].voxels > 0).astype(np.float32), study.images[T1].affine), raw.images[T1].grid
+    )
     truth = ndimage.binary_fill_holes(ndimage.binary_closing(brain.voxels > 0.5, iterations=2))
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9

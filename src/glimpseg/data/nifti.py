@@ -26,7 +26,7 @@ from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame
-from glimpseg.volume import Grid, Volume, background_value, connected_to_border, parts
+from glimpseg.volume import Grid, Volume, axis_slices, background_value, connected_to_border
 
 SUFFIXES = (".nii", ".nii.gz")
 MAXIMAL_SIDE = 1024
@@ -364,7 +364,7 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
             if stored and name.endswith(".gz"):
                 yield from _inflated(path, image, number)
             elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
-                for part in parts(z, x * y * z):
+                for part in axis_slices(z, x * y * z):
                     yield part, np.asanyarray(source[:, :, part])
             else:
                 yield slice(0, z), np.asanyarray(source).reshape((x, y, z, -1))[..., number]
@@ -396,7 +396,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
     with open_gzip(path) as stream:
         place = begin + number * x * y * z * kind.itemsize
         _skip(stream, 0, place, size)
-        for part in parts(z, x * y * z):
+        for part in axis_slices(z, x * y * z):
             shape = (x, y, part.stop - part.start)
             content = stream.read(math.prod(shape) * kind.itemsize)
             if len(content) < math.prod(shape) * kind.itemsize:

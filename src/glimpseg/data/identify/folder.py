@@ -77,7 +77,7 @@ def _series_below(place: Path) -> tuple[list[Series], list[str]]:
     images, notes = nifti_series(place)
     if not _has_dicom(place):
         return images, notes
-    from glimpseg.data.dicom.files import find_series
+    from glimpseg.data.dicom.find import find_series
 
     ignored = [f"{len(images)} NIfTI files were ignored, because the folder holds DICOM."] if images else []
     return find_series(place), ignored

@@ -25,7 +25,7 @@ from glimpseg.data.raw.register import (
     turn_degrees,
 )
 from glimpseg.errors import InputError
-from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, foreground, labels_onto, onto
+from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, foreground, resample, resample_labels
 
 QUICK = RegistrationSettings(spacing_mm=3.0, shrink=(2, 1), smooth_mm=(4.0, 0.0), share=1.0, last_step_mm=1e-3)
 ALIGNED_MM, MISALIGNED_MM = 1.25, 1.5
@@ -88,7 +88,7 @@ def shared_brain_interior(first: Volume, second: Volume) -> Volume | None:
 
 
 def _mask_on(image: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    return labels_onto(Volume(foreground(image.voxels).astype(np.uint8), image.affine), grid).voxels > 0
+    return resample_labels(Volume(foreground(image.voxels).astype(np.uint8), image.affine), grid).voxels > 0
 
 
 def _middle(grid: Grid) -> Float[np.ndarray, "3"]:
@@ -98,7 +98,7 @@ def _middle(grid: Grid) -> Float[np.ndarray, "3"]:
 def _by_edges(first: Volume, second: Volume) -> RawCheck:
     """Check the alignment without SimpleITK, by the phase correlation of edges."""
     grid = first.grid.at_spacing(EDGES_SPACING_MM)
-    shift = float(np.linalg.norm(_edge_shift(*(_edges(onto(image, grid).voxels) for image in (first, second)))))
+    shift = float(np.linalg.norm(_edge_shift(*(_edges(resample(image, grid).voxels) for image in (first, second)))))
     shift *= EDGES_SPACING_MM
     verdict = Verdict.YES if shift >= SEEN_BY_EDGES_MM else Verdict.UNSURE
     seen = f"the edges of both images agree best when one is shifted by {shift:.0f} mm"

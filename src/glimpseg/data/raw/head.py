@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from glimpseg.data.raw.check import RawCheck, Verdict
-from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, onto
+from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, resample
 
 SPACING_MM = 3.0
 """Voxel size of the check. Scalp and skull are two voxels thick, and one head takes about one second. Our choice."""
@@ -124,14 +124,14 @@ def _without_air(
 ) -> tuple[Float[np.ndarray, "i j k"], Bool[np.ndarray, "i j k"]]:
     """Image relative to its air, and the mask of tissue, for an image with constant background."""
     image = np.where(inside, np.abs(volume.voxels - np.float32(level)), np.float32(0))
-    image = onto(Volume(image, volume.affine), volume.grid.at_spacing(SPACING_MM)).voxels
+    image = resample(Volume(image, volume.affine), volume.grid.at_spacing(SPACING_MM)).voxels
     # A brain that was resampled after stripping fades out at its edge; voxels that are nearly air are not its surface.
     return image, image > TISSUE_SHARE * np.percentile(image[image > 0], BRIGHT_PERCENTILE)
 
 
 def _above_noise(volume: Volume) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     """Image relative to its air, and the mask of voxels above the noise of the air."""
-    image = onto(volume, volume.grid.at_spacing(SPACING_MM)).voxels
+    image = resample(volume, volume.grid.at_spacing(SPACING_MM)).voxels
     faces = [image.take(end, axis=axis).ravel() for axis, end in itertools.product(range(3), (0, -1))]
     image = image - np.float32(np.percentile(np.concatenate(faces), BORDER_PERCENTILE))
     return image, image > TISSUE_SHARE * np.percentile(image, BRIGHT_PERCENTILE)

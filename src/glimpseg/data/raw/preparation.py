@@ -27,7 +27,7 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
-from glimpseg.volume import Grid, Volume, foreground, labels_onto, onto, same_grid, thinned
+from glimpseg.volume import Grid, Volume, downsample_large, foreground, resample, resample_labels, same_grid
 
 LARGEST_TURN_DEGREES = 45.0
 """Largest plausible rotation between two sequences of one study. Beyond it the registration failed."""
@@ -91,7 +91,7 @@ class AlignedStudy:
     def labels_on_given_grid(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """Resample a label map of the study to the original grid of one sequence.
 
-        The label with the largest interpolated share wins (`volume.labels_onto`). A map that already lies on the voxels
+        The label with the largest interpolated share wins (`volume.resample_labels`). A map that already lies on the voxels
         of that sequence is returned unchanged, bit for bit.
 
         Args:
@@ -100,21 +100,21 @@ class AlignedStudy:
 
         Raises: UsageError if the study lacks that sequence.
         """
-        return self._on_given_grid(labels, modality, labels_onto)
+        return self._on_given_grid(labels, modality, resample_labels)
 
     def values_on_given_grid(self, values: Volume, modality: Modality | None = None) -> Volume:
         """Resample an image or a probability map likewise, by linear interpolation."""
-        return self._on_given_grid(values, modality, onto)
+        return self._on_given_grid(values, modality, resample)
 
     def _on_given_grid(
-        self, volume: Volume, modality: Modality | None, resample: Callable[[Volume, Grid], Volume]
+        self, volume: Volume, modality: Modality | None, resampler: Callable[[Volume, Grid], Volume]
     ) -> Volume:
         target = modality or self.reference
         if target not in self.grids:
             have = " + ".join(m.title for m in self.grids)
             raise UsageError(f"The study has no {target.title} to lay the result on. Name one of {have}.")
         grid = self.grids[target]
-        return Volume(resample(volume, moved_grid(grid, self.motions[target])).voxels, grid.affine)
+        return Volume(resampler(volume, moved_grid(grid, self.motions[target])).voxels, grid.affine)
 
 
 def check_study(study: Study, reference: Modality | None = None) -> StudyChecks:
@@ -139,7 +139,7 @@ def register_and_strip(study: Study, reference: Modality | None = None) -> Align
 
     The sequences are registered if one is misaligned or if skull and scalp are visible. The brain is found if skull and
     scalp are visible and no mask was given. Large images are checked one after another with fewer voxels
-    (`volume.thinned`). Images that are not moved are returned as they were given, files as files.
+    (`volume.downsample_large`). Images that are not moved are returned as they were given, files as files.
 
     Args:
         study: the raw study.
@@ -254,7 +254,7 @@ def _read_thinned(study: Study, reference: Modality | None) -> AlignedStudy:
     images, grids = {}, {}
     for modality in study.images:
         volume = _read(study, modality)
-        images[modality], grids[modality] = thinned(volume), volume.grid
+        images[modality], grids[modality] = downsample_large(volume), volume.grid
         del volume
     return replace(read_unchanged(replace(study, images=images), reference), grids=grids)
 

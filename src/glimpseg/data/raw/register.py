@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from glimpseg.data.raw.itk import as_itk, ras_matrix, simpleitk
 from glimpseg.errors import InputError
-from glimpseg.volume import Grid, Volume, onto
+from glimpseg.volume import Grid, Volume, resample
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -153,7 +153,7 @@ def _refuse_no_overlap(metric: float) -> None:
 
 
 def _images(fixed: Volume, moving: Volume, settings: RegistrationSettings) -> tuple[SimpleITK.Image, SimpleITK.Image]:
-    first, second = (as_itk(onto(image, image.grid.at_spacing(settings.spacing_mm))) for image in (fixed, moving))
+    first, second = (as_itk(resample(image, image.grid.at_spacing(settings.spacing_mm))) for image in (fixed, moving))
     return first, second
 
 
