@@ -7,7 +7,7 @@ Start with `generate` for one phantom in memory, or `dataset.write_phantoms` for
 >>> case.images.shape  # modality x y z
 torch.Size([4, 60, 60, 39])
 >>> case.description["kind"]
-KIND4
+'low-grade'
 """
 
 from glimpseg.phantom.generate import Phantom, draw_plan, generate, render, stream

@@ -70,7 +70,7 @@ def write_phantoms(
             begun = time.perf_counter()
             made = phantom.generate(seed, settings, device)
             study = as_study(made)
-            name = f"PHANTOM{layout.joint}{seed:05d}" + ("-000" if layout.joint == "-" else "")
+            name = f"PHANTOM{layout.separator}{seed:05d}" + ("-000" if layout.separator == "-" else "")
             present = study.restricted_to(kept_sequences(seed, incomplete))
             images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
             reference = study.reference if isinstance(study.reference, Volume) else None

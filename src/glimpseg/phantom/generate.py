@@ -58,7 +58,7 @@ def draw_plan(seed: int, settings: Settings) -> Plan:
 
     >>> plan = draw_plan(7, Settings.at_spacing(3.0))
     >>> plan.tumour.kind
-    KIND
+    'low-grade'
     """
     return apply_variety(draw_standard_plan(seed, settings))
 
@@ -81,7 +81,7 @@ def generate(seed: int, settings: Settings | None = None, device: str | torch.de
     >>> phantom.images.shape  # modality x y z
     torch.Size([4, 60, 60, 39])
     >>> sorted(phantom.labels.unique().tolist())  # background, NCR, ED, ET
-    LABELS
+    [0, 1, 2, 3]
     """
     return render(draw_plan(seed, settings or Settings()), device)
 

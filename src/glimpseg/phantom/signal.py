@@ -91,7 +91,7 @@ class InversionGradientEcho:
     planar: ClassVar[bool] = False
 
     def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-        """Return the signal: magnitude of the inverted magnetisation in the middle of the readout; independent of T2."""
+        """Return the signal: magnitude of the inverted magnetisation in mid-readout; independent of T2."""
         return density * (1 - 2 * torch.exp(-self.ti_ms / t1) / (1 + torch.exp(-self.tr_ms / t1))).abs()
 
 
