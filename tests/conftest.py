@@ -47,7 +47,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from glimpseg import cli, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
-from glimpseg.model import checkpoint  # noqa: E402
+from glimpseg.model.folder import save_model  # noqa: E402
 from glimpseg.runtime.sandbox import SandboxError  # noqa: E402
 from glimpseg.segmentation.result import Segmentation  # noqa: E402
 from glimpseg.training.logger import Journal  # noqa: E402
@@ -261,7 +261,7 @@ def write_archive(folder):
 def write_model(folder):
     recipe = small_recipe(data__sampling__patch=[24, 24, 24])
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
 
 
 @pytest.fixture(scope="session")

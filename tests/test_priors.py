@@ -28,7 +28,8 @@ from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import checkpoints, save_checkpoint
+from glimpseg.model.folder import WEIGHTS
 from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.priors import crossfit, decoder, sam
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out
@@ -556,12 +557,12 @@ def test_sam_goes_the_whole_way(transformers, archive, folder, original, tmp_pat
     assert CliRunner().invoke(app, [*command, "-o", str(whole)]).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in files} == written
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupted_after(checkpoint.save))
+        patch.setattr("glimpseg.training.loop.save_checkpoint", interrupted_after(save_checkpoint))
         assert CliRunner().invoke(app, [*command, "-o", str(parts)]).exit_code == 130
-    assert len(checkpoint.checkpoints(parts)) == 1
+    assert len(checkpoints(parts)) == 1
     assert not (parts / "model").exists()
     assert CliRunner().invoke(app, [*command, "-o", str(parts), "--resume"]).exit_code == 0
-    first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (whole, parts))
+    first, second = (load_file(run / "model" / WEIGHTS) for run in (whole, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
     shutil.rmtree(tmp_path / "cache")
     assert methods.find_recipe(str(whole / "recipe.yaml")).data.prior.kind == "sam"

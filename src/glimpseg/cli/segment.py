@@ -18,7 +18,7 @@ from glimpseg.model.shipped import BOX
 if TYPE_CHECKING:
     from glimpseg.batch.job import Wanted
     from glimpseg.batch.progress import Outcome
-    from glimpseg.model.checkpoint import Model
+    from glimpseg.model.loading import Model
     from glimpseg.segmentation.inputs import Visit
     from glimpseg.segmentation.predict import Raw
     from glimpseg.segmentation.uncertainty import Level

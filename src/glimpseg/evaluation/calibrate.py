@@ -32,8 +32,10 @@ from glimpseg.evaluation.scoring import Reference
 from glimpseg.metrics import Reliability
 from glimpseg.metrics.calibration import BINS
 from glimpseg.modality import SUBSETS, Modality, parse, subsets_of
-from glimpseg.model.checkpoint import PROVENANCE, WEIGHTS, Model, save_copy
+from glimpseg.model.copying import save_copy
 from glimpseg.model.expectations import EXPECTATIONS, FORMAT, JUDGED, Expectations, Expected, Gain
+from glimpseg.model.folder import PROVENANCE, WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import FEWEST_CASES, Bootstrap, Interval, additions

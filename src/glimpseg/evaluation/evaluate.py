@@ -33,7 +33,8 @@ from glimpseg.evaluation.protocol import Protocol, protocol_named
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS, Modality, subsets_of
-from glimpseg.model.checkpoint import WEIGHTS, Model
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.folder import LABELS, RECORD, SCORES, STUDIES, SUMMARY, Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, OF_PROBABILITIES, Score, Scores, write_scores

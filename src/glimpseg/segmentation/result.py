@@ -19,9 +19,9 @@ from glimpseg.data.layouts import convention_named
 from glimpseg.data.series import Series
 from glimpseg.errors import UsageError
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import expected_tree, gain_tree
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import TITLES, Label, Region
 from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.segmentation.inputs import ImageLike, volume_of
@@ -218,7 +218,7 @@ class Segmentation:
             "model": {
                 "name": self.model.name,
                 "method": self.model.recipe.method,
-                "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
+                "sha256": self.model.provenance["sha256"][WEIGHTS],
                 "steps": self.model.provenance.get("steps"),
                 "written_by": self.model.provenance.get("glimpseg"),
                 **({"choices": self.model.chosen} if self.model.chosen else {}),
