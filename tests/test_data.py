@@ -1,4 +1,4 @@
-"""Layouts, preparing, cache, augmentation and the order of crops."""
+"""Layouts, preprocessing, cache, augmentation and the order of crops."""
 
 import dataclasses
 import itertools
