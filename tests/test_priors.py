@@ -24,7 +24,7 @@ from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, open_case, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
@@ -100,7 +100,7 @@ def test_outside_a_study_and_of_an_absent_sequence_nothing_is_supposed(tmp_path)
     (path,) = prepare_studies(find_studies(tmp_path / "archive"), small_recipe("smml"), tmp_path / "cache")
     shape = CachedCase(path).shape
     write_prior(tmp_path / "p", np.full((2, *shape), Label.ED, np.uint8), {"study": "S0"})
-    crop = with_prior(path, tmp_path / "p").crop((-4, 0, 0), (8, 8, 8))
+    crop = open_case(path, tmp_path / "p").crop((-4, 0, 0), (8, 8, 8))
     assert (crop.prior[[1, 3], 4:] == Label.ED).all()
     assert not crop.prior[:, :4].any()
     assert not crop.prior[[0, 2]].any()
@@ -117,7 +117,7 @@ def test_a_damaged_or_foreign_prior_is_refused(cases, tmp_path, damage):
     (tmp_path / "p").write_bytes(content[: 50 if damage == "cut" else None])
     words = {"flipped": "checksum", "cut": "damaged", "another": "belongs to another", "size": "belongs to another"}
     with pytest.raises(InputError, match=words[damage]):
-        with_prior(cases[0][0], tmp_path / "p")
+        open_case(cases[0][0], tmp_path / "p")
 
 
 # Synthetic

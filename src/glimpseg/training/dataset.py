@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from glimpseg import methods, phantom
-from glimpseg.data.cache import cached
+from glimpseg.data.cache import cache_study
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
-from glimpseg.data.splits import chosen
+from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
 from glimpseg.phantom.training_stream import PhantomStream
@@ -68,7 +68,7 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> l
     paths, failures = [], []
     for study in studies:
         try:
-            paths.append(cached(study, recipe.data.preprocess, folder))
+            paths.append(cache_study(study, recipe.data.preprocess, folder))
         except InputError as error:
             failures.append(f"{study.id}: {error}")
     if failures:
@@ -98,7 +98,7 @@ def find_training_studies(recipe: Recipe, options: TrainOptions) -> tuple[list[S
     # Pretraining uses no reference, and so a broken one is no obstacle.
     references: Literal["required", "ignored"] = "required" if recipe.backbone is None else "ignored"
     studies = find_studies(options.data, labels=options.labels, references=references)
-    studies = chosen(studies, options.split) if options.split else studies
+    studies = select_studies(studies, options.split) if options.split else studies
     studies = labelled_share(studies, recipe.data.labelled, recipe.seed)
     return studies, methods.module(recipe.method).METHOD.dataset_note(Counter(study.available for study in studies))
 
