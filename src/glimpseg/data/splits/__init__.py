@@ -67,8 +67,8 @@ def select_studies(studies: Sequence[Study], name: str) -> list[Study]:
     if missing:
         some = ", ".join(sorted(missing)[:NAMED_AT_MOST]) + (" and others" if len(missing) > NAMED_AT_MOST else "")
         log.warning(
-            f"Only {len(selected)} of the {len(listed)} cases of {name} were found; missing: {some}. Scores on part of a "
-            "list cannot be compared with scores on the whole list."
+            f"Only {len(selected)} of the {len(listed)} cases of {name} were found; missing: {some}. Scores on part of "
+            "a list cannot be compared with scores on the whole list."
         )
     return selected
 
