@@ -29,7 +29,7 @@ import torch
 from scipy import ndimage
 
 from glimpseg import methods, metrics
-from glimpseg.model import checkpoint
+from glimpseg.model.folder import save_model
 from glimpseg.model.shipped import BOX
 from glimpseg.phantom import Settings
 from glimpseg.phantom.dataset import write_phantoms
@@ -116,7 +116,7 @@ def fine_model(folder: Path) -> Path:
     """A model that works on 1 mm, untrained."""
     recipe = methods.find_recipe("unet/phantom", {"data.preprocess.spacing_mm": 1.0})
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     return folder
 
 

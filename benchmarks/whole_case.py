@@ -38,7 +38,7 @@ from nibabel.processing import resample_from_to, resample_to_output
 from glimpseg import metrics
 from glimpseg.cli.pages import keep_pages
 from glimpseg.data.layouts import find_studies
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.phantom import Settings
 from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.region import Region

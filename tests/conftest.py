@@ -47,7 +47,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from glimpseg import cli, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
-from glimpseg.model import checkpoint  # noqa: E402
+from glimpseg.model.folder import save_model  # noqa: E402
 from glimpseg.runtime.sandbox import SandboxError  # noqa: E402
 from glimpseg.segmentation.result import Segmentation  # noqa: E402
 from glimpseg.training.logger import Journal  # noqa: E402
@@ -206,7 +206,7 @@ def command_line(*arguments, cwd=None):
 READERS = {
     "glimpseg.data.dicom.stacks": "main",
     "glimpseg.data.dicom.pixels": "main",
-    "glimpseg.data.dicom.trees": "_main",
+    "glimpseg.data.dicom.study_folders": "_main",
     "glimpseg.model.importing": "_read",
 }
 """Modules that open foreign files in a process of their own, and what that process does."""
@@ -227,9 +227,9 @@ def run_here(module, arguments, *, seconds):
 @pytest.fixture
 def readers_here(monkeypatch):
     """Foreign files are read in this process, which saves a second or two for each. Tests of the process go without."""
-    for name in ("files", "read", "trees"):
+    for name in ("find", "read", "study_folders"):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_sandboxed", run_here)
-    for name in ("stacks", "pixels", "trees"):
+    for name in ("stacks", "pixels", "study_folders"):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
     monkeypatch.setattr("glimpseg.model.importing.run_sandboxed", run_here)
     monkeypatch.setattr("glimpseg.model.importing.limit_memory", lambda *_: None)
@@ -261,7 +261,7 @@ def write_archive(folder):
 def write_model(folder):
     recipe = small_recipe(data__sampling__patch=[24, 24, 24])
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
 
 
 @pytest.fixture(scope="session")

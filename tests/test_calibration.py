@@ -17,7 +17,7 @@ from glimpseg.evaluation import calibrate, conclusion
 from glimpseg.evaluation.counts import Counts, read_counts, write_counts
 from glimpseg.evaluation.histogram import Histogram, Temperature, fit_temperatures
 from glimpseg.modality import SUBSETS, Modality, parse
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import Bootstrap

@@ -29,7 +29,7 @@ from glimpseg.evaluation.rfnet_preprocessing import rfnet_box
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.method import Segmenter, blanked
 from glimpseg.modality import ALL, SUBSETS, Modality, parse
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.region import Label, Region
 from glimpseg.results.folder import read_evaluation
 from glimpseg.results.scores import METRICS, read_scores

@@ -161,7 +161,7 @@ def test_a_header_that_contradicts_itself_on_contrast_agent_leaves_a_series_unna
 def test_two_t1_series_of_which_nothing_tells_of_contrast_agent_are_pointed_out():
     found = identified(("t1_mprage_sag", MPRAGE), ("t1_mprage_sag", MPRAGE))
     assert chosen(found) == {"t1": 1}
-    assert "nothing tells whether contrast agent was given" in found.text()
+    assert "no header says whether contrast agent was given" in found.text()
 
 
 def test_volumes_of_one_series_are_dropped():
@@ -402,7 +402,7 @@ def scanned(tmp_path_factory):
 def test_a_study_in_dicom_is_identified(scanned):
     found = identify(scanned)
     assert chosen(found) == {"t1": 2, "t1c": 6, "t2": 3, "flair": 4}
-    assert "1 NIfTI files were left aside" in found.text()
+    assert "1 NIfTI files were ignored" in found.text()
 
 
 def test_nobody_on_a_dicom_image_is_named_in_table_or_file(scanned):
@@ -552,7 +552,7 @@ def test_t1_and_t1c_are_never_told_apart(brain):
 def test_a_single_t2_that_is_named_t1_gives_a_warning(brain):
     images, prepared = brain
     assert appearance.appearance_warnings(prepared({Modality.T1: images[Modality.T2]})) == (
-        "The image named T1 looks like T2. Check it; the result is made all the same.",
+        "The image named T1 looks like T2. Check it; the study is segmented anyway.",
     )
 
 

@@ -16,7 +16,7 @@ from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.errors import InputError
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
+from glimpseg.model.loading import load_model
 from glimpseg.region import Region
 from glimpseg.segmentation import inference, memory, predict
 from glimpseg.study import Study
@@ -34,7 +34,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(model_folder):
-    return checkpoint.load(model_folder, torch.device("cpu"))
+    return load_model(model_folder, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_a_view_and_a_batch_are_the_loaders():
     image, grid = np.random.default_rng(0).normal(size=(4, 5, 5, 5)).astype(np.float32), Grid((5, 5, 5), np.eye(4))
     case = in_memory(Prepared("S", image, np.ones(image.shape, bool), ALL, np.ones((5, 5, 5), np.uint8), grid, grid))
     sampling, learner = Sampling(patch=(3, 3, 3)), Plain(TUMOUR)
-    own, loaders = (view(case, sampling, np.random.default_rng(1)) for view in (learner.view, loader.view))
+    own, loaders = (view(case, sampling, np.random.default_rng(1)) for view in (learner.view, loader.random_crop))
     assert np.array_equal(own.image, loaders.image)
     assert own.image.shape == (4, 3, 3, 3)
     batch, (transform,) = learner.collate([own])

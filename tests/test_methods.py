@@ -22,7 +22,8 @@ from glimpseg.data.preprocess import prepare
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
 from glimpseg.modality import SUBSETS, to_flags
-from glimpseg.model import checkpoint
+from glimpseg.model.folder import save_model
+from glimpseg.model.loading import load_model
 from glimpseg.nets.recompute import recompute
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import as_study
@@ -205,8 +206,8 @@ def test_recomputing_keeps_less_and_changes_no_bit(recipe, batch):
 
 @segmenters
 def test_a_saved_model_gives_the_same_bits(recipe, learner, batch, tmp_path):
-    checkpoint.save(tmp_path / "m", learner.state_dict(), recipe, {})
-    again = checkpoint.load(tmp_path / "m").network
+    save_model(tmp_path / "m", learner.state_dict(), recipe, {})
+    again = load_model(tmp_path / "m").network
     with torch.inference_mode():
         assert torch.equal(learner(batch.image, batch.available), again(batch.image, batch.available))
 

@@ -12,9 +12,9 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from glimpseg.modality import Modality
-from glimpseg.model.checkpoint import Model
-from glimpseg.picture import COLOURS, draw_plane, grey_window, largest_slices, legend_lines, plane_image, preview
-from glimpseg.region import Label
+from glimpseg.model.loading import Model
+from glimpseg.picture import PlaneView, draw_plane, grey_window, largest_slices, legend_lines, plane_image, preview
+from glimpseg.region import COLOURS, Label
 from glimpseg.report import figures
 from glimpseg.segmentation.result import Segmentation
 from glimpseg.volume import Volume
@@ -280,7 +280,8 @@ def flat(**cuts):
     cell = Figure().subplots()
     image = np.zeros((9, 9, 1), np.float32)
     planes = {name: array[:, :, None] for name, array in cuts.items()}
-    draw_plane(cell, image, planes["labels"], planes.get("reference"), "axial", (0, 0, 0), (1, 1, 1), (0, 1))
+    view = PlaneView(plane="axial", voxel=(0, 0, 0), spacing_mm=(1, 1, 1))
+    draw_plane(cell, image, planes["labels"], view, reference=planes.get("reference"), window=(0, 1))
     return cell
 
 

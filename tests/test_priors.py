@@ -24,12 +24,13 @@ from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, open_case, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import checkpoints, save_checkpoint
+from glimpseg.model.folder import WEIGHTS
 from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.priors import crossfit, decoder, sam
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out
@@ -105,7 +106,7 @@ def test_outside_a_study_and_of_an_absent_sequence_nothing_is_supposed(tmp_path)
     (path,) = prepare_studies(find_studies(tmp_path / "archive"), small_recipe("smml"), tmp_path / "cache")
     shape = CachedCase(path).shape
     write_prior(tmp_path / "p", np.full((2, *shape), Label.ED, np.uint8), {"study": "S0"})
-    crop = with_prior(path, tmp_path / "p").crop((-4, 0, 0), (8, 8, 8))
+    crop = open_case(path, tmp_path / "p").crop((-4, 0, 0), (8, 8, 8))
     assert (crop.prior[[1, 3], 4:] == Label.ED).all()
     assert not crop.prior[:, :4].any()
     assert not crop.prior[[0, 2]].any()
@@ -122,7 +123,7 @@ def test_a_damaged_or_foreign_prior_is_refused(cases, tmp_path, damage):
     (tmp_path / "p").write_bytes(content[: 50 if damage == "cut" else None])
     words = {"flipped": "checksum", "cut": "damaged", "another": "belongs to another", "size": "belongs to another"}
     with pytest.raises(InputError, match=words[damage]):
-        with_prior(cases[0][0], tmp_path / "p")
+        open_case(cases[0][0], tmp_path / "p")
 
 
 # Synthetic
@@ -557,12 +558,12 @@ def test_sam_goes_the_whole_way(transformers, archive, folder, original, tmp_pat
     assert CliRunner().invoke(app, [*command, "-o", str(whole)]).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in files} == written
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupted_after(checkpoint.save))
+        patch.setattr("glimpseg.training.loop.save_checkpoint", interrupted_after(save_checkpoint))
         assert CliRunner().invoke(app, [*command, "-o", str(parts)]).exit_code == 130
-    assert len(checkpoint.checkpoints(parts)) == 1
+    assert len(checkpoints(parts)) == 1
     assert not (parts / "model").exists()
     assert CliRunner().invoke(app, [*command, "-o", str(parts), "--resume"]).exit_code == 0
-    first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (whole, parts))
+    first, second = (load_file(run / "model" / WEIGHTS) for run in (whole, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
     shutil.rmtree(tmp_path / "cache")
     assert methods.find_recipe(str(whole / "recipe.yaml")).data.prior.kind == "sam"

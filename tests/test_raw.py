@@ -17,7 +17,7 @@ from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.raw.alignment import check_alignment
 from glimpseg.data.raw.check import Verdict
 from glimpseg.data.raw.head import check_head, check_study_head, measure_head
-from glimpseg.data.raw.itk import as_itk, matrix_of
+from glimpseg.data.raw.itk import as_itk, ras_matrix
 from glimpseg.data.raw.preparation import add_brain_mask, check_study, read_unchanged, register, register_and_strip
 from glimpseg.data.raw.register import displacement_mm, register_rigidly, shift_mm, turn_degrees
 from glimpseg.data.raw.strip import brain_mask, skull_strip_source
@@ -203,7 +203,7 @@ def test_a_transform_of_itk_maps_points_in_our_world(sitk):
     transform = sitk.Euler3DTransform((10.0, -20.0, 30.0), 0.1, -0.2, 0.3, (4.0, 5.0, 6.0))
     point = np.array([12.0, 34.0, 56.0])
     x, y, z = transform.TransformPoint((-point[0], -point[1], point[2]))
-    assert np.allclose(matrix_of(transform) @ (*point, 1), (-x, -y, z, 1))
+    assert np.allclose(ras_matrix(transform) @ (*point, 1), (-x, -y, z, 1))
 
 
 def test_without_simpleitk_the_command_is_named(monkeypatch, study):
@@ -343,8 +343,8 @@ def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
 
 def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, brought):
     labels = study.reference
-    assert np.array_equal(brought.labels_back(labels).voxels, labels.voxels)  # the reference's own grid
-    there = brought.labels_back(labels, FLAIR)
+    assert np.array_equal(brought.labels_on_given_grid(labels).voxels, labels.voxels)  # the reference's own grid
+    there = brought.labels_on_given_grid(labels, FLAIR)
     assert same_grid(there.grid, apart.images[FLAIR].grid)
     both = (there.voxels > 0) & (labels.voxels > 0)  # FLAIR's voxels are the phantom's own
     assert 2 * both.sum() / ((there.voxels > 0).sum() + (labels.voxels > 0).sum()) > 0.95
@@ -352,14 +352,14 @@ def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, brought):
 
 def test_values_come_back_by_interpolation(study, apart):
     brought = read_unchanged(apart)
-    there = brought.values_back(study.images[T1C], FLAIR)
+    there = brought.values_on_given_grid(study.images[T1C], FLAIR)
     expected = resample(study.images[T1C], apart.images[FLAIR].grid)
     assert np.array_equal(there.voxels, expected.voxels)
 
 
 def test_a_sequence_that_is_not_there_gets_no_labels(study, apart):
     with pytest.raises(UsageError, match=r"no T2 .* one of T1c \+ FLAIR"):
-        read_unchanged(apart).labels_back(study.reference, T2)
+        read_unchanged(apart).labels_on_given_grid(study.reference, T2)
     with pytest.raises(UsageError, match="no T2 to register to"):
         read_unchanged(apart, T2)
 

@@ -55,7 +55,9 @@ def test_the_same_work_is_not_resumed_unasked(begun):
     with pytest.raises(UsageError, match=r"already holds a batch. Add --resume .* --overwrite to replace it"):
         BATCH.open(begun, SETTINGS)
     evaluation = Resumable(noun="evaluation", file="batch.json")
-    with pytest.raises(UsageError, match="already holds an evaluation. Add --resume to go on with it, or name another"):
+    with pytest.raises(
+        UsageError, match=r"already holds an evaluation\. Add --resume to go on with it, or name another"
+    ):
         evaluation.open(begun, SETTINGS)
 
 
@@ -105,7 +107,7 @@ def test_a_lost_settings_file_is_written_again(tmp_path):
 @pytest.mark.parametrize("content", [b"{", b"3", b"\xff"])
 def test_a_damaged_settings_file_is_named(begun, content):
     (begun / "batch.json").write_bytes(content)
-    with pytest.raises(InputError, match="batch.json is damaged"):
+    with pytest.raises(InputError, match=r"batch\.json is damaged"):
         BATCH.open(begun, SETTINGS, resume=True)
 
 

@@ -30,7 +30,9 @@ from glimpseg.methods.smml.objective import (
     two_subsets,
 )
 from glimpseg.modality import ALL, SUBSETS, Modality, to_flags
-from glimpseg.model import checkpoint, importing
+from glimpseg.model import importing
+from glimpseg.model.folder import save_model
+from glimpseg.model.loading import load_model
 from glimpseg.nets import token_fusion
 from glimpseg.nets.pyramid import CHANNELS
 from glimpseg.region import Label
@@ -408,9 +410,9 @@ def test_a_model_holds_no_refiner_and_may_be_used_by_one_branch(tmp_path):
     recipe = refining(data__prior__kind="synthetic")
     torch.manual_seed(0)
     network = methods.build(recipe).eval()
-    checkpoint.save(tmp_path / "m", network.kept, recipe, {})
+    save_model(tmp_path / "m", network.kept, recipe, {})
     both, first, second = (
-        checkpoint.load(tmp_path / "m", choices=choices) for choices in ({}, {"config.branch": 1}, {"config.branch": 2})
+        load_model(tmp_path / "m", choices=choices) for choices in ({}, {"config.branch": 1}, {"config.branch": 2})
     )
     assert both.network.refiners is None
     assert first.chosen == {"branch": 1}
@@ -446,9 +448,9 @@ def test_one_branch_costs_half(monkeypatch):
 )
 def test_what_was_settled_in_training_is_no_choice(tmp_path, method, choices, message):
     recipe = small_recipe(method)
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
     with pytest.raises(UsageError, match=message):
-        checkpoint.load(tmp_path / "m", choices=choices)
+        load_model(tmp_path / "m", choices=choices)
 
 
 def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
@@ -461,7 +463,7 @@ def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
     for number in "12":
         files.append(tmp_path / f"branch{number}.pth")
         torch.save({"state_dict": {k[2:]: v for k, v in theirs.items() if k.startswith(number)}}, files[-1])
-    model = checkpoint.load(importing.import_model("smml", files, tmp_path / "m"))
+    model = load_model(importing.import_model("smml", files, tmp_path / "m"))
     assert model.network.refiners is None
     assert model.recipe.data.sampling.patch == (32, 32, 32)
     assert "branch1.pth, branch2.pth" in json.dumps(model.provenance["imported"])

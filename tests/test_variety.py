@@ -12,9 +12,9 @@ from glimpseg.modality import Modality
 from glimpseg.phantom import SHIFTED, STANDARD, WIDE, Settings, Variety, draw_plan, generate, render
 from glimpseg.phantom.artefacts import axis_matrices, ghost_matrix, ringing_matrix, slice_sampling_matrix
 from glimpseg.phantom.dataset import as_study
+from glimpseg.phantom.draw_standard import draw_standard_plan
 from glimpseg.phantom.draw_variety import DEVIATE_LIMIT, Draws, apply_variety
 from glimpseg.phantom.lattice import gaussian_matrix
-from glimpseg.phantom.plan import standard
 from glimpseg.region import Label
 
 T1, T1C, T2, FLAIR = range(4)
@@ -43,7 +43,7 @@ def share_enhancing(plan):
 
 
 def test_the_standard_population_is_left_as_it_is():
-    plan = standard(3, Settings.at_spacing(3.0))
+    plan = draw_standard_plan(3, Settings.at_spacing(3.0))
     assert apply_variety(plan) is plan
 
 
@@ -222,8 +222,8 @@ def test_other_kinds_of_sequences_are_drawn():
 
 def test_the_named_varieties_differ_from_the_standard():
     assert Variety() == STANDARD
-    assert STANDARD.none
-    assert not WIDE.none
+    assert STANDARD.is_standard
+    assert not WIDE.is_standard
     assert SHIFTED.outer > 0
     assert WIDE.outer == 0
     assert len(Modality) == 4

@@ -435,7 +435,7 @@ def test_an_image_without_a_place_is_refused():
     image = Volume(np.ones((3, 3, 3), np.float32), np.diag([1.0, 1, 0, 1]))
     message = "The affine of the image is singular: it gives no place to its voxels."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        volumes._linear(image, Grid((3, 3, 3), np.eye(4)))
+        volumes._interpolate_linearly(image, Grid((3, 3, 3), np.eye(4)))
 
 
 # Large volumes, part by part
@@ -513,14 +513,14 @@ def test_only_the_part_that_shapes_a_target_is_read():
     # Places 4 to 10 along x; a Gaussian of 0.5 reaches 2 voxels, and 2 more for interpolation: 0 to 14. Along y 3.5 to
     # 4.5 and 2 more: 1 to 7. Along z 18 to 19 of 20, and no further than the array.
     scale, offset = np.diag([2.0, 1, 1]), np.array([4.0, 3.5, 18])
-    found = volumes._reached(scale, offset, (4, 2, 2), np.array([0.5, 0, 0]), (30, 30, 20))
+    found = volumes._source_box(scale, offset, (4, 2, 2), sigma=np.array([0.5, 0, 0]), sides=(30, 30, 20))
     assert found == (slice(0, 15), slice(1, 8), slice(16, 20))
 
 
 @pytest.mark.parametrize("place", [-9.0, 40.0])
 def test_nothing_is_read_for_a_target_beside_the_image(place):
     offset = np.array([place, 0, 0])
-    assert volumes._reached(np.eye(3), offset, (4, 2, 2), np.zeros(3), (30, 30, 20)) is None
+    assert volumes._source_box(np.eye(3), offset, (4, 2, 2), sigma=np.zeros(3), sides=(30, 30, 20)) is None
 
 
 def test_a_head_of_one_millimetre_is_one_slab():

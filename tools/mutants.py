@@ -66,9 +66,8 @@ MODULES = {
     "augment": Module("data/augment.py", ("augment",)),
     "recipe": Module("recipe.py", ("schedule",)),
     "train": Module("training/loop.py", ("ema", "schedule"), ("_Training.step", "_Training.model_weights", "_due")),
-    "provenance": Module(
-        "model/checkpoint.py", ("provenance",), ("_environment", "_commit", "sha256_of", "weights_digest")
-    ),
+    "provenance": Module("model/provenance.py", ("provenance",)),
+    "digests": Module("model/digests.py", ("provenance",)),
 }
 
 NO_FAULTS = {

@@ -31,7 +31,8 @@ from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.modality import Modality, parse, subsets_of
-from glimpseg.model.checkpoint import Model, trained_digest
+from glimpseg.model.halving import trained_digest
+from glimpseg.model.loading import Model
 from glimpseg.picture import preview
 from glimpseg.runtime.atomic import atomic_folder, write_text
 from glimpseg.segmentation.inference import Prediction, infer

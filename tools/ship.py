@@ -28,9 +28,10 @@ import numpy as np
 from glimpseg import methods
 from glimpseg.errors import InputError, ModelError
 from glimpseg.modality import ALL, Modality, parse
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import WEIGHTS, Model, Stored, trained_digest
 from glimpseg.model.expectations import Expectations
+from glimpseg.model.folder import WEIGHTS, StoredModel
+from glimpseg.model.halving import save_halved, trained_digest
+from glimpseg.model.loading import Model, load_model, stored_model
 from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import MANIFEST, as_study
@@ -54,7 +55,7 @@ DIGEST = 12
 def main() -> int:
     """Ships the model and prints what it came to."""
     arguments = _arguments()
-    found = checkpoint.stored(arguments.model)
+    found = stored_model(arguments.model)
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     looks = read_looks(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
@@ -64,24 +65,24 @@ def main() -> int:
         raise InputError(f"{arguments.real} holds no look. Make it with tools/real_cases.py --log.")
     journal = metrics_of(arguments.run or arguments.model)
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint.save_halved(found, Path(temporary) / BOX)
-        half = checkpoint.load(Path(temporary) / BOX)
+        save_halved(found, Path(temporary) / BOX)
+        half = load_model(Path(temporary) / BOX)
         size = (half.path / WEIGHTS).stat().st_size / 1e6
     refuse_other_weights(found, evaluation, looks)
     if size > LIMIT_MB:
         raise ModelError(
             f"The weights come to {size:.1f} MB, and {LIMIT_MB:g} MB is the limit. Train a smaller network."
         )
-    comparison = list(compared(checkpoint.load(found.path), half, arguments.spacing))
+    comparison = list(compared(load_model(found.path), half, arguments.spacing))
     print("\n".join(comparison))
     text = card(found, half, size, comparison, journal, begun, evaluation, scored, looks)
-    checkpoint.save_halved(found, arguments.target, {CARD: text})
-    shipped = checkpoint.load(arguments.target)
+    save_halved(found, arguments.target, {CARD: text})
+    shipped = load_model(arguments.target)
     print(f"{shipped.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
     return 0
 
 
-def refuse_other_weights(found: Stored, evaluation: Evaluation | None, looks: Sequence[Look]) -> None:
+def refuse_other_weights(found: StoredModel, evaluation: Evaluation | None, looks: Sequence[Look]) -> None:
     """Raises InputError for numbers that are of other weights than those that are shipped."""
     digest = trained_digest(found.provenance)
     if evaluation is not None:
@@ -124,7 +125,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 
 def card(
-    found: Stored,
+    found: StoredModel,
     half: Model,
     megabytes: float,
     comparison: Sequence[str],
@@ -167,7 +168,7 @@ def card(
     )
 
 
-def begun_with(found: Stored, runs: Sequence[Path]) -> list[Stored]:
+def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
     """The models that its training began with, one after the other: those of `runs`, first to last.
 
     Raises: InputError if a run is missing, or is not what the next one began with.
@@ -179,13 +180,13 @@ def begun_with(found: Stored, runs: Sequence[Path]) -> list[Stored]:
         return []
     if not runs:
         raise InputError(f"{found.path} began with the model {init['weights'][:8]}. Name its run: --begun RUN.")
-    before = checkpoint.stored(runs[-1])
+    before = stored_model(runs[-1])
     if before.provenance["sha256"][WEIGHTS] != init["weights"]:
         raise InputError(f"{runs[-1]} holds another model than {init['weights'][:8]}, which {found.path} began with.")
     return [*begun_with(before, runs[:-1]), before]
 
 
-def in_words(before: Stored, run: Path) -> str:
+def in_words(before: StoredModel, run: Path) -> str:
     """An earlier training in words."""
     record, stream = before.provenance, before.recipe.data.stream
     seeds = f"{phantoms_seen(before)} phantoms from seed {stream.first_seed}; " if stream else ""
@@ -195,7 +196,7 @@ def in_words(before: Stored, run: Path) -> str:
     )
 
 
-def recipe_name(found: Stored) -> str:
+def recipe_name(found: StoredModel) -> str:
     """The recipe it is nearest to, and the fields that differ."""
     own = dict(flat(methods.as_tree(found.recipe)))
     known = {
@@ -220,7 +221,7 @@ def flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, tree
 
 
-def cost(journal: Sequence[Mapping[str, Any]], found: Stored) -> str:
+def cost(journal: Sequence[Mapping[str, Any]], found: StoredModel) -> str:
     """Hours that the steps took, from the log."""
     if not journal:
         return "not recorded: no log was given"
@@ -233,7 +234,7 @@ def cost(journal: Sequence[Mapping[str, Any]], found: Stored) -> str:
     return f"{steps[-1]} steps in {hours:.2f} hours on {where}, by the times of its log{busy}"
 
 
-def phantoms_seen(found: Stored) -> int:
+def phantoms_seen(found: StoredModel) -> int:
     """How many phantoms the steps so far have cut crops from."""
     stream = found.recipe.data.stream
     if stream is None:
@@ -242,7 +243,7 @@ def phantoms_seen(found: Stored) -> int:
     return math.ceil(samples / stream.crops)
 
 
-def stream_settings(found: Stored) -> Iterator[tuple[str, str]]:
+def stream_settings(found: StoredModel) -> Iterator[tuple[str, str]]:
     """What the phantoms were drawn from, name and value."""
     stream = found.recipe.data.stream
     if stream is None:
@@ -256,7 +257,7 @@ def written_value(value: object) -> str:
     return str(tuple(value) if isinstance(value, list) else value)
 
 
-def scored_phantoms(folder: Path | None, evaluation: Evaluation, models: Sequence[Stored]) -> str:
+def scored_phantoms(folder: Path | None, evaluation: Evaluation, models: Sequence[StoredModel]) -> str:
     """Of what the evaluation is, in words, from the phantoms' own record. `models` are those that were trained one
     after the other, the last the one that was evaluated.
 

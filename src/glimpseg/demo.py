@@ -17,7 +17,7 @@ from glimpseg.errors import UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.model.shipped import BOX
 from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.picture import preview

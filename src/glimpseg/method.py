@@ -45,7 +45,7 @@ class Learner(nn.Module):
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
         """What is cut from a study for one sample. Default: a random crop and an augmentation to come."""
-        return loader.view(case, sampling, rng)
+        return loader.random_crop(case, sampling, rng)
 
     def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
         """What `view` gave as one batch, and the augmentations to come. Default: of the default view's crops."""

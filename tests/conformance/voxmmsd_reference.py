@@ -23,7 +23,7 @@ from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL
 from glimpseg.methods.voxmmsd.intensities import Change, applied
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation, restoration
-from glimpseg.model.checkpoint import Stored
+from glimpseg.model.folder import StoredModel
 from glimpseg.model.transfer import transfer
 from glimpseg.recipe import Init
 from glimpseg.region import Label
@@ -486,7 +486,7 @@ def carried(stored):
     """`ft/`: what is taken over of a pretraining."""
     network = official_network(stored)
     pretrained = official_learner(stored)
-    given = Stored(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
+    given = StoredModel(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
     found = {
         "ft/n_params": unlike(sum(p.numel() for p in network.parameters()), stored["ft/n_params_unet3d_multiscale"])
     }

@@ -26,11 +26,11 @@ import numpy as np
 
 from glimpseg import phantom
 from glimpseg.data import nifti
-from glimpseg.data.dicom.files import find_series
+from glimpseg.data.dicom.find import find_series
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.dicom.read import read_series
-from glimpseg.data.dicom.report import write_report
 from glimpseg.data.dicom.seg import read_seg, write_seg
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.sr import write_sr
 from glimpseg.modality import Modality
 from glimpseg.region import CONVENTIONS, Label, Region
 from glimpseg.volume import Volume, resample
@@ -112,7 +112,7 @@ def round_trip(folder: Path, image: Volume, labels: Volume, form: str) -> list[s
         nifti.write_labels(folder / f"{kind}.nii.gz", read_seg(folder / f"{kind}.dcm", given.grid))
         back = nifti.read_labels(folder / f"{kind}.nii.gz", CONVENTIONS["brats2024"])
         wrong.append(int((back.voxels != labels.voxels).sum()))
-    write_report(folder / "sr.dcm", given, folder / "BINARY.dcm", series, model="phantom", pseudonyms=pseudonyms)
+    write_sr(folder / "sr.dcm", given, folder / "BINARY.dcm", series, model="phantom", pseudonyms=pseudonyms)
     placed = resample(found, image.grid)
     turned = found.ras().affine - image.ras().affine
     return [

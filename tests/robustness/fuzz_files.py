@@ -199,9 +199,9 @@ def prepare_process(only: str) -> None:
     if only == "dicom":
         import highdicom  # noqa: F401
 
-        from glimpseg.data.dicom import files, read, stacks  # noqa: F401
+        from glimpseg.data.dicom import find, read, stacks  # noqa: F401
 
-        files.run_sandboxed = read.run_sandboxed = forked  # type: ignore[assignment]
+        find.run_sandboxed = read.run_sandboxed = forked  # type: ignore[assignment]
     sandbox.limit_memory(SPARE_BYTES)
     warnings.simplefilter("error")
 

@@ -360,7 +360,7 @@ def _rewritten(rng: np.random.Generator, path: Path, change: Any) -> None:
 
 def read_dicom(folder: Path) -> None:
     """All series of a folder, and their voxels."""
-    from glimpseg.data.dicom.files import find_series
+    from glimpseg.data.dicom.find import find_series
     from glimpseg.data.dicom.read import read_series
 
     for series in find_series(folder):

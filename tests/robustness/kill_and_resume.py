@@ -16,7 +16,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from glimpseg.model.checkpoint import WEIGHTS, newest_valid, weights_digest
+from glimpseg.model.checkpoint import newest_valid
+from glimpseg.model.digests import weights_digest
+from glimpseg.model.folder import WEIGHTS
 
 
 def main() -> int:

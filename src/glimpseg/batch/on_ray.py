@@ -14,7 +14,7 @@ from glimpseg.batch.job import Work, Written
 from glimpseg.batch.job_spec import Order
 from glimpseg.batch.progress import WHOLE, Outcome, Tally
 from glimpseg.batch.tree import begin, write_statistics
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm

@@ -17,9 +17,9 @@ from filelock import FileLock
 
 from glimpseg.batch.job import Wanted, Work
 from glimpseg.batch.progress import FAILURES, WHOLE, Outcome, Part, Tally, write_failures
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used, write_json
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
 from glimpseg.segmentation.inputs import Item

@@ -1,4 +1,4 @@
-"""A prior on disk beside the prepared study it belongs to: one safetensors file, read crop by crop."""
+"""Prior (pseudo-label) maps on disk: one safetensors file beside each prepared study, read crop by crop."""
 
 from __future__ import annotations
 
@@ -18,22 +18,32 @@ from glimpseg.errors import InputError
 from glimpseg.runtime.atomic import atomic_file
 
 SUFFIX = ".prior.safetensors"
+"""End of the file name."""
 
 
-def content_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
-    """For a file's name: what is made, how, and of which entries, named by their content."""
+def prior_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return a key for the file name: a hash of the settings and of the names of the cache entries."""
     return hashlib.sha256(json.dumps([dict(about), list(names)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mapping[str, Any]) -> None:
-    """`Label` values from each present modality of a study, and how they were made; `record` names the `study`."""
+    """Write the prior maps of one study.
+
+    Args:
+        path: file to write, atomically.
+        labels: `Label` values from each present modality.
+        record: provenance; its entry `study` is the id of the study.
+    """
     metadata = {"record": json.dumps(dict(record), sort_keys=True), "digest": _digest(labels)}
     with atomic_file(path) as temporary:
         save_file({"prior": np.ascontiguousarray(labels)}, temporary, metadata)
 
 
-def with_prior(case: Path, prior: Path | None) -> CachedCase:
-    """A cached study that also gives crops of its prior. Raises: InputError for a damaged file, or another study's."""
+def open_case(case: Path, prior: Path | None) -> CachedCase:
+    """Open a cached study together with its prior maps, if any.
+
+    Raises: InputError for a damaged file, or for a prior of another study.
+    """
     found = CachedCase(case)
     if prior is None:
         return found

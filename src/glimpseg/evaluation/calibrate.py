@@ -18,8 +18,10 @@ from pathlib import Path
 from glimpseg.errors import InputError
 from glimpseg.evaluation.conclusion import expectations_from
 from glimpseg.evaluation.counts import count_study, counts_digest, write_counts
-from glimpseg.model.checkpoint import PROVENANCE, Model, save_copy
+from glimpseg.model.copying import save_copy
 from glimpseg.model.expectations import EXPECTATIONS, Expectations
+from glimpseg.model.folder import PROVENANCE
+from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used
 from glimpseg.study import Study
 from glimpseg.version import __version__

@@ -15,8 +15,8 @@ import numpy as np
 from glimpseg.evaluation.counts import Counts, read_counts
 from glimpseg.evaluation.histogram import UNFITTED, Histogram, Key, Temperature, add_histograms, fit_temperatures
 from glimpseg.modality import SUBSETS, Modality, parse
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import JUDGED, Expectations, Expected, Gain
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import Bootstrap, Interval, additions

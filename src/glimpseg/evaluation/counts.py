@@ -17,8 +17,9 @@ from glimpseg.errors import InputError
 from glimpseg.evaluation.histogram import Histogram, Key
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.modality import parse, subsets_of
-from glimpseg.model.checkpoint import WEIGHTS, Model
 from glimpseg.model.expectations import FORMAT
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score
 from glimpseg.runtime.pipeline import ahead

@@ -18,14 +18,14 @@ from typing import Any
 from glimpseg.data.cache import study_digest
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import Prepared, Preprocess
-from glimpseg.data.splits import chosen
+from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError
 from glimpseg.evaluation.options import DEFAULTS, EvaluationOptions
 from glimpseg.evaluation.protocol import Protocol, protocol_named
 from glimpseg.evaluation.record import evaluation_plan, write_results
 from glimpseg.evaluation.study_file import StudyScorer, is_scored
 from glimpseg.modality import SUBSETS, Modality, subsets_of
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.results.folder import RECORD, Evaluation, read_evaluation
 from glimpseg.results.scores import OF_PROBABILITIES
 from glimpseg.runtime.atomic import folder_lock, write_json
@@ -118,7 +118,7 @@ class _Selection:
 
 def _studies_in(folder: Path, split: str | None) -> list[Study]:
     studies = find_studies(folder)
-    return studies if split is None else chosen(studies, split)
+    return studies if split is None else select_studies(studies, split)
 
 
 def _select(studies: Sequence[Study], subsets: Sequence[Modality]) -> _Selection:

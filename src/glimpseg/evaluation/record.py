@@ -18,7 +18,8 @@ from glimpseg.evaluation.protocol import protocol_named
 from glimpseg.evaluation.study_file import ScoredStudy, read_scored_study
 from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS
-from glimpseg.model.checkpoint import WEIGHTS, Model
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.results.folder import SCORES, SUMMARY
 from glimpseg.results.scores import METRICS, Scores, write_scores
 from glimpseg.results.summary import summary

@@ -29,7 +29,8 @@ from glimpseg.model.backend import (
     to_onnx,
     to_openvino,
 )
-from glimpseg.model.checkpoint import WEIGHTS, Model
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import atomic_file, atomic_folder
 from glimpseg.version import NOT_A_DEVICE, __version__
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.model import checkpoint
+from glimpseg.model.digests import sha256_of
+from glimpseg.model.folder import PROVENANCE, save_model
 from glimpseg.runtime.atomic import refuse_if_used
 from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
 
@@ -52,15 +53,15 @@ def import_model(
     for path in paths:
         if not path.is_file():
             raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
-    refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
-    digests = [checkpoint.sha256_of(path) for path in paths]
+    refuse_if_used(output, overwrite=overwrite, mark=PROVENANCE)
+    digests = [sha256_of(path) for path in paths]
     if wanted == 1:
         weights = read_weights(paths[0])
     else:  # numbered, so that names do not clash
         weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
     network = module.from_authors(weights)
     record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
-    checkpoint.save(output, network.kept, module.authors_recipe(network), record)
+    save_model(output, network.kept, module.authors_recipe(network), record)
     return output
 
 

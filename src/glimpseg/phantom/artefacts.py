@@ -16,14 +16,14 @@ from glimpseg.phantom.plan import Acquisition
 
 MINIMAL_SIGMA = 0.2
 """In voxels; below it a sampled Gaussian is the identity."""
-PROFILE = 2.355
+FWHM_PER_SIGMA = 2.355
 """Full width at half maximum of a Gaussian, in standard deviations."""
 
 
 def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: float) -> list[np.ndarray]:
     """Everything that is linear along x, y and z, as matrices (out by in); rows sum to 1."""
     sigmas = [acquisition.in_plane_mm / spacing_mm] * 3
-    sigmas[acquisition.slice_axis] = max(acquisition.in_plane_mm, acquisition.slice_mm / PROFILE) / spacing_mm
+    sigmas[acquisition.slice_axis] = max(acquisition.in_plane_mm, acquisition.slice_mm / FWHM_PER_SIGMA) / spacing_mm
     matrices = [
         gaussian_matrix(n, max(sigma, MINIMAL_SIGMA), shift / spacing_mm)
         for n, sigma, shift in zip(shape, sigmas, acquisition.shift_mm, strict=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from glimpseg.modality import Modality
-from glimpseg.phantom.artefacts import PROFILE
+from glimpseg.phantom.artefacts import FWHM_PER_SIGMA
 from glimpseg.phantom.plan import (
     Acquisition,
     Brightening,
@@ -43,9 +43,9 @@ from glimpseg.phantom.variety import Variety
 
 DEVIATE_LIMIT = 1.5
 """Deviates are cut here, so that an outer population can lie beyond."""
-BEYOND = 0.7
+OUTER_DEVIATES = 0.7
 """How far beyond it an outer population goes."""
-ABOVE = 0.35
+OUTER_STRENGTHS = 0.35
 """How far above the range of a strength an outer population goes, as a share of that range."""
 RESAMPLED_NOISE = -0.75
 """Power of the spacing that is left of noise when images are resampled (measured at 2 mm: 0.5 to 0.7)."""
@@ -58,11 +58,11 @@ class Draws:
         self.rng = keyed_generator(plan.seed, f"wider {name}")
         self.variety: Variety = plan.settings.variety
         self.spacing_mm = plan.settings.spacing_mm
-        self._elsewhere = keyed_generator(plan.seed, f"outer {name}")
+        self._outer_rng = keyed_generator(plan.seed, f"outer {name}")
 
-    def _outside(self) -> bool:
+    def _is_outer(self) -> bool:
         """Whether the next number comes from outside of the widths."""
-        return bool(self._elsewhere.random() < self.variety.outer)
+        return bool(self._outer_rng.random() < self.variety.outer)
 
     def happens(self, probability: float) -> bool:
         """True with a probability."""
@@ -71,8 +71,8 @@ class Draws:
     def deviate(self) -> float:
         """About N(0, 1), within +-`REACH`; outside, always beyond it."""
         inner = float(np.clip(self.rng.normal(), -DEVIATE_LIMIT, DEVIATE_LIMIT))
-        outer = math.copysign(DEVIATE_LIMIT + BEYOND * self.rng.random(), inner)
-        return outer if self._outside() else inner
+        outer = math.copysign(DEVIATE_LIMIT + OUTER_DEVIATES * self.rng.random(), inner)
+        return outer if self._is_outer() else inner
 
     def factor(self, width: float) -> float:
         """About log-normal around 1."""
@@ -81,7 +81,7 @@ class Draws:
     def strength(self, low: float, high: float) -> float:
         """Uniform from `low` to `high`; outside, just above `high`."""
         u = float(self.rng.random())
-        return high + ABOVE * (high - low) * u if self._outside() else low + (high - low) * u
+        return high + OUTER_STRENGTHS * (high - low) * u if self._is_outer() else low + (high - low) * u
 
     def between(self, low: float, high: float) -> float:
         """Uniform, whatever the population."""
@@ -91,20 +91,20 @@ class Draws:
 def apply_variety(plan: Plan) -> Plan:
     """The plan as its settings' variety has it."""
     variety = plan.settings.variety
-    if variety.none:
+    if variety.is_standard:
         return plan
-    tumour = None if plan.tumour is None else _tumour(plan.tumour, plan)
+    tumour = None if plan.tumour is None else _vary_tumour(plan.tumour, plan)
     return replace(
         plan,
-        head=_head(plan.head, Draws(plan, "head")),
+        head=_vary_head(plan.head, Draws(plan, "head")),
         tumour=tumour,
-        distractors=_distractors(plan.distractors, Draws(plan, "distractors")),
-        scanner=_scanner(plan.scanner, tumour, plan),
-        coverage=_coverage(Draws(plan, "coverage")),
+        distractors=_vary_distractors(plan.distractors, Draws(plan, "distractors")),
+        scanner=_vary_scanner(plan.scanner, tumour, plan),
+        coverage=_draw_coverage(Draws(plan, "coverage")),
     )
 
 
-def _head(head: Head, draw: Draws) -> Head:
+def _vary_head(head: Head, draw: Draws) -> Head:
     head = replace(head, strip_mm=max(head.strip_mm, draw.between(0.3, 1.0)))
     if not draw.happens(draw.variety.strip):
         return head
@@ -113,17 +113,17 @@ def _head(head: Head, draw: Draws) -> Head:
     return replace(head, bites_mm=bites if which != 1 else 0.0, rind_mm=rind if which != 0 else 0.0)
 
 
-def _tumour(tumour: Tumour, plan: Plan) -> Tumour:
+def _vary_tumour(tumour: Tumour, plan: Plan) -> Tumour:
     draw, variety = Draws(plan, "tumour"), plan.settings.variety
     scattered, crossing, tiny = (draw.happens(p) for p in (variety.scattered, variety.crossing, variety.tiny))
     foci = list(tumour.foci)
     if tiny:
-        foci[0] = _tiny(foci[0], draw)
+        foci[0] = _tiny_focus(foci[0], draw)
     if crossing:
         foci[0] = replace(foci[0], begins="midline")
-    foci[0] = _lopsided(foci[0], Draws(plan, "lean"))
+    foci[0] = _lopsided_oedema(foci[0], Draws(plan, "lean"))
     if scattered:
-        foci += [_elsewhere(Draws(plan, f"focus {number}")) for number in range(int(draw.rng.integers(1, 4)))]
+        foci += [_scattered_focus(Draws(plan, f"focus {number}")) for number in range(int(draw.rng.integers(1, 4)))]
     tumour = replace(
         tumour,
         foci=tuple(foci),
@@ -131,10 +131,10 @@ def _tumour(tumour: Tumour, plan: Plan) -> Tumour:
         # A small core pushes nothing.
         mass_effect_mm=0.3 * tumour.mass_effect_mm if tiny else tumour.mass_effect_mm,
     )
-    return _built(tumour, draw, variety) if tumour.kind == "high-grade" else tumour
+    return _vary_high_grade_core(tumour, draw, variety) if tumour.kind == "high-grade" else tumour
 
 
-def _built(tumour: Tumour, draw: Draws, variety: Variety) -> Tumour:
+def _vary_high_grade_core(tumour: Tumour, draw: Draws, variety: Variety) -> Tumour:
     """A high-grade core that is a cyst, enhances throughout, or not at all."""
     # Patients' rims are thicker than the standard population's, and more of them are closed.
     tumour = replace(tumour, rim_mm=tumour.rim_mm * draw.between(1.0, 1.6), gaps=tumour.gaps - draw.between(0.0, 0.9))
@@ -150,7 +150,7 @@ def _built(tumour: Tumour, draw: Draws, variety: Variety) -> Tumour:
     return tumour
 
 
-def _lopsided(focus: Focus, draw: Draws) -> Focus:
+def _lopsided_oedema(focus: Focus, draw: Draws) -> Focus:
     """Oedema that runs away from the core to one side."""
     if not draw.happens(draw.variety.lopsided):
         return focus
@@ -159,12 +159,12 @@ def _lopsided(focus: Focus, draw: Draws) -> Focus:
     return replace(focus, lean=(float(share * x), float(share * y), float(share * z)))
 
 
-def _tiny(focus: Focus, draw: Draws) -> Focus:
+def _tiny_focus(focus: Focus, draw: Draws) -> Focus:
     core = math.exp(draw.between(math.log(0.2), math.log(2.0)))
     return replace(focus, core_ml=core, oedema_ml=min(core * math.exp(draw.between(-1, 2.5)), 20.0))
 
 
-def _elsewhere(draw: Draws) -> Focus:
+def _scattered_focus(draw: Draws) -> Focus:
     core = math.exp(draw.between(math.log(0.3), math.log(12)))
     return Focus(
         place=draw.between(0, 1),
@@ -175,7 +175,7 @@ def _elsewhere(draw: Draws) -> Focus:
     )
 
 
-def _distractors(distractors: Distractors, draw: Draws) -> Distractors:
+def _vary_distractors(distractors: Distractors, draw: Draws) -> Distractors:
     variety = draw.variety
     aged, ill = draw.happens(variety.aged), draw.happens(variety.infarct)
     level, caps = draw.strength(0.0, 1.0), draw.strength(0.1, 1.0)
@@ -195,13 +195,15 @@ def _distractors(distractors: Distractors, draw: Draws) -> Distractors:
     )
 
 
-def _scanner(scanner: Scanner, tumour: Tumour | None, plan: Plan) -> Scanner:
-    tissues = {name: _tissue(tissue, name, Draws(plan, f"tissue {name}")) for name, tissue in scanner.tissues.items()}
+def _vary_scanner(scanner: Scanner, tumour: Tumour | None, plan: Plan) -> Scanner:
+    tissues = {
+        name: _vary_tissue(tissue, name, Draws(plan, f"tissue {name}")) for name, tissue in scanner.tissues.items()
+    }
     if tumour is not None and tumour.cyst:
-        tissues["necrosis"] = _between(tissues["necrosis"], tissues["cavity"], tumour.cyst)
+        tissues["necrosis"] = _tissue_between(tissues["necrosis"], tissues["cavity"], tumour.cyst)
     acquisitions = tuple(
-        _centred(
-            _acquisition(
+        _with_central_brightening(
+            _vary_acquisition(
                 acquisition, modality, Draws(plan, f"acquisition {modality.key}"), scanner.tissues["fluid"].t1_ms
             ),
             modality,
@@ -212,7 +214,7 @@ def _scanner(scanner: Scanner, tumour: Tumour | None, plan: Plan) -> Scanner:
     return replace(scanner, tissues=tissues, acquisitions=acquisitions)
 
 
-def _tissue(tissue: Tissue, name: str, draw: Draws) -> Tissue:
+def _vary_tissue(tissue: Tissue, name: str, draw: Draws) -> Tissue:
     width = draw.variety.tissue if name in LESION else draw.variety.tissue / 2
     t1, t2, taken = draw.factor(width), draw.factor(width), draw.factor(draw.variety.uptake)
     if name == "enhancing":
@@ -220,7 +222,7 @@ def _tissue(tissue: Tissue, name: str, draw: Draws) -> Tissue:
     return replace(tissue, t1_ms=tissue.t1_ms * t1, t2_ms=tissue.t2_ms * t2)
 
 
-def _between(one: Tissue, other: Tissue, share: float) -> Tissue:
+def _tissue_between(one: Tissue, other: Tissue, share: float) -> Tissue:
     """A tissue whose T1 and T2 lie between those of two, on a logarithmic scale."""
     return replace(
         one,
@@ -230,39 +232,41 @@ def _between(one: Tissue, other: Tissue, share: float) -> Tissue:
     )
 
 
-def _acquisition(acquisition: Acquisition, modality: Modality, draw: Draws, fluid_t1_ms: float) -> Acquisition:
+def _vary_acquisition(acquisition: Acquisition, modality: Modality, draw: Draws, fluid_t1_ms: float) -> Acquisition:
     variety = draw.variety
     if draw.happens(variety.sequences):
-        acquisition = replace(acquisition, sequence=_sequence(draw, modality, fluid_t1_ms))
+        acquisition = replace(acquisition, sequence=_draw_sequence(draw, modality, fluid_t1_ms))
     if not acquisition.sequence.planar:
         acquisition = replace(acquisition, slice_mm=min(acquisition.slice_mm, 1.2))
     gains = {name: draw.factor(variety.contrast) for name in (*NORMAL, *LESION) if name != "white"}
-    acquisition = replace(acquisition, gains=gains, flatness=_flatness(modality, draw), surround=draw.between(0, 1))
-    return _handled(_spoiled(_as_resampled(acquisition, draw), draw), draw)
+    acquisition = replace(
+        acquisition, gains=gains, flatness=_draw_flatness(modality, draw), surround=draw.between(0, 1)
+    )
+    return _with_file_errors(_with_scan_errors(_like_resampled(acquisition, draw), draw), draw)
 
 
-def _flatness(modality: Modality, draw: Draws) -> float:
+def _draw_flatness(modality: Modality, draw: Draws) -> float:
     """Patients' grey and white matter differ less than the tissues' values have it on T2 and FLAIR, more on T1c."""
     width = draw.variety.flatness
     middle = -1.0 if modality in Modality.T2 | Modality.FLAIR else float(modality is Modality.T1C)
     return math.exp(width * (middle + draw.deviate()))
 
 
-def _as_resampled(acquisition: Acquisition, draw: Draws) -> Acquisition:
+def _like_resampled(acquisition: Acquisition, draw: Draws) -> Acquisition:
     """Coarse voxels that were made from finer ones: blurred, and with the noise of what they average."""
     spacing = draw.spacing_mm
     if spacing <= 1:
         return acquisition
-    finer = math.sqrt(spacing**2 - 1) / PROFILE
+    finer = math.sqrt(spacing**2 - 1) / FWHM_PER_SIGMA
     return replace(
         acquisition,
         in_plane_mm=math.hypot(acquisition.in_plane_mm, finer),
-        slice_mm=math.hypot(acquisition.slice_mm, finer * PROFILE),
+        slice_mm=math.hypot(acquisition.slice_mm, finer * FWHM_PER_SIGMA),
         noise=acquisition.noise * spacing**RESAMPLED_NOISE,
     )
 
 
-def _sequence(draw: Draws, modality: Modality, fluid_t1_ms: float) -> Sequence:
+def _draw_sequence(draw: Draws, modality: Modality, fluid_t1_ms: float) -> Sequence:
     kind = draw.rng.random()
     if modality is Modality.T2:
         if kind < 0.2:
@@ -287,7 +291,7 @@ def _sequence(draw: Draws, modality: Modality, fluid_t1_ms: float) -> Sequence:
     return SpinEcho(tr_ms=draw.between(400, 900), te_ms=draw.between(8, 20))
 
 
-def _spoiled(acquisition: Acquisition, draw: Draws) -> Acquisition:
+def _with_scan_errors(acquisition: Acquisition, draw: Draws) -> Acquisition:
     """What goes wrong in the scanner."""
     variety = draw.variety
     coarse, moved, rings, striped, uneven, noisy = (
@@ -315,7 +319,7 @@ def _spoiled(acquisition: Acquisition, draw: Draws) -> Acquisition:
     )
 
 
-def _centred(acquisition: Acquisition, modality: Modality, draw: Draws) -> Acquisition:
+def _with_central_brightening(acquisition: Acquisition, modality: Modality, draw: Draws) -> Acquisition:
     """Brighter in the middle of the head, and there with stronger contrasts."""
     if not draw.happens(draw.variety.central):
         return acquisition
@@ -328,7 +332,7 @@ def _centred(acquisition: Acquisition, modality: Modality, draw: Draws) -> Acqui
     )
 
 
-def _handled(acquisition: Acquisition, draw: Draws) -> Acquisition:
+def _with_file_errors(acquisition: Acquisition, draw: Draws) -> Acquisition:
     """What happens to the file afterwards."""
     variety = draw.variety
     misplaced, cut = draw.happens(variety.registration), draw.happens(variety.coverage)
@@ -344,7 +348,7 @@ def _handled(acquisition: Acquisition, draw: Draws) -> Acquisition:
     )
 
 
-def _coverage(draw: Draws) -> Coverage | None:
+def _draw_coverage(draw: Draws) -> Coverage | None:
     """A slab in place of the whole head."""
     if not draw.happens(draw.variety.coverage / 3):
         return None

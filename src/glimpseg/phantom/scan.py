@@ -12,7 +12,7 @@ from torch import Tensor
 from glimpseg.modality import Modality
 from glimpseg.phantom.anatomy import Brain
 from glimpseg.phantom.artefacts import axis_matrices
-from glimpseg.phantom.distractors import infarct, spots, vessels
+from glimpseg.phantom.distractors import infarct_shares, vessel_share, white_matter_lesion_share
 from glimpseg.phantom.lattice import Fields, separable
 from glimpseg.phantom.plan import Acquisition, Brightening, Plan, Scanner
 from glimpseg.phantom.settings import keyed_generator
@@ -26,9 +26,9 @@ RESIDUAL_MEAN = 0.7
 INT16_CEILING = 32000
 
 
-def contrasts(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -> Float[Tensor, "m n"]:
+def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -> Float[Tensor, "m n"]:
     """Signal of every brain voxel in every sequence, relative to normal white matter's."""
-    basis, names = _composition(plan, brain, fields)
+    basis, names = _tissue_shares(plan, brain, fields)
     textures = torch.stack(
         [share * sd * brain.gather(fields.on(brain.lattice, f"texture {name}", length))
          for share, (name, (sd, length)) in zip(basis[:2], TEXTURE.items(), strict=True)]
@@ -44,14 +44,14 @@ def contrasts(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -
     return total
 
 
-def _composition(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:
+def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:
     """Shares of all tissues without the tumour, and their names; they sum to 1."""
     white, grey, fluid = brain.normal
-    ill, vessel = spots(plan, brain, fields), vessels(plan, brain, fields)
+    ill, vessel = white_matter_lesion_share(plan, brain, fields), vessel_share(plan, brain, fields)
     kept = (1 - ill) * (1 - vessel)
     basis = torch.stack([white * kept, grey * kept, fluid * kept, ill * (1 - vessel), vessel])
     if plan.distractors.infarct is not None:
-        swollen, hollow = infarct(plan.distractors.infarct, brain, fields)
+        swollen, hollow = infarct_shares(plan.distractors.infarct, brain, fields)
         basis = basis * (1 - swollen - hollow)
         basis[2] += hollow
         basis[3] += swollen
@@ -62,14 +62,14 @@ def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Ten
     """Signal of each tissue in each sequence, white matter 1, and its slope in log T1 for those with texture."""
     weights, slopes = torch.zeros(len(Modality), len(names)), torch.zeros(len(Modality), len(TEXTURE))
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
-        given = modality is Modality.T1C
+        after_contrast = modality is Modality.T1C
         gains = [acquisition.gains.get(name, 1.0) for name in names]
         signal = [
-            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], given)
+            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], after_contrast)
             for gain, name in zip(gains, names, strict=True)
         ]
         longer = [
-            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], given, t1_factor=1.01)
+            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], after_contrast, t1_factor=1.01)
             for gain, name in zip(gains, TEXTURE, strict=False)
         ]
         weights[channel] = torch.stack(signal) / signal[0]
@@ -83,12 +83,17 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
     """What the lesion's tissues add in the voxels it touches, relative to normal white matter."""
     total = torch.zeros((len(Modality), len(lesion.touched)), device=lesion.shares.device)
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
-        given = modality is Modality.T1C
-        unit = float(tissue_signal(acquisition.sequence, scanner.tissues["white"], given))
+        after_contrast = modality is Modality.T1C
+        unit = float(tissue_signal(acquisition.sequence, scanner.tissues["white"], after_contrast))
         for share, name in zip(lesion.shares, PARTS, strict=True):
             uptake = lesion.uptake if name == "enhancing" else 1.0
             signal = tissue_signal(
-                acquisition.sequence, scanner.tissues[name], given, lesion.t1_factor, lesion.t2_factor, uptake
+                acquisition.sequence,
+                scanner.tissues[name],
+                after_contrast,
+                t1_factor=lesion.t1_factor,
+                t2_factor=lesion.t2_factor,
+                uptake=uptake,
             )
             signal = acquisition.gains.get(name, 1.0) * signal
             if acquisition.flatness != 1 and modality in Modality.T1 | Modality.T1C:
@@ -98,49 +103,49 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
     return total
 
 
-def scan(plan: Plan, brain: Brain, signal: Float[Tensor, "m n"], fields: Fields) -> Float[Tensor, "m n"]:
+def scan_images(plan: Plan, brain: Brain, signal: Float[Tensor, "m n"], fields: Fields) -> Float[Tensor, "m n"]:
     """The images' brain voxels as whole numbers from 1 to 32000."""
     return torch.stack(
-        [_scanned(plan, brain, signal[k], acquisition, fields, modality.key)
+        [_scan_sequence(plan, brain, signal[k], acquisition, fields=fields, name=modality.key)
          for k, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True))]
     )  # fmt: skip
 
 
-def _scanned(
-    plan: Plan, brain: Brain, signal: Tensor, acquisition: Acquisition, fields: Fields, name: str
+def _scan_sequence(
+    plan: Plan, brain: Brain, signal: Tensor, acquisition: Acquisition, *, fields: Fields, name: str
 ) -> Float[Tensor, "n"]:
     tissues = plan.scanner.tissues
-    given = name == Modality.T1C.key
-    fluid = tissue_signal(acquisition.sequence, tissues["fluid"], given) / tissue_signal(
-        acquisition.sequence, tissues["white"], given
+    after_contrast = name == Modality.T1C.key
+    fluid = tissue_signal(acquisition.sequence, tissues["fluid"], after_contrast) / tissue_signal(
+        acquisition.sequence, tissues["white"], after_contrast
     )
     coils = brain.gather(fields.on(brain.lattice, f"bias {name}", acquisition.bias_mm))
     sensitivity = torch.exp(acquisition.bias * coils)
     if acquisition.brightening is not None:
-        sensitivity = sensitivity * _brighter(acquisition.brightening, brain).to(fields.device)
+        sensitivity = sensitivity * _central_gain(acquisition.brightening, brain).to(fields.device)
     if acquisition.stripes:
-        sensitivity = sensitivity * brain.gather(_stripes(plan.seed, acquisition, brain, name)).to(fields.device)
+        sensitivity = sensitivity * brain.gather(_slice_gains(plan.seed, acquisition, brain, name)).to(fields.device)
     along = axis_matrices(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
     # Noise passes through the same slices and resampling as the signal; dividing by their gain keeps its level.
     gain = math.prod(float(np.sqrt((m[len(m) // 2] ** 2).sum())) for m in along)
     count = len(signal)
     noisy = signal * sensitivity + acquisition.noise / gain * fields.white(count, f"noise {name}")
     # Around the brain lies fluid, so blurred slices do not darken the cortex as a cut-out would.
-    seen = brain.gather(separable(brain.spread(noisy, fill=acquisition.surround * float(fluid)), along))
+    seen = brain.gather(separable(brain.scatter(noisy, fill=acquisition.surround * float(fluid)), along))
     magnitude = torch.hypot(seen, acquisition.noise * fields.white(count, f"noise {name} imaginary"))
     if acquisition.ceiling is not None:
         magnitude = magnitude.clamp(max=acquisition.ceiling)
     values = (acquisition.scale * magnitude**acquisition.gamma).round().clamp(1, INT16_CEILING)
-    return values * _scanned_part(acquisition, brain) if any(acquisition.cut_mm) else values
+    return values * _coverage_mask(acquisition, brain) if any(acquisition.cut_mm) else values
 
 
-def _brighter(brightening: Brightening, brain: Brain) -> Float[Tensor, "n"]:
+def _central_gain(brightening: Brightening, brain: Brain) -> Float[Tensor, "n"]:
     """Factor on the signal of each brain voxel."""
     away = brain.positions_mm(torch.device("cpu")) - torch.tensor(brightening.middle_mm)[:, None]
     return 1 + brightening.strength * torch.exp(-0.5 * (away / brightening.width_mm).square().sum(0))
 
 
-def _stripes(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Float[Tensor, "x y z"]:
+def _slice_gains(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Float[Tensor, "x y z"]:
     """Brightness of each slice; neighbours differ, as where odd slices are taken before even ones."""
     axis = acquisition.slice_axis
     at = torch.from_numpy(brain.lattice.axes[axis])
@@ -150,7 +155,7 @@ def _stripes(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Fl
     return slices.reshape([-1 if k == axis else 1 for k in range(3)]).expand(brain.lattice.shape)
 
 
-def _scanned_part(acquisition: Acquisition, brain: Brain) -> Float[Tensor, "n"]:
+def _coverage_mask(acquisition: Acquisition, brain: Brain) -> Float[Tensor, "n"]:
     """1 where the sequence reaches, 0 at the bottom and the top that it lacks."""
     height = torch.from_numpy(brain.lattice.axes[2].astype(np.float32)).expand(brain.lattice.shape)
     height = brain.gather(height).to(brain.depth_mm.device)

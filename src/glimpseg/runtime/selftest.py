@@ -140,10 +140,11 @@ def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck
     worst, where = 0.0, "nowhere"
     for shape, stride in SHAPES:
         named = f"an image of {'x'.join(map(str, shape[1:]))}, stride {stride}"
-        image, weight, wanted = _inputs(shape, stride)
-        right = _convolved(image.double(), weight.double(), wanted.double(), stride, torch.device("cpu"), "fp64")
+        image, weight, upstream = _inputs(shape, stride)
+        exact = [value.double() for value in (image, weight, upstream)]
+        right = _convolve(exact, stride, torch.device("cpu"), "fp64")
         try:
-            found = _convolved(image, weight, wanted, stride, device, precision)
+            found = _convolve((image, weight, upstream), stride, device, precision)
         except RuntimeError as error:
             worst, where = math.inf, f"{named}: {str(error).splitlines()[0]}"
             break
@@ -187,19 +188,19 @@ def _inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tens
     batch, *sides = shape
     after = [(side - 1) // stride + 1 for side in sides]
     sizes = ((batch, WIDTHS[0], *sides), (*WIDTHS[::-1], *[KERNEL] * 3), (batch, WIDTHS[1], *after))
-    image, weight, wanted = (torch.randn(size, generator=draws).bfloat16().float() for size in sizes)
-    return image, weight, wanted
+    image, weight, upstream = (torch.randn(size, generator=draws).bfloat16().float() for size in sizes)
+    return image, weight, upstream
 
 
-def _convolved(
-    image: Tensor, weight: Tensor, wanted: Tensor, stride: int, device: torch.device, precision: str
-) -> list[Tensor]:
+def _convolve(inputs: Sequence[Tensor], stride: int, device: torch.device, precision: str) -> list[Tensor]:
     """The result and both gradients, in fp64 on the CPU."""
-    image, weight = (value.to(device).requires_grad_() for value in (image, weight))
+    image, weight = (value.to(device).requires_grad_() for value in inputs[:2])
+    # Positional, as `torch.nn.Conv3d` passes them: `precision` looks at no others.
+    arguments = (image, weight, None, stride, KERNEL // 2)
     with torch.enable_grad(), _tf32(precision, device):
         with precision_context(precision, device):
-            result = torch.conv3d(image, weight, None, stride, KERNEL // 2)
-        gradients = torch.autograd.grad(result, (image, weight), wanted.to(device, result.dtype))
+            result = torch.conv3d(*arguments)
+        gradients = torch.autograd.grad(result, (image, weight), inputs[2].to(device, result.dtype))
     return [value.detach().cpu().double() for value in (result, *gradients)]
 
 

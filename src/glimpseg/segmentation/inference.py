@@ -17,7 +17,7 @@ from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.errors import InputError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
 from glimpseg.modality import Modality, to_flags, union
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated
 from glimpseg.volume import Grid, Volume, resample, slabs

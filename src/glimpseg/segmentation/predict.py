@@ -16,8 +16,7 @@ from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_
 from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality, parse
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model, load_model
 from glimpseg.model.shipped import BOX
 from glimpseg.runtime.device import resolved_device
 from glimpseg.segmentation.inference import infer
@@ -48,7 +47,7 @@ def load(
     Raises: ModelError if the folder holds none that this version can read; UsageError for a choice it does not have, or
         a backend that is not installed.
     """
-    return checkpoint.load(path, resolved_device(device), choices, backend)
+    return load_model(path, resolved_device(device), choices, backend)
 
 
 def segment(

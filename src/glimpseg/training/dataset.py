@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from glimpseg import methods, phantom
-from glimpseg.data.cache import cached
+from glimpseg.data.cache import cache_study
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
-from glimpseg.data.splits import chosen
+from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
 from glimpseg.phantom.training_stream import PhantomStream
@@ -60,7 +60,7 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> l
     paths, failures = [], []
     for study in studies:
         try:
-            paths.append(cached(study, recipe.data.preprocess, folder))
+            paths.append(cache_study(study, recipe.data.preprocess, folder))
         except InputError as error:
             failures.append(f"{study.id}: {error}")
     if failures:
@@ -88,7 +88,7 @@ def studies_of(
     refuse_held_out(prior, split)
     # Pretraining can learn nothing of a reference, and one that is broken is not in its way.
     studies = find_studies(data, labels=labels, references="required" if recipe.backbone is None else "ignored")
-    studies = chosen(studies, split) if split else studies
+    studies = select_studies(studies, split) if split else studies
     studies = some_of(studies, recipe.data.labelled, recipe.seed)
     return studies, methods.module(recipe.method).METHOD.archive_note(Counter(study.available for study in studies))
 

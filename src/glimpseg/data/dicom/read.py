@@ -1,6 +1,6 @@
-"""The voxels of a series, under every check that a NIfTI file has to pass, and those of slices on top.
+"""Read the voxels of a DICOM series, with the checks of NIfTI files and checks of the slices.
 
-Foreign pixels are decoded by `pixels`, in a process of its own: a decoder that crashes takes nothing else with it.
+`pixels` decodes foreign pixels in a separate process. A decoder crash cannot stop the caller.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import nibabel
 import numpy as np
 
 from glimpseg.data import nifti
-from glimpseg.data.dicom import extra, geometry
-from glimpseg.data.dicom.pixels import SAID, Kind
+from glimpseg.data.dicom import geometry, libraries
+from glimpseg.data.dicom.pixels import MESSAGE_PREFIX, ContentKind
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
@@ -29,77 +29,100 @@ if TYPE_CHECKING:
 READING_SECONDS = 600
 
 
-def named(series: Series) -> str:
-    """How messages call a series: by number and description, in which nobody is named."""
+def series_title(series: Series) -> str:
+    """Return a series' number and description for messages; names are removed."""
     words = series.words.get("SeriesDescription") or series.words.get("ProtocolName") or series.key
     number = series.numbers.get("SeriesNumber")
     return f"series {number:g} ({words})" if number is not None else f"series {words}"
 
 
 def read_series(series: Series) -> Volume:
-    """The image of a series, float32, rescaled by its slope and intercept; x y z count columns, rows, slices.
+    """Read the image of a series as float32, rescaled by slope and intercept.
 
-    Classic slices in any order and enhanced multi-frame files; compressed transfer syntaxes through gdcm.
+    Classic slices may be in any order. Enhanced multi-frame files are read too. gdcm decodes compressed transfer
+    syntaxes. The axes x, y, z are columns, rows, slices.
 
-    Raises: InputError if the slices make up no complete volume (missing, uneven, tilted, several at one position), if a
-        file is truncated or its header does not fit its pixels, if the decoder fails or crashes, or as
-        `nifti.read_volume`; UsageError without the extra `dicom`.
+    Raises:
+        InputError: if the slices form no complete volume (missing, uneven, tilted, several at one position), if a file
+            is truncated or its header does not fit its pixels, if the decoder fails or crashes, or as
+            `nifti.read_volume`.
+        UsageError: without the extra `dicom`.
     """
-    extra.require()
+    libraries.require()
     if series.shape is None:
         raise InputError(
-            f"{_begin(series)} does not say where its slices lie, so it is no volume. Leave this sequence out."
+            f"{_sentence_start(series)} does not say where its slices lie, so it is no volume. Leave this sequence out."
         )
     if max(series.shape) > nifti.MAXIMAL_SIDE or np.prod(series.shape, dtype=float) > nifti.MAXIMAL_VOXELS:
         raise InputError(
-            f"{_begin(series)} should be a brain scan but claims {'x'.join(map(str, series.shape))} voxels "
+            f"{_sentence_start(series)} should be a brain scan but claims {'x'.join(map(str, series.shape))} voxels "
             f"(at most {nifti.MAXIMAL_SIDE} along a side, {nifti.MAXIMAL_VOXELS:,} in all). Its header is wrong, or "
             "it is no brain scan."
         )
-    voxels, affine = decoded("image", series.files, series.shape, _begin(series))
+    voxels, affine = decode("image", series.files, series.shape, _sentence_start(series))
     try:
         return nifti.from_nibabel(nibabel.Nifti1Image(voxels, affine))
     except InputError as error:
-        raise InputError(f"{_begin(series)}: {error}") from error
+        raise InputError(f"{_sentence_start(series)}: {error}") from error
 
 
 def read_grid(series: Series) -> Grid:
-    """The lattice that `read_series` gives the series, from its headers alone. Raises: InputError as `read_series`."""
-    return geometry.grid(source_geometry(series, source_headers(series)))
+    """Return the grid that `read_series` gives the series, from its headers alone.
+
+    Raises: InputError as `read_series`.
+    """
+    return geometry.ras_grid(source_geometry(series, source_headers(series)))
 
 
 def source_headers(series: Series) -> list[Dataset]:
-    """The whole headers of a series, without its pixels: what objects that refer to it are made from.
+    """Read the full headers of a series, without pixels. Derived objects are made from them.
 
-    Raises: InputError if a file cannot be read.
+    Raises:
+        InputError: if a file cannot be read.
     """
     import pydicom
 
-    extra.require()
+    libraries.require()
     try:
-        with extra.quiet():
+        with libraries.silenced():
             return [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
     except Exception as error:
-        raise InputError(f"A file of {named(series)} cannot be read any more ({type(error).__name__}).") from None
+        raise InputError(
+            f"A file of {series_title(series)} cannot be read any more ({type(error).__name__})."
+        ) from None
 
 
 def source_geometry(series: Series, datasets: Sequence[Dataset]) -> highdicom.VolumeGeometry:
-    """highdicom's lattice of a series (indices slice, row, column). Raises: InputError as `read_series`."""
+    """Return highdicom's geometry of a series; its indices are slice, row, column.
+
+    Raises: InputError as `read_series`.
+    """
     try:
         return geometry.volume_geometry(datasets)
     except InputError as error:
-        raise InputError(f"{_begin(series)}: {error}") from error
+        raise InputError(f"{_sentence_start(series)}: {error}") from error
 
 
-def _begin(series: Series) -> str:
-    text = named(series)
+def _sentence_start(series: Series) -> str:
+    """Return the title of a series, capitalised."""
+    text = series_title(series)
     return text[0].upper() + text[1:]
 
 
-def decoded(kind: Kind, files: Sequence[Path], shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and RAS affine of files that make up an image or a segmentation, decoded in a process of its own.
+def decode(kind: ContentKind, files: Sequence[Path], shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decode an image or a segmentation in a separate process.
 
-    Raises: InputError, beginning with `name`.
+    Args:
+        kind: "image" or "segmentation".
+        files: all files of the series, or the one file of a segmentation.
+        shape: expected columns, rows, slices of an image; empty for a segmentation.
+        name: start of every error message.
+
+    Returns:
+        Voxels and RAS affine.
+
+    Raises:
+        InputError: begins with `name`.
     """
     with tempfile.TemporaryDirectory() as place:
         request, target = Path(place) / "request.json", Path(place) / "volume.npz"
@@ -108,16 +131,16 @@ def decoded(kind: Kind, files: Sequence[Path], shape: Sequence[int], name: str) 
         try:
             run_sandboxed("glimpseg.data.dicom.pixels", [request, target], seconds=READING_SECONDS)
         except SandboxError as error:
-            raise InputError(f"{name}: {reason(error)}") from None
+            raise InputError(f"{name}: {failure_reason(error)}") from None
         with np.load(target, allow_pickle=False) as parts:
             return parts["voxels"], parts["affine"]
 
 
-def reason(error: SandboxError) -> str:
-    """What a reader said of itself, or how it ended; nothing that a library wrote."""
+def failure_reason(error: SandboxError) -> str:
+    """Return the reader's own message, or how it ended. It never holds text of a library."""
     text = str(error)
-    if text.startswith(SAID):
-        return text.removeprefix(SAID)
+    if text.startswith(MESSAGE_PREFIX):
+        return text.removeprefix(MESSAGE_PREFIX)
     if "could not be read in" in text:
         return f"{text}. Export it again, without compression."
     return (

@@ -1,4 +1,4 @@
-"""Which series of a study is T1, T1c, T2 or FLAIR, and why: by what headers, sidecars and names say."""
+"""Identify which series of a study are T1, T1c, T2 and FLAIR, from headers, sidecars and names, with reasons."""
 
 from glimpseg.data.identify.evidence import Evidence
 from glimpseg.data.identify.folder import identify, identify_series

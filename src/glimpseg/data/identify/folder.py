@@ -1,4 +1,4 @@
-"""The verb: a folder of DICOM or NIfTI, and which of its series is which sequence."""
+"""Identify the series of a folder of DICOM or NIfTI files as T1, T1c, T2 and FLAIR."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 
 PREAMBLE = 128
-"""Bytes before the letters DICM."""
+"""Number of bytes before the letters DICM in a DICOM file."""
 OTHER_FILES = re.compile(
     r"\.(nii|nii\.gz|json|bval|bvec|tsv|csv|txt|md|pdf|html?|png|jpe?g|xml|ya?ml|py|zip|gz|log)$", re.IGNORECASE
 )
-"""Names that no DICOM file has."""
+"""File names that are never DICOM."""
 _LISTED = 8
-"""Studies that an error names."""
+"""Most studies that an error message lists."""
 
 
 def identify(place: str | Path, *, words: Path | None = None, study: str | None = None) -> Identification:
-    """Which series below a folder is T1, T1c, T2 and FLAIR, judged by headers, sidecars and names alone.
+    """Identify which series below a folder are T1, T1c, T2 and FLAIR, from headers, sidecars and names only.
 
-    `words`: a YAML file with the user's own words (docs/identify.md). `study`: the key of one study, where the folder
-    holds several. Where there is DICOM, NIfTI files are left aside, and a note says so.
+    If the folder holds DICOM, its NIfTI files are ignored, and a note says so.
+
+    Args:
+        place: folder with the files of one study, at any depth.
+        words: YAML file with the user's own words (docs/identify.md).
+        study: key of one study, if the folder holds several.
 
     Raises: InputError when there is no series, or when several studies are there and none is named; UsageError for a
         file of words that cannot be used.
@@ -50,7 +54,7 @@ def identify(place: str | Path, *, words: Path | None = None, study: str | None 
 
 
 def identify_series(study: Sequence[Series], folder: Path, rules: Rules | None = None) -> Identification:
-    """The same for the series of one study that are already known; their files lie below `folder`."""
+    """Identify given series of one study; their files lie below `folder`. `rules`: the packaged ones by default."""
     ordered = sorted(study, key=lambda s: (s.numbers.get("SeriesNumber", float("inf")), s.files[0].as_posix(), s.key))
     judged = judge_series(ordered, rules or packaged_rules())
     chosen, ties = choose_series(judged)
@@ -60,11 +64,11 @@ def identify_series(study: Sequence[Series], folder: Path, rules: Rules | None =
 def _notes(judged: Sequence[SeriesVerdict], chosen: Mapping[Modality, Series]) -> Iterator[str]:
     for modality, series in chosen.items():
         if any(verdict.series is series and verdict.second for verdict in judged):
-            yield f"{modality.title}: only a series that was made from another one is there."
+            yield f"{modality.title}: the only series was made from another one."
     unsaid = [f for f in judged if f.sequence is Modality.T1 and not f.contrast and not f.second]
     if len(unsaid) > 1 and Modality.T1C not in chosen:
         yield (
-            f"{len(unsaid)} series are T1-weighted, and nothing tells whether contrast agent was given before any of "
+            f"{len(unsaid)} series are T1-weighted, and no header says whether contrast agent was given before any of "
             "them. If it was, name the later ones t1c in series.json."
         )
 
@@ -73,14 +77,14 @@ def _series_below(place: Path) -> tuple[list[Series], list[str]]:
     images, notes = nifti_series(place)
     if not _has_dicom(place):
         return images, notes
-    from glimpseg.data.dicom.files import find_series
+    from glimpseg.data.dicom.find import find_series
 
-    left = [f"{len(images)} NIfTI files were left aside, because there is DICOM."] if images else []
-    return find_series(place), left
+    ignored = [f"{len(images)} NIfTI files were ignored, because the folder holds DICOM."] if images else []
+    return find_series(place), ignored
 
 
 def _has_dicom(place: Path) -> bool:
-    """Whether any file could be DICOM: it says so behind its preamble, or has no name that another kind has."""
+    """True if a file is DICOM by its suffix, or by the letters DICM after the preamble."""
     for path in place.rglob("*"):
         if path.is_file() and not path.name.startswith(".") and not OTHER_FILES.search(path.name):
             if path.suffix.lower() in (".dcm", ".ima"):
@@ -95,10 +99,11 @@ def _begins_as_dicom(path: Path) -> bool:
         with path.open("rb") as stream:
             return stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
     except OSError:
-        return False  # closed to us, or gone meanwhile
+        return False  # not readable, or removed in the meantime
 
 
 def _series_of_one_study(series: Sequence[Series], place: Path, study: str | None) -> list[Series]:
+    """Series of the named study, or of the only one. Raises: InputError for an unknown or a missing key."""
     studies: dict[str, list[Series]] = {}
     for one in series:
         studies.setdefault(one.study, []).append(one)
@@ -113,5 +118,5 @@ def _series_of_one_study(series: Sequence[Series], place: Path, study: str | Non
 
 
 def _listed(studies: dict[str, list[Series]], place: Path) -> str:
-    named = [f"{key} ({len(of)} series)" for key, of in studies.items()]
+    named = [f"{key} ({len(series)} series)" for key, series in studies.items()]
     return ", ".join(named[:_LISTED]) + (f" and {len(named) - _LISTED} more" if len(named) > _LISTED else "")

@@ -1,4 +1,4 @@
-"""NIfTI files as series: what their headers and the JSON beside them (dcm2niix, BIDS) tell of the acquisition."""
+"""Read NIfTI files as series, with the acquisition parameters from their JSON sidecars (dcm2niix, BIDS)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ WORDS = (
     "ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "ContrastBolusAgent",
     "ContrastBolusIngredient", "BodyPartExamined", "Modality",
 )  # fmt: skip
-"""Fields of a sidecar that are read as text; no other is, whatever it holds."""
+"""Sidecar fields that are read as text; other text is never read."""
 TIMES_S = ("RepetitionTime", "EchoTime", "InversionTime")
-"""In seconds in BIDS and dcm2niix, in ms in a series."""
+"""Times that BIDS and dcm2niix give in seconds and `Series` in ms."""
 NUMBERS = ("FlipAngle", "MagneticFieldStrength", "SliceThickness", "EchoTrainLength", "SeriesNumber", "DiffusionBValue")
 NAMING = (
     "PatientName",
@@ -39,20 +39,20 @@ NAMING = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-"""Fields whose parts are taken out of every text that is kept."""
+"""Fields that identify the patient; their words are removed from every text that is kept."""
 SIDECAR_BYTES = 4 << 20
-"""A sidecar is a few kB; what is longer is something else."""
+"""Largest sidecar that is read. Sidecars have a few kB; a larger file is something else."""
 MILLISECONDS_FROM = 1.0
-"""An EchoTime from here on cannot be in seconds."""
+"""EchoTime from which on a sidecar is taken to be in milliseconds, since echo times in seconds are below it."""
 OBLIQUE_COSINE = 0.8
-"""A slice normal further from every axis than this (37 degrees) is oblique."""
+"""Cosine between the slice normal and the nearest axis below which a plane is oblique (37 degrees)."""
 DATATYPES = frozenset({"anat", "dwi", "func", "fmap", "perf", "swi", "mrs", "derivatives", "dti"})
-"""Folder names that divide one study by kind, as BIDS does."""
-_VISIT = re.compile(r"(sub|ses)-[a-zA-Z0-9]+")
+"""Folder names that divide one study by kind of image, as in BIDS."""
+_SUBJECT_OR_SESSION = re.compile(r"(sub|ses)-[a-zA-Z0-9]+")
 
 
 def nifti_series(folder: Path) -> tuple[list[Series], list[str]]:
-    """Every NIfTI file below `folder`, in the order of their names, and a sentence for each that cannot be read."""
+    """Read every NIfTI file below `folder` as a series, in the order of names; and a note for each unreadable file."""
     files = [path for path in _files(folder) if path.name.lower().endswith(nifti.SUFFIXES)]
     alone = max(Counter(path.parent for path in files).values(), default=0) == 1
     found, notes = [], []
@@ -65,7 +65,7 @@ def nifti_series(folder: Path) -> tuple[list[Series], list[str]]:
 
 
 def stem(path: Path) -> str:
-    """The name without `.nii` or `.nii.gz`."""
+    """Return the file name without `.nii` or `.nii.gz`."""
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
@@ -92,7 +92,7 @@ def _series(path: Path, folder: Path, *, name_of_folder: bool) -> Series:
         key=digest(path.relative_to(folder).as_posix()),
         source="nifti",
         files=(path,),
-        study=digest(_visit(path, folder, alone=name_of_folder)),
+        study=digest(_study_name(path, folder, alone=name_of_folder)),
         words=words,
         numbers=numbers,
         image_type=tuple(str(t).upper() for t in types) if isinstance(types, list) else (),
@@ -104,10 +104,13 @@ def _series(path: Path, folder: Path, *, name_of_folder: bool) -> Series:
     )
 
 
-def _visit(path: Path, folder: Path, *, alone: bool) -> str:
-    """What the files of one study share: sub- and ses- in their path, else their folder; all, if each has its own."""
+def _study_name(path: Path, folder: Path, *, alone: bool) -> str:
+    """Name that the files of one study share: `sub-` and `ses-` in the path, or else the folder.
+
+    `alone`: every folder holds one file, so that all folders are one study.
+    """
     parts = path.relative_to(folder).parts
-    entities = list(dict.fromkeys(match.group() for part in parts for match in _VISIT.finditer(part)))
+    entities = list(dict.fromkeys(match.group() for part in parts for match in _SUBJECT_OR_SESSION.finditer(part)))
     if entities:
         return "/".join(entities)
     return "" if alone else "/".join(part for part in parts[:-1] if part.lower() not in DATATYPES)
@@ -139,7 +142,7 @@ def _numbers(side: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also where a list holds it first or text spells it; None for anything else."""
+    """Finite number from a number, a text, or the first element of a list; None for anything else."""
     first = value[0] if isinstance(value, list) and value else value
     if isinstance(first, bool) or not isinstance(first, int | float | str):
         return None
@@ -157,20 +160,20 @@ def _text(value: Any) -> str:
 
 
 def _naming(side: Mapping[str, Any]) -> frozenset[str]:
-    """The words by which the sidecar calls the patient."""
+    """Words of the sidecar that name the patient, in lower case."""
     parts = {part.lower() for keyword in NAMING for part in re.split(r"[\W_]+", _text(side.get(keyword, "")))}
     return frozenset(part for part in parts if len(part) >= SHORTEST_NAME)
 
 
 def _grid(path: Path) -> tuple[Grid | None, int]:
-    """The grid and how many volumes lie on it; no grid if there are several."""
+    """Grid of a file and its number of volumes; no grid if there are several."""
     shape = _dimensions(path)
     volumes = math.prod(shape[3:])
     return (None, volumes) if volumes > 1 else (nifti.read_header(path), 1)
 
 
 def _dimensions(path: Path) -> Sequence[int]:
-    """The header's numbers of voxels, with no further check: what else is wrong with it `read_header` says."""
+    """Shape in the header, without checks, which `read_header` makes; empty if the header cannot be read."""
     import nibabel
 
     try:
@@ -181,7 +184,7 @@ def _dimensions(path: Path) -> Sequence[int]:
 
 
 def _plane(grid: Grid) -> Plane:
-    """Across the axis along which voxels are longest; the third of the file if they are cubes."""
+    """Plane of the slices. The slice axis is the one with the longest voxels, or the third for cubic voxels."""
     sizes = grid.spacing_mm
     axis = int(np.argmax(sizes)) if max(sizes) > 1.1 * min(sizes) else 2
     normal = np.abs(grid.affine[:3, axis]) / sizes[axis]
@@ -192,7 +195,7 @@ def _plane(grid: Grid) -> Plane:
 
 
 def _second_of_day(value: Any) -> float | None:
-    """Of `14:03:21.5` or `140321.5`."""
+    """Convert a time such as `14:03:21.5` or `140321.5` to seconds since midnight."""
     match = re.fullmatch(r"(\d\d):?(\d\d):?(\d\d(?:\.\d*)?)", str(value).strip()) if value is not None else None
     if match is None:
         return None

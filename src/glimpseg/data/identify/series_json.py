@@ -1,4 +1,4 @@
-"""series.json read again, after somebody has edited it; nothing in it is believed."""
+"""Read an edited series.json, with every entry checked."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from glimpseg.errors import InputError
 from glimpseg.modality import ALIASES, Modality
 
 FILE_BYTES = 64 << 20
-"""Room for half a million file names."""
+"""Largest series.json that is read: room for half a million file names."""
 DOCUMENT_KEYS = ("schema", "how_to", "folder", "series", "ties", "files")
+"""Keys of the document."""
 ENTRY_KEYS = (
     "key", "number", "description", "sequence", "could_be", "why", "score", "geometry", "source", "study", "evidence",
 )  # fmt: skip
+"""Keys of one entry of `series`."""
 
 
 def read_series_json(path: str | Path, folder: str | Path | None = None) -> dict[Modality, Series]:
-    """The series that an edited series.json names for each sequence, in channel order.
+    """Read the series that an edited series.json names for each sequence, in channel order.
 
-    `folder`: where the files lie now, if not where the file says. A series knows its files, in the order in which they
-    were written, its source, study, key and description; what else its headers say is in its files.
+    Args:
+        path: the file.
+        folder: current folder of the image files, if it is not the one that the file names.
+
+    Returns:
+        Series with their files (in the order of the file), source, study, key and description. Other header fields are
+        not in series.json.
 
     Raises: InputError for a file that is no series.json, for keys it does not know, a sequence that is misspelt or
         named twice, none at all, and files that are missing or lie outside the folder.
@@ -54,7 +61,7 @@ def read_series_json(path: str | Path, folder: str | Path | None = None) -> dict
                 f"{path.name} names {modality.title} twice: series {chosen[modality].key} and {key}. "
                 "Set `sequence` of one of them to null."
             )
-        chosen[modality] = _series(entry, key, files, place, path)
+        chosen[modality] = _series(entry, files=files, place=place, path=path)
     if not chosen:
         raise InputError(f"{path.name} names no sequence. Set `sequence` of at least one series: t1, t1c, t2, flair.")
     return {modality: chosen[modality] for modality in Modality if modality in chosen}
@@ -119,7 +126,8 @@ def _text(entry: Mapping[str, Any], key: str, path: Path) -> str:
     return value
 
 
-def _series(entry: Mapping[str, Any], key: str, files: Mapping[str, Any], place: Path, path: Path) -> Series:
+def _series(entry: Mapping[str, Any], *, files: Mapping[str, Any], place: Path, path: Path) -> Series:
+    key = _text(entry, "key", path)
     names = files.get(key)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path.name}: series {key} has no files in `files`. Run glimpseg identify again.")
@@ -130,14 +138,14 @@ def _series(entry: Mapping[str, Any], key: str, files: Mapping[str, Any], place:
     return Series(
         key=key,
         source="dicom" if source == "dicom" else "nifti",
-        files=tuple(_inside(name, place, path) for name in names),
+        files=tuple(_file_below(name, place, path) for name in names),
         study=_text(entry, "study", path),
         words={"SeriesDescription": description} if isinstance(description, str) and description else {},
     )
 
 
-def _inside(name: str, place: Path, path: Path) -> Path:
-    """A file below `place`, however it is written and whatever links lie between."""
+def _file_below(name: str, place: Path, path: Path) -> Path:
+    """Path of a file below `place`. Raises: InputError if the name or a link leads outside, or no file is there."""
     pure = PurePosixPath(name)
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
     file = place if outside else place / pure

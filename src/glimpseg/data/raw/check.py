@@ -1,4 +1,4 @@
-"""What was found out about images, how sure it is, and why."""
+"""Result of one check on raw images: a verdict and its evidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Verdict(enum.Enum):
-    """An answer that may stay open."""
+    """Answer of a check: yes, no, or unsure."""
 
     YES = "yes"
     NO = "no"
@@ -16,17 +16,17 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class RawCheck:
-    """A verdict with its evidence in words."""
+    """Verdict of one check, with the evidence for it in words."""
 
     verdict: Verdict
     evidence: tuple[str, ...]
-    """One sentence or part of one for each thing that was looked at; fit for a log."""
+    """One phrase for each property that was measured. It contains no patient data and may be logged."""
     shift_mm: float | None = None
-    """How far the centre of one image lies from its place in the other, if that was asked."""
+    """Translation between two images in mm, measured at the image centre; None for other checks."""
     turn_degrees: float | None = None
-    """By how much it is turned, if that was asked and can be told."""
+    """Rotation between two images in degrees; None for other checks, or if it cannot be measured."""
 
     @property
     def text(self) -> str:
-        """The verdict and why, in one line."""
+        """Verdict and evidence in one line."""
         return f"{self.verdict.value}: {'; '.join(self.evidence)}"

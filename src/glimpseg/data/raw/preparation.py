@@ -1,8 +1,8 @@
-"""From scans as they come to a study that can be prepared: register, and with a brain mask.
+"""Register the sequences of a raw study and find its brain, before `preprocess.prepare`.
 
-No voxel is interpolated here. A sequence that was registered keeps its array and gets another affine, which places it
-in the world of the reference sequence; `preprocess.prepare` then takes each voxel to the working grid in one
-interpolation, and the brain mask travels by the same affines. The way back is to give a grid its own affine again.
+No voxel is interpolated here. A registered sequence keeps its array and gets a new affine, which places it in the
+world coordinates of the reference sequence. `preprocess.prepare` then resamples each voxel to the working grid in one
+interpolation. The brain mask uses the same affines. To return a result to a sequence, its original affine is restored.
 """
 
 from __future__ import annotations
@@ -30,93 +30,104 @@ from glimpseg.study import Frame, Study
 from glimpseg.volume import Grid, Volume, downsample_large, foreground, resample, resample_labels, same_grid
 
 LARGEST_TURN_DEGREES = 45.0
-"""No head is turned by more between two sequences of a visit; registration then found something else."""
+"""Largest plausible rotation between two sequences of one study. Beyond it the registration failed."""
 FAR_MM = 30.0
-"""More than a patient moves in the coil: another session, or headers that lie. Worth a look."""
+"""Displacement from which on the user is warned: patients move less in the coil, so the image may be from another
+session, or its header may be wrong."""
 
 
 SAME_MASK = 0.99
-"""Dice of two brain masks that are one, but for voxels that are 0 in one sequence."""
+"""Dice from which on two brain masks count as the same mask; voxels that are 0 in one sequence make them differ."""
 ALREADY_PREPARED = RawCheck(
-    verdict=Verdict.NO, evidence=("one grid and one brain mask, as prepared archives have; not measured",)
+    verdict=Verdict.NO, evidence=("one grid and one brain mask, as in preprocessed datasets; not measured",)
 )
+"""Result of the registration check for images that were preprocessed together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyChecks:
-    """What a study's images show of how raw they are."""
+    """Skull-strip check and registration checks of one study."""
 
     head: RawCheck | None
-    """None where a brain mask was given, which makes the question idle."""
+    """Verdict "yes" if skull and scalp are visible; None if a brain mask was given, since then no check is needed."""
     alignment: Mapping[Modality, RawCheck]
-    """For every sequence but the reference: whether it lies elsewhere than that."""
+    """For every sequence except the reference: verdict "yes" if it is misaligned with the reference."""
 
     @property
     def needs_brain(self) -> bool:
-        """Whether skull and scalp have to be taken away."""
+        """True if skull and scalp are visible, so that a brain mask is needed."""
         return self.head is not None and self.head.verdict is Verdict.YES
 
     @property
     def needs_registration(self) -> bool:
-        """Whether a sequence lies elsewhere than the reference."""
+        """True if a sequence is misaligned with the reference."""
         return any(check.verdict is Verdict.YES for check in self.alignment.values())
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Everything that was found, in sentences."""
-        head = () if self.head is None else (f"Head still there? {self.head.text}.",)
-        return head + tuple(f"{m.title} elsewhere? {check.text}." for m, check in self.alignment.items())
+        """Results of all checks, one sentence for each."""
+        head = () if self.head is None else (f"Skull and scalp visible? {self.head.text}.",)
+        return head + tuple(f"{m.title} misaligned? {check.text}." for m, check in self.alignment.items())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AlignedStudy:
-    """A study whose images lie at one place, and the way back to the grids they came on."""
+    """Study whose images share one world coordinate system, with the mapping back to their original grids."""
 
     study: Study
-    """All images in the world of the reference sequence, as volumes but for large files that are not moved; `brain` set
-    if it was found or given."""
+    """All images in the world coordinates of the reference sequence. They are volumes, except large files that were
+    not moved, which stay files. `brain` is set if a mask was found or given."""
     reference: Modality
+    """Sequence to which the others are registered."""
     grids: Mapping[Modality, Grid]
-    """Where each image was given."""
+    """Original grid of each image, as given."""
     motions: Mapping[Modality, Float[np.ndarray, "4 4"]]
-    """Where a point of the reference's world lies in that of each sequence; RAS millimetres."""
+    """Rigid transform of each sequence, in RAS millimetres: from the world coordinates of the reference to its own."""
     notes: tuple[str, ...] = ()
-    """What was found and done, for people and `run.json`."""
+    """Results of the checks and the steps that were done, for people and `run.json`."""
     warnings: tuple[str, ...] = ()
-    """Warnings that were logged on the way."""
+    """Warnings that were logged during the checks and steps."""
 
-    def labels_back(self, labels: Volume, modality: Modality | None = None) -> Volume:
-        """A label map of the study on the grid that a sequence was given on; the reference's by default.
+    def labels_on_given_grid(self, labels: Volume, modality: Modality | None = None) -> Volume:
+        """Resample a label map of the study to the original grid of one sequence.
 
-        The label with the largest interpolated share wins (`volume.resample_labels`); a map that lies on that
-        sequence's voxels already comes back bit for bit.
+        The label with the largest interpolated share wins (`volume.resample_labels`). A map that already lies on the
+        voxels of that sequence is returned unchanged, bit for bit.
+
+        Args:
+            labels: label map in the world coordinates of the reference.
+            modality: sequence that has the grid; the reference by default.
+
+        Raises: UsageError if the study lacks that sequence.
         """
-        return self._back(labels, modality, resample_labels)
+        return self._on_given_grid(labels, modality, resample_labels)
 
-    def values_back(self, values: Volume, modality: Modality | None = None) -> Volume:
-        """An image or a probability, likewise, by linear interpolation."""
-        return self._back(values, modality, resample)
+    def values_on_given_grid(self, values: Volume, modality: Modality | None = None) -> Volume:
+        """Resample an image or a probability map likewise, by linear interpolation."""
+        return self._on_given_grid(values, modality, resample)
 
-    def _back(self, volume: Volume, modality: Modality | None, carry: Callable[[Volume, Grid], Volume]) -> Volume:
-        wanted = modality or self.reference
-        if wanted not in self.grids:
+    def _on_given_grid(
+        self, volume: Volume, modality: Modality | None, resampler: Callable[[Volume, Grid], Volume]
+    ) -> Volume:
+        target = modality or self.reference
+        if target not in self.grids:
             have = " + ".join(m.title for m in self.grids)
-            raise UsageError(f"The study has no {wanted.title} to lay the result on. Name one of {have}.")
-        grid = self.grids[wanted]
-        return Volume(carry(volume, moved_grid(grid, self.motions[wanted])).voxels, grid.affine)
+            raise UsageError(f"The study has no {target.title} to lay the result on. Name one of {have}.")
+        grid = self.grids[target]
+        return Volume(resampler(volume, moved_grid(grid, self.motions[target])).voxels, grid.affine)
 
 
 def check_study(study: Study, reference: Modality | None = None) -> StudyChecks:
-    """Whether the head is still there, and whether each sequence lies where the reference does.
+    """Check whether the images of a study show the skull, and whether each is aligned with the reference sequence.
 
     Raises: InputError for files that cannot be read; UsageError if the study has no such reference.
     """
-    begun = _looked_at(study, reference)
+    begun = _read_thinned(study, reference)
     images = _volumes(begun.study)
     fixed = images[begun.reference]
     others = {m: image for m, image in images.items() if m is not begun.reference}
     head = None if study.brain is not None else check_study_head(images.values())
-    if (head is None or head.verdict is Verdict.NO) and _prepared_together(fixed, others.values()):
+    if (head is None or head.verdict is Verdict.NO) and _share_grid_and_mask(fixed, others.values()):
         return StudyChecks(head=head, alignment=dict.fromkeys(others, ALREADY_PREPARED))
     return StudyChecks(
         head=head, alignment={modality: check_alignment(fixed, image) for modality, image in others.items()}
@@ -124,37 +135,43 @@ def check_study(study: Study, reference: Modality | None = None) -> StudyChecks:
 
 
 def register_and_strip(study: Study, reference: Modality | None = None) -> AlignedStudy:
-    """Looks, and does what is needed: registers when a sequence lies elsewhere or the head is still there, and finds
-    the brain when the head is still there and no mask was given.
+    """Check a study; register its sequences and find its brain where that is needed.
 
-    Large images are looked at with fewer voxels (`volume.downsample_large`), one after another; those that stay where
-    they are come back as they were given, files as files.
+    The sequences are registered if one is misaligned or if skull and scalp are visible. The brain is found if skull and
+    scalp are visible and no mask was given. Large images are checked one after another with fewer voxels
+    (`volume.downsample_large`). Images that are not moved are returned as they were given, files as files.
+
+    Args:
+        study: the raw study.
+        reference: sequence to register to; by default the first of T1c, T1, FLAIR, T2 that exists.
 
     Raises: UsageError that says what to install or run, when something needed is not installed; InputError for
         images that cannot be used.
     """
     with collected_warnings() as warnings:
-        brought = _brought(study, reference)
-    return replace(brought, warnings=tuple(warnings))
+        aligned = _register_and_strip(study, reference)
+    return replace(aligned, warnings=tuple(warnings))
 
 
-def _brought(study: Study, reference: Modality | None) -> AlignedStudy:
-    begun = _looked_at(study, reference)
+def _register_and_strip(study: Study, reference: Modality | None) -> AlignedStudy:
+    begun = _read_thinned(study, reference)
     found = check_study(begun.study, begun.reference)
     together = all(check.verdict is Verdict.NO for check in found.alignment.values())
-    brought = replace(begun, study=replace(begun.study, registered=together), notes=found.notes)
-    # Raw scans are registered in any case: what moved by a millimetre is not seen, and mended all the same.
+    aligned = replace(begun, study=replace(begun.study, registered=together), notes=found.notes)
+    # Raw scans are always registered, because the check does not detect a shift of a millimetre.
     if found.needs_registration or (found.needs_brain and find_spec("SimpleITK") is not None):
-        brought = register(brought)
-    return _whole(add_brain_mask(brought) if found.needs_brain else brought, study)
+        aligned = register(aligned)
+    return _with_all_voxels(add_brain_mask(aligned) if found.needs_brain else aligned, study)
 
 
 def read_unchanged(study: Study, reference: Modality | None = None) -> AlignedStudy:
-    """The study as it is, its images read. `reference` is the first of T1c, T1, FLAIR, T2 by default.
+    """Read the images of a study without any registration or skull-stripping.
+
+    `reference` is the first of T1c, T1, FLAIR, T2 by default.
 
     Raises: InputError for files that cannot be read, or no sequence; UsageError if the study lacks the reference.
     """
-    chosen = _chosen(study, reference)
+    chosen = _chosen_reference(study, reference)
     images = {m: _read(study, m) for m in study.images}
     return AlignedStudy(
         study=replace(study, images=images),
@@ -164,56 +181,60 @@ def read_unchanged(study: Study, reference: Modality | None = None) -> AlignedSt
     )
 
 
-def register(brought: AlignedStudy) -> AlignedStudy:
-    """Every sequence registered rigidly to the reference, by SimpleITK.
+def register(aligned: AlignedStudy) -> AlignedStudy:
+    """Register every sequence rigidly to the reference, with SimpleITK.
 
     Raises: UsageError without SimpleITK; InputError for sheared images, or where the result cannot be right.
     """
-    images, motions, notes = _volumes(brought.study), dict(brought.motions), list(brought.notes)
-    fixed = images[brought.reference]
+    images, motions, notes = _volumes(aligned.study), dict(aligned.motions), list(aligned.notes)
+    fixed = images[aligned.reference]
     middle = fixed.grid.corners_mm().mean(0)
     for modality, image in images.items():
-        if modality is brought.reference:
+        if modality is aligned.reference:
             continue
         motion = register_rigidly(fixed, image, within=shared_brain_interior(fixed, image))
-        _refuse_turned(modality, brought.reference, motion)
+        _refuse_large_rotation(modality, aligned.reference, motion)
         shift, turn = shift_mm(motion, middle), turn_degrees(motion)
         notes.append(
-            f"{modality.title} was registered to {brought.reference.title}: {shift:.1f} mm and {turn:.1f} degrees."
+            f"{modality.title} was registered to {aligned.reference.title}: {shift:.1f} mm and {turn:.1f} degrees."
         )
         if displacement_mm(motion, middle) > FAR_MM:
-            notes.append(f"That is further than a patient moves within a visit: look whether {modality.title} fits.")
-            warn(f"{brought.study.id}: {notes[-2]} {notes[-1]}")
+            notes.append(
+                f"That is further than a patient moves during a scan: check that {modality.title} belongs here."
+            )
+            warn(f"{aligned.study.id}: {notes[-2]} {notes[-1]}")
         images[modality] = Volume(image.voxels, moved_grid(image.grid, motion).affine)
-        motions[modality] = brought.motions[modality] @ motion
-    brain = _brain_moved(brought, motions)
-    study = replace(brought.study, images=images, brain=brain, registered=True)
-    return replace(brought, study=study, motions=motions, notes=tuple(notes))
+        motions[modality] = aligned.motions[modality] @ motion
+    brain = _moved_brain_mask(aligned, motions)
+    study = replace(aligned.study, images=images, brain=brain, registered=True)
+    return replace(aligned, study=study, motions=motions, notes=tuple(notes))
 
 
-def add_brain_mask(brought: AlignedStudy) -> AlignedStudy:
-    """The brain found by deepbet in T1, or T1c; one mask for all sequences.
+def add_brain_mask(aligned: AlignedStudy) -> AlignedStudy:
+    """Find the brain with deepbet in T1 or T1c, as one mask for all sequences.
 
     Raises: UsageError without deepbet; InputError if there is no T1 or T1c, or no brain is found.
     """
-    images = _volumes(brought.study)
+    images = _volumes(aligned.study)
     source = skull_strip_source(images)
     brain = brain_mask(images[source])
     size = float(brain.voxels.sum()) * brain.grid.voxel_ml
-    note = f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask was carried to the other sequences."
-    return replace(brought, study=replace(brought.study, brain=brain), notes=(*brought.notes, note))
+    note = f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask is used for all sequences."
+    return replace(aligned, study=replace(aligned.study, brain=brain), notes=(*aligned.notes, note))
 
 
-def _prepared_together(fixed: Volume, others: Iterable[Volume]) -> bool:
-    """One grid and one brain mask, as prepared archives have: what made them so had registered them before. To measure
-    it again would cost more than all the rest of reading."""
+def _share_grid_and_mask(fixed: Volume, others: Iterable[Volume]) -> bool:
+    """True if all images share one grid and one brain mask, as in preprocessed datasets.
+
+    Such images were registered before. To measure it again would cost more time than all other steps of reading.
+    """
     inside = foreground(fixed.voxels)
     return all(
         same_grid(image.grid, fixed.grid) and dice(inside, foreground(image.voxels)) > SAME_MASK for image in others
     )
 
 
-def _chosen(study: Study, reference: Modality | None) -> Modality:
+def _chosen_reference(study: Study, reference: Modality | None) -> Modality:
     if not study.images:
         raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
     chosen = reference or next(modality for modality in GRID_ORDER if modality in study.images)
@@ -227,9 +248,9 @@ def _read(study: Study, modality: Modality) -> Volume:
     return image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {modality.title}")
 
 
-def _looked_at(study: Study, reference: Modality | None) -> AlignedStudy:
-    """The study as it is, its images read one by one; large ones with fewer voxels, but their own grids."""
-    _chosen(study, reference)  # before anything is read
+def _read_thinned(study: Study, reference: Modality | None) -> AlignedStudy:
+    """Read the images one by one, large ones with fewer voxels; `grids` are the full ones."""
+    _chosen_reference(study, reference)  # before anything is read
     images, grids = {}, {}
     for modality in study.images:
         volume = _read(study, modality)
@@ -238,43 +259,45 @@ def _looked_at(study: Study, reference: Modality | None) -> AlignedStudy:
     return replace(read_unchanged(replace(study, images=images), reference), grids=grids)
 
 
-def _whole(brought: AlignedStudy, given: Study) -> AlignedStudy:
-    """All voxels again of what was looked at with fewer: as given, or read anew if it was moved."""
-    seen = _volumes(brought.study)
+def _with_all_voxels(aligned: AlignedStudy, given: Study) -> AlignedStudy:
+    """Replace thinned images by full ones: as given, or read again if the image was moved."""
+    seen = _volumes(aligned.study)
     images: dict[Modality, Volume | Path | Frame] = dict(seen)
-    for modality, grid in brought.grids.items():
-        motion = brought.motions[modality]
+    for modality, grid in aligned.grids.items():
+        motion = aligned.motions[modality]
         if seen[modality].voxels.shape == grid.shape:
             continue
         if np.array_equal(motion, np.eye(4)):
             images[modality] = given.images[modality]
         else:
             images[modality] = Volume(_read(given, modality).voxels, moved_grid(grid, motion).affine)
-    return replace(brought, study=replace(brought.study, images=images))
+    return replace(aligned, study=replace(aligned.study, images=images))
 
 
 def _volumes(study: Study) -> dict[Modality, Volume]:
     return {modality: image for modality, image in study.images.items() if isinstance(image, Volume)}
 
 
-def _brain_moved(brought: AlignedStudy, motions: Mapping[Modality, Float[np.ndarray, "4 4"]]) -> Volume | Path | None:
-    """A mask that was given goes with the sequence on whose grid it lies; if on none, it is the reference's."""
-    brain = brought.study.brain
+def _moved_brain_mask(
+    aligned: AlignedStudy, motions: Mapping[Modality, Float[np.ndarray, "4 4"]]
+) -> Volume | Path | None:
+    """Move a given brain mask with the sequence on whose grid it lies; without one, it belongs to the reference."""
+    brain = aligned.study.brain
     if brain is None:
         return None
-    mask = brain if isinstance(brain, Volume) else nifti.read_volume(brain, f"{brought.study.id}: brain mask")
-    order = (brought.reference, *(m for m in brought.grids if m is not brought.reference))
+    mask = brain if isinstance(brain, Volume) else nifti.read_volume(brain, f"{aligned.study.id}: brain mask")
+    order = (aligned.reference, *(m for m in aligned.grids if m is not aligned.reference))
     for modality in order:
-        if same_grid(mask.grid.ras(), brought.grids[modality].ras()):
+        if same_grid(mask.grid.ras(), aligned.grids[modality].ras()):
             return Volume(mask.voxels, moved_grid(mask.grid, motions[modality]).affine)
     return mask
 
 
-def _refuse_turned(modality: Modality, reference: Modality, motion: Float[np.ndarray, "4 4"]) -> None:
+def _refuse_large_rotation(modality: Modality, reference: Modality, motion: Float[np.ndarray, "4 4"]) -> None:
     turn = turn_degrees(motion)
     if turn > LARGEST_TURN_DEGREES:
         raise InputError(
             f"{modality.title} cannot be registered to {reference.title}: they agree best when turned by "
-            f"{turn:.0f} degrees, which no head does within a visit. Are they of one patient, and their orientations "
+            f"{turn:.0f} degrees, which no head does within a scan. Are they of one patient, and their orientations "
             "right? Leave one out, or register them with another tool and pass --raw no."
         )
