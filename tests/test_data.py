@@ -1,4 +1,4 @@
-"""Layouts, preparing, cache, augmentation and the order of crops."""
+"""Layouts, preprocessing, cache, augmentation and the order of crops."""
 
 import dataclasses
 import itertools
@@ -363,11 +363,8 @@ def test_what_is_drawn_later_does_not_depend_on_what_came_before():
 def all_batches(archive_paths, threads=1, steps=range(6), parts=(range(2),)):
     source = CachedStudies(archive_paths)
     sampling = Sampling(patch=(16, 16, 16), batch=2)
-    return list(
-        loader.batches(
-            source, loader, sampling, seed=7, steps=steps, parts=parts, device=torch.device("cpu"), threads=threads
-        )
-    )
+    schedule = loader.Schedule(sampling=sampling, seed=7, steps=steps, shares=parts)
+    return list(loader.batches(source, loader, schedule, device=torch.device("cpu"), threads=threads))
 
 
 @pytest.fixture(scope="module")

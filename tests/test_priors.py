@@ -40,6 +40,7 @@ from glimpseg.region import Label, Region
 from glimpseg.segmentation.predict import load, segment_study
 from glimpseg.training.dataset import prepare, prepare_studies
 from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -84,15 +85,9 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
     files = [tmp_path / f"{number}{SUFFIX}" for number in range(len(made))]
     for path, crop in zip(files, made, strict=True):
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
-    feed = loader.batches(
-        CachedStudies(cases[0], files),
-        loader,
-        Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment),
-        seed=0,
-        steps=range(8),
-        parts=[range(2)],
-        device=CPU,
-    )
+    sampling = Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment)
+    schedule = loader.Schedule(sampling=sampling, seed=0, steps=range(8), shares=[range(2)])
+    feed = loader.batches(CachedStudies(cases[0], files), loader, schedule, device=CPU)
     tumour = 0
     for (batch,) in feed:
         for channel in range(4):
@@ -193,7 +188,7 @@ def test_no_prior_is_made_for_a_list_to_validate_or_test_on(archive, tmp_path, k
 def test_a_prior_that_is_missing_or_for_nothing_is_refused(archive, tmp_path, method, changes, message):
     recipe = small_recipe(method, **changes)
     with pytest.raises(UsageError, match=message):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     with pytest.raises(UsageError, match=message):
         prepare(find_studies(archive), recipe, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
@@ -202,9 +197,9 @@ def test_a_prior_that_is_missing_or_for_nothing_is_refused(archive, tmp_path, me
 def test_sam_needs_a_list_of_studies_and_weights_before_anything_is_made(transformers, archive, tmp_path, folder):
     recipe = recipe_with({"kind": "sam"})
     with pytest.raises(UsageError, match="a stream of phantoms has none"):
-        train(recipe_with({"kind": "sam", "weights": str(folder)}), tmp_path / "run", device=CPU)
+        train(recipe_with({"kind": "sam", "weights": str(folder)}), tmp_path / "run", TrainOptions(device=CPU))
     with pytest.raises(UsageError, match=re.escape("--set data.prior.weights=FOLDER")):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match=re.escape("--set data.prior.weights=FOLDER")):
         prepare(find_studies(archive), recipe, tmp_path / "c", device=CPU)
@@ -220,7 +215,7 @@ def test_sam_needs_a_list_of_studies_and_weights_before_anything_is_made(transfo
 def test_a_synthetic_prior_is_named_in_every_output(archive, tmp_path, caplog):
     recipe = recipe_with({"kind": "synthetic"}, optim__steps=2)
     with caplog.at_level(logging.WARNING, "glimpseg"):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert "what comes of it is no result" in caplog.text
     model = load(tmp_path / "run", "cpu")
     assert model.provenance["data"]["prior"].items() >= {"kind": "synthetic", "uses_reference": True}.items()

@@ -43,7 +43,8 @@ def train(
     """Train a method. Under `torchrun` the same command uses every rank."""
     from glimpseg import methods
     from glimpseg.runtime.device import resolved_device
-    from glimpseg.training import loop as training
+    from glimpseg.training import loop
+    from glimpseg.training.options import TrainOptions
 
     if part is not None and init is None:
         raise UsageError("--part says what of --init is taken over: name a model with --init, too.")
@@ -52,9 +53,7 @@ def train(
     wanted = methods.find_recipe(recipe, changes)
     if wanted.backbone is not None:
         raise UsageError(f"{recipe} is pretraining: run `glimpseg pretrain`, then `glimpseg train ... --init`.")
-    model = training.train(
-        wanted,
-        output,
+    options = TrainOptions(
         data=data,
         labels=labels,
         split=split,
@@ -65,7 +64,7 @@ def train(
         tensorboard=tensorboard,
         quiet=log.level > logging.INFO,
     )
-    typer.echo(model)
+    typer.echo(loop.train(wanted, output, options))
 
 
 @app.command()
@@ -88,14 +87,13 @@ def pretrain(
     """Pretrain a network without labels; `train --init` goes on from it."""
     from glimpseg import methods
     from glimpseg.runtime.device import resolved_device
-    from glimpseg.training import loop as training
+    from glimpseg.training import loop
+    from glimpseg.training.options import TrainOptions
 
     wanted = methods.find_recipe(recipe, changes_of(change), backbone)
     if wanted.backbone is None:
         raise UsageError(f"{recipe} is no pretraining: run `glimpseg train`.")
-    model = training.train(
-        wanted,
-        output,
+    options = TrainOptions(
         data=data,
         split=split,
         cache=cache,
@@ -105,4 +103,4 @@ def pretrain(
         tensorboard=tensorboard,
         quiet=log.level > logging.INFO,
     )
-    typer.echo(model)
+    typer.echo(loop.train(wanted, output, options))

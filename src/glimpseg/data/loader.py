@@ -7,9 +7,8 @@ to the whole batch on the training device (see `augment`).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -27,9 +26,10 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.prior_cache import open_case
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, to_flags
+from glimpseg.runtime.pipeline import ahead
 
 BATCHES_AHEAD = 3
-"""Batches made before they are asked for."""
+"""Number of batches that are prepared ahead."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -140,39 +140,42 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
     return batch, [sample.transform for sample in samples]
 
 
-def batches(
-    cases: Cases,
-    views: Views,
-    sampling: Sampling,
-    *,
-    seed: int,
-    steps: range,
-    parts: Sequence[range],
-    device: torch.device,
-    threads: int = 1,
-) -> Iterator[list[Batch]]:
-    """For each step the batches of `parts`: ranges of sample numbers within the step's `sampling.batch`.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Samples of the steps of a training, and their division among backward passes."""
 
-    Crops are cut ahead by threads; moving to `device` and augmenting happen in the caller's thread.
+    sampling: Sampling
+    seed: int
+    steps: range
+    """Numbers of the steps to make."""
+    shares: Sequence[range]
+    """Places within a step's `sampling.batch` samples, one range for each backward pass of this rank."""
+
+
+def batches(
+    cases: Cases, views: Views, schedule: Schedule, *, device: torch.device, threads: int = 1
+) -> Iterator[list[Batch]]:
+    """Yield, for each step, one batch for each of the schedule's shares.
+
+    Args:
+        cases: Source of the studies.
+        views: Cuts crops and collates them.
+        schedule: The samples of each step.
+        device: Device of the batches. They are moved there and augmented in the caller's thread.
+        threads: Threads that cut crops ahead.
     """
+    sampling, seed = schedule.sampling, schedule.seed
+
+    def sample(number: int) -> Any:
+        return views.view(cases.case(number, seed), sampling, np.random.default_rng([seed, 1, number]))
 
     def cut(step: int) -> list[tuple[Batch, Sequence[Transform]]]:
-        numbers = [[step * sampling.batch + place for place in part] for part in parts]
-        return [views.collate([_sample(cases, views, sampling, seed, n) for n in part]) for part in numbers]
+        first = step * sampling.batch
+        return [views.collate([sample(first + place) for place in share]) for share in schedule.shares]
 
-    ahead: deque[Future[list[tuple[Batch, Sequence[Transform]]]]] = deque()
-    pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader")
-    try:
-        for step in steps:
-            while len(ahead) < BATCHES_AHEAD and step + len(ahead) < steps.stop:
-                ahead.append(pool.submit(cut, step + len(ahead)))
-            yield [_finished(batch, transforms, device) for batch, transforms in ahead.popleft().result()]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _sample(cases: Cases, views: Views, sampling: Sampling, seed: int, n: int) -> Any:
-    return views.view(cases.case(n, seed), sampling, np.random.default_rng([seed, 1, n]))
+    with closing(ahead(schedule.steps, cut, BATCHES_AHEAD, threads=threads)) as steps:
+        for parts in steps:
+            yield [_finished(batch, transforms, device) for batch, transforms in parts]
 
 
 def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.device) -> Batch:
