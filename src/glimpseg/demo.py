@@ -15,6 +15,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import reference_on
 from glimpseg.errors import UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.loading import Model
 from glimpseg.model.shipped import BOX
@@ -114,7 +115,9 @@ def _cleared(folder: Path, *, overwrite: bool) -> None:
 
 def _against_truth(made: Study, model: Model, folder: Path) -> Iterator[str]:
     """A phantom from two sequences and from all, by the rules of every evaluation: scores, the page, pictures."""
-    evaluation = evaluate(model, [made], folder / "evaluation", subsets=(SHOWN, ALL), metrics=["dice", "hd95"])
+    evaluation = evaluate(
+        model, [made], folder / "evaluation", EvaluationOptions(subsets=(SHOWN, ALL), metrics=["dice", "hd95"])
+    )
     page = report.write_html(folder / "evaluation")
     yield f"Against the phantom's known truth:\n{report.text_table(evaluation)}"
     for subset in (SHOWN, ALL):
