@@ -17,7 +17,7 @@ PARALLEL := --numprocesses 2 --dist worksteal -p no:cacheprovider
 # Files with the marker `numerics`; the others need not be imported.
 NUMERICS := $(shell grep -l 'mark\.numerics' tests/test_*.py)
 
-.PHONY: demo demo-train test test-all test-numerics mutants check docs format clean
+.PHONY: demo demo-train test test-all test-numerics mutants check docs docs-fresh format clean
 
 demo: $(VENV)/.package
 	$(BIN)/glimpseg demo -o $(DEMO) --overwrite $(if $(STUDY),--study '$(STUDY)')
@@ -38,7 +38,7 @@ test-numerics: $(VENV)/.test
 	  $(BIN)/python -m pytest $(PARALLEL) -m "numerics and not slow" $(NUMERICS)
 
 mutants: $(VENV)/.dev
-	$(BIN)/python scripts/mutants.py $(MODULE)
+	$(BIN)/python tools/mutants.py $(MODULE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -49,12 +49,16 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
 
+docs-fresh: $(VENV)/.dev
+	rm -rf docs/.jupyter_cache docs/_build
+	$(MAKE) docs
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mutants $(DEMO) dist build docs/_build
+	rm -rf $(VENV) .mutants $(DEMO) dist build docs/_build docs/.jupyter_cache
 
 # torch goes first and alone: a resolver that meets it among other packages may take a build with CUDA.
 $(VENV)/.torch: constraints.txt

@@ -28,7 +28,7 @@ def as_authors() -> Iterator[None]:
         mock.patch.object(SingleDecoder, "forward", _one_by_one),
         mock.patch.object(RegionFusion, "forward", _stacked),
         mock.patch.object(losses, "weighted_cross_entropy", _cross_entropy),
-        mock.patch.object(losses, "soft_dice", _dice),
+        mock.patch.object(losses, "soft_dice_loss", _dice),
     ):
         yield
 

@@ -38,10 +38,11 @@ from nibabel.processing import resample_from_to, resample_to_output
 from glimpseg import metrics
 from glimpseg.cli.pages import keep_pages
 from glimpseg.data.layouts import find_studies
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.phantom import Settings
 from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.region import Region
+from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.segmentation.predict import load, segment_study
 from turns import Contest, add_options, tell
 
@@ -119,7 +120,7 @@ def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
 def as_here(model: Model, folder: Path, output: Path) -> None:
     """One plain pass, as `glimpseg segment --uncertainty none` takes it."""
     (study,) = find_studies(folder.parent)
-    found = segment_study(study, model, raw="no").labels
+    found = segment_study(study, model, InferenceOptions(raw="no", uncertainty="none")).labels
     nibabel.save(nibabel.Nifti1Image(found.voxels, found.affine), output)
 
 
@@ -163,7 +164,7 @@ def _told(dice: dict[str, list[list[float]]], ours: str) -> str:
 
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> list[float]:
-    return [metrics.dice(region.of(found), region.of(truth)) for region in REGIONS]
+    return [metrics.dice(region.mask(found), region.mask(truth)) for region in REGIONS]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation.compare import compare
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import Modality, parse
-from glimpseg.model import checkpoint
+from glimpseg.model.folder import save_model
 from glimpseg.report import comparison, write_html
 from glimpseg.results.folder import read_evaluation
 from glimpseg.segmentation import predict
@@ -37,7 +37,7 @@ def runs(archive, tmp_path_factory):
     for seed in range(2):
         recipe = small_recipe(seed=seed, **IN_ONE_PIECE)
         torch.manual_seed(seed)
-        checkpoint.save(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+        save_model(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
         model = predict.load(place / f"model{seed}", "cpu")
         evaluate(model, studies, place / f"run{seed}", subsets=SUBSETS, metrics=METRICS)
     return [place / "run0", place / "run1"]
@@ -57,7 +57,7 @@ def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, arch
     recipe = small_recipe(**IN_ONE_PIECE)
     torch.manual_seed(5)
     imported = {"imported": {"file": "model_last.pth", "sha256": "00" * 32}}
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
     studies = find_studies(archive)
     evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
     compare([runs[0], tmp_path / "e"], tmp_path / "c", metrics=METRICS)
@@ -68,7 +68,7 @@ def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, arch
 def test_of_two_methods_only_what_both_have_is_said_to_differ(runs, archive, tmp_path):
     recipe = small_recipe("rfnet", seed=3, **IN_ONE_PIECE)
     torch.manual_seed(5)
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)
     evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS[:1], metrics=["dice"])
     compare([*runs, tmp_path / "e"], tmp_path / "c", metrics=["dice"])

@@ -29,13 +29,13 @@ from glimpseg.runtime.preemption import exit_on_sigterm
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+ROBUSTNESS = Path(__file__).parent / "robustness"
+sys.path.insert(0, str(ROBUSTNESS))
 fault_files = importlib.import_module("fault_files")
 fuzz_files = importlib.import_module("fuzz_files")
 fuzz_makers = importlib.import_module("fuzz_makers")
 fault_sources = importlib.import_module("fault_sources")
-sys.path.remove(str(SCRIPTS))
+sys.path.remove(str(ROBUSTNESS))
 
 ERRORS = {code: kind for kind, code in reversed(entry.EXIT_CODES.items())}
 SOME_AXES = ("RAS", "LPS", "PIR", "SAL", "AIL", "IRP")
@@ -124,7 +124,7 @@ def test_a_bomb_is_refused_without_the_memory_it_asks_for(fault, scans, tmp_path
         tracemalloc.stop()
 
 
-# Circumstances: the whole list is run by scripts/fault_table.py, each in a process
+# Circumstances: the whole list is run by tests/robustness/fault_table.py, each in a process
 
 
 def test_two_runs_into_one_folder_do_not_overwrite_each_other(tmp_path):

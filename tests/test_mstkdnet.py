@@ -30,7 +30,9 @@ from glimpseg.methods.mstkdnet.objective import (
     squared_dice,
 )
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint, importing
+from glimpseg.model import importing
+from glimpseg.model.folder import PROVENANCE, save_model
+from glimpseg.model.loading import load_model
 from glimpseg.region import Label, Region
 from glimpseg.report import write_html
 from glimpseg.training import loop
@@ -414,7 +416,7 @@ def test_decoded_labels_have_the_regions_of_the_authors_thresholds(learner):
     net, snfh, et, _ = (probabilities > 0.5).numpy().swapaxes(0, 1)
     found = learner.region_probabilities(probabilities)
     for region, wanted in ((Region.WT, net | snfh | et), (Region.TC, net | et), (Region.ET, et)):
-        assert (region.of(labels) == wanted).all()
+        assert (region.mask(labels) == wanted).all()
         assert ((found[region] > 0.5).numpy() == wanted).all()
 
 
@@ -488,8 +490,8 @@ def test_a_model_folder_holds_the_student_alone_and_segments_like_the_whole(tmp_
     recipe = small_recipe("mstkdnet")
     torch.manual_seed(0)
     whole = methods.build(recipe).eval()
-    checkpoint.save(tmp_path / "m", whole.kept, recipe, {})
-    alone = checkpoint.load(tmp_path / "m").network
+    save_model(tmp_path / "m", whole.kept, recipe, {})
+    alone = load_model(tmp_path / "m").network
     assert alone.teacher is None
     assert alone.discriminator is None
     image, available = randn(0, 1, 4, 16, 16, 16), torch.tensor([[True, False, True, True]])
@@ -522,10 +524,10 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
     next(studies.glob("S0/*t1c*")).unlink()
     recipe = small_recipe("mstkdnet", optim__steps=2)
     folder = loop.train(recipe, tmp_path / "run", data=studies, device=torch.device("cpu"), quiet=True)
-    record = json.loads((folder / checkpoint.PROVENANCE).read_text())
+    record = json.loads((folder / PROVENANCE).read_text())
     assert record["archive"].startswith("3 of 4 studies have all four sequences and teach")
     assert ALL.key in record["data"]["available"]
-    evaluated = evaluate(checkpoint.load(folder), find_studies(studies), tmp_path / "ev", subsets=(Modality.FLAIR,))
+    evaluated = evaluate(load_model(folder), find_studies(studies), tmp_path / "ev", subsets=(Modality.FLAIR,))
     page = write_html(evaluated.folder).read_text("utf-8")
     assert "3 of 4 studies have all four sequences and teach; the others train the student alone" in page
 

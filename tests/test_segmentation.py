@@ -9,12 +9,12 @@ import pytest
 
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality, parse
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import Expectations, Expected, Gain
+from glimpseg.model.loading import Model
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
 from glimpseg.segmentation.result import Segmentation, volumes_in_words
-from glimpseg.segmentation.uncertainty import Doubt, Uncertainty
+from glimpseg.segmentation.uncertainty import RegionUncertainty, Uncertainty
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
 
@@ -38,7 +38,9 @@ def result(expectations=None, uncertainty=None):
     labels[6, 0, 0] = Label.ED
     labels[7] = Label.RC
     affine = np.diag([-2.0, 3, 5, 1])
-    return Segmentation(Volume(labels, affine), None, TWO, model(expectations), {}, uncertainty=uncertainty)
+    return Segmentation(
+        labels=Volume(labels, affine), used=TWO, model=model(expectations), images={}, uncertainty=uncertainty
+    )
 
 
 def expectations():
@@ -55,7 +57,7 @@ def expectations():
 
 
 def uncertainty():
-    doubt = Doubt(estimated_dice=0.8, lowest_ml=0.1, highest_ml=0.4, agreement=math.nan)
+    doubt = RegionUncertainty(estimated_dice=0.8, lowest_ml=0.1, highest_ml=0.4, agreement=math.nan)
     return Uncertainty(level="none", calibrated=True, regions={Region.WT: doubt}, members=())
 
 

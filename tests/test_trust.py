@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 import glimpseg
 from conftest import AFFINE, WORDS, head, small_recipe, write_head
 from glimpseg import methods, metrics
-from glimpseg.batch.tree import STATISTICS, Wanted, segment_tree
+from glimpseg.batch.folder import STATISTICS
+from glimpseg.batch.job import BatchOptions
+from glimpseg.batch.tree import segment_tree
 from glimpseg.cli.app import app
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import prepare
@@ -27,13 +29,16 @@ from glimpseg.evaluation import calibrate as module
 from glimpseg.evaluation.calibrate import Histogram, calibrate, write_calibrated
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality, parse, subsets_of
-from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import SavedState, checkpoint_folder, save_checkpoint
+from glimpseg.model.digests import sha256_of
 from glimpseg.model.expectations import EXPECTATIONS, Expectations, Expected, Gain
+from glimpseg.model.folder import save_model
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
 from glimpseg.segmentation import inference, predict
-from glimpseg.segmentation.inputs import items
-from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, doubts, estimated_dice, mirrored
+from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.options import InferenceOptions
+from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, estimated_dice, mirrored, uncertainty_of
 from glimpseg.study import Study
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
@@ -53,7 +58,7 @@ def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "model"
     recipe = small_recipe(config__width=4, config__blocks=[1, 1], config__heads=1, data__sampling__patch=PATCH)
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     return folder
 
 
@@ -210,7 +215,9 @@ def cube(side):
 
 
 def test_range_and_agreement_of_members_are_as_by_hand():
-    found = doubts(cube(2), {Region.ET: 0.8}, [("larger", cube(3)), ("none", cube(0))], level="full", calibrated=True)
+    found = uncertainty_of(
+        cube(2), {Region.ET: 0.8}, [("larger", cube(3)), ("none", cube(0))], level="full", calibrated=True
+    )
     one = found.regions[Region.ET]
     assert one.spread_ml == pytest.approx((0, 27))
     assert one.agreement == pytest.approx((2 * 8 / (8 + 27) + 0) / 2)
@@ -264,7 +271,8 @@ def test_a_mirrored_pass_returns_to_a_grid_of_another_spacing_and_order(model):
 
 def test_every_level_gives_the_labels_of_the_plain_pass(model, study):
     found = {
-        level: glimpseg.segment(**paths(study), model=model, uncertainty=level) for level in ("none", "quick", "full")
+        level: glimpseg.segment(**paths(study), model=model, options=InferenceOptions(uncertainty=level))
+        for level in ("none", "quick", "full")
     }
     for level in ("quick", "full"):
         assert np.array_equal(found[level].labels.voxels, found["none"].labels.voxels)
@@ -276,20 +284,24 @@ def test_every_level_gives_the_labels_of_the_plain_pass(model, study):
 
 
 def test_a_left_out_sequence_is_the_segmentation_without_it(model, study):
-    whole = glimpseg.segment(**paths(study), model=model, uncertainty="full")
-    less = glimpseg.segment(flair=paths(study)["flair"], model=model, grid="flair")
+    whole = glimpseg.segment(**paths(study), model=model, options=InferenceOptions(uncertainty="full"))
+    less = glimpseg.segment(flair=paths(study)["flair"], model=model, options=InferenceOptions(grid="flair"))
     (member,) = [one for one in whole.uncertainty.members if one.name == "without T1c"]
     assert member.volumes_ml == pytest.approx(less.volumes_ml, rel=1e-6)
 
 
 def test_a_single_sequence_cannot_be_left_out(model, study):
-    found = glimpseg.segment(t2=study / f"{study.name}-{WORDS[Modality.T2]}.nii.gz", model=model, uncertainty="full")
+    found = glimpseg.segment(
+        t2=study / f"{study.name}-{WORDS[Modality.T2]}.nii.gz",
+        model=model,
+        options=InferenceOptions(uncertainty="full"),
+    )
     assert len(found.uncertainty.members) == 7
 
 
 def test_an_unknown_level_is_refused():
     with pytest.raises(UsageError, match="none, quick, full"):
-        predict.refuse_unknown_level("some")
+        InferenceOptions(uncertainty="some")
 
 
 # What to expect
@@ -316,7 +328,7 @@ def by_hand(gains, available=TWO):
         gains={
             available: tuple(
                 Gain(sequence=sequence, mean=mean, regions=dict.fromkeys(REGIONS, mean))
-                for sequence, mean in gains.items()
+                for sequence, mean in gains.study_entries()
             )
         },
     )
@@ -366,7 +378,7 @@ def test_whether_more_sequences_were_measured_is_said(gains, available, words):
 
 
 def test_how_wrong_estimates_were_is_said_with_the_estimate(knowing, study):
-    found = glimpseg.segment(**paths(study), model=knowing, device="cpu")
+    found = glimpseg.segment(**paths(study), model=predict.load(knowing, "cpu"))
     doubted = {Region.WT: dataclasses.replace(found.uncertainty.regions[Region.WT], estimated_dice=0.87)}
     known = dataclasses.replace(found, uncertainty=dataclasses.replace(found.uncertainty, regions=doubted))
     assert "  WT: estimated Dice 87 % (such estimates were 4 points off on average); " in "\n".join(known.trust)
@@ -404,7 +416,7 @@ def test_temperatures_and_calibration_are_of_different_halves(model, studies, to
         prepared = prepare(study, model.recipe.data.preprocess)
         brain = np.any([np.asarray(nibabel.load(path).dataobj) != 0 for path in study.images.values()], axis=0)
         for found in inference.infer(prepared, model, subsets_of(THREE), keep_probabilities=True):
-            truth = Region.ET.of(prepared.reference.voxels)[brain]
+            truth = Region.ET.mask(prepared.reference.voxels)[brain]
             total += counted(found.probabilities[Region.ET].voxels[brain], truth)
     one = told.of(TWO)[Region.ET]
     assert one.pooled  # two studies are too few for fifteen temperatures
@@ -431,7 +443,7 @@ def test_one_study_gives_no_temperature(model, studies, tmp_path):
 def test_a_model_of_labels_is_calibrated_by_its_regions(studies, tmp_path):
     recipe = small_recipe("rfnet", data__sampling__patch=PATCH)
     torch.manual_seed(0)
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
     single = [study.restricted_to(Modality.T2) for study in studies]
     told = calibrate(predict.load(tmp_path / "m", "cpu"), single, tmp_path / "n", population="four")
     assert list(told.subsets) == [Modality.T2]
@@ -443,7 +455,7 @@ def test_a_model_of_labels_is_calibrated_by_its_regions(studies, tmp_path):
 
 def test_the_copy_segments_as_the_model_does(model, calibrated_folder, study):
     plain = glimpseg.segment(**paths(study), model=model)
-    copy = glimpseg.segment(**paths(study), model=calibrated_folder, device="cpu")
+    copy = glimpseg.segment(**paths(study), model=predict.load(calibrated_folder, "cpu"))
     assert np.array_equal(plain.labels.voxels, copy.labels.voxels)
     assert copy.uncertainty.calibrated
     assert not plain.uncertainty.calibrated
@@ -471,7 +483,7 @@ def test_an_interrupted_calibration_leaves_what_was_there(model, studies, model_
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "sha256_of", stopped)  # while the copy is being written
+    monkeypatch.setattr("glimpseg.model.copying.sha256_of", stopped)  # while the copy is being written
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, studies[:1], tmp_path / "m", population="some", overwrite=True)
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "m").iterdir()) == before
@@ -513,9 +525,9 @@ def test_a_folder_with_files_is_refused_before_anything_is_computed(model, studi
 def test_documents_of_a_model_travel_with_it_and_training_state_does_not(model_folder, tmp_path):
     recipe = small_recipe()
     weights = methods.build(recipe).state_dict()
-    checkpoint.save(tmp_path / "m", weights, recipe, {"steps": 0}, checkpoint.State(0, weights, {}))
-    (tmp_path / "m" / "MODEL_CARD.md").write_text("Trained on phantoms.")
-    write_calibrated(predict.load(tmp_path / "m", "cpu"), by_hand({}), tmp_path / "n")
+    save_checkpoint(tmp_path, weights, recipe, {}, state=SavedState(0, weights, {}))
+    (checkpoint_folder(tmp_path, 0) / "MODEL_CARD.md").write_text("Trained on phantoms.")
+    write_calibrated(predict.load(tmp_path, "cpu"), by_hand({}), tmp_path / "n")
     assert {path.name for path in (tmp_path / "n").iterdir()} == {
         "weights.safetensors", "recipe.yaml", "provenance.json", "expectations.json", "MODEL_CARD.md",
     }  # fmt: skip
@@ -539,7 +551,7 @@ def test_expectations_of_another_form_are_refused(model, tmp_path, change):
     (tmp_path / "m" / EXPECTATIONS).write_text(json.dumps(tree))
     provenance = tmp_path / "m" / "provenance.json"
     record = json.loads(provenance.read_text())
-    record["sha256"][EXPECTATIONS] = checkpoint.sha256_of(tmp_path / "m" / EXPECTATIONS)
+    record["sha256"][EXPECTATIONS] = sha256_of(tmp_path / "m" / EXPECTATIONS)
     provenance.write_text(json.dumps(record))
     with pytest.raises(ModelError, match="glimpseg calibrate"):
         predict.load(tmp_path / "m", "cpu")
@@ -561,8 +573,10 @@ def knowing(model, tmp_path):
 
 
 def test_probabilities_are_written_at_the_models_temperature(model, knowing, study, tmp_path):
-    plain = glimpseg.segment(**paths(study), model=model, probabilities=True)
-    found = glimpseg.segment(**paths(study), model=knowing, probabilities=True, device="cpu")
+    plain = glimpseg.segment(**paths(study), model=model, options=InferenceOptions(probabilities=True))
+    found = glimpseg.segment(
+        **paths(study), model=predict.load(knowing, "cpu"), options=InferenceOptions(probabilities=True)
+    )
     found.save(tmp_path / "out")
     written = nibabel.load(tmp_path / "out" / "probabilities_TC.nii.gz").get_fdata()
     before = plain.probabilities[Region.TC].voxels.astype(np.float64)
@@ -573,7 +587,7 @@ def test_probabilities_are_written_at_the_models_temperature(model, knowing, stu
 
 
 def test_run_and_statistics_hold_the_numbers(knowing, study, tmp_path):
-    found = glimpseg.segment(**paths(study), model=knowing, device="cpu")
+    found = glimpseg.segment(**paths(study), model=predict.load(knowing, "cpu"))
     found.save(tmp_path / "out")
     trust = json.loads((tmp_path / "out" / "run.json").read_text())["trust"]
     assert trust["expected"]["population"] == "phantoms of held-out settings"
@@ -600,7 +614,7 @@ def test_a_model_without_expectations_says_how_to_get_them(model, study, tmp_pat
 
 def test_a_tree_gets_the_numbers_in_its_table(knowing, archive, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        segment_tree(items(archive)[:2], predict.load(knowing, "cpu"), tmp_path / "out", Wanted())
+        segment_tree(study_entries(archive)[:2], predict.load(knowing, "cpu"), tmp_path / "out", BatchOptions())
     header, *rows = (tmp_path / "out" / STATISTICS).read_text().splitlines()
     assert header == "study,sequences,region,volume_ml,lesions,estimated_dice,volume_low_ml,volume_high_ml,agreement"
     assert len(rows) == 6

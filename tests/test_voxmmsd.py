@@ -30,10 +30,11 @@ from glimpseg.methods.voxmmsd.intensities import applied, sample
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation
 from glimpseg.methods.voxunet import blended, cross_entropy
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Stored
+from glimpseg.model.checkpoint import STATE, checkpoints, newest_valid
+from glimpseg.model.folder import PROVENANCE, WEIGHTS, StoredModel
+from glimpseg.model.loading import load_model, stored_model
 from glimpseg.model.transfer import transfer
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Init, Optim
 from glimpseg.training.dataset import some_of
 from glimpseg.training.loop import _Training, train
@@ -57,7 +58,7 @@ def pretraining(**changes):
 @pytest.fixture(scope="module")
 def case():
     recipe = pretraining()
-    return Phantoms(recipe.data.stream, recipe.data.preprocess).case(0, 0)
+    return PhantomStream(recipe.data.stream, recipe.data.preprocess).case(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
 )
 def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparation):
     """Also where air is not 0, but as dark as the scanner left it."""
-    case = Phantoms(Stream(), preparation).case(0, 0)
+    case = PhantomStream(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
     pair = views.pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
     air = np.array([case.level(modality) for modality in Modality])[:, None]
@@ -287,7 +288,7 @@ def test_every_methods_network_can_be_pretrained(backbone):
     recipe = methods.find_recipe("voxmmsd/phantom", {**SMALL, **crop}, f"{backbone}/phantom")
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    cases = Phantoms(recipe.data.stream, recipe.data.preprocess)
+    cases = PhantomStream(recipe.data.stream, recipe.data.preprocess)
     batch, _ = learner.collate(
         [learner.view(cases.case(0, 0), recipe.data.sampling, np.random.default_rng(n)) for n in (0, 1)]
     )
@@ -315,9 +316,7 @@ def test_a_run_that_failed_midway_resumes_to_the_same_student_teacher_and_centre
         train(pretraining(), tmp_path / "run", data=pretrained / "data", device=CPU)
     monkeypatch.setattr(VoxMMSD, "after_step", honest)
     train(pretraining(), tmp_path / "run", data=pretrained / "data", device=CPU, resume=True)
-    ends = [
-        load_file(checkpoint.newest_valid(run) / checkpoint.STATE) for run in (tmp_path / "run", pretrained / "run")
-    ]
+    ends = [load_file(newest_valid(run) / STATE) for run in (tmp_path / "run", pretrained / "run")]
     assert set(ends[0]) == set(ends[1])
     assert {"learner/centre", "learner/projector.0.weight", "learner/teacher.decoder.levels.0.narrow.weight"} <= set(
         ends[0]
@@ -331,19 +330,19 @@ def test_references_are_never_read(tmp_path):
         place = write_head(tmp_path / "data", f"S{seed}", seed)
         (place / f"S{seed}-seg.nii.gz").write_bytes(b"no image" * number)
     train(pretraining(optim__steps=1), tmp_path / "run", data=tmp_path / "data", device=CPU)
-    record = checkpoint.stored(tmp_path / "run").provenance
+    record = stored_model(tmp_path / "run").provenance
     assert record["data"]["studies"] == 2
     assert record["data"]["labels"] is None
 
 
 def test_a_mixed_collection_is_learned_from(pretrained):
-    record = checkpoint.stored(pretrained / "run").provenance
+    record = stored_model(pretrained / "run").provenance
     assert record["data"]["available"] == {"t2": 1, "t1c+flair": 1, "t1+t1c+t2+flair": 1}
 
 
 def test_a_pretraining_segments_nothing(pretrained):
     with pytest.raises(ModelError, match=r"pretraining.*--init"):
-        checkpoint.load(pretrained / "run")
+        load_model(pretrained / "run")
 
 
 def test_each_verb_has_its_recipes(tmp_path):
@@ -369,22 +368,22 @@ def test_a_backbone_is_a_method_that_segments(recipe, changes, backbone, words):
 
 
 def test_a_part_is_of_something(tmp_path):
-    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--part=encoder"])
+    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--transfer=encoder"])
     assert "--init" in str(said.exception)
 
 
 def test_another_preparation_and_an_unfinished_run_are_said(pretrained, archive, tmp_path, caplog):
     shutil.copytree(pretrained / "run", tmp_path / "pretrained")
     shutil.rmtree(tmp_path / "pretrained" / "model")
-    shutil.rmtree(checkpoint.checkpoints(tmp_path / "pretrained")[0])
+    shutil.rmtree(checkpoints(tmp_path / "pretrained")[0])
     recipe = small_recipe(
         "voxunet", init__weights=str(tmp_path / "pretrained"), data__preprocess__clip=3.0, optim__steps=1
     )
     with caplog.at_level("WARNING"):
         train(recipe, tmp_path / "run", data=archive, device=CPU)
     assert "6 of 8 steps" in caplog.text
-    assert "another preparation" in caplog.text
-    assert checkpoint.load(tmp_path / "run").provenance["init"]["steps"] == 6
+    assert "another preprocessing" in caplog.text
+    assert load_model(tmp_path / "run").provenance["init"]["steps"] == 6
 
 
 def test_the_cache_that_prepare_fills_is_pretrainings(archive, tmp_path):
@@ -418,7 +417,7 @@ def test_two_ranks_pretrain_as_one_does_that_accumulates(pretrained, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = [*torchrun, *command, "-o", str(tmp_path / "two")]
     subprocess.run(two, check=True, capture_output=True, env=environment)
-    first, second = (load_file(checkpoint.newest_valid(tmp_path / name) / checkpoint.STATE) for name in ("one", "two"))
+    first, second = (load_file(newest_valid(tmp_path / name) / STATE) for name in ("one", "two"))
     learned = [
         name for name in first if name.startswith("learner/") and "running_" not in name and "num_batches" not in name
     ]
@@ -436,7 +435,7 @@ def test_a_backbone_brings_its_preparation():
 
 
 def found_in(pretrained):
-    return checkpoint.stored(pretrained / "run")
+    return stored_model(pretrained / "run")
 
 
 @pytest.mark.parametrize(("part", "parts"), [("encoder", {"encoder"}), ("encoder+decoder", {"encoder", "decoder"})])
@@ -451,12 +450,12 @@ def test_training_begins_with_them_and_says_so(pretrained, archive, tmp_path):
     begin = {"init__weights": str(pretrained / "run"), "init__transfer": "encoder+decoder"}
     recipe = small_recipe("voxunet", **begin, optim__steps=1, optim__learning_rate=0.0, optim__ema=0)
     train(recipe, tmp_path / "run", data=archive, device=CPU)
-    found, weights = found_in(pretrained), load_file(tmp_path / "run" / "model" / checkpoint.WEIGHTS)
+    found, weights = found_in(pretrained), load_file(tmp_path / "run" / "model" / WEIGHTS)
     counted = ("running_mean", "running_var", "num_batches_tracked")  # these follow the data at any rate
     learned = [name for name in weights if not name.startswith("heads") and not name.endswith(counted)]
     assert all(torch.equal(weights[name], found.weights[name]) for name in learned)
-    record = json.loads((tmp_path / "run" / "model" / checkpoint.PROVENANCE).read_text())
-    assert record["init"]["weights"] == found.provenance["sha256"][checkpoint.WEIGHTS]
+    record = json.loads((tmp_path / "run" / "model" / PROVENANCE).read_text())
+    assert record["init"]["weights"] == found.provenance["sha256"][WEIGHTS]
     assert record["init"]["taken"] == {"encoder": [42, 42], "decoder": [32, 32]}
 
 
@@ -467,7 +466,7 @@ def test_a_resumed_run_needs_no_pretraining_any_more(pretrained, archive, tmp_pa
     shutil.rmtree(tmp_path / "pretrained")
     shutil.rmtree(tmp_path / "run" / "model")
     train(recipe, tmp_path / "run", data=archive, device=CPU, resume=True)
-    assert checkpoint.load(tmp_path / "run").provenance["init"]["of"] == "voxunet"
+    assert load_model(tmp_path / "run").provenance["init"]["of"] == "voxunet"
 
 
 def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, archive, tmp_path):
@@ -480,7 +479,7 @@ def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, ar
 def test_both_branches_begin_with_what_one_network_learned():
     """Copies of a role share its weights."""
     recipe = methods.find_recipe("voxmmsd/phantom", backbone="mmformer/phantom")
-    found = Stored(methods.build(recipe).kept, recipe, {}, Path())
+    found = StoredModel(methods.build(recipe).kept, recipe, {}, Path())
     network = methods.build(methods.find_recipe("smml/phantom"))
     taken = transfer(network, found, Init())
     assert {name.split(".")[1] for name in taken.weights} == {"0", "1"}
@@ -490,7 +489,7 @@ def test_both_branches_begin_with_what_one_network_learned():
 
 def test_a_trained_model_can_be_begun_with_too(model_folder):
     network = methods.build(small_recipe())
-    found = checkpoint.stored(model_folder)
+    found = stored_model(model_folder)
     taken = transfer(network, found, Init(transfer="encoder+decoder"))
     assert all(torch.equal(taken.weights[name], found.weights[name]) for name in taken.weights)
     assert len(taken.weights) > 20
@@ -500,7 +499,7 @@ def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, 
     begin = {"init__weights": str(model_folder), "init__transfer": "whole"}
     still = {"optim__steps": 1, "optim__learning_rate": 0.0, "optim__ema": 0}
     train(small_recipe(**begin, **still), tmp_path / "run", data=archive, device=CPU)
-    before, after = (checkpoint.stored(place).weights for place in (model_folder, tmp_path / "run"))
+    before, after = (stored_model(place).weights for place in (model_folder, tmp_path / "run"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -525,7 +524,7 @@ def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path
 
 def test_weights_of_another_shape_are_left_with_all_that_their_norms_counted():
     recipe = pretraining()
-    found = Stored(methods.build(recipe).kept, recipe, {}, Path())
+    found = StoredModel(methods.build(recipe).kept, recipe, {}, Path())
     network = methods.build(small_recipe("voxunet", config__width=8))
     taken = transfer(network, found, Init())
     assert not taken.weights

@@ -126,8 +126,8 @@ class Init:
     weights: str | None = None
     """Model folder or run folder; null for random weights."""
     transfer: Literal["encoder", "encoder+decoder", "whole"] = "encoder"
-    """Parts of the network that the weights are taken for. Vox-MMSD's code: the encoder. `whole` trains the same network
-    further, heads included."""
+    """Parts of the network that the weights are taken for. Vox-MMSD's code: the encoder. `whole` trains the same
+    network further, heads included."""
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ import torch
 
 from conformance.reference import pair
 from glimpseg.data.preprocess import bytes_of
-from glimpseg.losses import coarsened, one_hot, soft_dice
+from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
 from glimpseg.method import Progress, authors_name
 from glimpseg.methods import voxmmsd, voxunet
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL
 from glimpseg.methods.voxmmsd.intensities import Change, applied
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation, restoration
-from glimpseg.model.checkpoint import Stored
+from glimpseg.model.folder import StoredModel
 from glimpseg.model.transfer import transfer
 from glimpseg.recipe import Init
 from glimpseg.region import Label
@@ -486,7 +486,7 @@ def carried(stored):
     """`ft/`: what is taken over of a pretraining."""
     network = official_network(stored)
     pretrained = official_learner(stored)
-    given = Stored(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
+    given = StoredModel(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
     found = {
         "ft/n_params": unlike(sum(p.numel() for p in network.parameters()), stored["ft/n_params_unet3d_multiscale"])
     }
@@ -504,8 +504,8 @@ def tuning(stored, dtype):
     dice, entropy = [], []
     for level in range(4):
         probabilities = torch.from_numpy(stored[f"ft/logits{level}"]).to(dtype).softmax(1)
-        goal = coarsened(target, probabilities.shape[2:])
-        dice.append(float(soft_dice(probabilities, goal)))
+        goal = downsample_target(target, probabilities.shape[2:])
+        dice.append(float(soft_dice_loss(probabilities, goal)))
         entropy.append(float(voxunet.cross_entropy(probabilities, goal)))
     return {
         "ft/DiceLoss_level0": pair(dice[0], stored["ft/DiceLoss_level0"]),

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from glimpseg.batch.progress import FAILURES, Shard
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import UsageError
 from glimpseg.runtime.atomic import atomic_file, refuse_if_used, write_json
 from glimpseg.segmentation import record

@@ -7,17 +7,17 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import EXPECTATIONS
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
@@ -32,15 +32,15 @@ from glimpseg.version import __version__
 class BatchOptions:
     """How each study of a batch is segmented, and which files are written."""
 
-    inference: InferenceOptions = InferenceOptions()
-    outputs: OutputOptions = OutputOptions()
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
 
     def fingerprint(self, model: Model) -> dict[str, Any]:
         """Return the settings of a batch that all its studies share. A batch resumes only with the same settings."""
         inference, outputs = self.inference, self.outputs
         return {
             "glimpseg": __version__,
-            "model": model.provenance["sha256"][checkpoint.WEIGHTS],
+            "model": model.provenance["sha256"][WEIGHTS],
             **({"choices": model.chosen} if model.chosen else {}),
             "backend": f"{model.computed_by} {model.precision}",  # masks of two backends differ by some voxels
             "labels": outputs.labels,
@@ -97,10 +97,8 @@ class StudyJob:
                 self.output / name, labels=outputs.labels, types=outputs.study_types, pseudonyms=self.pseudonyms
             )
             if BIDS in outputs.types:
-                digest = self.model.provenance["sha256"][checkpoint.WEIGHTS]
-                write_derivative(
-                    self.output, name, segmentation.labels, model=self.model.name, version=digest[:12]
-                )
+                digest = self.model.provenance["sha256"][WEIGHTS]
+                write_derivative(self.output, name, segmentation.labels, model=self.model.name, version=digest[:12])
         return WrittenStudy(
             study=name,
             seconds=sum(segmentation.seconds.values()),

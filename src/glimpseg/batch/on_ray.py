@@ -15,9 +15,9 @@ from glimpseg.batch.job import StudyJob, WrittenStudy
 from glimpseg.batch.job_spec import JobSpec
 from glimpseg.batch.progress import WHOLE, BatchProgress, Outcome
 from glimpseg.batch.tree import begin
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.runtime.atomic import only_one
+from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
 from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.version import NOT_A_DEVICE
@@ -55,7 +55,7 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
     ray = _import_ray()
     entries = spec.entries()
     job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
-    with only_one(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
+    with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
         progress, waiting = BatchProgress.begin(job, WHOLE.select(entries, job.names))
         with _started(ray, workers, spec, job) as started:
             _Dispatcher(ray, job.names, progress).run(started, waiting, stopped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from glimpseg.batch.folder import open_folder, output_names, pseudonyms_of, writ
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
 from glimpseg.errors import OutputError
-from glimpseg.model.checkpoint import Model
-from glimpseg.runtime.atomic import only_one
+from glimpseg.model.loading import Model
+from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.pipeline import ahead
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
 from glimpseg.segmentation.inputs import StudyEntry
@@ -63,7 +63,7 @@ def segment_tree(
     """
     output = Path(output)
     job = begin(entries, model, output, options, shard=shard, resume=resume, overwrite=overwrite)
-    with only_one(output / f".shard-{shard.number}-of-{shard.of}"), deferred_sigterm() as stopped:
+    with folder_lock(output / f".shard-{shard.number}-of-{shard.of}"), deferred_sigterm() as stopped:
         progress, waiting = BatchProgress.begin(job, shard.select(entries, job.names), shard)
         _segment_all(job, progress, waiting, stopped)
         write_statistics(output)
@@ -133,9 +133,7 @@ class _Segmented:
     held: ExitStack
 
 
-def _segment_all(
-    job: StudyJob, progress: BatchProgress, entries: Sequence[StudyEntry], stopped: StopRequest
-) -> None:
+def _segment_all(job: StudyJob, progress: BatchProgress, entries: Sequence[StudyEntry], stopped: StopRequest) -> None:
     """Read, segment and write the entries, until there is none left or a stop is requested."""
     refused: list[OutputError] = []
 
@@ -178,7 +176,7 @@ def _until(stopped: StopRequest, entries: Sequence[StudyEntry]) -> Iterator[Stud
 
 def _segmented(
     job: StudyJob, progress: BatchProgress, reading: Iterator[_Read], stopped: StopRequest
-) -> Iterator[_Segmented]:
+) -> Generator[_Segmented, None, None]:
     """Yield each study that was segmented. A study that fails is recorded, and the next one follows."""
     for study in reading:
         entry, held = study.entry, study.held

@@ -26,7 +26,9 @@ Change = Annotated[
 ]
 Choice = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Set what the model's method leaves open: --set config.branch=1 (smml). Can be repeated."),
+    typer.Option(
+        "--set", help="Set what the model's method leaves open: --set config.branch=1 (smml). Can be repeated."
+    ),
 ]
 Split = Annotated[
     str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
@@ -53,8 +55,9 @@ Backend = Annotated[
 ]
 Labels = Annotated[
     str | None,
-    typer.Option(help="Label convention of the references: brats2015, brats2021, brats2023, brats2024. "
-                 "Default: detected."),
+    typer.Option(
+        help="Label convention of the references: brats2015, brats2021, brats2023, brats2024. Default: detected."
+    ),
 ]
 
 

@@ -129,7 +129,7 @@ def _refuse_ambiguous(*, images: bool, source: Path | None, series: Path | None)
 
 def _write(found: Segmentation, output: Path, outputs: OutputOptions, *, overwrite: bool) -> None:
     """Write the folder of one study, and log its summary."""
-    from glimpseg.data.dicom.sources import Pseudonyms
+    from glimpseg.data.dicom.pseudonyms import Pseudonyms
     from glimpseg.segmentation.result import volumes_in_words
 
     pseudonyms = Pseudonyms() if outputs.deidentify else None

@@ -31,9 +31,9 @@ from glimpseg.volume import (
     angle_degrees,
     bounding_box,
     foreground,
-    labels_onto,
-    onto,
     overlap,
+    resample,
+    resample_labels,
     same_grid,
 )
 
@@ -176,7 +176,7 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
         image=image,
         inside=inside,
         available=study.available,
-        target=None if reference is None else labels_onto(reference, grid).voxels,
+        target=None if reference is None else resample_labels(reference, grid).voxels,
         grid=grid,
         own=own,
         reference=reference,
@@ -286,8 +286,8 @@ def _on_working_grid(
 ) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     inside = foreground(volume.voxels) if brain is None else _brain_on(brain, volume.grid)
     # Background becomes 0 before interpolation, so that no value from outside bleeds into the brain.
-    image = onto(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
-    tissue = labels_onto(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
+    image = resample(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
+    tissue = resample_labels(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
     return normalised(image, tissue, settings), tissue
 
 
@@ -299,7 +299,7 @@ def _brain_mask(brain: Volume | Path) -> Volume:
 def _brain_on(mask: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
     if overlap(mask.grid, grid) < MINIMAL_OVERLAP:
         raise InputError(f"The brain mask ({_in_words(mask.grid)}) lies elsewhere than the images. Give theirs.")
-    return labels_onto(mask, grid).voxels > 0
+    return resample_labels(mask, grid).voxels > 0
 
 
 def reference_on(study: Study, own: Grid) -> Volume | None:
@@ -320,7 +320,7 @@ def reference_on(study: Study, own: Grid) -> Volume | None:
             f"Study {study.id}: {name} lies on another grid ({_in_words(labels.grid)}) than the images "
             f"({_in_words(own)}). Give the reference that was drawn on these images."
         )
-    return labels_onto(labels, own)
+    return resample_labels(labels, own)
 
 
 def _in_words(grid: Grid) -> str:
@@ -342,4 +342,4 @@ def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, s
 def brain_of(prepared: Prepared, grid: Grid | None = None) -> Bool[np.ndarray, "x y z"]:
     """The brain as all sequences of the study show it; on the own grid, or another."""
     brain = np.logical_or.reduce(prepared.inside).view(np.uint8)
-    return labels_onto(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0
+    return resample_labels(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0

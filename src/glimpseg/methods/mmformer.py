@@ -41,7 +41,7 @@ from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
-from glimpseg.losses import Maps, one_hot, region_fusion_terms
+from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.nets import token_fusion
 from glimpseg.nets.positions import cube_of
@@ -110,7 +110,7 @@ class MMFormer(Segmenter):
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
-    ) -> Maps:
+    ) -> FusionOutputs:
         """All that is supervised: fused from what is `seen`, singles from what is `available`. Eq. (6), Eq. (7)."""
         features = self.encode(image, available)
         return self.network.supervised(features, self.network.fuse(features, seen[:, CHANNELS]))

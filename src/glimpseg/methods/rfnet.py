@@ -41,7 +41,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.losses import Maps, one_hot, region_fusion_terms
+from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import (
@@ -275,12 +275,12 @@ class RFNet(Segmenter):
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
-    ) -> Maps:
+    ) -> FusionOutputs:
         """All that is supervised: fused from what is `seen`, singles from what is `available`. Eq. (8), Eq. (9)."""
         features = self.encode(image, available)
         fused, coarse = self.joint([present(level, seen[:, CHANNELS]) for level in features])
         deep = [coarse[0], *(upsampled(level, 2**number) for number, level in enumerate(coarse[1:], 1))]
-        return Maps(fused, self.single(features), deep)
+        return FusionOutputs(fused, self.single(features), deep)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Cross-entropy and Dice of the fused, the single and the coarse segmentations, weight 1 each. Eq. (12)."""

@@ -36,7 +36,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import UsageError
-from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
+from glimpseg.losses import binary_cross_entropy, downsample_target, soft_dice_loss
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
 from glimpseg.nets.recompute import outermost
@@ -157,8 +157,8 @@ class UNet(Segmenter):
         weights /= weights.sum()
         dice = cross_entropy = logits[0].new_zeros(())
         for weight, head in zip(weights.tolist(), logits, strict=True):
-            goal = coarsened(target, head.shape[2:])
-            dice = dice + weight * soft_dice(head.sigmoid(), goal)
+            goal = downsample_target(target, head.shape[2:])
+            dice = dice + weight * soft_dice_loss(head.sigmoid(), goal)
             cross_entropy = cross_entropy + weight * binary_cross_entropy(head, goal)
         return {"dice": self.config.dice * dice, "cross_entropy": self.config.cross_entropy * cross_entropy}
 

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from glimpseg.losses import Maps
+from glimpseg.losses import FusionOutputs
 from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.positions import positions_on
@@ -295,10 +295,10 @@ class TokenFusion(nn.Module):
         logits, deep = self.joint(stacks)
         return Fused(logits, deep, deepest)
 
-    def supervised(self, features: Features, fused: Fused) -> Maps:
+    def supervised(self, features: Features, fused: Fused) -> FusionOutputs:
         """All that is compared with a reference: fused, from each modality by itself, and from the deeper levels."""
         raised = [upsampled(level, 2**number) for number, level in enumerate(fused.deep, 1)]
-        return Maps(fused.logits.softmax(1), self.single(features.levels), raised)
+        return FusionOutputs(fused.logits.softmax(1), self.single(features.levels), raised)
 
     def _before_norms(self) -> Iterator[nn.Module]:
         """Layers whose bias the next instance norm cancels, also through sums, concatenation and up-sampling."""

@@ -1,4 +1,4 @@
-"""The phantom's verbs: a seed becomes a plan, a plan becomes a case."""
+"""Generation of phantoms: draw a plan from a seed, render the plan to images and labels."""
 
 from __future__ import annotations
 
@@ -12,85 +12,150 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from glimpseg.modality import Modality
-from glimpseg.phantom.anatomy import Brain, dissect, warp
-from glimpseg.phantom.field import Fields, Lattice
+from glimpseg.phantom.anatomy import Brain, build_brain, draw_warp
+from glimpseg.phantom.draw_standard import draw_standard_plan
+from glimpseg.phantom.draw_variety import apply_variety
 from glimpseg.phantom.growth import Growth, grow
-from glimpseg.phantom.image import contrasts, scan
-from glimpseg.phantom.plan import Coverage, Plan, standard
+from glimpseg.phantom.lattice import Fields, Lattice
+from glimpseg.phantom.plan import Coverage, Plan
+from glimpseg.phantom.scan import brain_signal, scan_images
 from glimpseg.phantom.settings import NAME, Settings, checked_seed
-from glimpseg.phantom.tumour import delineate
-from glimpseg.phantom.wider import widened
+from glimpseg.phantom.tumour import make_lesion
 from glimpseg.region import Label
 
 CENTRE_MM = (-119.5, 119.5, 77.0)
-"""World position (RAS) of the middle of BraTS' field of view, whose files put (0, -239, 0) LPS at a corner."""
+"""World position (RAS) of the middle of the BraTS field of view. BraTS files put (0, -239, 0) LPS at a corner."""
 
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A rendered case."""
+    """Rendered phantom: four images, label map and description."""
 
     seed: int
     settings: Settings
     images: Float[Tensor, "m x y z"]
-    """Whole numbers from 1 to 32000 in the brain, 0 outside; channels in the order of `Modality`; RAS."""
+    """Whole numbers from 1 to 32000 in the brain, 0 outside. Channels in the order of `Modality`; RAS."""
     labels: UInt8[Tensor, "x y z"]
-    """`Label` values."""
+    """`Label` values; 0 is no tumour."""
     affine: Float[np.ndarray, "4 4"]
-    """Voxel index to world RAS+ millimetres."""
+    """Matrix from voxel index to world RAS+ millimetres."""
     description: dict[str, object]
-    """What was drawn and what came of it; fit for JSON."""
+    """Drawn parameters and resulting volumes; can be written as JSON."""
 
 
-def sample(seed: int, settings: Settings) -> Plan:
-    """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
-    return widened(standard(seed, settings))
+def draw_plan(seed: int, settings: Settings) -> Plan:
+    """Draw the random decisions of one case.
+
+    Args:
+        seed: Number of the case, from 0 on.
+        settings: Grid and population.
+
+    Returns:
+        The plan, for `render`. It can be changed with `dataclasses.replace` before.
+
+    Raises:
+        ValueError: The seed is negative or not a whole number.
+
+    >>> plan = draw_plan(7, Settings.at_spacing(3.0))
+    >>> plan.tumour.kind
+    'low-grade'
+    """
+    return apply_variety(draw_standard_plan(seed, settings))
 
 
 def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
-    """Case `seed`: equal seeds and settings give equal voxels."""
-    return render(sample(seed, settings or Settings()), device)
+    """Generate one phantom. Equal seeds and settings give equal voxels.
+
+    Args:
+        seed: Number of the case, from 0 on.
+        settings: Grid and population; by default 1 mm and the standard population (2 s, 1 GB).
+        device: Torch device that renders the images.
+
+    Returns:
+        The phantom; its tensors lie on `device`.
+
+    Raises:
+        ValueError: The seed is negative or not a whole number.
+
+    >>> phantom = generate(7, Settings.at_spacing(4.0))
+    >>> phantom.images.shape  # modality x y z
+    torch.Size([4, 60, 60, 39])
+    >>> sorted(phantom.labels.unique().tolist())  # background, NCR, ED, ET
+    [0, 1, 2, 3]
+    """
+    return render(draw_plan(seed, settings or Settings()), device)
 
 
 def stream(first_seed: int, settings: Settings, device: str | torch.device = "cpu") -> Iterator[Phantom]:
-    """The cases from `first_seed` on, without end."""
+    """Generate phantoms with consecutive seeds, without end.
+
+    Args:
+        first_seed: Seed of the first phantom.
+        settings: Grid and population.
+        device: Torch device that renders the images.
+
+    Returns:
+        An iterator of phantoms with the seeds `first_seed`, `first_seed + 1`, ...
+
+    Raises:
+        ValueError: The seed is negative or not a whole number.
+
+    >>> phantoms = stream(7, Settings.at_spacing(4.0))
+    >>> [next(phantoms).seed for _ in range(2)]
+    [7, 8]
+    """
     return (generate(seed, settings, device) for seed in itertools.count(checked_seed(first_seed)))
 
 
 @torch.no_grad()
 def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
-    """Carries out a plan; the same plan gives the same voxels."""
+    """Render a plan to images and labels. The same plan gives the same voxels.
+
+    Args:
+        plan: Random decisions, from `draw_plan`.
+        device: Torch device that renders the images.
+
+    Returns:
+        The phantom; its tensors lie on `device`.
+    """
     fields = Fields(plan.seed, plan.settings.extent_mm, torch.device(device))
-    head = warp(plan)
+    head = draw_warp(plan)
     growth = grow(plan, head)
     if growth is not None:
-        head = head.pushed(growth.push_mm)
-    brain = dissect(plan, head, fields)
-    lesion = None if growth is None else delineate(plan, growth, brain, fields)
-    signal = contrasts(plan, brain, lesion, fields)
-    images = _pasted(scan(plan, brain, signal, fields), brain, plan.settings)
+        head = head.displaced(growth.push_mm)
+    brain = build_brain(plan, head, fields)
+    lesion = None if growth is None else make_lesion(plan, growth, brain, fields)
+    signal = brain_signal(plan, brain, lesion, fields)
+    images = _on_full_grid(scan_images(plan, brain, signal, fields), brain, plan.settings)
     nothing = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
-    labels = _pasted((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
+    labels = _on_full_grid((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
     if plan.coverage is not None:
-        outside = ~_covered(plan.coverage, growth, plan.settings).to(labels.device)
+        outside = ~_scanned_planes(plan.coverage, growth, plan.settings).to(labels.device)
         images[..., outside] = 0
         labels[..., outside] = 0
-    return Phantom(plan.seed, plan.settings, images, labels, _affine(plan.settings), _description(plan, growth, labels))
+    return Phantom(
+        seed=plan.seed,
+        settings=plan.settings,
+        images=images,
+        labels=labels,
+        affine=_affine(plan.settings),
+        description=_description(plan, growth, labels),
+    )
 
 
-def _covered(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
-    """Which planes were scanned."""
+def _scanned_planes(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
+    """Return a flag for each plane along z: True if it was scanned."""
     height = Lattice.over(settings.extent_mm, settings.spacing_mm).axes[2]
     focus = growth.origins_mm[0][2] if growth is not None else 0.0
     apart = np.abs(height - focus + coverage.offset * coverage.thickness_mm)
     return torch.from_numpy(apart <= coverage.thickness_mm / 2)
 
 
-def _pasted(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
-    """Brain voxels in the full grid, zero around them."""
+def _on_full_grid(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
+    """Return an array over the full grid that holds the brain's values, and 0 around them."""
     full = torch.zeros((len(values), *settings.shape), dtype=values.dtype, device=values.device)
     for target, channel in zip(full, values, strict=True):
-        target[brain.box] = brain.spread(channel)
+        target[brain.box] = brain.scatter(channel)
     return full
 
 

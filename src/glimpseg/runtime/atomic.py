@@ -98,7 +98,7 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
 
 
 @contextmanager
-def only_one(folder: str | Path) -> Iterator[None]:
+def folder_lock(folder: str | Path) -> Iterator[None]:
     """Holds the lock of a folder that grows file by file; the system frees it when the process ends, however it ends.
 
     Raises: UsageError if another process holds it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def ahead(
     *,
     threads: int = 1,
     discard: Callable[[Result], object] = lambda result: None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `work(item)` for each item, in order, computed by threads ahead of the caller.
 
     Items are taken in the caller's thread, one more each time a result is asked for.

@@ -16,11 +16,11 @@ from torch import Tensor
 from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.errors import InputError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
-from glimpseg.modality import Modality, as_mask, union
-from glimpseg.model.checkpoint import Model
+from glimpseg.modality import Modality, to_flags, union
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated
-from glimpseg.volume import Grid, Volume, onto, slabs
+from glimpseg.volume import Grid, Volume, resample, slabs
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ WINDOWS_AT_ONCE = 2
 """Windows in one call. On a CPU two together take less time than one each (oneDNN computes a single small window with a
 slow kernel)."""
 WHOLE_VOXELS = 160 * 192 * 160
-"""Largest window that shows the whole brain, in voxels: a large brain at 1 mm, little more than two windows of 128^3."""
+"""Voxels of the largest window that shows the whole brain: a large brain at 1 mm, little more than two windows of
+128^3."""
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad allocation")
 
 
@@ -108,8 +109,8 @@ def _working_probabilities(
     """Return the probabilities on the working grid, for each subset."""
     network, device = model.network, model.device
     rois = _window_sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
-    masks = [as_mask(subset)[None].to(device) for subset in subsets]
-    wanted = as_mask(union(subsets))[None].to(device)
+    masks = [to_flags(subset)[None].to(device) for subset in subsets]
+    wanted = to_flags(union(subsets))[None].to(device)
 
     def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
         if len(masks) == 1:
@@ -151,12 +152,14 @@ def _with_enough_memory(
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-        log.warning("The memory of %s did not suffice for windows of %s, %d at a time.", device, _size_in_words(roi), at_once)
+        log.warning(
+            "The memory of %s did not suffice for windows of %s, %d at a time.", device, _size_in_words(roi), at_once
+        )
         torch.cuda.empty_cache()  # nothing without a GPU
     raise InputError(
         f"The memory of {device} does not suffice for one window of {_size_in_words(least)} voxels of an image of "
-        f"{_size_in_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a "
-        "model with smaller windows or larger voxels."
+        f"{_size_in_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, "
+        "or take a model with smaller windows or larger voxels."
     )
 
 
@@ -229,7 +232,7 @@ def window_weights(sides: Sequence[int], weighting: str, device: torch.device) -
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """True if an error means that memory ran out. torch has a class for it on a GPU only; elsewhere the text says it."""
+    """True if an error means that memory ran out. torch has a class for it on a GPU only; else the text says it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
@@ -294,4 +297,4 @@ def _on_native_grid(
 
 
 def _onto(values: Float[np.ndarray, "x y z"], prepared: Prepared, grid: Grid) -> Float[np.ndarray, "i j k"]:
-    return onto(Volume(values, prepared.grid.affine), grid).voxels
+    return resample(Volume(values, prepared.grid.affine), grid).voxels

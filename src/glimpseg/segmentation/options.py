@@ -112,9 +112,9 @@ class OutputOptions:
             help="nifti, dicom-seg, dicom-labelmap, dicom-sr, separated by commas; for a tree also bids.",
         ),
     ] = ("nifti",)
-    deidentify: Annotated[
-        bool, CommandLineOption(help="Write results that name no patient and no input folder.")
-    ] = False
+    deidentify: Annotated[bool, CommandLineOption(help="Write results that name no patient and no input folder.")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         from glimpseg.region import convention_named  # numpy, which the command line does not need for --help

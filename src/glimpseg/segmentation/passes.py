@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from glimpseg.data.preprocess import Prepared
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.options import InferenceOptions, Level
 from glimpseg.segmentation.preparation import PreparedInput

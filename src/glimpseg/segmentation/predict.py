@@ -8,8 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from glimpseg.modality import Modality
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model, load_model
 from glimpseg.model.shipped import BOX
 from glimpseg.runtime.device import resolved_device
 from glimpseg.segmentation.inputs import ImageLike, MaskLike, StudyInput, input_from_images
@@ -42,7 +41,7 @@ def load(
         UsageError: For a choice that the model does not have, a device that is not there, or a backend that is not
             installed.
     """
-    return checkpoint.load(path, resolved_device(device), choices, backend)
+    return load_model(path, resolved_device(device), choices, backend)
 
 
 def segment(

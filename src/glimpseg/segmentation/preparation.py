@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from glimpseg.data.identify.appearance import warnings_of
+from glimpseg.data.identify.appearance import appearance_warnings
 from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
-from glimpseg.data.raw.together import bring_together
+from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.modality import Modality
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.segmentation.inputs import StudyInput
 from glimpseg.segmentation.memory import refuse_if_short
 from glimpseg.segmentation.options import InferenceOptions
@@ -40,12 +40,12 @@ def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptio
     refuse_same_files(study)
     refuse_if_short(study, settings.spacing_mm, len(model.network.labels) + 1)
     if options.raw == "auto":
-        brought = bring_together(study, grid)
+        brought = register_and_strip(study, grid)
         warnings += brought.warnings
         study_input = replace(study_input, study=brought.study, notes=(*study_input.notes, *brought.notes))
     prepared = prepare(study_input.study, settings, grid)
     with collected_warnings() as unlike:
-        for sentence in warnings_of(prepared):
+        for sentence in appearance_warnings(prepared):
             warn(f"{study.id}: {sentence}")
     every = tuple(dict.fromkeys([*warnings, *prepared.warnings, *unlike]))
     return PreparedInput(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from glimpseg.modality import Modality
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import Expectations, expected_tree, gain_tree
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import TITLES, Label, Region
 from glimpseg.segmentation.uncertainty import Uncertainty, region_tree
 from glimpseg.version import NOT_A_DEVICE, __version__
@@ -70,7 +70,7 @@ def model_used(model: Model) -> dict[str, Any]:
         "model": {
             "name": model.name,
             "method": model.recipe.method,
-            "sha256": model.provenance["sha256"][checkpoint.WEIGHTS],
+            "sha256": model.provenance["sha256"][WEIGHTS],
             "steps": model.provenance.get("steps"),
             "written_by": model.provenance.get("glimpseg"),
             **({"choices": model.chosen} if model.chosen else {}),

@@ -162,7 +162,7 @@ class DiceEstimate:
     ) -> None:
         """Add one part. Only voxels of the brain and of the mask itself count."""
         for region, probability in probabilities.items():
-            mask = region.of(labels)
+            mask = region.mask(labels)
             shared, total = (probability[where].sum(dtype=np.float64) for where in (mask, brain | mask))
             so_far = self._sums.get(region, np.zeros(3))
             self._sums[region] = so_far + np.array([shared, total, mask.sum()])
@@ -225,7 +225,7 @@ def uncertainty_of(
     compared = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
     voxel, found = labels.grid.voxel_ml, {}
     for region, estimate in estimates.items():
-        own = metrics.volume_ml(region.of(labels.voxels), voxel)
+        own = metrics.volume_ml(region.mask(labels.voxels), voxel)
         volumes = [own, *(member.volumes_ml[region] for member in compared)]
         found[region] = RegionUncertainty(
             estimated_dice=estimate,
@@ -239,7 +239,7 @@ def uncertainty_of(
 def _member(name: str, other: Volume, labels: Volume, regions: Sequence[Region]) -> Member:
     box = bounding_box((other.voxels > 0) | (labels.voxels > 0)) or (slice(0, 0),) * 3
     one, two = other.voxels[box], labels.voxels[box]
-    masks = {region: (region.of(one), region.of(two)) for region in regions}
+    masks = {region: (region.mask(one), region.mask(two)) for region in regions}
     return Member(
         name=name,
         volumes_ml={region: metrics.volume_ml(mask, labels.grid.voxel_ml) for region, (mask, _) in masks.items()},

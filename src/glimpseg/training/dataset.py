@@ -19,7 +19,7 @@ from glimpseg.data.loader import CachedStudies, Cases
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
-from glimpseg.phantom.training_stream import Phantoms
+from glimpseg.phantom.training_stream import PhantomStream
 from glimpseg.priors.making import of_phantom, priors, refuse_held_out
 from glimpseg.priors.sam import weights_digest, weights_of
 from glimpseg.priors.settings import Prior
@@ -108,7 +108,7 @@ def cases_of(
     if not studies:
         assert recipe.data.stream is not None
         made = of_phantom(prior, settings.spacing_mm)
-        return Phantoms(recipe.data.stream, settings, made, device), {
+        return PhantomStream(recipe.data.stream, settings, made, device), {
             "data": {"stream": phantom.NAME, **_named(prior, [])}
         }
     folder = Path(cache) if cache else run / "cache"

@@ -22,7 +22,7 @@ from glimpseg.methods.voxmmsd.views import Pair, Pairs, collated, pair
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
 from glimpseg.recipe import begun, cosine
-from glimpseg.runtime.distributed import gathered
+from glimpseg.runtime.distributed import gather_from_ranks
 
 
 class Projector(nn.Sequential):
@@ -153,7 +153,7 @@ class VoxMMSD(Learner):
         slow: list[Tensor] = list(self.teacher.parameters())
         fast: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(slow, fast, 1 - self.momentum(progress))
-        rows = gathered(torch.cat(self._rows)).mean(0, keepdim=True)
+        rows = gather_from_ranks(torch.cat(self._rows)).mean(0, keepdim=True)
         self._rows.clear()
         self.centre.lerp_(rows, 1 - self.config.centre_momentum)
 

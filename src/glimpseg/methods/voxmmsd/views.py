@@ -18,7 +18,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.errors import InputError
 from glimpseg.methods.voxmmsd import intensities
 from glimpseg.methods.voxmmsd.config import Config
-from glimpseg.modality import Modality, as_mask
+from glimpseg.modality import Modality, to_flags
 
 ATTEMPTS = 20
 """Draws of crops and blocks before fewer voxels than wanted will do. Authors' code: no end."""
@@ -55,7 +55,7 @@ def collated(pairs: Sequence[Pair]) -> Pairs:
     def stacked(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs], 1)).flatten(0, 1)
 
-    available = torch.stack([as_mask(pair.available) for pair in pairs])
+    available = torch.stack([to_flags(pair.available) for pair in pairs])
     return Pairs(
         image=stacked("seen"),
         available=torch.cat([available, available]),
