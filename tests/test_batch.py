@@ -99,7 +99,7 @@ def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, f
     assert outcome.done == ("P1",)
     assert sorted(outcome.kept) == ["P0", "P2", "P3", "P4"]
     assert not failures(tmp_path / "out")
-    assert all(path.stat().st_mtime_ns == time for path, time in before.study_entries())
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert sorted(journal(tmp_path / "out")) == ["P0", "P1", "P2", "P3", "P4"]
 
 

@@ -91,7 +91,7 @@ def test_a_folder_of_dicom_becomes_a_mask_a_seg_and_measurements(visit, model_fo
 def test_the_mask_of_dicom_is_that_of_the_same_voxels_as_nifti(visit, model, tmp_path):
     folder, written = visit
     segment_tree(study_entries(folder), model, tmp_path / "out", BatchOptions())
-    named = {m.key: nibabel.Nifti1Image(voxels.astype(np.float32), AFFINE) for m, voxels in written.study_entries()}
+    named = {m.key: nibabel.Nifti1Image(voxels.astype(np.float32), AFFINE) for m, voxels in written.items()}
     expected = predict.segment(**named, model=model).labels
     found = nibabel.load(tmp_path / "out" / "visit" / "seg.nii.gz")
     back = resample(Volume(np.asarray(found.dataobj).astype(np.float32), found.affine), expected.grid)

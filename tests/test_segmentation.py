@@ -95,7 +95,7 @@ def test_what_to_expect_how_sure_it_is_and_what_it_is_not_are_said_in_this_order
         "  WT: mean Dice 90.0 % (95 % interval 89.0 to 91.0); one case in ten had 70 % or less.",
         "Of the absent sequences T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice there "
         "(WT +6.0 (+5.0 to +7.0)).",
-        "This study, by calibrated probabilities and 1 passes (as it is):",
+        "This study, by calibrated probabilities and 1 passes (plain):",
         "  WT: estimated Dice 80 % (such estimates were 4 points off on average); 0.1 to 0.4 ml.",
         NOT_A_DEVICE,
     ]

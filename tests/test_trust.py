@@ -328,7 +328,7 @@ def by_hand(gains, available=TWO):
         gains={
             available: tuple(
                 Gain(sequence=sequence, mean=mean, regions=dict.fromkeys(REGIONS, mean))
-                for sequence, mean in gains.study_entries()
+                for sequence, mean in gains.items()
             )
         },
     )

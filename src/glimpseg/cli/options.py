@@ -33,7 +33,7 @@ Choice = Annotated[
 Split = Annotated[
     str | None, typer.Option(help="Only the studies of a published list: brats2020/test (see docs/evaluation.md).")
 ]
-TREE = "Tree of studies in any layout, folder of DICOM, archive, or manifest."
+TREE = "a folder in any layout, a folder of DICOM, an archive, or a manifest."
 Layout = Annotated[str, typer.Option(help="Layout of the studies (see docs/data.md). Default: detected.")]
 MODEL = "Model folder or run folder that `train` wrote; box is the model that comes with glimpseg, ./box a folder."
 ModelFolder = Annotated[str, typer.Option("-m", "--model", help=MODEL)]
@@ -65,7 +65,7 @@ Labels = Annotated[
 class TreeOptions:
     """A tree of studies, the model, and the output folder, for verbs that segment on a cluster."""
 
-    source: Annotated[Path, typer.Option("-i", "--input", help=TREE)]
+    source: Annotated[Path, typer.Option("-i", "--input", help=f"Tree of studies: {TREE}")]
     output: Output
     model: ModelFolder = BOX
     layout: Layout = "auto"
@@ -97,7 +97,7 @@ def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
     The verb receives the dataclasses, made from the given values.
     """
     hints = get_type_hints(verb, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(verb).parameters.values():
         kind = groups.get(parameter.name)

@@ -38,20 +38,21 @@ _PLACE = "NIfTI file, or folder or archive of one DICOM series."
 @app.command()
 @takes_options
 def segment(
+    *,
     output: Output,
-    inference: InferenceOptions,
-    outputs: OutputOptions,
     model: ModelFolder = BOX,
     t1: Annotated[Path | None, typer.Option("--t1", "--t1n", "--t1w", help=f"T1 without contrast: {_PLACE}")] = None,
     t1c: Annotated[Path | None, typer.Option("--t1c", "--t1ce", "--t1gd", help="T1 with contrast.")] = None,
     t2: Annotated[Path | None, typer.Option("--t2", "--t2w", help="T2.")] = None,
     flair: Annotated[Path | None, typer.Option("--flair", "--fla", "--t2f", help="FLAIR.")] = None,
-    source: Annotated[Path | None, typer.Option("-i", "--input", help=f"In place of images: {TREE}")] = None,
+    source: Annotated[Path | None, typer.Option("-i", "--input", help=f"In place of images, a tree of studies: {TREE}")] = None,
     series: Annotated[
         Path | None, typer.Option(help="In place of single images: a series.json that `identify` wrote.")
     ] = None,
     layout: Layout = "auto",
     brain_mask: Annotated[Path | None, typer.Option(help="Brain mask, if the background is not constant.")] = None,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
     shard: Annotated[
         str, typer.Option("--shard", "--part", help="Shard of a tree, for job arrays: 0/4 is the first of four.")
     ] = "0/1",
