@@ -48,7 +48,7 @@ class Acquisition:
     number: int = 1
     person: Person = field(default_factory=Person)
     study: str = "1"
-    """Makes the study's UID; series of one visit share it."""
+    """Makes the study's UID; series of one study share it."""
     frame_of_reference: str = "1"
     slope: float = 1.0
     intercept: float = 0.0

@@ -163,7 +163,7 @@ def test_a_link_that_leads_nowhere_is_a_missing_file_and_is_told(tmp_path, layou
     with caplog.at_level(logging.WARNING):
         found = find_studies(tmp_path)
     assert [study.available for study in found] == [T1, T1 | T2]
-    assert f"1 files are links that lead nowhere ({path.name})" in caplog.text
+    assert f"1 files are links without a target ({path.name})" in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["brats2023", "bids", "manifest"])
@@ -202,7 +202,7 @@ def test_a_folder_that_is_closed_to_us_is_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     with caplog.at_level(logging.WARNING):
         assert len(find_studies(tmp_path)) == 5
-    assert "S00 could not be looked into (Permission denied)" in caplog.text
+    assert "S00 could not be opened (Permission denied)" in caplog.text
 
 
 MUTATED = {
@@ -541,7 +541,7 @@ def test_a_channel_that_is_no_sequence_of_ours_is_left_aside_and_told(tmp_path):
     with_tree(tmp_path, channel_names={"0": "T1ce", "1": "ADC", "2": "T2", "3": "T1"})
     told = survey(tmp_path)
     assert told.studies[0].available == T1C | T2 | T1
-    assert "left aside: ADC" in told.text()
+    assert "were ignored: ADC" in told.text()
     assert [path.name for path in told.ignored] == ["A_0001.nii.gz"]
 
 
@@ -608,7 +608,7 @@ def test_an_anatomical_label_map_is_no_reference(tmp_path):
     assert not survey(tmp_path).ignored
 
 
-def test_two_references_of_a_visit_are_in_doubt_only_where_one_is_needed(tmp_path):
+def test_two_references_of_a_study_are_refused_only_where_one_is_needed(tmp_path):
     study = trees.made_study("01", (T1,))
     trees.bids(tmp_path, [study])
     trees.save(tmp_path / "derivatives/second/sub-01/anat/sub-01_dseg.nii.gz", study.reference.voxels)
@@ -658,7 +658,7 @@ def test_an_image_that_may_be_another_one_is_not_chosen(tmp_path, name, why):
     assert ([s.id for s in good], list(bad)) == (["sub-02"], ["sub-01"])
 
 
-def test_other_images_of_a_visit_are_nobodys_business(tmp_path):
+def test_other_images_of_a_study_are_ignored(tmp_path):
     trees.bids(tmp_path, [trees.made_study("01", (T1,))])
     for name in ("sub-01_T2starw", "sub-01_PDw", "holiday_T1w", "sub-01_desc-brain_mask"):
         trees.save(tmp_path / "sub-01" / "anat" / f"{name}.nii.gz", np.ones(trees.SHAPE, np.float32))
@@ -735,7 +735,7 @@ def test_a_table_of_something_else_is_no_manifest(tmp_path):
 
 
 def test_columns_that_were_not_used_are_named(tmp_path):
-    assert "not used: t1cc" in survey(table(tmp_path, "study,t1,t1cc\nA,0.nii.gz,1.nii.gz\n")).text()
+    assert "unused columns: t1cc" in survey(table(tmp_path, "study,t1,t1cc\nA,0.nii.gz,1.nii.gz\n")).text()
 
 
 def test_a_brain_mask_and_a_convention_may_stand_in_a_manifest(tmp_path):
@@ -809,7 +809,7 @@ def test_a_survey_lists_what_cannot_be_read_and_goes_on(tmp_path):
 def test_a_survey_tells_labels_in_doubt(tmp_path):
     numbered(tmp_path, "BraTS-PED-0000{}-000", {1, 2, 3})
     told = survey(tmp_path)
-    assert told.labels == "in doubt, see below"
+    assert told.labels == "unclear, see below"
     assert "Name the convention" in told.text()
     assert survey(tmp_path, labels="brats2023").labels == "brats2023: 1 NCR, 2 ED, 3 ET"
 

@@ -122,7 +122,7 @@ def own(request):
 
 
 def test_labels_and_probabilities_are_the_same_slab_by_slab(model, own, monkeypatch):
-    images = {modality: volumes.onto(Volume(voxels, AFFINE), own) for modality, voxels in head()[0].items()}
+    images = {modality: volumes.resample(Volume(voxels, AFFINE), own) for modality, voxels in head()[0].items()}
     prepared = prepare(Study("S", images), SETTINGS)
     told = {Region.WT: 1.7}
     (whole,) = inference.infer(prepared, model, [ALL], keep_probabilities=True, temperatures=told)

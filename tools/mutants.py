@@ -67,7 +67,7 @@ MODULES = {
     "protocol": Module("evaluation/protocol.py", ("protocol",)),
     "augment": Module("data/augment.py", ("augment",)),
     "recipe": Module("recipe.py", ("schedule",)),
-    "train": Module("training/loop.py", ("ema", "schedule"), ("_Training.step", "_Training.model_weights", "_due")),
+    "train": Module("training/state.py", ("ema", "schedule"), ("TrainingState.step", "TrainingState.model_weights")),
     "provenance": Module("model/provenance.py", ("provenance",)),
     "digests": Module("model/digests.py", ("provenance",)),
 }

@@ -30,6 +30,7 @@ from glimpseg.segmentation.preparation import prepare_input
 from glimpseg.segmentation.result import volumes_in_words
 from glimpseg.study import Study
 from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
 
@@ -100,7 +101,7 @@ def run(folder: str | Path, *, overwrite: bool = False, steps: int | None = None
     yield f"{len(TRAINING_SEEDS)} + {len(TEST_SEEDS)} phantoms made ({_since(begun)})"
 
     recipe = methods.find_recipe(RECIPE, {} if steps is None else {"optim.steps": steps})
-    train(recipe, folder / "run", data=folder / "phantoms" / "train", device=torch.device("cpu"))
+    train(recipe, folder / "run", TrainOptions(data=folder / "phantoms" / "train", device=torch.device("cpu")))
     yield f"{RECIPE} trained for {recipe.optim.steps} steps ({_since(begun)})"
 
     model = load(folder / "run", "cpu")

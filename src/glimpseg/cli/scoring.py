@@ -49,7 +49,7 @@ def evaluate(
     """Score a model on every subset of sequences; write scores, a summary and a report."""
     from glimpseg import report
     from glimpseg.data.layouts import find_studies
-    from glimpseg.data.splits import chosen
+    from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import evaluate as evaluation
     from glimpseg.evaluation.protocol import protocol_named
     from glimpseg.modality import SUBSETS, parse
@@ -63,7 +63,7 @@ def evaluate(
     shown = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
     studies = find_studies(data, labels=labels)
     if split is not None:
-        studies = chosen(studies, split)
+        studies = select_studies(studies, split)
     done = evaluation.evaluate(
         predict.load(model, device, changes_of(change), backend),
         studies,
@@ -102,13 +102,13 @@ def calibrate(
 ) -> None:
     """Measure what to expect of a model, and calibrate it; write a copy that says so whenever it segments."""
     from glimpseg.data.layouts import find_studies
-    from glimpseg.data.splits import chosen
+    from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import calibrate as calibration
     from glimpseg.segmentation import predict
 
     studies = find_studies(data, labels=labels)
     if split is not None:
-        studies = chosen(studies, split)
+        studies = select_studies(studies, split)
     loaded = predict.load(model, device, changes_of(change))
     told = calibration.calibrate(loaded, studies, output, population=population, overwrite=overwrite)
     for subset in told.subsets:

@@ -45,7 +45,9 @@ def segment(
     t1c: Annotated[Path | None, typer.Option("--t1c", "--t1ce", "--t1gd", help="T1 with contrast.")] = None,
     t2: Annotated[Path | None, typer.Option("--t2", "--t2w", help="T2.")] = None,
     flair: Annotated[Path | None, typer.Option("--flair", "--fla", "--t2f", help="FLAIR.")] = None,
-    source: Annotated[Path | None, typer.Option("-i", "--input", help=f"In place of images, a tree of studies: {TREE}")] = None,
+    source: Annotated[
+        Path | None, typer.Option("-i", "--input", help=f"In place of images, a tree of studies: {TREE}")
+    ] = None,
     series: Annotated[
         Path | None, typer.Option(help="In place of single images: a series.json that `identify` wrote.")
     ] = None,

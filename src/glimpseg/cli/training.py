@@ -58,7 +58,8 @@ def train(
     """Train a method. Under `torchrun` the same command trains on every rank."""
     from glimpseg import methods
     from glimpseg.runtime.device import resolved_device
-    from glimpseg.training import loop as training
+    from glimpseg.training import loop
+    from glimpseg.training.options import TrainOptions
 
     if transfer is not None and init is None:
         raise UsageError("--transfer says which weights are taken from --init: name a model with --init, too.")
@@ -67,9 +68,7 @@ def train(
     wanted = methods.find_recipe(recipe, changes)
     if wanted.backbone is not None:
         raise UsageError(f"{recipe} is pretraining: run `glimpseg pretrain`, then `glimpseg train ... --init`.")
-    model = training.train(
-        wanted,
-        output,
+    options = TrainOptions(
         data=data,
         labels=labels,
         split=split,
@@ -80,7 +79,7 @@ def train(
         tensorboard=tensorboard,
         quiet=log.level > logging.INFO,
     )
-    typer.echo(model)
+    typer.echo(loop.train(wanted, output, options))
 
 
 @app.command()
@@ -103,14 +102,13 @@ def pretrain(
     """Pretrain a network without labels; `train --init` starts from its weights."""
     from glimpseg import methods
     from glimpseg.runtime.device import resolved_device
-    from glimpseg.training import loop as training
+    from glimpseg.training import loop
+    from glimpseg.training.options import TrainOptions
 
     wanted = methods.find_recipe(recipe, changes_of(change), backbone)
     if wanted.backbone is None:
         raise UsageError(f"{recipe} is no pretraining: run `glimpseg train`.")
-    model = training.train(
-        wanted,
-        output,
+    options = TrainOptions(
         data=data,
         split=split,
         cache=cache,
@@ -120,4 +118,4 @@ def pretrain(
         tensorboard=tensorboard,
         quiet=log.level > logging.INFO,
     )
-    typer.echo(model)
+    typer.echo(loop.train(wanted, output, options))

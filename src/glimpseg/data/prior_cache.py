@@ -21,7 +21,7 @@ SUFFIX = ".prior.safetensors"
 """End of the file name."""
 
 
-def content_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
+def prior_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return a key for the file name: a hash of the settings and of the names of the cache entries."""
     return hashlib.sha256(json.dumps([dict(about), list(names)], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -39,7 +39,7 @@ def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mappin
         save_file({"prior": np.ascontiguousarray(labels)}, temporary, metadata)
 
 
-def with_prior(case: Path, prior: Path | None) -> CachedCase:
+def open_case(case: Path, prior: Path | None) -> CachedCase:
     """Open a cached study together with its prior maps, if any.
 
     Raises: InputError for a damaged file, or for a prior of another study.

@@ -42,8 +42,9 @@ from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
 from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
-from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.nets import token_fusion
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.recompute import outermost
@@ -123,7 +124,7 @@ class MMFormer(Segmenter):
 
 
 NAMES = tuple((rf"network\.{ours}", theirs) for ours, theirs in token_fusion.NAMES)
-"""Our names and the authors', for `method.take_weights`."""
+"""Our names and the authors', for `nets.authors.take_weights`."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:

@@ -42,7 +42,8 @@ from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
-from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import (
     CHANNELS,
@@ -309,7 +310,7 @@ NAMES = (
     (r"single\.levels\.(?P<l>\d)\.refine", "decoder_sep.d{l}_out"),
     (r"single\.segment", "decoder_sep.seg_layer"),
 )
-"""Our names and the authors', for `method.take_weights`."""
+"""Our names and the authors', for `nets.authors.take_weights`."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> RFNet:

@@ -36,8 +36,9 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
-from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.layers import Pointwise, upsampled
 from glimpseg.nets.recompute import outermost
 from glimpseg.phantom.training_stream import Stream
@@ -221,7 +222,7 @@ NAMES = (
     (r"heads\.0", "decoder.out_conv"),
     (r"heads\.(?P<k>\d)", "decoder.out_conv{k}"),
 )
-"""Our names and the authors', for `method.take_weights`."""
+"""Our names and the authors', for `nets.authors.take_weights`."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> VoxUNet:

@@ -357,6 +357,6 @@ NAMES = (
     (r"single\.levels\.(?P<l>\d)\.refine", "decoder_sep.d{l}_out"),
     (r"single\.segment", "decoder_sep.seg_layer"),
 )
-"""Names of `TokenFusion` and the authors', for `method.take_weights`."""
+"""Names of `TokenFusion` and the authors', for `nets.authors.take_weights`."""
 UNUSED = r"(flair|t1ce|t1|t2)_decode_conv\."
 """Tensors of the authors' that no forward pass uses."""

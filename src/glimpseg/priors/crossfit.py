@@ -22,7 +22,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from glimpseg.data.cache import CachedCase
-from glimpseg.data.prior_cache import SUFFIX, content_key, write_prior
+from glimpseg.data.prior_cache import SUFFIX, prior_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded, trained
@@ -165,7 +165,7 @@ class _Study:
         if not self.case.has_target:
             raise InputError(f"The study {self.id} has no reference: decoders of the prior sam learn from them.")
         self._spacing_mm = spacing_mm
-        name = content_key({key: about[key] for key in ("version", "weights", "side", "scaling")}, [path.name])
+        name = prior_key({key: about[key] for key in ("version", "weights", "side", "scaling")}, [path.name])
         self._files = {m: folder / f"{path.stem}-{name}-{m.key}.features.safetensors" for m in self.available}
 
     @property
@@ -254,4 +254,4 @@ def _in_words(settings: Prior) -> str:
 
 def _list_key(about: Mapping[str, Any], cases: Sequence[Path]) -> str:
     """A decoder, and so a prior, depends on the whole list."""
-    return content_key(about, sorted(path.name for path in cases))
+    return prior_key(about, sorted(path.name for path in cases))

@@ -91,8 +91,8 @@ class AlignedStudy:
     def labels_on_given_grid(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """Resample a label map of the study to the original grid of one sequence.
 
-        The label with the largest interpolated share wins (`volume.resample_labels`). A map that already lies on the voxels
-        of that sequence is returned unchanged, bit for bit.
+        The label with the largest interpolated share wins (`volume.resample_labels`). A map that already lies on the
+        voxels of that sequence is returned unchanged, bit for bit.
 
         Args:
             labels: label map in the world coordinates of the reference.

@@ -9,10 +9,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from glimpseg.errors import ModelError
-from glimpseg.method import take_weights
 from glimpseg.methods.mstkdnet.config import OFFICIAL
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
 from glimpseg.modality import Modality
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.positions import cube_of
 from glimpseg.region import Label
 
@@ -85,7 +85,7 @@ NAMES = (
     *((rf"discriminator\.down\.{number}", f"d_style.{2 * number}") for number in range(3)),
     (r"discriminator\.judge", "d_style.6"),
 )
-"""Our names and the authors', for `method.take_weights`."""
+"""Our names and the authors', for `nets.authors.take_weights`."""
 UNUSED = r".*\.num_batches_tracked|.*\.running_(mean|var)|.*encoder_norm\."
 """Tensors of the authors' that no forward pass of theirs or ours uses: their training never leaves training mode."""
 PARTS = ("model_missing", "model_full", "d_style")

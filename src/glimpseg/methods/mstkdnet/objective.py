@@ -256,7 +256,7 @@ class MSTKDNet(Segmenter):
         ]
 
     @classmethod
-    def archive_note(cls, available: Mapping[Modality, int]) -> str:
+    def dataset_note(cls, available: Mapping[Modality, int]) -> str:
         """How many studies teach. Raises: UsageError if none does."""
         complete, total = available.get(ALL, 0), sum(available.values())
         if not complete:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from glimpseg.errors import ModelError
-from glimpseg.method import take_weights
 from glimpseg.methods.smml.config import OFFICIAL
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.positions import cube_of
 from glimpseg.nets.pyramid import ORDER
 from glimpseg.region import Label
@@ -36,7 +36,7 @@ NAMES = tuple(
     for place, names in (("branches", token_fusion.NAMES), ("refiners", REFINER))
     for ours, theirs in names
 )
-"""Our names and the authors', for `method.take_weights`."""
+"""Our names and the authors', for `nets.authors.take_weights`."""
 LABELS = (Label.NCR, Label.ED, Label.ET)
 """What the authors' networks tell apart, besides the background."""
 UNUSED = rf"[12]\.({token_fusion.UNUSED})"
