@@ -22,6 +22,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.calibrate import calibrate
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.metrics import dice
 from glimpseg.modality import ALL, SUBSETS, Modality
 from glimpseg.model import shipped
@@ -227,7 +228,12 @@ def test_expectations_are_shipped_and_their_calibration_stands_in_the_card(run_f
 
 def test_the_card_holds_the_tables_of_an_evaluation_of_these_weights(run_folder, archive, tmp_path, monkeypatch):
     studies = find_studies(archive)[:2]
-    done = evaluate(load(run_folder, "cpu"), studies, tmp_path / "e", subsets=(Modality.T2, ALL), metrics=["dice"])
+    done = evaluate(
+        load(run_folder, "cpu"),
+        studies,
+        tmp_path / "e",
+        EvaluationOptions(subsets=(Modality.T2, ALL), metrics=["dice"]),
+    )
     shipping(monkeypatch, run_folder, "--evaluation", tmp_path / "e", "--target", tmp_path / "box", "--spacing", 4)
     card = (tmp_path / "box" / "MODEL_CARD.md").read_text()
     (shown,) = (line for line in card.splitlines() if line.startswith("| ○ | ○ | ○ | ● |"))
@@ -240,7 +246,7 @@ def test_an_evaluation_of_other_weights_is_refused(run_folder, model_folder, arc
     torch.manual_seed(1)
     save_model(other, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)[:1]
-    evaluate(load(other, "cpu"), studies, tmp_path / "e", subsets=(ALL,), metrics=["dice"])
+    evaluate(load(other, "cpu"), studies, tmp_path / "e", EvaluationOptions(subsets=(ALL,), metrics=["dice"]))
     with pytest.raises(InputError, match="Evaluate this model"):
         shipping(monkeypatch, run_folder, "--evaluation", tmp_path / "e", "--target", tmp_path / "box")
     assert not (tmp_path / "box").exists()
@@ -250,7 +256,7 @@ def shipped_with_phantoms(seed, run_folder, tmp_path, monkeypatch):
     """Ships the run, which has seen the phantoms 1000000 to 1000003, with an evaluation on the phantom of a seed."""
     write_phantoms(tmp_path / "ph", [seed], phantom.Settings.at_spacing(4.0, healthy=0.25), "brats2023")
     studies = find_studies(tmp_path / "ph")
-    evaluate(load(run_folder, "cpu"), studies, tmp_path / "e", subsets=(ALL,), metrics=["dice"])
+    evaluate(load(run_folder, "cpu"), studies, tmp_path / "e", EvaluationOptions(subsets=(ALL,), metrics=["dice"]))
     words = ["--evaluation", tmp_path / "e", "--phantoms", tmp_path / "ph", "--target", tmp_path / "box"]
     shipping(monkeypatch, run_folder, *words, "--spacing", 4)
 

@@ -27,6 +27,7 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.data.prior_cache import SUFFIX, open_case, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.checkpoint import checkpoints, save_checkpoint
 from glimpseg.model.folder import WEIGHTS
@@ -221,7 +222,7 @@ def test_a_synthetic_prior_is_named_in_every_output(archive, tmp_path, caplog):
     (study, *_) = find_studies(archive)
     segment_study(study, model).save(tmp_path / "s")
     assert json.loads((tmp_path / "s" / "run.json").read_text())["model"]["prior"]["uses_reference"] is True
-    done = evaluate(model, [study], tmp_path / "e", subsets=[ALL], metrics=["dice"])
+    done = evaluate(model, [study], tmp_path / "e", EvaluationOptions(subsets=[ALL], metrics=["dice"]))
     assert "an upper bound, no result" in done.trained
 
 

@@ -26,8 +26,13 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import prepare
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation import calibrate as module
-from glimpseg.evaluation.calibrate import Histogram, calibrate, write_calibrated
+from glimpseg.evaluation import counts as counts_module
+from glimpseg.evaluation import histogram
+from glimpseg.evaluation.calibrate import calibrate, write_calibrated
+from glimpseg.evaluation.counts import read_counts
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.histogram import Histogram, fit_temperatures
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality, parse, subsets_of
 from glimpseg.model.checkpoint import SavedState, checkpoint_folder, save_checkpoint
 from glimpseg.model.digests import sha256_of
@@ -108,7 +113,7 @@ def paths(study, subset=TWO):
 
 def counted(probability, truth):
     """A histogram of a mask where the probability is above one half."""
-    return Histogram.of(probability, truth, probability > 0.5)
+    return Histogram.from_voxels(probability, truth=truth, mask=probability > 0.5)
 
 
 def forecast(temperature, seed=0, voxels=40_000):
@@ -146,12 +151,12 @@ def test_a_region_that_never_occurs_has_no_temperature():
 
 def test_a_model_that_is_never_wrong_gets_the_coldest_temperature_there_is():
     probability, _ = forecast(1.0)
-    assert counted(probability, probability > 0.5).temperature() == module.COLDEST
+    assert counted(probability, probability > 0.5).temperature() == histogram.COLDEST
 
 
 def test_probabilities_of_exactly_0_and_1_are_counted():
     probability = np.array([0, 0, 1, 1], np.float32)
-    assert 0 < counted(probability, np.array([False, True, True, True])).temperature() <= module.HOTTEST
+    assert 0 < counted(probability, np.array([False, True, True, True])).temperature() <= histogram.HOTTEST
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -393,7 +398,7 @@ def test_a_subset_that_nobody_measured_is_called_unknown():
 
 
 def test_dice_and_gains_are_those_of_an_evaluation(model, studies, told, tmp_path):
-    scores = evaluate(model, studies, tmp_path / "e", metrics=["dice"]).scores
+    scores = evaluate(model, studies, tmp_path / "e", EvaluationOptions(metrics=["dice"])).scores
     column = {name: i for i, name in enumerate(scores.subsets)}
     assert list(told.subsets) == list(subsets_of(THREE))
     for subset in subsets_of(THREE):
@@ -410,7 +415,7 @@ def test_dice_and_gains_are_those_of_an_evaluation(model, studies, told, tmp_pat
 
 def test_temperatures_and_calibration_are_of_different_halves(model, studies, told):
     assert (told.studies, told.fitted_on) == (4, 2)
-    fitting = sorted(studies, key=module._draw)[:2]
+    fitting = sorted(studies, key=module._random_order)[:2]
     total = Histogram.empty()
     for study in fitting:
         prepared = prepare(study, model.recipe.data.preprocess)
@@ -428,7 +433,7 @@ def test_enough_studies_give_each_subset_its_own_temperature():
     for subset, temperature in ((TWO, 2.0), (ALL, 3.0)):
         parts = [counted(*forecast(temperature, seed)) for seed in range(8)]
         fitted[subset, Region.WT] = sum(parts, Histogram.empty())
-    found = module._temperatures(fitted)
+    found = fit_temperatures(fitted)
     assert found[TWO, Region.WT].value == pytest.approx(2, rel=0.05)
     assert found[ALL, Region.WT].value == pytest.approx(3, rel=0.05)
     assert found[Modality.T1, Region.WT].pooled
@@ -491,7 +496,7 @@ def test_an_interrupted_calibration_leaves_what_was_there(model, studies, model_
 
 
 def test_a_calibration_that_was_killed_goes_on_and_comes_to_the_same(model, studies, told, tmp_path, monkeypatch):
-    whole, calls = module._counts, []
+    whole, calls = module.count_study, []
 
     def counting(model, study):
         calls.append(study.id)
@@ -499,7 +504,7 @@ def test_a_calibration_that_was_killed_goes_on_and_comes_to_the_same(model, stud
             raise KeyboardInterrupt
         return whole(model, study)
 
-    monkeypatch.setattr(module, "_counts", counting)
+    monkeypatch.setattr(module, "count_study", counting)
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, studies, tmp_path / "m", population="balls in ellipsoids")
     assert not (tmp_path / "m").exists()
@@ -512,12 +517,12 @@ def test_a_calibration_that_was_killed_goes_on_and_comes_to_the_same(model, stud
 def test_counts_that_are_damaged_are_refused(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"half a file")
     with pytest.raises(InputError, match="does not hold counts"):
-        module._read_counts(tmp_path / "x.npz")
+        read_counts(tmp_path / "x.npz")
 
 
 def test_a_folder_with_files_is_refused_before_anything_is_computed(model, studies, tmp_path, monkeypatch):
     (tmp_path / "note.txt").write_text("mine")
-    monkeypatch.setattr(module, "infer", None)
+    monkeypatch.setattr(counts_module, "infer", None)
     with pytest.raises(UsageError, match="already holds files"):
         calibrate(model, studies, tmp_path, population="some")
 

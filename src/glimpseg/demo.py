@@ -15,6 +15,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import reference_on
 from glimpseg.errors import UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.loading import Model
 from glimpseg.model.shipped import BOX
@@ -124,7 +125,8 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
 
 def _evaluate_phantom(made: Study, model: Model, folder: Path) -> Iterator[str]:
     """Evaluate the model on a phantom, from two and from all sequences: scores, report and pictures."""
-    evaluation = evaluate(model, [made], folder / "evaluation", subsets=(SHOWN, ALL), metrics=["dice", "hd95"])
+    options = EvaluationOptions(subsets=(SHOWN, ALL), metrics=["dice", "hd95"])
+    evaluation = evaluate(model, [made], folder / "evaluation", options)
     page = report.write_html(folder / "evaluation")
     yield f"Scores against the reference of the phantom:\n{report.text_table(evaluation)}"
     for subset in (SHOWN, ALL):

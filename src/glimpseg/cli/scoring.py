@@ -51,6 +51,7 @@ def evaluate(
     from glimpseg.data.layouts import find_studies
     from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import evaluate as evaluation
+    from glimpseg.evaluation.options import EvaluationOptions
     from glimpseg.evaluation.protocol import protocol_named
     from glimpseg.modality import SUBSETS, parse
     from glimpseg.results.scores import metrics_named
@@ -68,10 +69,7 @@ def evaluate(
         predict.load(model, device, changes_of(change), backend),
         studies,
         output,
-        protocol=protocol,
-        subsets=shown,
-        metrics=wanted,
-        split=split,
+        EvaluationOptions(protocol=protocol, subsets=shown, metrics=wanted, split=split),
         resume=resume,
         overwrite=overwrite,
     )
