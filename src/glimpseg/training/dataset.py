@@ -20,8 +20,8 @@ from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
 from glimpseg.phantom.training_stream import Phantoms
-from glimpseg.priors.making import of_phantom, priors, refuse_held_out
-from glimpseg.priors.sam import weights_digest, weights_of
+from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
+from glimpseg.priors.sam import weights_digest, weights_path
 from glimpseg.priors.settings import Prior
 from glimpseg.recipe import Recipe
 from glimpseg.study import Study
@@ -49,7 +49,7 @@ def _prepared(
 ) -> tuple[list[Path], list[Path]]:
     paths = prepare_studies(studies, recipe, folder)
     spacing_mm = recipe.data.preprocess.spacing_mm
-    return paths, priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder, device)
+    return paths, make_priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder, device)
 
 
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
@@ -83,7 +83,7 @@ def studies_of(
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
         if recipe.data.labelled < 1:
             raise UsageError("A share of an endless stream is endless: name a folder of studies with --data.")
-        of_phantom(prior, recipe.data.preprocess.spacing_mm)
+        phantom_prior(prior, recipe.data.preprocess.spacing_mm)
         return [], None
     refuse_held_out(prior, split)
     # Pretraining can learn nothing of a reference, and one that is broken is not in its way.
@@ -107,7 +107,7 @@ def cases_of(
     settings, prior = recipe.data.preprocess, recipe.data.prior
     if not studies:
         assert recipe.data.stream is not None
-        made = of_phantom(prior, settings.spacing_mm)
+        made = phantom_prior(prior, settings.spacing_mm)
         return Phantoms(recipe.data.stream, settings, made, device), {
             "data": {"stream": phantom.NAME, **_named(prior, [])}
         }
@@ -134,7 +134,7 @@ def _named(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
         return {}
     named: dict[str, Any] = {"kind": prior.kind, "uses_reference": prior.uses_reference}
     if prior.kind == "sam":
-        named["weights"] = weights_digest(weights_of(prior))
+        named["weights"] = weights_digest(weights_path(prior))
     if files:
         named["digest"] = _names_digest(files)
     return {"prior": named}

@@ -1,4 +1,4 @@
-"""The networks of MST-KDNet: a residual U-Net with a UNETR in its bottleneck, and the discriminator of styles."""
+"""Networks of MST-KDNet: residual U-Net with a UNETR at the deepest level (the bottleneck), and style discriminator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from glimpseg.nets.positions import positions_on
 
 
 class Residual(nn.Module):
-    """Group norm, ReLU and convolution, twice, added to the input."""
+    """Group norm, ReLU and convolution, twice; the input is added."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(groups, width), nn.Conv3d(width, width, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
-        """As many channels as came."""
+        """Return features of the same shape."""
         inner = self.conv1(functional.relu(self.norm1(x)))
         return x + self.conv2(functional.relu(self.norm2(inner)))
 
 
 class Layer(nn.Module):
-    """Attention and perceptron, each behind a layer norm."""
+    """Transformer layer: attention and perceptron, each after a layer norm."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Layer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n c"], keep_attention: bool = False
     ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b h n n"] | None]:
-        """Tokens that have looked at each other and, if it is to be kept, how much at which. Eq. (3)."""
+        """Return the tokens and, if `keep_attention`, the attention matrices of each head. Eq. (3)."""
         shown = self.attend_norm(tokens)
         query, key, value = (
             rearrange(project(shown), "b n (h c) -> b h n c", h=self.heads)
@@ -64,23 +64,23 @@ class Layer(nn.Module):
 
 
 def doubled(inputs: int, outputs: int) -> nn.Module:
-    """Twice the resolution, by a transposed convolution alone."""
+    """Return a transposed convolution that doubles the resolution."""
     return nn.ConvTranspose3d(inputs, outputs, 2, 2)
 
 
 def convolved(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
-    """Convolution, norm over the volume, ReLU."""
+    """Return convolution, instance norm and ReLU."""
     conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=null_biases)
     return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.ReLU())
 
 
 def raised(inputs: int, outputs: int, null_biases: bool) -> nn.Sequential:
-    """Twice the resolution, then `convolved`."""
+    """Return a transposed convolution that doubles the resolution, then convolution, instance norm and ReLU."""
     return nn.Sequential(doubled(inputs, outputs), *convolved(outputs, outputs, null_biases))
 
 
 class Bottleneck(nn.Module):
-    """A UNETR: a transformer over patches of the deepest level, tapped at four depths, and a decoder back to it."""
+    """UNETR: a transformer over patches of the deepest level, and a decoder from four of its layers back to it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
         )
         self.merges = nn.ModuleList(
             (
-                # Down again to a quarter: the original UNETR ends at the image, this one at the bottleneck.
+                # Halved twice: the original UNETR ends at the image's resolution, this one at the bottleneck's.
                 nn.Sequential(convolved(d4, d2, null, 2), convolved(d2, d2, null, 2), doubled(d2, d1)),
                 nn.Sequential(convolved(d8, d4, null), convolved(d4, d4, null), doubled(d4, d2)),
                 nn.Sequential(*(convolved(i, d8, null) for i in (2 * d8, d8, d8)), doubled(d8, d4)),
@@ -110,7 +110,14 @@ class Bottleneck(nn.Module):
     def forward(
         self, deepest: Float[Tensor, "b c u v w"], keep_attention: bool
     ) -> tuple[Float[Tensor, "b c u v w"], list[Float[Tensor, "b ..."]], list[Float[Tensor, "b h n n"]]]:
-        """What is added to the deepest level; four scales, finest first; and four attentions, first layer first.
+        """Return the UNETR's output and the features that are distilled.
+
+        Args:
+            deepest: features of the deepest level.
+            keep_attention: whether to return attention matrices.
+
+        Returns:
+            The change of the deepest level; four scales, finest first; four attentions, first layer first, or none.
 
         Eq. (2).
         """
@@ -132,20 +139,20 @@ class Bottleneck(nn.Module):
 
 
 class Seen(NamedTuple):
-    """What a network makes of an image; all of it can be distilled."""
+    """Output of a network, all of which can be distilled."""
 
     logits: Float[Tensor, "b k x y z"]
     entry: Float[Tensor, "b c u v w"]
-    """As features reach the deepest level."""
+    """Features as they enter the deepest level."""
     style: Float[Tensor, "b c u v w"]
     content: Float[Tensor, "b c u v w"]
     scales: Sequence[Float[Tensor, "b ..."]]
-    """Of the UNETR's decoder, finest first."""
+    """Features of the UNETR's decoder, finest first."""
     attentions: Sequence[Float[Tensor, "b h n n"]]
-    """Of the tapped layers; none unless asked for."""
+    """Attention matrices of the four used layers; empty unless asked for."""
 
     def detached(self) -> Seen:
-        """The same without a way back."""
+        """Return a copy that passes no gradient on."""
         logits, entry, style, content, scales, attentions = self
         logits, entry, style, content = (value.detach() for value in (logits, entry, style, content))
         return Seen(
@@ -154,7 +161,7 @@ class Seen(NamedTuple):
 
 
 class Network(nn.Module):
-    """A residual U-Net with a UNETR in its bottleneck; teacher and student each have one."""
+    """Residual U-Net with a UNETR at its deepest level; teacher and student each have one."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -177,14 +184,14 @@ class Network(nn.Module):
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
     def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> Seen:
-        """From an image whose absent channels are 0. Eq. (1)."""
+        """Return the output for an image whose absent channels are 0. Eq. (1)."""
         maps, rest = self.features(image, keep_attention)
         return Seen(self.segment(maps[0]).float(), *rest)
 
     def features(
         self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False
     ) -> tuple[list[Float[Tensor, "b ..."]], tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]]:
-        """The decoder's maps, finest first, and what of `Seen` follows its logits."""
+        """Return the decoder's features, finest first, and the fields of `Seen` after its logits."""
         entries: list[Tensor] = []
         levels: list[Tensor] = []
         for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):
@@ -204,12 +211,13 @@ class Network(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells by its style whether a network saw all modalities."""
+    """Classifier of style features: did the network see all modalities?"""
 
     HEAD = (2, 3, 2)
-    """The released head's kernel, which covers all that is left of a crop of 160 x 192 x 128."""
+    """Kernel of the released head, in voxels; it covers what three halvings leave of a 160 x 192 x 128 crop's deepest
+    level."""
     LEAST = 8
-    """Voxels along each axis that three halvings need."""
+    """Smallest side, in voxels, for three halvings."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -220,7 +228,7 @@ class Discriminator(nn.Module):
         self.judge = nn.Conv3d(4 * width, 1, self.HEAD)
 
     def forward(self, style: Float[Tensor, "b c u v w"]) -> Float[Tensor, "b"]:
-        """A logit for each sample, above 0 if it takes the style for one of missing modalities. Eq. (12)."""
+        """Return a logit for each sample, above 0 if the style is classified as one of missing modalities. Eq. (12)."""
         x = functional.interpolate(style, [max(side, self.LEAST) for side in style.shape[2:]])
         for down in self.down:
             x = functional.leaky_relu(down(x), 0.2)
