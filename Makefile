@@ -38,7 +38,7 @@ test-numerics: $(VENV)/.test
 	  $(BIN)/python -m pytest $(PARALLEL) -m "numerics and not slow" $(NUMERICS)
 
 mutants: $(VENV)/.dev
-	$(BIN)/python scripts/mutants.py $(MODULE)
+	$(BIN)/python tools/mutants.py $(MODULE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -54,7 +54,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mutants $(DEMO) dist build docs/_build
+	rm -rf $(VENV) .mutants $(DEMO) dist build docs/_build docs/.jupyter_cache
 
 # torch goes first and alone: a resolver that meets it among other packages may take a build with CUDA.
 $(VENV)/.torch: constraints.txt

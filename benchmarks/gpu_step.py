@@ -49,10 +49,10 @@ from glimpseg.method import Learner, Progress
 from glimpseg.nets.recompute import recompute
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import as_study
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Recipe
-from glimpseg.runtime.precision import beside_autocast, computing, resolved_precision
-from glimpseg.segmentation.predict import resolved_device
+from glimpseg.runtime.device import resolved_device
+from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
 from glimpseg.training.compiling import compile_networks
 from glimpseg.training.loop import fit
 from turns import Contest, add_options, in_turns, tell
@@ -95,13 +95,13 @@ class Step:
         torch.manual_seed(0)
         self.learner: Learner = methods.build(recipe).to(device)
         self.device, self.batch = device, batch
-        self.precision = resolved_precision(recipe.optim.precision, device)
+        self.precision = resolve_precision(recipe.optim.precision, device)
         self.optimizer = torch.optim.AdamW(self.learner.parameter_groups(), lr=1e-6, fused=True)
 
     def backward(self, learner: Learner | None = None) -> None:
         """One pass forward and backward, of the learner or another."""
         torch.manual_seed(1)
-        with computing(self.precision, self.device):
+        with precision_context(self.precision, self.device):
             terms = (learner or self.learner).losses(self.batch, HALFWAY)
         sum(terms.values(), torch.zeros((), device=self.device)).backward()
 
@@ -133,7 +133,7 @@ def forms(recipe: Recipe, device: torch.device) -> dict[str, Step]:
     )
     found = {name: Step(recipe, device, batch) for name in ("eager", "compiled", "recomputed")}
     recomputed, compiled = found["recomputed"], found["compiled"]
-    recompute(recomputed.learner.stages, partial(beside_autocast, recomputed.precision, device))
+    recompute(recomputed.learner.stages, partial(small_convolutions_in_fp32, recomputed.precision, device))
     if not compile_networks(compiled.learner, compiled.backward, device, compiled.precision):
         del found["compiled"]
     return found
@@ -230,7 +230,7 @@ def stream(device: torch.device, wanted: argparse.Namespace) -> Contest:
     """Phantoms drawn and prepared, one after the other, on the device and on the CPU."""
     spacing = 3.0 if wanted.tiny else 1.0
     settings = replace(methods.find_recipe("unet/phantom").data.preprocess, spacing_mm=spacing)
-    drawn = {str(place): Phantoms(Stream(), settings, None, place) for place in {torch.device("cpu"), device}}
+    drawn = {str(place): PhantomStream(Stream(), settings, None, place) for place in {torch.device("cpu"), device}}
     counts = dict.fromkeys(drawn, 0)
 
     def next_of(place: str) -> None:

@@ -29,7 +29,7 @@ import torch
 from scipy import ndimage
 
 from glimpseg import methods, metrics
-from glimpseg.model import checkpoint
+from glimpseg.model.folder import save_model
 from glimpseg.model.shipped import BOX
 from glimpseg.phantom import Settings
 from glimpseg.phantom.dataset import write_phantoms
@@ -116,7 +116,7 @@ def fine_model(folder: Path) -> Path:
     """A model that works on 1 mm, untrained."""
     recipe = methods.find_recipe("unet/phantom", {"data.preprocess.spacing_mm": 1.0})
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     return folder
 
 
@@ -133,7 +133,7 @@ def peak_mib(command: list[str]) -> float:
 
 def _agreement(ours: Path, theirs: Path) -> str:
     one, two = (np.asarray(nibabel.load(path).dataobj) for path in (ours, theirs))
-    return ", ".join(f"{region.name} {metrics.dice(region.of(one), region.of(two)):.4f}" for region in REGIONS)
+    return ", ".join(f"{region.name} {metrics.dice(region.mask(one), region.mask(two)):.4f}" for region in REGIONS)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
     from glimpseg import methods
     from glimpseg.data.crops import Batch
     from glimpseg.method import Progress
-    from glimpseg.runtime.precision import computing
+    from glimpseg.runtime.precision import precision_context
 
     torch.manual_seed(0)
     recipe = methods.find_recipe(f"{method}/brats", SETTINGS[method].config)
@@ -127,7 +127,7 @@ def run(method: str, form: str, steps: int) -> dict[str, Any]:
         torch.manual_seed(number)
         begun = time.perf_counter()
         order = as_authors() if form == "authors" else nullcontext()
-        with order, computing("bf16" if form == "bf16" else "fp32", device):
+        with order, precision_context("bf16" if form == "bf16" else "fp32", device):
             losses = by_branch(network, batch, progress) if len(parts) > 1 else network.losses(batch, progress)
         if len(parts) > 1:
             norms.append(one_after_the_other(losses, parts, optimizers))

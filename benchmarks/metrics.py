@@ -56,7 +56,7 @@ def main() -> None:
     labels = phantom.labels.numpy()
     brain = bounding_box(foreground(phantom.images[list(Modality).index(Modality.T1)].numpy()))
     assert brain is not None, "a phantom has a brain"
-    reference = [region.of(labels) for region in REGIONS]
+    reference = [region.mask(labels) for region in REGIONS]
     predictions = [moved(reference, subset) for subset in range(len(SUBSETS))]
     truth = one_hot(reference)
     shown = [one_hot(masks) for masks in predictions]

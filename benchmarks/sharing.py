@@ -24,16 +24,16 @@ from glimpseg import methods
 from glimpseg.cli.pages import keep_pages
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Segmenter
-from glimpseg.modality import ALL, SUBSETS, as_mask
+from glimpseg.modality import ALL, SUBSETS, to_flags
 from glimpseg.model.backend import changed_labels
 from glimpseg.phantom import generate
 from glimpseg.phantom.dataset import as_study
-from glimpseg.runtime.precision import resolved_precision
+from glimpseg.runtime.precision import resolve_precision
 from glimpseg.segmentation.inference import window_boxes
 from turns import Contest, tell
 
-MASKS = [as_mask(subset)[None] for subset in SUBSETS]
-EVERYTHING = as_mask(ALL)[None]
+MASKS = [to_flags(subset)[None] for subset in SUBSETS]
+EVERYTHING = to_flags(ALL)[None]
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     }
     names, largest, changed = list(contestants), 0.0, 0.0
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    precision = "fp32" if wanted.fp32 else resolved_precision("auto", torch.device("cpu"))
+    precision = "fp32" if wanted.fp32 else resolve_precision("auto", torch.device("cpu"))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         contestants["shared"](network, image[:, :, *places[0]])  # warm-up
         for number, place in enumerate(places):

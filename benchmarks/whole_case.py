@@ -38,7 +38,7 @@ from nibabel.processing import resample_from_to, resample_to_output
 from glimpseg import metrics
 from glimpseg.cli.pages import keep_pages
 from glimpseg.data.layouts import find_studies
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.phantom import Settings
 from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.region import Region
@@ -163,7 +163,7 @@ def _told(dice: dict[str, list[list[float]]], ours: str) -> str:
 
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> list[float]:
-    return [metrics.dice(region.of(found), region.of(truth)) for region in REGIONS]
+    return [metrics.dice(region.mask(found), region.mask(truth)) for region in REGIONS]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ CHECKED = [
     f"glimpseg.{name}"
     for name in (
         "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify", "data.identify.appearance",
-        "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_file",
+        "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_cache",
         "data.raw", "evaluation.calibrate", "losses", "method", "methods.mmformer", "methods.mstkdnet",
         "methods.rfnet", "methods.smml", "methods.unet", "methods.voxmmsd", "methods.voxunet",
         "model.expectations", "model.transfer", "nets.attention", "nets.positions", "nets.pyramid",
@@ -47,8 +47,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from glimpseg import cli, methods  # noqa: E402
 from glimpseg.modality import Modality  # noqa: E402
-from glimpseg.model import checkpoint  # noqa: E402
-from glimpseg.runtime.sandbox import ReaderFailed  # noqa: E402
+from glimpseg.model.folder import save_model  # noqa: E402
+from glimpseg.runtime.sandbox import SandboxError  # noqa: E402
 from glimpseg.segmentation.result import Segmentation  # noqa: E402
 from glimpseg.training.logger import Journal  # noqa: E402
 
@@ -206,20 +206,20 @@ def command_line(*arguments, cwd=None):
 READERS = {
     "glimpseg.data.dicom.stacks": "main",
     "glimpseg.data.dicom.pixels": "main",
-    "glimpseg.data.dicom.trees": "_main",
+    "glimpseg.data.dicom.study_folders": "_main",
     "glimpseg.model.importing": "_read",
 }
 """Modules that open foreign files in a process of their own, and what that process does."""
 
 
 def run_here(module, arguments, *, seconds):
-    """What `untrusted.run_reader` does, without a process, and without its limits of memory and time."""
+    """What `sandbox.run_sandboxed` does, without a process, and without its limits of memory and time."""
     read = getattr(importlib.import_module(module), READERS[module])
     with warnings.catch_warnings():
         try:
             read(*map(Path, arguments))
         except SystemExit as error:
-            raise ReaderFailed(str(error.code)) from None
+            raise SandboxError(str(error.code)) from None
         finally:
             logging.disable(logging.NOTSET)
 
@@ -227,11 +227,11 @@ def run_here(module, arguments, *, seconds):
 @pytest.fixture
 def readers_here(monkeypatch):
     """Foreign files are read in this process, which saves a second or two for each. Tests of the process go without."""
-    for name in ("files", "read", "trees"):
-        monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_reader", run_here)
-    for name in ("stacks", "pixels", "trees"):
+    for name in ("find", "read", "study_folders"):
+        monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_sandboxed", run_here)
+    for name in ("stacks", "pixels", "study_folders"):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
-    monkeypatch.setattr("glimpseg.model.importing.run_reader", run_here)
+    monkeypatch.setattr("glimpseg.model.importing.run_sandboxed", run_here)
     monkeypatch.setattr("glimpseg.model.importing.limit_memory", lambda *_: None)
 
 
@@ -261,7 +261,7 @@ def write_archive(folder):
 def write_model(folder):
     recipe = small_recipe(data__sampling__patch=[24, 24, 24])
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
 
 
 @pytest.fixture(scope="session")

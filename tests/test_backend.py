@@ -20,7 +20,7 @@ from glimpseg.data.preprocess import prepare
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.method import Segmenter
-from glimpseg.modality import ALL, as_mask, parse
+from glimpseg.modality import ALL, parse, to_flags
 from glimpseg.model import backend as module
 from glimpseg.model.backend import Backend, changed_labels, exported, resolved_backend
 from glimpseg.segmentation import inference, predict
@@ -115,7 +115,7 @@ def test_one_copy_gives_the_labels_of_torch_for_every_subset(name):
     if not made:
         pytest.skip("neither the extra [openvino] nor [onnx] is installed")
     for subset in (ALL, parse("t1c+flair"), parse("t2")):
-        there = as_mask(subset)[None]
+        there = to_flags(subset)[None]
         image = torch.where(there[:, :, None, None, None], windows(), torch.nan)
         with torch.inference_mode():
             expected = network(image, there)
@@ -127,7 +127,7 @@ def test_one_copy_gives_the_labels_of_torch_for_every_subset(name):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_backend_takes_several_windows_each_with_its_own_subset(unet, name):
-    there = torch.stack([as_mask(parse("t1c")), as_mask(ALL)])
+    there = torch.stack([to_flags(parse("t1c")), to_flags(ALL)])
     backend = Backend(unet, name, "fp32", CPU)
     with torch.inference_mode():
         found, expected = backend(windows(count=2), there), unet(windows(count=2), there)
@@ -151,11 +151,11 @@ def test_a_study_gets_torchs_labels_and_a_record_of_the_backend(model_folder, st
 @needs("openvino")
 def test_openvino_computes_in_the_precision_that_was_asked_for(unet):
     xml = module.to_openvino(exported(unet, SIDE))
-    there = as_mask(ALL)[None].numpy()
+    there = to_flags(ALL)[None].numpy()
     image = windows().numpy()
     found = {p: module.openvino_program(xml, p)(image, there).copy() for p in ("fp32", "bf16")}
     with torch.inference_mode():
-        expected = unet(windows(), as_mask(ALL)[None]).numpy()
+        expected = unet(windows(), to_flags(ALL)[None]).numpy()
     assert np.abs(found["fp32"] - expected).max() < 1e-5
     if torch.cpu._is_avx512_bf16_supported():
         assert np.abs(found["bf16"] - expected).max() > 1e-5
@@ -171,7 +171,7 @@ def test_a_copy_is_compared_until_a_window_shows_a_label(instead, everywhere, ti
     instead(lambda *_: lambda image, available: np.full((1, 3, *SIDE), everywhere, np.float32))
     backend = Backend(network, "openvino", "fp32", CPU)
     for _ in range(5):
-        backend(windows(), as_mask(ALL)[None])
+        backend(windows(), to_flags(ALL)[None])
     assert len(calls) == times
     assert backend.name == "openvino"
 
@@ -180,7 +180,7 @@ def test_torch_takes_over_from_a_copy_that_gives_other_labels(unet, instead, cap
     instead(imitation(unet, upside_down))
     backend = Backend(unet, "openvino", "fp32", CPU)
     with torch.inference_mode():
-        found, expected = backend(windows(), as_mask(ALL)[None]), unet(windows(), as_mask(ALL)[None])
+        found, expected = backend(windows(), to_flags(ALL)[None]), unet(windows(), to_flags(ALL)[None])
     assert torch.equal(found, expected)
     assert backend.record["name"] == "torch"
     assert "another label" in backend.record["note"]
@@ -194,9 +194,9 @@ def test_torch_takes_over_where_no_copy_can_be_made(unet, instead, caplog):
     instead(make)
     backend = Backend(unet, "openvino", "bf16", CPU)
     with torch.inference_mode():
-        found = backend(windows(), as_mask(ALL)[None])
+        found = backend(windows(), to_flags(ALL)[None])
         with module.computing("bf16", CPU):
-            expected = unet(windows(), as_mask(ALL)[None])
+            expected = unet(windows(), to_flags(ALL)[None])
     assert torch.equal(found, expected)
     assert backend.record["precision"] == "bf16"
     assert backend.note == "torch computes, not openvino: no such operator."
@@ -207,7 +207,7 @@ def test_a_copy_whose_bf16_gives_other_labels_computes_in_fp32(unet, instead, ca
     instead(imitation(unet, lambda p, precision: 1 - p if precision == "bf16" else p))
     backend = Backend(unet, "openvino", "bf16", CPU)
     with torch.inference_mode():
-        backend(windows(), as_mask(ALL)[None])
+        backend(windows(), to_flags(ALL)[None])
     assert (backend.name, backend.precision) == ("openvino", "fp32")
     assert backend.note.startswith("openvino computes in fp32, not bf16: in bf16 it gives")
     assert caplog.messages == [backend.note]
@@ -234,7 +234,7 @@ def test_shapes_that_were_not_seen_for_long_are_forgotten(unet, instead):
     sides = [8, 12, 16, 20, 24][: module.KEPT + 1]
     with torch.inference_mode():
         for side in [*sides, sides[-1], sides[0]]:
-            backend(torch.zeros(1, 4, side, 8, 8), as_mask(ALL)[None])
+            backend(torch.zeros(1, 4, side, 8, 8), to_flags(ALL)[None])
     assert [shape[0] for shape in made] == [*sides, sides[0]]
 
 

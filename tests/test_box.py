@@ -24,12 +24,16 @@ from glimpseg.evaluation.calibrate import calibrate
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.metrics import dice
 from glimpseg.modality import ALL, SUBSETS, Modality
-from glimpseg.model import checkpoint, shipped
+from glimpseg.model import shipped
+from glimpseg.model.digests import sha256_of
+from glimpseg.model.folder import PROVENANCE, WEIGHTS, save_model
+from glimpseg.model.halving import halved, save_halved
+from glimpseg.model.loading import load_model, stored_model
 from glimpseg.phantom.dataset import as_study, write_phantoms
 from glimpseg.region import Region
 from glimpseg.segmentation.predict import load, segment_study
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import real_cases
 import ship
 
@@ -41,7 +45,7 @@ in_the_box = pytest.mark.skipif(not BOX.is_dir(), reason="this checkout does not
 def package(model_folder, tmp_path, monkeypatch):
     """A package that came with a small untrained model."""
     place = tmp_path / "package" / shipped.BOX
-    checkpoint.save_halved(checkpoint.stored(model_folder), place)
+    save_halved(stored_model(model_folder), place)
     monkeypatch.setattr(shipped, "WEIGHTS_FOLDER", place.parent)
     return place
 
@@ -62,7 +66,7 @@ def run_folder(tmp_path_factory):
     recipe = small_recipe(optim__steps=16, seed=5, data__sampling__patch=[48, 48, 40])  # a brain in few windows
     torch.manual_seed(0)
     record = {"steps": 16, "seed": 5, "device": "cpu", "data": {"stream": "phantom-1"}}
-    checkpoint.save(folder / "model", methods.build(recipe).state_dict(), recipe, record)
+    save_model(folder / "model", methods.build(recipe).state_dict(), recipe, record)
     lines = [{"step": n, "loss": 2.0 - n / 16, "loss/dice": 1.0, "seconds_per_step": 90.0} for n in (8, 16)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -81,14 +85,14 @@ def shipping(monkeypatch, *arguments):
 
 
 def test_weights_are_stored_in_half_the_bytes(package, model_folder):
-    stored = load_file(package / checkpoint.WEIGHTS)
+    stored = load_file(package / WEIGHTS)
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
-    halved, whole = ((place / checkpoint.WEIGHTS).stat().st_size for place in (package, model_folder))
+    halved, whole = ((place / WEIGHTS).stat().st_size for place in (package, model_folder))
     assert halved < 0.6 * whole
 
 
 def test_weights_are_fp32_again_when_they_are_loaded_and_nearest_to_what_they_were(package, model_folder):
-    before, after = checkpoint.stored(model_folder).weights, checkpoint.stored(package).weights
+    before, after = stored_model(model_folder).weights, stored_model(package).weights
     assert {name: value.dtype for name, value in after.items()} == {name: v.dtype for name, v in before.items()}
     for name, value in before.items():
         expected = value.numpy().astype(np.float16).astype(value.numpy().dtype)
@@ -96,38 +100,38 @@ def test_weights_are_fp32_again_when_they_are_loaded_and_nearest_to_what_they_we
 
 
 def test_the_network_computes_in_fp32(package):
-    assert {value.dtype for value in checkpoint.load(package).network.parameters()} == {torch.float32}
+    assert {value.dtype for value in load_model(package).network.parameters()} == {torch.float32}
 
 
 def test_an_ordinary_model_keeps_its_bits(model_folder):
     assert all(
-        torch.equal(value, checkpoint.stored(model_folder).weights[name])
-        for name, value in load_file(model_folder / checkpoint.WEIGHTS).items()
+        torch.equal(value, stored_model(model_folder).weights[name])
+        for name, value in load_file(model_folder / WEIGHTS).items()
     )
 
 
 def test_a_weight_beyond_fp16_is_refused_by_its_name():
     with pytest.raises(ModelError, match=r"stem\.weight reach 70000.*65504"):
-        checkpoint.halved({"stem.weight": torch.tensor([1.0, -70_000.0])})
+        halved({"stem.weight": torch.tensor([1.0, -70_000.0])})
 
 
 def test_the_largest_number_of_fp16_is_not_refused():
-    assert checkpoint.halved({"w": torch.tensor([65_504.0])})["w"].item() == 65_504
+    assert halved({"w": torch.tensor([65_504.0])})["w"].item() == 65_504
 
 
 def test_counts_are_not_halved():
-    assert checkpoint.halved({"seen": torch.tensor(70_001)})["seen"].item() == 70_001
+    assert halved({"seen": torch.tensor(70_001)})["seen"].item() == 70_001
 
 
 def test_provenance_says_what_the_weights_were_made_of(package, model_folder):
-    before, after = (json.loads((place / checkpoint.PROVENANCE).read_text()) for place in (model_folder, package))
-    assert after["halved_from"] == before["sha256"][checkpoint.WEIGHTS]
+    before, after = (json.loads((place / PROVENANCE).read_text()) for place in (model_folder, package))
+    assert after["halved_from"] == before["sha256"][WEIGHTS]
     kept = before.keys() - {"sha256"}
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
 def test_a_damaged_shipped_file_is_noticed(package):
-    path = package / checkpoint.WEIGHTS
+    path = package / WEIGHTS
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -175,7 +179,7 @@ def test_the_command_line_needs_no_model_and_names_the_one_it_took(package, tmp_
     done = CliRunner().invoke(app, ["segment", "--flair", str(flair(study)), "-o", "out"], catch_exceptions=False)
     assert done.exit_code == 0
     record = json.loads(Path("out/run.json").read_text())
-    assert record["model"]["sha256"] == checkpoint.sha256_of(package / checkpoint.WEIGHTS)
+    assert record["model"]["sha256"] == sha256_of(package / WEIGHTS)
     assert record["model"]["name"] == f"unet-{record['model']['sha256'][:8]}"
 
 
@@ -184,7 +188,7 @@ def test_evaluate_takes_it_by_name(package, tmp_path, elsewhere):
     words = ["evaluate", "box", "--data", str(tmp_path / "data"), "-o", "e", "--subsets", "flair", "--metrics", "dice"]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     weights = json.loads(Path("e/evaluation.json").read_text())["model"]["weights"]
-    assert weights == checkpoint.sha256_of(package / checkpoint.WEIGHTS)
+    assert weights == sha256_of(package / WEIGHTS)
 
 
 # Shipping
@@ -193,7 +197,7 @@ def test_evaluate_takes_it_by_name(package, tmp_path, elsewhere):
 def test_the_card_tells_what_the_run_told(run_folder, tmp_path, monkeypatch):
     shipping(monkeypatch, run_folder, "--target", tmp_path / "box", "--spacing", 4)
     card = (tmp_path / "box" / "MODEL_CARD.md").read_text()
-    digest = checkpoint.sha256_of(tmp_path / "box" / checkpoint.WEIGHTS)
+    digest = sha256_of(tmp_path / "box" / WEIGHTS)
     assert f"| SHA-256 | `{digest}` |" in card
     assert "| seed | 5 |" in card
     assert "| steps | 16 |" in card
@@ -233,7 +237,7 @@ def test_an_evaluation_of_other_weights_is_refused(run_folder, model_folder, arc
     other = tmp_path / "other"
     recipe = small_recipe()
     torch.manual_seed(1)
-    checkpoint.save(other, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(other, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)[:1]
     evaluate(load(other, "cpu"), studies, tmp_path / "e", subsets=(ALL,), metrics=["dice"])
     with pytest.raises(InputError, match="Evaluate this model"):
@@ -266,10 +270,10 @@ def test_phantoms_that_were_trained_on_are_refused(run_folder, tmp_path, monkeyp
 def going_on(folder, before, first_seed):
     """A run that began with the model of the run `before`."""
     recipe = small_recipe(optim__steps=4, data__stream__first_seed=first_seed)
-    begun = {"weights": checkpoint.stored(before).provenance["sha256"][checkpoint.WEIGHTS]}
+    begun = {"weights": stored_model(before).provenance["sha256"][WEIGHTS]}
     record = {"steps": 4, "device": "cpu", "data": {"stream": "phantom-1"}, "init": begun}
     torch.manual_seed(first_seed)
-    checkpoint.save(folder / "model", methods.build(recipe).state_dict(), recipe, record)
+    save_model(folder / "model", methods.build(recipe).state_dict(), recipe, record)
     return folder
 
 
@@ -378,7 +382,7 @@ def test_a_folder_without_known_cases_is_refused(cases, model_folder, tmp_path, 
 
 
 def test_looks_at_these_weights_stand_in_the_card_and_others_in_its_log(run_folder, tmp_path, monkeypatch):
-    digest = checkpoint.sha256_of(run_folder / "model" / checkpoint.WEIGHTS)
+    digest = sha256_of(run_folder / "model" / WEIGHTS)
     look = real_cases.Look(
         date="2030-01-02", candidate="wide", weights=digest, case="P1", truth="expert", sequences="flair", region="WT",
         dice=0.8125, hd95_mm=7.5, predicted_ml=30.0, reference_ml=31.0,
@@ -425,7 +429,7 @@ def test_the_demo_says_when_there_is_no_model_before_it_makes_anything(tmp_path,
 
 @in_the_box
 def test_the_shipped_file_has_at_most_24_megabytes():
-    assert (BOX / checkpoint.WEIGHTS).stat().st_size <= 24e6
+    assert (BOX / WEIGHTS).stat().st_size <= 24e6
 
 
 @in_the_box
@@ -445,7 +449,7 @@ def test_the_shipped_model_tells_what_to_expect_from_every_subset():
 @in_the_box
 def test_the_card_is_of_the_shipped_file():
     card = (BOX / ship.CARD).read_text("utf-8")
-    assert f"`{checkpoint.sha256_of(BOX / checkpoint.WEIGHTS)}`" in card
+    assert f"`{sha256_of(BOX / WEIGHTS)}`" in card
     assert "Not a medical device" in card
     assert "Not looked at with this file" not in card
 

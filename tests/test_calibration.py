@@ -16,7 +16,7 @@ from glimpseg.errors import InputError
 from glimpseg.evaluation import calibrate
 from glimpseg.evaluation.calibrate import Counts, Histogram, Temperature
 from glimpseg.modality import SUBSETS, Modality, parse
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import Bootstrap

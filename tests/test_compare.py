@@ -18,8 +18,8 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation.compare import compare
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import Modality, parse
-from glimpseg.model import checkpoint
-from glimpseg.report import comparison, write_comparison, write_report
+from glimpseg.model.folder import save_model
+from glimpseg.report import comparison, write_html
 from glimpseg.results.folder import read_evaluation
 from glimpseg.segmentation import predict
 
@@ -37,7 +37,7 @@ def runs(archive, tmp_path_factory):
     for seed in range(2):
         recipe = small_recipe(seed=seed, **IN_ONE_PIECE)
         torch.manual_seed(seed)
-        checkpoint.save(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+        save_model(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
         model = predict.load(place / f"model{seed}", "cpu")
         evaluate(model, studies, place / f"run{seed}", subsets=SUBSETS, metrics=METRICS)
     return [place / "run0", place / "run1"]
@@ -57,25 +57,25 @@ def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, arch
     recipe = small_recipe(**IN_ONE_PIECE)
     torch.manual_seed(5)
     imported = {"imported": {"file": "model_last.pth", "sha256": "00" * 32}}
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
     studies = find_studies(archive)
     evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
     compare([runs[0], tmp_path / "e"], tmp_path / "c", metrics=METRICS)
-    for page in (write_report(tmp_path / "e"), write_comparison(tmp_path / "c")):
+    for page in (write_html(tmp_path / "e"), write_html(tmp_path / "c")):
         assert "weights imported from model_last.pth" in page.read_text("utf-8")
 
 
 def test_of_two_methods_only_what_both_have_is_said_to_differ(runs, archive, tmp_path):
     recipe = small_recipe("rfnet", seed=3, **IN_ONE_PIECE)
     torch.manual_seed(5)
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)
     evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS[:1], metrics=["dice"])
     compare([*runs, tmp_path / "e"], tmp_path / "c", metrics=["dice"])
     changes = json.loads((tmp_path / "c" / "comparison.json").read_text())["runs"]["C"]["changes"]
     assert {"method", "seed"} <= set(changes)
     assert not any(name.startswith("config.") for name in changes)
-    assert "against 2 others</h1>" in write_comparison(tmp_path / "c").read_text("utf-8")
+    assert "against 2 others</h1>" in write_html(tmp_path / "c").read_text("utf-8")
 
 
 # Numbers
@@ -145,7 +145,7 @@ def test_other_cases_are_left_out_and_named(runs, model, tmp_path, caplog):
     assert record["studies"] == ["S1", "S2"]
     assert record["runs"]["A"]["left_out"] == ["S0", "S3"]
     assert "2 are common to all" in caplog.text
-    assert "scored on different cases" in write_comparison(tmp_path / "c").read_text()
+    assert "scored on different cases" in write_html(tmp_path / "c").read_text()
 
 
 def test_a_case_that_lacks_a_subset_counts_in_the_others(model, runs, tmp_path):
@@ -221,7 +221,7 @@ def test_what_is_not_compared_is_said(runs, model, archive, tmp_path, caplog):
     assert "HD95 is not compared: B lacks it" in caplog.text
     record = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert record["left_out"] == {"metrics": ["hd95"], "subsets": ["t1c+flair"], "regions": []}
-    assert "Not compared" in write_comparison(tmp_path / "c").read_text()
+    assert "Not compared" in write_html(tmp_path / "c").read_text()
 
 
 def test_a_cell_has_no_colour_where_mean_and_ranks_disagree():
@@ -234,7 +234,7 @@ def test_a_cell_has_no_colour_where_mean_and_ranks_disagree():
 
 def test_published_means_are_over_the_rows_that_are_shown(runs, tmp_path):
     compare(runs, tmp_path / "c", published="BraTS2020")
-    write_comparison(tmp_path / "c")
+    write_html(tmp_path / "c")
     table = rows(tmp_path / "c" / "tables" / "published-WT.csv")
     assert float(table[-1]["RFNet"]) == pytest.approx(np.mean([float(row["RFNet"]) for row in table[:-1]]), abs=1e-3)
 
@@ -264,7 +264,7 @@ def test_metrics_that_were_not_computed_are_refused(runs, tmp_path):
 
 def test_the_page_stands_alone(runs, tmp_path):
     compare(runs, tmp_path / "c")
-    page = write_comparison(tmp_path / "c").read_text()
+    page = write_html(tmp_path / "c").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
 
 
@@ -272,12 +272,12 @@ def test_two_seeds_of_one_recipe_are_called_what_they_are(runs, tmp_path):
     compare(runs, tmp_path / "c")
     record = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert record["runs"]["B"]["changes"] == {"seed": [0, 1]}
-    assert "spread between trainings" in write_comparison(tmp_path / "c").read_text()
+    assert "spread between trainings" in write_html(tmp_path / "c").read_text()
 
 
 def test_published_tables_come_with_their_protocols_and_cautions(runs, tmp_path):
     compare(runs, tmp_path / "c", published="brats2020")
-    page = write_comparison(tmp_path / "c").read_text()
+    page = write_html(tmp_path / "c").read_text()
     for text in ("DeMoSeg", "8-fold mirroring", "DC-Seg (reproduced)", "219/50/100", "last epoch"):
         assert text in page
     line = rows(tmp_path / "c" / "tables" / "published-ET_pp.csv")[1]
@@ -292,7 +292,7 @@ def test_published_tables_follow_the_list_that_was_evaluated(runs, model, archiv
 
 def test_no_published_table_is_shown_unasked(runs, tmp_path):
     compare(runs, tmp_path / "c")
-    assert "DeMoSeg" not in write_comparison(tmp_path / "c").read_text()
+    assert "DeMoSeg" not in write_html(tmp_path / "c").read_text()
 
 
 def test_an_unknown_published_dataset_is_refused(runs, tmp_path):
@@ -301,7 +301,7 @@ def test_an_unknown_published_dataset_is_refused(runs, tmp_path):
 
 
 def test_tables_on_disk_are_the_means_of_the_scores(runs):
-    write_report(runs[0])
+    write_html(runs[0])
     scores = read_evaluation(runs[0]).scores
     table = rows(runs[0] / "tables" / "table-dice.csv")
     assert [row["cases"] for row in table] == ["4", "4", "4", ""]
@@ -313,7 +313,7 @@ def test_tables_on_disk_are_the_means_of_the_scores(runs):
 
 
 def test_latex_has_a_row_for_each_subset_and_escapes_what_it_must(runs):
-    write_report(runs[0])
+    write_html(runs[0])
     text = (runs[0] / "tables" / "table-dice.tex").read_text()
     body = text[text.index(r"\begin{tabular}") :]
     assert body.count(r"\\") == 1 + 3 + 1
@@ -328,11 +328,11 @@ def test_a_page_of_an_evaluation_says_what_failed_and_what_was_left_out(model, t
     place = write_head(tmp_path / "data", "S2", 2)
     nibabel.save(nibabel.Nifti1Image(head(2)[1], np.eye(4)), place / "S2-seg.nii.gz")
     evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=["dice"])
-    page = write_report(tmp_path / "e").read_text()
+    page = write_html(tmp_path / "e").read_text()
     assert "could not be scored" in page
     assert "S1&lt;b&gt;" in page
     assert "S1<b>" not in page
 
 
 def test_the_same_evaluation_gives_the_same_page(runs):
-    assert write_report(runs[0]).read_bytes() == write_report(runs[0]).read_bytes()
+    assert write_html(runs[0]).read_bytes() == write_html(runs[0]).read_bytes()

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from conftest import NETWORKS, small_recipe
 from glimpseg import methods
-from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import checkpoints
+from glimpseg.model.folder import WEIGHTS
 from glimpseg.training import compiling
 from glimpseg.training.loop import train
 
@@ -30,7 +31,7 @@ def _nothing_compiled_stays():
 
 def trained(run, archive, **changes):
     train(small_recipe(optim__steps=3, **changes), run, data=archive, device=CPU)
-    return load_file(run / "model" / checkpoint.WEIGHTS)
+    return load_file(run / "model" / WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,11 @@ def test_compiled_and_not_are_the_same_training_under_the_same_names(archive, ea
 def test_a_compiled_run_resumes_to_the_same_weights(archive, tmp_path, monkeypatch):
     compiles(monkeypatch)
     whole = trained(tmp_path / "run", archive, optim__compile=True, optim__save_every=1)
-    shutil.rmtree(checkpoint.checkpoints(tmp_path / "run")[0])
+    shutil.rmtree(checkpoints(tmp_path / "run")[0])
     shutil.rmtree(tmp_path / "run" / "model")
     recipe = small_recipe(optim__steps=3, optim__compile=True, optim__save_every=1)
     train(recipe, tmp_path / "run", data=archive, device=CPU, resume=True)
-    again = load_file(tmp_path / "run" / "model" / checkpoint.WEIGHTS)
+    again = load_file(tmp_path / "run" / "model" / WEIGHTS)
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 

@@ -13,7 +13,7 @@ from glimpseg.data import augment, loader, preprocess
 from glimpseg.data.augment import Augment
 from glimpseg.data.cache import CachedCase, cache_key, cached, in_memory
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Sampling
+from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.rfnet import prepare_rfnet
 from glimpseg.errors import InputError
@@ -361,7 +361,7 @@ def test_what_is_drawn_later_does_not_depend_on_what_came_before():
 
 
 def all_batches(archive_paths, threads=1, steps=range(6), parts=(range(2),)):
-    source = Archive(archive_paths)
+    source = CachedStudies(archive_paths)
     sampling = Sampling(patch=(16, 16, 16), batch=2)
     return list(
         loader.batches(
@@ -393,13 +393,13 @@ def test_parts_of_a_batch_are_the_batch(paths):
 
 
 def test_an_epoch_visits_every_study_once(paths):
-    source = Archive(paths)
+    source = CachedStudies(paths)
     for epoch in range(3):
         assert {source.case(4 * epoch + n, seed=1).id for n in range(4)} == {"S0", "S1", "S2", "S3"}
 
 
 def test_epochs_differ_in_order(paths):
-    source = Archive(paths)
+    source = CachedStudies(paths)
     orders = {tuple(source.case(4 * epoch + n, seed=1).id for n in range(4)) for epoch in range(8)}
     assert len(orders) > 1
 

@@ -16,8 +16,8 @@ import pytest
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import Label, Region
-from glimpseg.runtime.sandbox import run_reader
-from glimpseg.volume import Grid, Volume, labels_onto, onto, same_grid
+from glimpseg.runtime.sandbox import run_sandboxed
+from glimpseg.volume import Grid, Volume, resample, resample_labels, same_grid
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
 import highdicom
@@ -25,12 +25,12 @@ import pydicom
 
 import dicom_phantoms as phantoms
 from conftest import run_here
-from glimpseg.data.dicom import codes, extra, files, geometry, headers, pixels, read, sources, stacks
-from glimpseg.data.dicom.files import find_series
+from glimpseg.data.dicom import attributes, codes, find, geometry, headers, libraries, pixels, read, stacks
+from glimpseg.data.dicom.find import find_series
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.dicom.read import read_grid, read_series
-from glimpseg.data.dicom.report import write_report
 from glimpseg.data.dicom.seg import read_seg, write_seg
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.sr import write_sr
 
 SHAPE = (12, 14, 10)
 AFFINE = np.array([[1.0, 0, 0, -5], [0, 1.1, 0, -7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
@@ -62,14 +62,14 @@ def some_labels(affine=AFFINE):
 @pytest.fixture
 def headers_here(monkeypatch):
     """Headers are read in this process, without limits, which saves a second for each test; some tests go without."""
-    monkeypatch.setattr(files, "run_reader", run_here)
+    monkeypatch.setattr(find, "run_sandboxed", run_here)
     monkeypatch.setattr(stacks, "limit_memory", lambda *_: None)
 
 
 @pytest.fixture
 def here(headers_here, monkeypatch):
     """So are pixels."""
-    monkeypatch.setattr(read, "run_reader", run_here)
+    monkeypatch.setattr(read, "run_sandboxed", run_here)
     monkeypatch.setattr(pixels, "limit_memory", lambda *_: None)
 
 
@@ -121,7 +121,7 @@ def test_image_and_labels_come_back_voxel_by_voxel(form, tmp_path, here):
     write_seg(tmp_path / "seg.dcm", labels, series, model=MODEL)
     nifti.write_labels(tmp_path / "back.nii.gz", read_seg(tmp_path / "seg.dcm", labels.grid))
 
-    assert np.array_equal(onto(found, image.grid).voxels, image.voxels)
+    assert np.array_equal(resample(found, image.grid).voxels, image.voxels)
     assert np.array_equal(nifti.read_labels(tmp_path / "back.nii.gz").voxels, some_labels().voxels)
     assert found.voxels.shape == series.shape
     assert same_grid(read_grid(series), found.grid)
@@ -336,11 +336,11 @@ def test_a_decoder_that_crashes_takes_nothing_with_it(ending, axial, tmp_path, m
     (tmp_path / "crash.py").write_text(f"import os, sys; sys.stderr.write('QUIXOTEXX'); os.kill(os.getpid(), {ending})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     series = one_series(axial)
-    monkeypatch.setattr(read, "run_reader", lambda module, *rest, **named: run_reader("crash", *rest, **named))
+    monkeypatch.setattr(read, "run_sandboxed", lambda module, *rest, **named: run_sandboxed("crash", *rest, **named))
     with pytest.raises(InputError, match="decodes its pixels crashed") as caught:
         read_series(series)
     assert "QUIXOTEXX" not in str(caught.value)
-    monkeypatch.setattr(files, "run_reader", read.run_reader)
+    monkeypatch.setattr(find, "run_sandboxed", read.run_sandboxed)
     with pytest.raises(InputError, match="process that reads the DICOM headers failed"):
         find_series(axial)
 
@@ -386,9 +386,9 @@ def test_mutated_files_are_read_or_refused(axial, tmp_path, here):
 
 def test_labels_on_another_grid_are_resampled_once(axial, tmp_path, here):
     fine = Grid((24, 28, 30), AFFINE @ np.diag([0.5, 0.5, 1 / 3, 1]))
-    labels = labels_onto(some_labels(), fine)
+    labels = resample_labels(some_labels(), fine)
     write_seg(tmp_path / "seg.dcm", labels, one_series(axial), model=MODEL)
-    expected = labels_onto(labels, Grid(SHAPE, AFFINE)).voxels
+    expected = resample_labels(labels, Grid(SHAPE, AFFINE)).voxels
     assert np.array_equal(read_seg(tmp_path / "seg.dcm", Grid(SHAPE, AFFINE)).voxels, expected)
 
 
@@ -417,7 +417,7 @@ def test_terms_of_dicom_are_spelt_as_dicom_has_them():
     from pydicom.sr.codedict import codes as dictionary
 
     known = {(code.value, code.scheme_designator, code.meaning) for code in _concepts(dictionary.cid7168)}
-    terms = [term for term in codes.LABELS.values() if term.scheme != codes.OWN_SCHEME]
+    terms = [term for term in codes.LABELS.values() if term.scheme != codes.PRIVATE_SCHEME]
     assert len(terms) == 3
     assert {(term.value, term.scheme, term.meaning) for term in terms} <= known
 
@@ -467,7 +467,7 @@ def test_names_keep_their_letters(charset, axial, tmp_path, here):
     every(axial, SpecificCharacterSet=charset, PatientName="Müller^Jürgen")
     series = one_series(axial)
     write_seg(tmp_path / "seg.dcm", some_labels(), series, model=MODEL)
-    write_report(tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", series, model=MODEL)
+    write_sr(tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", series, model=MODEL)
     for name in ("seg.dcm", "sr.dcm"):
         assert str(pydicom.dcmread(tmp_path / name).PatientName) == "Müller^Jürgen"
 
@@ -495,7 +495,7 @@ def volumes(path):
 def test_the_report_has_the_volumes_and_refers_to_the_segments(axial, tmp_path, here):
     series, labels = one_series(axial), some_labels()
     write_seg(tmp_path / "seg.dcm", labels, series, model=MODEL)
-    write_report(tmp_path / "sr.dcm", labels, tmp_path / "seg.dcm", series, model=MODEL)
+    write_sr(tmp_path / "sr.dcm", labels, tmp_path / "seg.dcm", series, model=MODEL)
     voxel = 1.0 * 1.1 * 3.0 / 1000
     enhancing = 3 * 3 * 2 - 1
     expected = {"WT": 5 * 5 * 4, "TC": enhancing + 1, "ET": enhancing, "RC": 4}
@@ -511,7 +511,7 @@ def test_the_report_has_the_volumes_and_refers_to_the_segments(axial, tmp_path, 
 def test_an_absent_region_is_reported_as_nothing(axial, tmp_path, here):
     series, empty = one_series(axial), Volume(np.zeros(SHAPE, np.uint8), AFFINE)
     write_seg(tmp_path / "seg.dcm", empty, series, model=MODEL)
-    write_report(tmp_path / "sr.dcm", empty, tmp_path / "seg.dcm", series, model=MODEL, regions=(Region.WT, Region.ET))
+    write_sr(tmp_path / "sr.dcm", empty, tmp_path / "seg.dcm", series, model=MODEL, regions=(Region.WT, Region.ET))
     assert volumes(tmp_path / "sr.dcm") == {"glimpseg WT": 0, "glimpseg ET": 0}
 
 
@@ -520,9 +520,7 @@ def test_a_report_on_another_study_is_refused(axial, tmp_path, here):
     write_seg(tmp_path / "seg.dcm", some_labels(), series, model=MODEL)
     phantoms.write_series(tmp_path / "other", VOXELS, AFFINE, study="2")
     with pytest.raises(InputError, match="no segmentation of this study"):
-        write_report(
-            tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", one_series(tmp_path / "other"), model=MODEL
-        )
+        write_sr(tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", one_series(tmp_path / "other"), model=MODEL)
 
 
 @needs_dciodvfy
@@ -533,7 +531,7 @@ def test_dciodvfy_finds_no_error(form, tmp_path, here):
     labels.voxels[:] *= form != "empty"
     series, pseudonyms = one_series(tmp_path / "in"), Pseudonyms() if form == "pseudonymous" else None
     write_seg(tmp_path / "seg.dcm", labels, series, model=MODEL, pseudonyms=pseudonyms)
-    write_report(tmp_path / "sr.dcm", labels, tmp_path / "seg.dcm", series, model=MODEL, pseudonyms=pseudonyms)
+    write_sr(tmp_path / "sr.dcm", labels, tmp_path / "seg.dcm", series, model=MODEL, pseudonyms=pseudonyms)
     for name, kind in (("seg.dcm", "Segmentation"), ("sr.dcm", "Comprehensive3DSR")):
         done = subprocess.run(["dciodvfy", tmp_path / name], capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).splitlines()
@@ -546,8 +544,8 @@ def test_pseudonyms_name_nobody(tmp_path, here):
     original = [pydicom.dcmread(path) for path in (tmp_path / "in").iterdir()]
     series, pseudonyms = one_series(tmp_path / "in"), Pseudonyms()
     write_seg(tmp_path / "seg.dcm", some_labels(), series, model=MODEL, pseudonyms=pseudonyms)
-    write_report(tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", series, model=MODEL, pseudonyms=pseudonyms)
-    old = {str(dataset[keyword].value) for dataset in original for keyword in sources.UIDS}
+    write_sr(tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", series, model=MODEL, pseudonyms=pseudonyms)
+    old = {str(dataset[keyword].value) for dataset in original for keyword in attributes.UIDS}
     for name in ("seg.dcm", "sr.dcm"):
         content = (tmp_path / name).read_bytes().lower()
         assert not [word for word in (*phantoms.CANARIES, *old) if word.lower().encode() in content]
@@ -599,7 +597,7 @@ def test_values_that_are_no_labels_are_refused(axial, tmp_path, here):
 
 
 def test_without_the_extra_its_name_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"glimpseg\[dicom\]"):
         find_series(tmp_path)
 

@@ -218,9 +218,9 @@ def test_a_phantom_release_is_read_back_as_that_release(tmp_path):
 
 
 def test_some_phantoms_of_an_incomplete_archive_lack_sequences():
-    from glimpseg.phantom.dataset import sequences_of
+    from glimpseg.phantom.dataset import kept_sequences
 
-    kept = [sequences_of(seed, 1 / 3) for seed in range(300)]
+    kept = [kept_sequences(seed, 1 / 3) for seed in range(300)]
     assert 70 < sum(subset != SUBSETS[-1] for subset in kept) < 130
 
 

@@ -27,11 +27,11 @@ from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.method import Segmenter, blanked
 from glimpseg.modality import ALL, SUBSETS, Modality, parse
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.region import Label, Region
 from glimpseg.results.folder import read_evaluation
 from glimpseg.results.scores import METRICS, read_scores
-from glimpseg.runtime.atomic import only_one
+from glimpseg.runtime.atomic import folder_lock
 from glimpseg.segmentation import inference, predict
 from glimpseg.study import Study
 from glimpseg.volume import Volume
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_label_maps_that_lie_beside_them(whole, studies)
             labels = np.asarray(nibabel.load(whole.folder / "labels" / study.id / f"{subset}.nii.gz").dataobj)
             row = whole.scores.studies.index(study.id)
             for region in REGIONS:
-                masks = region.of(labels), region.of(reference)
+                masks = region.mask(labels), region.mask(reference)
                 expected = {
                     "dice": metrics.dice(*masks),
                     "hd95": metrics.hd95(*masks, (3.0, 3.0, 3.0)),
@@ -416,7 +416,7 @@ def test_subsets_that_no_study_has_are_refused(model, tmp_path):
 
 def test_an_evaluation_that_another_process_writes_is_left_alone(model, studies, whole):
     before = files(whole.folder)
-    with only_one(whole.folder), pytest.raises(UsageError, match="Another process"):
+    with folder_lock(whole.folder), pytest.raises(UsageError, match="Another process"):
         evaluate(model, studies, whole.folder, subsets=FEW, overwrite=True)
     assert files(whole.folder) == before
 

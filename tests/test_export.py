@@ -13,10 +13,12 @@ from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.cli.entry import EXIT_CODES
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.modality import ALL, as_mask, parse
-from glimpseg.model import backend, checkpoint
+from glimpseg.modality import ALL, parse, to_flags
+from glimpseg.model import backend
 from glimpseg.model import export as module
 from glimpseg.model.export import channels_of_regions, export
+from glimpseg.model.folder import save_model
+from glimpseg.model.loading import load_model
 
 FORMATS = {"pt2": "net.pt2", "onnx": "net.onnx", "openvino": "net"}
 INSTALLED = {to: to == "pt2" or not backend.missing(to) for to in FORMATS}
@@ -32,13 +34,13 @@ def model_folder(tmp_path_factory):
     """An untrained small network, as a model on disk."""
     folder = tmp_path_factory.mktemp("model") / "model"
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(small_recipe()).state_dict(), small_recipe(), {"steps": 0})
+    save_model(folder, methods.build(small_recipe()).state_dict(), small_recipe(), {"steps": 0})
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(model_folder):
-    return checkpoint.load(model_folder)
+    return load_model(model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def test_a_written_network_runs_in_its_own_runtime(written, model, to):
     image = torch.randn(1, 4, *SIDE, generator=torch.Generator().manual_seed(5))
     for subset in (ALL, parse("t2")):
         with torch.inference_mode():
-            expected = model.network(image, as_mask(subset)[None]).numpy()
-        assert np.abs(run(image.numpy(), as_mask(subset)[None].numpy()) - expected).max() < 1e-5
+            expected = model.network(image, to_flags(subset)[None]).numpy()
+        assert np.abs(run(image.numpy(), to_flags(subset)[None].numpy()) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("to", EACH)

@@ -24,17 +24,18 @@ from glimpseg.cli import entry
 from glimpseg.data import nifti
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
-from glimpseg.runtime.atomic import atomic_folder, tidy_on_sigterm
+from glimpseg.runtime.atomic import atomic_folder
+from glimpseg.runtime.preemption import exit_on_sigterm
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+ROBUSTNESS = Path(__file__).parent / "robustness"
+sys.path.insert(0, str(ROBUSTNESS))
 fault_files = importlib.import_module("fault_files")
 fuzz_files = importlib.import_module("fuzz_files")
 fuzz_makers = importlib.import_module("fuzz_makers")
 fault_sources = importlib.import_module("fault_sources")
-sys.path.remove(str(SCRIPTS))
+sys.path.remove(str(ROBUSTNESS))
 
 ERRORS = {code: kind for kind, code in reversed(entry.EXIT_CODES.items())}
 SOME_AXES = ("RAS", "LPS", "PIR", "SAL", "AIL", "IRP")
@@ -123,7 +124,7 @@ def test_a_bomb_is_refused_without_the_memory_it_asks_for(fault, scans, tmp_path
         tracemalloc.stop()
 
 
-# Circumstances: the whole list is run by scripts/fault_table.py, each in a process
+# Circumstances: the whole list is run by tests/robustness/fault_table.py, each in a process
 
 
 def test_two_runs_into_one_folder_do_not_overwrite_each_other(tmp_path):
@@ -139,7 +140,7 @@ def test_two_runs_into_one_folder_do_not_overwrite_each_other(tmp_path):
 def test_sigterm_leaves_no_half_written_output(tmp_path, kind):
     code = textwrap.dedent(f"""
         import pathlib, time
-        from glimpseg.atomic import atomic_{kind}
+        from glimpseg.runtime.atomic import atomic_{kind}
         with atomic_{kind}(pathlib.Path({str(tmp_path / "out")!r})) as temporary:
             (temporary if temporary.is_file() else temporary / "seg").write_text("half")
             print("now", flush=True)
@@ -160,7 +161,7 @@ def test_whoever_handles_sigterm_already_keeps_doing_so():
 
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        with tidy_on_sigterm():
+        with exit_on_sigterm():
             assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)

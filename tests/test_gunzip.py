@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from glimpseg.data.gunzip import inflating
+from glimpseg.data.gunzip import open_gzip
 
 CONTENT = np.random.default_rng(0).integers(0, 40, 300_000).astype(np.uint8).tobytes()
 PACKED = gzip.compress(CONTENT, mtime=0)
@@ -29,7 +29,7 @@ def library(request, monkeypatch):
 def content(tmp_path, packed):
     path = tmp_path / "a.nii.gz"
     path.write_bytes(packed)
-    with inflating(path) as stream:
+    with open_gzip(path) as stream:
         return stream.read()
 
 
@@ -57,5 +57,5 @@ def test_a_damaged_file_is_refused(tmp_path, library, packed):
 def test_no_more_is_inflated_than_is_asked_for(tmp_path, library):
     path = tmp_path / "a.gz"
     path.write_bytes(PACKED)
-    with inflating(path) as stream:
+    with open_gzip(path) as stream:
         assert stream.read(1000) == CONTENT[:1000]

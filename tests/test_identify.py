@@ -1,4 +1,4 @@
-"""Which series is which sequence: by words and parameters, within a visit, in an edited file, and by the voxels."""
+"""Which series is which sequence: by words and parameters, within a study, in an edited file, and by the voxels."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glimpseg import phantom
-from glimpseg.data.identify import appearance, identify, identify_series, read_series_json, rules_with, verdicts
+from glimpseg.data.identify import appearance, identify, identify_series, judge_series, read_series_json, rules_with
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError, UsageError
@@ -31,7 +31,7 @@ def series(description="", header=NO_HEADER, *, number=1, place="SeriesDescripti
             "key": f"key{number}",
             "source": "dicom",
             "files": (FOLDER / f"{number}.dcm",),
-            "study": "visit",
+            "study": "one-study",
             "words": {**words, place: description},
             "numbers": {**numbers, "SeriesNumber": float(number)},
             "image_type": tuple(filter(None, header.get("ImageType", "").split("\\"))),
@@ -40,12 +40,12 @@ def series(description="", header=NO_HEADER, *, number=1, place="SeriesDescripti
     )
 
 
-def visit(*described):
+def identified(*described):
     return identify_series([series(*one, number=i) for i, one in enumerate(described, 1)], FOLDER)
 
 
 def sequences(found):
-    return [finding.sequence.key if finding.sequence else None for finding in found.findings]
+    return [verdict.sequence.key if verdict.sequence else None for verdict in found.verdicts]
 
 
 def chosen(found):
@@ -67,15 +67,15 @@ def test_a_file_is_what_its_name_says(name, expected):
 
 def test_every_verdict_has_a_reason():
     for description, header, _ in VENDORS:
-        (finding,) = visit((description, header)).findings
-        assert finding.why
-        assert finding.sequence is None or finding.evidence
+        (verdict,) = identified((description, header)).verdicts
+        assert verdict.why
+        assert verdict.sequence is None or verdict.evidence
 
 
 def test_points_add_up_to_the_score():
-    (finding,) = visit(("t2_tse_tra", T2TSE)).findings
-    assert finding.score == 8  # four for the word, four for TR and TE
-    assert [str(piece) for piece in finding.evidence] == [
+    (verdict,) = identified(("t2_tse_tra", T2TSE)).verdicts
+    assert verdict.score == 8  # four for the word, four for TR and TE
+    assert [str(piece) for piece in verdict.evidence] == [
         "'t2' in the description: T2-weighted (+4 t2)",
         "TR 5200, TE 98: both long (+4 t2)",
     ]
@@ -84,35 +84,35 @@ def test_points_add_up_to_the_score():
 def test_a_protocol_name_that_all_series_share_is_the_examinations():
     names = ["Ax T1", "Ax T2", "Ax FLAIR"]
     exam = {"ProtocolName": "BRAIN WITH CONTRAST PERFUSION"}
-    assert sequences(visit(*[(name, exam) for name in names])) == ["t1", "t2", "flair"]
+    assert sequences(identified(*[(name, exam) for name in names])) == ["t1", "t2", "flair"]
 
 
 def test_a_protocol_name_helps_where_the_description_is_mute():
-    (finding,) = visit(("5mm", {"ProtocolName": "t1_mprage_sag"})).findings
-    assert finding.sequence is Modality.T1
-    assert "in the protocol" in finding.why
+    (verdict,) = identified(("5mm", {"ProtocolName": "t1_mprage_sag"})).verdicts
+    assert verdict.sequence is Modality.T1
+    assert "in the protocol" in verdict.why
 
 
 def test_words_that_tell_of_two_sequences_alike_leave_a_series_unnamed():
-    (finding,) = visit(("T1 T2 comparison",)).findings
-    assert finding.sequence is None
-    assert "name it yourself" in finding.why
+    (verdict,) = identified(("T1 T2 comparison",)).verdicts
+    assert verdict.sequence is None
+    assert "name it yourself" in verdict.why
 
 
 def test_what_is_no_magnetic_resonance_is_dropped():
-    assert sequences(visit(("T1 fused", {"Modality": "PT"}))) == [None]
+    assert sequences(identified(("T1 fused", {"Modality": "PT"}))) == [None]
 
 
 def test_a_diffusion_weighting_outweighs_every_word():
-    assert sequences(visit(("AX T2 FLAIR", {**FLAIR2D, "DiffusionBValue": 1000}))) == [None]
+    assert sequences(identified(("AX T2 FLAIR", {**FLAIR2D, "DiffusionBValue": 1000}))) == [None]
 
 
 @pytest.mark.parametrize("agent", ["NONE", "no", "n/a", "", "ohne", "0"])
 def test_an_agent_that_is_none_is_no_agent(agent):
-    assert sequences(visit(("Ax T1", {"ContrastBolusAgent": agent}))) == ["t1"]
+    assert sequences(identified(("Ax T1", {"ContrastBolusAgent": agent}))) == ["t1"]
 
 
-# -- one visit -------------------------------------------------------------------------------------------------------
+# -- one study -------------------------------------------------------------------------------------------------------
 
 
 def test_the_time_of_the_injection_tells_t1_from_t1c():
@@ -122,7 +122,7 @@ def test_the_time_of_the_injection_tells_t1_from_t1c():
     ]
     found = identify_series(both, FOLDER)
     assert chosen(found) == {"t1": 1, "t1c": 2}
-    assert "5 min after the injection" in found.findings[1].why
+    assert "5 min after the injection" in found.verdicts[1].why
 
 
 def test_what_follows_a_perfusion_series_is_after_contrast_agent():
@@ -143,7 +143,7 @@ def test_spin_labelling_is_no_sign_of_contrast_agent():
 
 def test_an_agent_that_is_entered_even_before_the_injection_counts_for_nothing():
     agent = {"ContrastBolusAgent": "Dotarem"}
-    assert sequences(visit(("T1 pre", agent), ("T1 ax", agent), ("T1 post", agent))) == ["t1", "t1", "t1c"]
+    assert sequences(identified(("T1 pre", agent), ("T1 ax", agent), ("T1 post", agent))) == ["t1", "t1", "t1c"]
 
 
 def test_an_agent_in_the_header_alone_tells_nothing_of_later_series():
@@ -153,15 +153,15 @@ def test_an_agent_in_the_header_alone_tells_nothing_of_later_series():
 
 
 def test_a_header_that_contradicts_itself_on_contrast_agent_leaves_a_series_unnamed():
-    (finding,) = visit(("T1 nativ Gd", T1SE)).findings
-    assert finding.sequence is None
-    assert "contradicts itself" in finding.why
+    (verdict,) = identified(("T1 nativ Gd", T1SE)).verdicts
+    assert verdict.sequence is None
+    assert "contradicts itself" in verdict.why
 
 
 def test_two_t1_series_of_which_nothing_tells_of_contrast_agent_are_pointed_out():
-    found = visit(("t1_mprage_sag", MPRAGE), ("t1_mprage_sag", MPRAGE))
+    found = identified(("t1_mprage_sag", MPRAGE), ("t1_mprage_sag", MPRAGE))
     assert chosen(found) == {"t1": 1}
-    assert "nothing tells whether contrast agent was given" in found.text()
+    assert "no header says whether contrast agent was given" in found.text()
 
 
 def test_volumes_of_one_series_are_dropped():
@@ -198,8 +198,8 @@ def test_of_two_that_fit_one_is_taken_by_a_rule_that_is_told(one, like, two, ali
 
 def test_a_reformatted_series_is_taken_only_where_there_is_no_original():
     made = {**MPRAGE, "ImageType": "DERIVED\\SECONDARY\\MPR"}
-    alone = visit(("t1 mprage km cor", made))
-    beside = visit(("t1 mprage km cor", made), ("T1 SE km", T1SE))
+    alone = identified(("t1 mprage km cor", made))
+    beside = identified(("t1 mprage km cor", made), ("T1 SE km", T1SE))
     assert chosen(alone) == {"t1c": 1}
     assert "made from another one" in alone.text()
     assert chosen(beside) == {"t1c": 2}
@@ -208,7 +208,7 @@ def test_a_reformatted_series_is_taken_only_where_there_is_no_original():
 
 
 def test_the_table_marks_what_is_taken_and_tells_what_is_missing():
-    lines = visit(("localizer",), ("t2_tse_tra", T2TSE)).text().splitlines()
+    lines = identified(("localizer",), ("t2_tse_tra", T2TSE)).text().splitlines()
     assert [line.startswith("*") for line in lines[1:] if "key" in line] == [False, True]
     assert "Not found: T1, T1c, FLAIR. Any subset will do." in lines
 
@@ -220,8 +220,8 @@ def test_a_users_words_outweigh_the_packaged_ones(tmp_path):
     own = tmp_path / "words.yaml"
     own.write_text("flair: [dunkelfluid 3]\ndrop: [forschung]\n", "utf-8")
     rules = rules_with(own)
-    found = verdicts([series("Dunkelfluid_3 t2"), series("Forschung t1 mprage")], rules)
-    assert [finding.sequence for finding in found] == [Modality.FLAIR, None]
+    found = judge_series([series("Dunkelfluid_3 t2"), series("Forschung t1 mprage")], rules)
+    assert [verdict.sequence for verdict in found] == [Modality.FLAIR, None]
     assert "your word for flair" in found[0].why
 
 
@@ -229,7 +229,7 @@ def test_a_users_word_means_nothing_but_itself(tmp_path):
     own = tmp_path / "words.yaml"
     own.write_text("t2: ['(a+)+$', 'b.*']\n", "utf-8")
     begun = time.perf_counter()
-    assert [f.sequence for f in verdicts([series("a" * 60 + "!"), series("bxx")], rules_with(own))] == [None, None]
+    assert [f.sequence for f in judge_series([series("a" * 60 + "!"), series("bxx")], rules_with(own))] == [None, None]
     assert time.perf_counter() - begun < 1
 
 
@@ -253,7 +253,7 @@ def test_a_table_of_words_that_says_something_else_is_refused(tmp_path, content,
 def test_hostile_text_is_judged_in_no_time():
     begun = time.perf_counter()
     for text in ("t1 " * 10_000, "t1_" + "a " * 5_000, "t1 w " + "x" * 50_000, "\u0130" * 1000, "((((" * 500):
-        visit((text, MPRAGE))
+        identified((text, MPRAGE))
     assert time.perf_counter() - begun < 2
 
 
@@ -270,8 +270,8 @@ def write_nifti(path, sidecar=None, shape=(12, 12, 12), spacing=12.0):
 
 @pytest.fixture
 def converted(tmp_path):
-    """A visit as dcm2niix leaves it: names that tell nothing, sidecars that do, in seconds."""
-    folder = tmp_path / "visit"
+    """A study as dcm2niix leaves it: names that tell nothing, sidecars that do, in seconds."""
+    folder = tmp_path / "one-study"
     for number, (description, tr, te, ti) in enumerate(
         [
             ("3 Plane Loc", 0.005, 0.002, 0),
@@ -289,7 +289,7 @@ def converted(tmp_path):
 def test_sidecars_in_seconds_are_understood(converted):
     found = identify(converted)
     assert chosen(found) == {"t1": 2, "t2": 3, "flair": 4}
-    assert found.findings[3].series.numbers["InversionTime"] == 2500
+    assert found.verdicts[3].series.numbers["InversionTime"] == 2500
 
 
 def test_a_sidecar_in_milliseconds_is_understood(tmp_path):
@@ -352,15 +352,15 @@ def test_a_damaged_file_costs_the_others_nothing(tmp_path):
     assert any("t2.nii.gz was left out" in note for note in found.notes)
 
 
-def test_several_visits_are_refused_until_one_is_named(tmp_path):
+def test_several_studies_are_refused_until_one_is_named(tmp_path):
     for subject in ("sub-01", "sub-02"):
         write_nifti(tmp_path / subject / "anat" / f"{subject}_T1w.nii.gz")
         write_nifti(tmp_path / subject / "perf" / f"{subject}_asl.nii.gz")
-    with pytest.raises(InputError, match="2 visits") as refused:
+    with pytest.raises(InputError, match="2 studies") as refused:
         identify(tmp_path)
     key = str(refused.value).split("key: ")[1].split(" ")[0]
-    assert len(identify(tmp_path, study=key).findings) == 2
-    with pytest.raises(InputError, match="No visit has the key"):
+    assert len(identify(tmp_path, study=key).verdicts) == 2
+    with pytest.raises(InputError, match="No study has the key"):
         identify(tmp_path, study="other")
 
 
@@ -376,7 +376,7 @@ def test_an_empty_folder_and_a_file_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory):
-    """A visit in DICOM, and one NIfTI file that somebody left there."""
+    """A study in DICOM, and one NIfTI file that somebody left there."""
     pytest.importorskip("pydicom", reason="needs the extra dicom")
     pytest.importorskip("highdicom", reason="needs the extra dicom")
     from dicom_phantoms import Acquisition, write_series
@@ -399,10 +399,10 @@ def scanned(tmp_path_factory):
     return folder
 
 
-def test_a_visit_in_dicom_is_identified(scanned):
+def test_a_study_in_dicom_is_identified(scanned):
     found = identify(scanned)
     assert chosen(found) == {"t1": 2, "t1c": 6, "t2": 3, "flair": 4}
-    assert "1 NIfTI files were left aside" in found.text()
+    assert "1 NIfTI files were ignored" in found.text()
 
 
 def test_nobody_on_a_dicom_image_is_named_in_table_or_file(scanned):
@@ -531,14 +531,14 @@ def brain():
 
 def test_images_under_their_own_names_give_no_warning(brain):
     images, prepared = brain
-    assert appearance.warnings_of(prepared(images)) == ()
+    assert appearance.appearance_warnings(prepared(images)) == ()
 
 
 @pytest.mark.parametrize("pair", [("T1", "T2"), ("T1C", "FLAIR"), ("T2", "FLAIR"), ("T1C", "T2")])
 def test_swapped_images_give_a_warning_that_names_both(brain, pair):
     images, prepared = brain
     one, two = Modality[pair[0]], Modality[pair[1]]
-    said = appearance.warnings_of(prepared({**images, one: images[two], two: images[one]}))
+    said = appearance.appearance_warnings(prepared({**images, one: images[two], two: images[one]}))
     assert 1 <= len(said) <= 2
     assert all(one.title in sentence or two.title in sentence for sentence in said)
 
@@ -546,13 +546,13 @@ def test_swapped_images_give_a_warning_that_names_both(brain, pair):
 def test_t1_and_t1c_are_never_told_apart(brain):
     images, prepared = brain
     swapped = {**images, Modality.T1: images[Modality.T1C], Modality.T1C: images[Modality.T1]}
-    assert appearance.warnings_of(prepared(swapped)) == ()
+    assert appearance.appearance_warnings(prepared(swapped)) == ()
 
 
 def test_a_single_t2_that_is_named_t1_gives_a_warning(brain):
     images, prepared = brain
-    assert appearance.warnings_of(prepared({Modality.T1: images[Modality.T2]})) == (
-        "The image named T1 looks like T2. Check it; the result is made all the same.",
+    assert appearance.appearance_warnings(prepared({Modality.T1: images[Modality.T2]})) == (
+        "The image named T1 looks like T2. Check it; the study is segmented anyway.",
     )
 
 
@@ -560,7 +560,9 @@ def test_probabilities_of_the_kinds_sum_to_one():
     rng = np.random.default_rng(0)
     measures = rng.normal(size=(4, 4))
     measures[1] = np.nan
-    shares = appearance.kinds_of(measures, np.corrcoef(rng.normal(size=(4, 9))), appearance.model())
+    shares = appearance.kind_probabilities(
+        measures, np.corrcoef(rng.normal(size=(4, 9))), appearance.appearance_model()
+    )
     assert np.allclose(shares.sum(1), 1)
     assert (shares >= 0).all()
 
@@ -568,6 +570,6 @@ def test_probabilities_of_the_kinds_sum_to_one():
 def test_a_slab_is_judged_without_places_in_the_head():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1, 40, 40, 12))
-    found = appearance.measures_of(images, np.ones(images.shape, bool), 3.0)
+    found = appearance.appearance_measures(images, np.ones(images.shape, bool), 3.0)
     assert np.isnan(found[0, :2]).all()
     assert np.isfinite(found[0, 2:]).all()

@@ -20,7 +20,7 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.segmentation import predict
 from glimpseg.segmentation.inputs import items
-from glimpseg.volume import Volume, onto
+from glimpseg.volume import Volume, resample
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -92,7 +92,7 @@ def test_the_mask_of_dicom_is_that_of_the_same_voxels_as_nifti(visit, model, tmp
     named = {m.key: nibabel.Nifti1Image(voxels.astype(np.float32), AFFINE) for m, voxels in written.items()}
     expected = predict.segment(**named, model=model).labels
     found = nibabel.load(tmp_path / "out" / "visit" / "seg.nii.gz")
-    back = onto(Volume(np.asarray(found.dataobj).astype(np.float32), found.affine), expected.grid)
+    back = resample(Volume(np.asarray(found.dataobj).astype(np.float32), found.affine), expected.grid)
     assert np.array_equal(back.voxels, expected.voxels)
 
 

@@ -31,7 +31,7 @@ from glimpseg.data.layouts import (
     write_manifest,
     write_studies,
 )
-from glimpseg.data.layouts.meaning import convention_of_labels, convention_of_regions
+from glimpseg.data.layouts.label_names import convention_of_labels, convention_of_regions
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import ALL, SUBSETS, Modality

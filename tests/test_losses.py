@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from glimpseg.losses import (
-    Maps,
+    FusionOutputs,
     binary_cross_entropy,
-    coarsened,
+    downsample_target,
     one_hot,
     region_fusion_terms,
-    soft_dice,
+    soft_dice_loss,
     weighted_cross_entropy,
 )
 from glimpseg.region import Label
@@ -31,23 +31,23 @@ def test_soft_dice_pools_the_batch_and_averages_the_classes():
     probabilities = batch_of([(1, 0.5), (0.2, 0)], [(0, 0.5), (0.4, 0.4)])
     target = batch_of([(1, 1), (0, 0)], [(0, 0), (1, 0)])
     # Class 1: both 1.5, total 2 + 2: 3 / 4. Class 2: both 0.4, total 1 + 1: 0.8 / 2. Mean 0.575.
-    assert float(soft_dice(probabilities, target, smooth=(0, 0))) == pytest.approx(1 - 0.575)
+    assert float(soft_dice_loss(probabilities, target, smooth=(0, 0))) == pytest.approx(1 - 0.575)
 
 
 def test_smoothing_stands_in_numerator_and_denominator():
     probabilities, target = batch_of([(0.5, 0.5)]), batch_of([(1, 0)])
     # (2 * 0.5 + 1) / (1 + 1 + 2) = 1 / 2.
-    assert float(soft_dice(probabilities, target, smooth=(1, 2))) == pytest.approx(0.5)
+    assert float(soft_dice_loss(probabilities, target, smooth=(1, 2))) == pytest.approx(0.5)
 
 
 def test_smoothing_is_too_small_to_matter_where_there_is_tumour():
     probabilities, target = batch_of([(0, 0)]), batch_of([(1, 1)])
     # 1e-5 / (2 + 1e-5).
-    assert 1 - float(soft_dice(probabilities, target)) == pytest.approx(5e-6, rel=0.05)
+    assert 1 - float(soft_dice_loss(probabilities, target)) == pytest.approx(5e-6, rel=0.05)
 
 
 def test_a_class_that_is_nowhere_and_predicted_nowhere_costs_nothing():
-    assert float(soft_dice(batch_of([(0, 0)]), batch_of([(0, 0)]))) == pytest.approx(0, abs=1e-6)
+    assert float(soft_dice_loss(batch_of([(0, 0)]), batch_of([(0, 0)]))) == pytest.approx(0, abs=1e-6)
 
 
 def test_binary_cross_entropy_is_the_mean_over_all_voxels():
@@ -64,18 +64,18 @@ def test_a_coarse_target_is_the_mean_over_the_voxels_that_each_covers():
         1  # two in one block of eight, one in another
     )
     target[0, 1] = 1
-    coarse = coarsened(target, torch.Size((1, 2, 2)))
+    coarse = downsample_target(target, torch.Size((1, 2, 2)))
     assert coarse[0, 0, 0].tolist() == [[2 / 8, 0], [0, 1 / 8]]
     assert coarse[0, 1].unique().tolist() == [1]
 
 
 def test_a_coarse_target_may_be_coarser_along_one_axis_alone():
-    assert coarsened(batch_of([(1, 0, 1, 1)]), torch.Size((1, 1, 2))).flatten().tolist() == [0.5, 1]
+    assert downsample_target(batch_of([(1, 0, 1, 1)]), torch.Size((1, 1, 2))).flatten().tolist() == [0.5, 1]
 
 
 def test_a_target_at_full_resolution_stays_as_it_is():
     target = batch_of([(1, 0)])
-    assert coarsened(target, target.shape[2:]) is target
+    assert downsample_target(target, target.shape[2:]) is target
 
 
 def test_background_comes_first_and_labels_in_their_order():
@@ -103,7 +103,9 @@ def fusion(*, deep=(), has=(True, True)):
     """Terms for half a tumour: the fused output has 1/2 everywhere, one modality is right with 3/4, one with 1/4."""
     target = batch_of([(1, 0), (0, 1)])
     half, right, wrong = (batch_of([(p, 1 - p), (1 - p, p)]) for p in (0.5, 0.75, 0.25))
-    maps = Maps(half, torch.stack([right, wrong], 1), [{"right": right, "wrong": wrong}[name] for name in deep])
+    maps = FusionOutputs(
+        half, torch.stack([right, wrong], 1), [{"right": right, "wrong": wrong}[name] for name in deep]
+    )
     return {name: term.item() for name, term in region_fusion_terms(maps, target, torch.tensor([has])).items()}
 
 
@@ -141,7 +143,9 @@ def test_cross_entropy_of_a_modality_is_the_mean_over_the_samples_that_have_it()
     target = torch.cat([batch_of([(1, 0), (0, 1)])] * 3)
     right, wrong = (batch_of([(p, 1 - p), (1 - p, p)]) for p in (0.75, 0.25))
     singles = torch.cat([right, wrong, wrong])[:, None]
-    terms = region_fusion_terms(Maps(singles[:, 0], singles, []), target, torch.tensor([[True], [True], [False]]))
+    terms = region_fusion_terms(
+        FusionOutputs(singles[:, 0], singles, []), target, torch.tensor([[True], [True], [False]])
+    )
     # Samples 1 and 2: (log 4/3 + log 4) / 2 with weight 1/2; Dice of both pooled: 2 * (1.5 + 0.5) / (4 + 4) a class.
     assert float(terms["sep/ce"]) == pytest.approx((math.log(4 / 3) + math.log(4)) / 4)
     assert float(terms["sep/dice"]) == pytest.approx(0.5)

@@ -13,10 +13,10 @@ from conftest import AFFINE, WORDS, head, write_head
 from glimpseg import volume as volumes
 from glimpseg.data import nifti
 from glimpseg.data.preprocess import Preprocess, prepare
-from glimpseg.data.raw.together import bring_together
+from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.errors import InputError
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
+from glimpseg.model.loading import load_model
 from glimpseg.region import Region
 from glimpseg.segmentation import inference, memory, predict
 from glimpseg.study import Study
@@ -34,7 +34,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(model_folder):
-    return checkpoint.load(model_folder, torch.device("cpu"))
+    return load_model(model_folder, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_of_large_files_one_sequence_is_held_at_a_time(files, small_parts, monke
 
     monkeypatch.setattr(nifti, "read_volume", watched)
     study = Study("S", files)
-    prepare(bring_together(study).study if brought else study, SETTINGS)
+    prepare(register_and_strip(study).study if brought else study, SETTINGS)
     assert len(held) == 4 + 4 * brought
 
 
@@ -88,7 +88,7 @@ def test_images_that_differ_in_one_voxel_are_two():
 
 
 def test_a_large_study_that_is_looked_at_comes_back_as_files(files, small_parts):
-    brought = bring_together(Study("S", files))
+    brought = register_and_strip(Study("S", files))
     assert dict(brought.study.images) == files
     assert all(grid.shape == (40, 48, 36) for grid in brought.grids.values())
 
@@ -100,7 +100,7 @@ def test_a_large_sequence_that_lies_apart_is_moved_with_all_its_voxels(files, sm
     path = tmp_path / "t2.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), away), path)
     study = Study("S", {**{m: files[m] for m in (Modality.T1C, Modality.T1)}, Modality.T2: path})
-    brought = bring_together(study)
+    brought = register_and_strip(study)
     moved = brought.study.images[Modality.T2]
     assert brought.study.images[Modality.T1C] == files[Modality.T1C]
     assert np.array_equal(moved.voxels, nifti.read_volume(path).voxels)

@@ -22,7 +22,7 @@ from glimpseg.method import (
     subsets_within,
     take_weights,
 )
-from glimpseg.modality import ALL, SUBSETS, Modality, as_mask, from_mask
+from glimpseg.modality import ALL, SUBSETS, Modality, from_flags, to_flags
 from glimpseg.region import Label, Region
 from glimpseg.runtime import precision
 from glimpseg.volume import Grid
@@ -111,7 +111,7 @@ def test_subsets_share_work_only_where_encode_does_any():
     assert Plain(TUMOUR).encode(image, available) is image
     learner = Plain(TUMOUR)
     learner.forward = lambda image, available: image * available[:, :, None, None, None]
-    assert learner.fuse(image + 1, available & as_mask(Modality.T2)).flatten().tolist() == [0, 0, 2, 0]
+    assert learner.fuse(image + 1, available & to_flags(Modality.T2)).flatten().tolist() == [0, 0, 2, 0]
 
 
 # Labels and regions
@@ -176,9 +176,9 @@ def test_what_training_alone_needs_can_be_dropped():
 
 
 def test_subsets_within_a_study_are_those_of_its_modalities():
-    available = torch.stack([as_mask(Modality.T1C), as_mask(Modality.T1 | Modality.FLAIR)])
+    available = torch.stack([to_flags(Modality.T1C), to_flags(Modality.T1 | Modality.FLAIR)])
     rows, possible = subsets_within(available)
-    assert [from_mask(row) for row in rows] == list(SUBSETS)
+    assert [from_flags(row) for row in rows] == list(SUBSETS)
     assert [[SUBSETS[n].key for n in row.nonzero()[:, 0].tolist()] for row in possible] == [
         ["t1c"],
         ["t1", "flair", "t1+flair"],
@@ -187,15 +187,15 @@ def test_subsets_within_a_study_are_those_of_its_modalities():
 
 def test_each_sample_draws_its_own_subset_all_equally_often():
     torch.manual_seed(0)
-    drawn = draw_subsets(as_mask(Modality.T1 | Modality.FLAIR).expand(3000, -1))
+    drawn = draw_subsets(to_flags(Modality.T1 | Modality.FLAIR).expand(3000, -1))
     subsets, counts = drawn.unique(dim=0, return_counts=True)
-    assert {from_mask(row).key for row in subsets} == {"t1", "flair", "t1+flair"}
+    assert {from_flags(row).key for row in subsets} == {"t1", "flair", "t1+flair"}
     # Expected 1000 each, standard deviation 26.
     assert ((counts - 1000).abs() < 130).all()
 
 
 def test_a_study_of_one_sequence_always_shows_it():
-    available = as_mask(Modality.T2).expand(20, -1)
+    available = to_flags(Modality.T2).expand(20, -1)
     assert torch.equal(draw_subsets(available), available)
 
 
@@ -367,15 +367,15 @@ def test_two_axes_exchanged_are_not_taken_for_the_same_shape():
 def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, device, native, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native if device == "cpu" else not native)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native if device == "cuda" else not native)
-    assert precision.resolved_precision("auto", torch.device(device)) == expected
+    assert precision.resolve_precision("auto", torch.device(device)) == expected
 
 
 def test_on_a_device_of_another_kind_auto_takes_fp32(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert precision.resolved_precision("auto", torch.device("mps")) == "fp32"
+    assert precision.resolve_precision("auto", torch.device("mps")) == "fp32"
 
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16"])
 def test_a_precision_that_is_named_is_taken_everywhere(monkeypatch, wanted):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: wanted == "fp32")
-    assert precision.resolved_precision(wanted, torch.device("cpu")) == wanted
+    assert precision.resolve_precision(wanted, torch.device("cpu")) == wanted

@@ -1,7 +1,11 @@
 """The contract, for every method found: what makes one new file safe."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -15,9 +19,11 @@ import glimpseg
 from glimpseg import methods
 from glimpseg.data.cache import in_memory
 from glimpseg.data.preprocess import prepare
+from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, draw_subsets, frozen
-from glimpseg.modality import SUBSETS, as_mask
-from glimpseg.model import checkpoint
+from glimpseg.modality import SUBSETS, to_flags
+from glimpseg.model.folder import save_model
+from glimpseg.model.loading import load_model
 from glimpseg.nets.recompute import recompute
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import as_study
@@ -60,7 +66,7 @@ def test_there_is_at_least_the_baseline():
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
 def test_every_subset_gives_finite_probabilities(learner, batch, subset):
     with torch.inference_mode():
-        probabilities = learner(batch.image, as_mask(subset).expand(2, -1))
+        probabilities = learner(batch.image, to_flags(subset).expand(2, -1))
     assert probabilities.shape[2:] == batch.image.shape[2:]
     assert torch.isfinite(probabilities).all()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
@@ -69,7 +75,7 @@ def test_every_subset_gives_finite_probabilities(learner, batch, subset):
 @segmenters
 @pytest.mark.parametrize("subset", SUBSETS[:-1], ids=lambda subset: subset.key)
 def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
-    available = as_mask(subset).expand(2, -1)
+    available = to_flags(subset).expand(2, -1)
     broken = torch.where(available[:, :, None, None, None], batch.image, torch.nan)
     with torch.inference_mode():
         assert torch.equal(learner(batch.image, available), learner(broken, available))
@@ -79,7 +85,7 @@ def test_an_absent_modality_never_reaches_the_output(learner, batch, subset):
 def test_what_a_study_lacks_never_reaches_the_loss(recipe, batch, subset):
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    available = torch.stack([as_mask(subset), as_mask(SUBSETS[-1])] * (len(batch.image) // 2))
+    available = torch.stack([to_flags(subset), to_flags(SUBSETS[-1])] * (len(batch.image) // 2))
     absent = ~available[:, :, None, None, None]
     told = []
     for filling in (7.0, torch.nan):  # a factor of 0 would hide the first, a replaced NaN the second
@@ -97,7 +103,7 @@ def test_what_a_study_lacks_never_reaches_the_loss(recipe, batch, subset):
 @segmenters
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
 def test_work_that_is_shared_between_subsets_changes_no_bit(learner, batch, subset):
-    available = as_mask(subset).expand(2, -1)
+    available = to_flags(subset).expand(2, -1)
     with torch.inference_mode():
         assert torch.equal(
             learner.fuse(learner.encode(batch.image, batch.available), available), learner(batch.image, available)
@@ -107,8 +113,8 @@ def test_work_that_is_shared_between_subsets_changes_no_bit(learner, batch, subs
 @segmenters
 def test_a_modality_that_is_there_changes_the_output(learner, batch):
     with torch.inference_mode():
-        present = learner(batch.image, as_mask(SUBSETS[-1]).expand(2, -1))
-        absent = learner(batch.image, (as_mask(SUBSETS[-1]) & ~as_mask(SUBSETS[1])).expand(2, -1))
+        present = learner(batch.image, to_flags(SUBSETS[-1]).expand(2, -1))
+        absent = learner(batch.image, (to_flags(SUBSETS[-1]) & ~to_flags(SUBSETS[1])).expand(2, -1))
     assert (present - absent).abs().max() > 1e-4
 
 
@@ -200,8 +206,8 @@ def test_recomputing_keeps_less_and_changes_no_bit(recipe, batch):
 
 @segmenters
 def test_a_saved_model_gives_the_same_bits(recipe, learner, batch, tmp_path):
-    checkpoint.save(tmp_path / "m", learner.state_dict(), recipe, {})
-    again = checkpoint.load(tmp_path / "m").network
+    save_model(tmp_path / "m", learner.state_dict(), recipe, {})
+    again = load_model(tmp_path / "m").network
     with torch.inference_mode():
         assert torch.equal(learner(batch.image, batch.available), again(batch.image, batch.available))
 
@@ -297,7 +303,7 @@ def test_summaries_are_read_without_importing():
 @pytest.mark.parametrize("available", SUBSETS, ids=lambda subset: subset.key)
 def test_drawn_subsets_are_never_empty_and_never_more_than_there_is(available):
     torch.manual_seed(0)
-    mask = as_mask(available).expand(200, -1)
+    mask = to_flags(available).expand(200, -1)
     drawn = draw_subsets(mask)
     assert drawn.any(1).all()
     assert not (drawn & ~mask).any()
@@ -319,3 +325,38 @@ def test_a_frozen_module_passes_gradients_to_its_input_alone():
     frozen(judge)(feature).sum().backward()
     assert feature.grad is not None
     assert judge.weight.grad is None
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A folder with a method of a user's own: a copy of the baseline."""
+    shutil.copy(Path(methods.__file__).with_name("unet.py"), tmp_path / "mine.py")
+    monkeypatch.setattr(methods, "__path__", list(methods.__path__))
+    yield tmp_path
+    sys.modules.pop("glimpseg.methods.mine", None)
+
+
+def test_a_method_in_a_folder_of_your_own_is_found(own_folder):
+    methods.add_folder(own_folder)
+    assert methods.names() == sorted([*NAMES, "mine"])
+    assert methods.summary("mine") == methods.summary("unet")
+    assert methods.find_recipe("mine/phantom").method != "mine"  # as the copy says
+    assert methods.module("mine").__file__ == str(own_folder / "mine.py")
+
+
+def test_the_environment_names_folders_of_your_own(own_folder):
+    code = "from glimpseg import methods; print(*methods.names())"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, methods.OWN_FOLDERS: str(own_folder)}
+    assert "mine" in subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_a_method_of_your_own_may_not_hide_another(own_folder):
+    (own_folder / "mine.py").rename(own_folder / "unet.py")
+    with pytest.raises(UsageError, match="has a method 'unet', and glimpseg has one of this name"):
+        methods.add_folder(own_folder)
+
+
+def test_a_folder_of_methods_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        methods.add_folder(tmp_path / "nowhere")

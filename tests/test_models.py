@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from conformance import reference
 from glimpseg.cli import app
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.model import checkpoint, importing
+from glimpseg.model import importing
+from glimpseg.model.loading import load_model
 
 METHODS = ("rfnet", "mmformer")
 
@@ -40,7 +41,7 @@ def test_an_imported_model_gives_the_authors_outputs(authors, tmp_path):
     method, stored, _, path = authors
     done = CliRunner().invoke(app, ["models", "import", "--method", method, str(path), "-o", str(tmp_path / "m")])
     assert done.exit_code == 0, done.output
-    model = checkpoint.load(tmp_path / "m")
+    model = load_model(tmp_path / "m")
     module, _ = reference.built(method, stored)
     with torch.inference_mode():
         output = model.network(reference.ours(stored["x"], module), torch.tensor([[False, True, False, False]]))
@@ -54,7 +55,7 @@ def test_a_bare_state_dict_in_safetensors_will_do(authors, tmp_path):
     method, _, weights, _ = authors
     save_file(weights, tmp_path / "w.safetensors")
     importing.import_model(method, tmp_path / "w.safetensors", tmp_path / "m")
-    assert checkpoint.load(tmp_path / "m").recipe.method == method
+    assert load_model(tmp_path / "m").recipe.method == method
 
 
 @pytest.mark.usefixtures("readers_here")
@@ -75,7 +76,7 @@ def test_numbers_as_numpy_1_wrote_them_are_read(tmp_path):
 @pytest.mark.usefixtures("readers_here")
 def test_imported_weights_are_used_as_they_were_trained_in_fp32_and_whole_windows(authors, tmp_path):
     method, _, _, path = authors
-    model = checkpoint.load(importing.import_model(method, path, tmp_path / "m"))
+    model = load_model(importing.import_model(method, path, tmp_path / "m"))
     assert model.precision == "fp32"
     assert model.network.fixed_windows is (method == "mmformer")
 

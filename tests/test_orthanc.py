@@ -20,16 +20,16 @@ from glimpseg.region import Label
 from glimpseg.volume import Volume
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
-pytest.importorskip("dicomweb_client", reason="needs the extra pacs")
+pytest.importorskip("dicomweb_client", reason="needs dicomweb-client")
 import dicomweb_client
 import pydicom
 
 import dicom_phantoms as phantoms
 from conftest import needs_loopback
-from glimpseg.data.dicom.files import find_series
+from glimpseg.data.dicom.find import find_series
 from glimpseg.data.dicom.read import read_series
-from glimpseg.data.dicom.report import write_report
 from glimpseg.data.dicom.seg import read_seg, write_seg
+from glimpseg.data.dicom.sr import write_sr
 from test_intake import SERIES, write_visit
 
 PROGRAM = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -128,7 +128,7 @@ def test_a_study_goes_through_an_archive_and_its_segmentation_comes_back(form, a
     labels = threshold(image)
     for kind in ("BINARY", "LABELMAP"):
         write_seg(tmp_path / f"{kind}.dcm", labels, series, kind=kind, model="threshold")
-    write_report(tmp_path / "sr.dcm", labels, tmp_path / "BINARY.dcm", series, model="threshold")
+    write_sr(tmp_path / "sr.dcm", labels, tmp_path / "BINARY.dcm", series, model="threshold")
     stow(archive, tmp_path / "BINARY.dcm", tmp_path / "LABELMAP.dcm", tmp_path / "sr.dcm")
 
     again = fetch(archive, tmp_path / "again", study)

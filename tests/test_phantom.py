@@ -11,9 +11,9 @@ from scipy.stats import rankdata
 
 from glimpseg import phantom
 from glimpseg.modality import Modality
-from glimpseg.phantom import Settings, generate, render, sample, stream
-from glimpseg.phantom.field import Fields, Lattice, gaussian_matrix, linear_matrix, spline_matrix
-from glimpseg.phantom.signal import InversionSpinEcho, Tissue, nulling_inversion_ms, response
+from glimpseg.phantom import Settings, draw_plan, generate, render, stream
+from glimpseg.phantom.lattice import Fields, Lattice, gaussian_matrix, linear_matrix, spline_matrix
+from glimpseg.phantom.signal import InversionSpinEcho, Tissue, nulling_inversion_ms, tissue_signal
 from glimpseg.region import Label
 
 COARSE = Settings.at_spacing(3.0)
@@ -102,12 +102,12 @@ def test_different_seeds_give_different_heads(cases):
 
 
 def test_a_plan_is_decided_before_any_voxel_and_can_be_replayed(cases):
-    plan = sample(5, COARSE)
+    plan = draw_plan(5, COARSE)
     assert torch.equal(render(plan).images, cases[5].images)
 
 
 def test_a_new_setting_changes_no_other_decision():
-    plain, operated = sample(8, COARSE), sample(8, Settings.at_spacing(3.0, post_operative=1.0))
+    plain, operated = draw_plan(8, COARSE), draw_plan(8, Settings.at_spacing(3.0, post_operative=1.0))
     assert (plain.head, plain.scanner, plain.tumour.foci) == (operated.head, operated.scanner, operated.tumour.foci)
 
 
@@ -119,7 +119,7 @@ def test_a_stream_gives_what_its_seeds_give(cases):
 @pytest.mark.parametrize("seed", [-1, True])
 def test_a_seed_that_is_no_natural_number_is_refused(seed):
     with pytest.raises(ValueError, match="whole number from 0"):
-        sample(seed, COARSE)
+        draw_plan(seed, COARSE)
 
 
 def test_a_stream_refuses_a_negative_seed_at_once():
@@ -345,7 +345,7 @@ def test_a_shifted_blur_moves_the_content():
 def test_the_nulling_inversion_gives_fluid_no_signal():
     sequence = InversionSpinEcho(tr_ms=9000, te_ms=120, ti_ms=nulling_inversion_ms(9000, 4200))
     fluid = Tissue(density=1.0, t1_ms=4200, t2_ms=1900)
-    assert float(response(sequence, fluid, contrast=False)) == pytest.approx(0, abs=1e-6)
+    assert float(tissue_signal(sequence, fluid, contrast=False)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.gpu

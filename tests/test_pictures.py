@@ -12,9 +12,9 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from glimpseg.modality import Modality
-from glimpseg.model.checkpoint import Model
-from glimpseg.picture import COLOURS, cut, draw_plane, grey_window, largest_cut, legend, preview
-from glimpseg.region import Label
+from glimpseg.model.loading import Model
+from glimpseg.picture import PlaneView, draw_plane, grey_window, largest_slices, legend_lines, plane_image, preview
+from glimpseg.region import COLOURS, Label
 from glimpseg.report import figures
 from glimpseg.segmentation.result import Segmentation
 from glimpseg.volume import Volume
@@ -156,9 +156,9 @@ def test_a_cut_has_the_right_at_the_left_and_the_front_at_the_top():
     # Voxel values are their places: 100 x + 10 y + z.
     volume = np.add.outer(np.add.outer(100 * np.arange(2), 10 * np.arange(3)), np.arange(4))
     where = (1, 2, 3)
-    assert cut(volume, "axial", where).tolist() == [[123, 23], [113, 13], [103, 3]]  # z = 3; rows y = 2, 1, 0
-    assert cut(volume, "coronal", where).tolist() == [[123, 23], [122, 22], [121, 21], [120, 20]]  # y = 2
-    assert cut(volume, "sagittal", where)[:2].tolist() == [[123, 113, 103], [122, 112, 102]]  # x = 1; columns y
+    assert plane_image(volume, "axial", where).tolist() == [[123, 23], [113, 13], [103, 3]]  # z = 3; rows y = 2, 1, 0
+    assert plane_image(volume, "coronal", where).tolist() == [[123, 23], [122, 22], [121, 21], [120, 20]]  # y = 2
+    assert plane_image(volume, "sagittal", where)[:2].tolist() == [[123, 113, 103], [122, 112, 102]]  # x = 1; columns y
 
 
 # Which slice
@@ -168,7 +168,7 @@ def test_planes_cut_where_the_tumour_is_largest():
     # Of its three voxels two have x = 1, two have y = 2, and two have z = 3.
     labels = np.zeros((6, 5, 4), np.uint8)
     labels[1, 2, 3], labels[1, 4, 3], labels[5, 2, 1] = Label.NCR, Label.NCR, Label.RC
-    assert largest_cut(labels, np.zeros((6, 5, 4))) == (1, 2, 3)
+    assert largest_slices(labels, np.zeros((6, 5, 4))) == (1, 2, 3)
 
 
 def test_without_a_tumour_planes_cut_where_the_head_is_largest():
@@ -177,7 +177,7 @@ def test_without_a_tumour_planes_cut_where_the_head_is_largest():
     image[2, 2:6, 3:5] = 0
     image[3, 5, 4], image[4, 2, 4], image[2, 5, 2] = 9, 9, 9
     # x: 9 at 2, 1 at 3, 1 at 4. y: 3 at 2, 2 at 3, 2 at 4, 4 at 5. z: 1 at 2, 4 at 3, 6 at 4.
-    assert largest_cut(np.zeros((8, 8, 8), np.uint8), image) == (2, 5, 4)
+    assert largest_slices(np.zeros((8, 8, 8), np.uint8), image) == (2, 5, 4)
 
 
 def plane_of(image, z):
@@ -280,7 +280,8 @@ def flat(**cuts):
     cell = Figure().subplots()
     image = np.zeros((9, 9, 1), np.float32)
     planes = {name: array[:, :, None] for name, array in cuts.items()}
-    draw_plane(cell, image, planes["labels"], planes.get("reference"), "axial", (0, 0, 0), (1, 1, 1), (0, 1))
+    view = PlaneView(plane="axial", voxel=(0, 0, 0), spacing_mm=(1, 1, 1))
+    draw_plane(cell, image, planes["labels"], view, reference=planes.get("reference"), window=(0, 1))
     return cell
 
 
@@ -315,7 +316,7 @@ def test_nothing_is_outlined_where_nothing_is():
 
 def test_the_legend_names_the_labels_that_occur_and_the_reference():
     def lines(labels, reference=None):
-        found = legend(np.array(labels), reference)
+        found = legend_lines(np.array(labels), reference)
         return [(line.get_label(), line.get_color(), line.get_linestyle()) for line in found]
 
     every = [("necrosis", COLOURS[Label.NCR], "-"), ("oedema", COLOURS[Label.ED], "-"),

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from glimpseg.runtime.precision import _planes, computing, resolved_precision
+from glimpseg.runtime.precision import _planes, precision_context, resolve_precision
 
 pytestmark = pytest.mark.numerics
 
 CPU = torch.device("cpu")
-NATIVE = resolved_precision("auto", CPU) == "bf16"
+NATIVE = resolve_precision("auto", CPU) == "bf16"
 
 
 def kept_in_bf16(shape, kernel, stride, padding):
-    with computing("bf16", CPU):
+    with precision_context("bf16", CPU):
         return (
             functional.conv3d(torch.rand(1, 2, *shape), torch.rand(2, 2, *[kernel] * 3), None, stride, padding).dtype
             == torch.bfloat16
@@ -54,7 +54,7 @@ def test_gradients_of_coarse_convolutions_are_those_of_fp32(shape):
         layer.zero_grad()
         poison = [torch.full((size,), 1e30) for size in (64, 1024, 16384, 262144) for _ in range(40)]
         del poison
-        with computing(precision, CPU):
+        with precision_context(precision, CPU):
             layer(image).float().square().sum().backward()
         return layer.weight.grad.clone()
 
@@ -62,5 +62,5 @@ def test_gradients_of_coarse_convolutions_are_those_of_fp32(shape):
 
 
 def test_fp32_leaves_everything_as_it_is():
-    with computing("fp32", CPU):
+    with precision_context("fp32", CPU):
         assert functional.conv3d(torch.rand(1, 2, 8, 8, 8), torch.rand(2, 2, 3, 3, 3)).dtype == torch.float32

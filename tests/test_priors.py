@@ -22,14 +22,15 @@ from glimpseg.data import loader
 from glimpseg.data.augment import RFNET, Augment
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Sampling
+from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_file import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.model.checkpoint import checkpoints, save_checkpoint
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.priors import crossfit, decoder, sam
 from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
 from glimpseg.priors.settings import Prior
@@ -83,7 +84,7 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
     for path, crop in zip(files, made, strict=True):
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
     feed = loader.batches(
-        Archive(cases[0], files),
+        CachedStudies(cases[0], files),
         loader,
         Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment),
         seed=0,
@@ -136,7 +137,7 @@ def reference(side=24):
 def test_a_spoiled_reference_is_near_the_reference_and_not_it():
     truth, rng = reference(), np.random.default_rng(0)
     found = perturbed_reference(truth, 1.0, Prior(kind="synthetic", boundary_mm=1.0, dropped=0.0), rng)
-    whole, wrong = Region.WT.of(truth), Region.WT.of(truth) ^ Region.WT.of(found)
+    whole, wrong = Region.WT.mask(truth), Region.WT.mask(truth) ^ Region.WT.mask(found)
     assert 0 < wrong.sum() < 0.5 * whole.sum()
     assert set(np.unique(found)) <= {0, 1, 2, 3}
     exact = perturbed_reference(truth, 1.0, Prior(kind="synthetic", boundary_mm=0.0, dropped=0.0), rng)
@@ -156,7 +157,7 @@ def test_every_sequence_is_spoiled_in_its_own_way_and_always_the_same(cases, tmp
 
 def test_phantoms_of_a_stream_have_a_prior_too():
     settings = Preprocess(spacing_mm=3.0)
-    phantoms = Phantoms(Stream(), settings, phantom_prior(SPOILED, 3.0))
+    phantoms = PhantomStream(Stream(), settings, phantom_prior(SPOILED, 3.0))
     crop = phantoms.case(0, 0).crop((0, 0, 0), phantoms.case(0, 0).shape)
     assert crop.prior.shape == crop.image.shape
     overlap = (crop.prior > 0) & (crop.target > 0)
@@ -558,12 +559,12 @@ def test_sam_goes_the_whole_way(transformers, archive, folder, original, tmp_pat
     assert CliRunner().invoke(app, [*command, "-o", str(whole)]).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in files} == written
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupted_after(checkpoint.save))
+        patch.setattr("glimpseg.training.loop.save_checkpoint", interrupted_after(save_checkpoint))
         assert CliRunner().invoke(app, [*command, "-o", str(parts)]).exit_code == 130
-    assert len(checkpoint.checkpoints(parts)) == 1
+    assert len(checkpoints(parts)) == 1
     assert not (parts / "model").exists()
     assert CliRunner().invoke(app, [*command, "-o", str(parts), "--resume"]).exit_code == 0
-    first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (whole, parts))
+    first, second = (load_file(run / "model" / WEIGHTS) for run in (whole, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
     shutil.rmtree(tmp_path / "cache")
     assert methods.find_recipe(str(whole / "recipe.yaml")).data.prior.kind == "sam"

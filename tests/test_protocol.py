@@ -17,7 +17,7 @@ from glimpseg.evaluation import evaluate
 from glimpseg.evaluation.protocol import PROTOCOLS, protocol_named
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.region import Label, Region
 from glimpseg.segmentation import inference
 from glimpseg.study import Study

@@ -14,18 +14,18 @@ from scipy.spatial.transform import Rotation
 from conftest import ORIENTATIONS
 from glimpseg import phantom
 from glimpseg.data.preprocess import Preprocess, prepare
-from glimpseg.data.raw.alignment import misaligned
-from glimpseg.data.raw.finding import Verdict
-from glimpseg.data.raw.head import any_head, has_head, measures
-from glimpseg.data.raw.itk import as_itk, matrix_of
-from glimpseg.data.raw.register import displacement_mm, rigid, shift_mm, turn_degrees
-from glimpseg.data.raw.strip import brain_of, stripped_by
-from glimpseg.data.raw.together import as_given, bring_together, look, registered, with_brain
+from glimpseg.data.raw.alignment import check_alignment
+from glimpseg.data.raw.check import Verdict
+from glimpseg.data.raw.head import check_head, check_study_head, measure_head
+from glimpseg.data.raw.itk import as_itk, ras_matrix
+from glimpseg.data.raw.preparation import add_brain_mask, check_study, read_unchanged, register, register_and_strip
+from glimpseg.data.raw.register import displacement_mm, register_rigidly, shift_mm, turn_degrees
+from glimpseg.data.raw.strip import brain_mask, skull_strip_source
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.phantom.dataset import as_study
 from glimpseg.study import Study
-from glimpseg.volume import Volume, foreground, labels_onto, onto, same_grid
+from glimpseg.volume import Volume, foreground, resample, resample_labels, same_grid
 
 T1, T1C, T2, FLAIR = Modality
 CENTRE = np.array([-119.5, 119.5, 77.0])
@@ -99,29 +99,29 @@ def slab(image, low, high):
 
 @pytest.mark.parametrize("modality", Modality, ids=lambda m: m.key)
 def test_a_stripped_brain_has_no_head(study, modality):
-    assert has_head(study.images[modality]).verdict is Verdict.NO
+    assert check_head(study.images[modality]).verdict is Verdict.NO
 
 
 @pytest.mark.parametrize("modality", Modality, ids=lambda m: m.key)
 def test_a_head_in_noisy_air_is_a_head(raw, modality):
-    finding = has_head(raw.images[modality])
-    assert finding.verdict is Verdict.YES
-    assert "no constant background" in finding.text
+    check = check_head(raw.images[modality])
+    assert check.verdict is Verdict.YES
+    assert "no constant background" in check.text
 
 
 @pytest.mark.parametrize("modality", Modality, ids=lambda m: m.key)
 def test_a_head_whose_air_was_cut_off_is_still_a_head(study, modality):
-    finding = has_head(with_head(study.images[modality], modality, clipped=True))
-    assert finding.verdict is Verdict.YES
-    assert finding.text.startswith("yes: constant background")
+    check = check_head(with_head(study.images[modality], modality, clipped=True))
+    assert check.verdict is Verdict.YES
+    assert check.text.startswith("yes: constant background")
 
 
 def test_a_slab_of_a_stripped_brain_has_no_head(study):
-    assert has_head(slab(study.images[T1], 20, 36)).verdict is Verdict.NO
+    assert check_head(slab(study.images[T1], 20, 36)).verdict is Verdict.NO
 
 
 def test_a_slab_of_a_head_has_one(raw):
-    assert has_head(slab(raw.images[T1], 25, 42)).verdict is Verdict.YES
+    assert check_head(slab(raw.images[T1], 25, 42)).verdict is Verdict.YES
 
 
 @pytest.mark.parametrize("outside", [-0.4, 0.0], ids=["the darkest", "the brain's mean"])
@@ -130,7 +130,7 @@ def test_scores_with_any_background_have_no_head(study, outside):
     brain = voxels > 0
     score = (voxels - voxels[brain].mean()) / voxels[brain].std()
     scores = np.where(brain, score - (score[brain].min() if outside else 0), outside).astype(np.float32)
-    assert has_head(Volume(scores, study.images[FLAIR].affine)).verdict is Verdict.NO
+    assert check_head(Volume(scores, study.images[FLAIR].affine)).verdict is Verdict.NO
 
 
 def test_a_brain_in_noise_is_unsure(study):
@@ -139,22 +139,22 @@ def test_a_brain_in_noise_is_unsure(study):
         0, 0.03 * np.median(image.voxels[image.voxels > 0]), (2, *image.voxels.shape)
     )
     noisy = Volume(np.hypot(image.voxels + noise[0], noise[1]).astype(np.float32), image.affine)
-    assert has_head(noisy).verdict is Verdict.UNSURE
+    assert check_head(noisy).verdict is Verdict.UNSURE
 
 
 def test_the_volume_of_a_ball_is_measured(study):
     radius = 60.0
     place = np.stack(np.meshgrid(*[np.arange(60) * 3.0 - 88.5] * 3, indexing="ij"))
     ball = Volume(((place**2).sum(0) < radius**2).astype(np.float32), np.diag([3.0, 3.0, 3.0, 1.0]))
-    found = measures(ball)
+    found = measure_head(ball)
     assert found.volume_ml == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.03)
     assert found.section_cm2 == pytest.approx(np.pi * radius**2 / 100, rel=0.03)
     assert found.ring == 0
 
 
 def test_one_head_among_the_images_is_enough(study, raw):
-    assert any_head([study.images[T1], raw.images[T2]]).verdict is Verdict.YES
-    assert any_head([study.images[T1], study.images[T2]]).verdict is Verdict.NO
+    assert check_study_head([study.images[T1], raw.images[T2]]).verdict is Verdict.YES
+    assert check_study_head([study.images[T1], study.images[T2]]).verdict is Verdict.NO
 
 
 # Between NIfTI's world and ITK's.
@@ -203,22 +203,22 @@ def test_a_transform_of_itk_maps_points_in_our_world(sitk):
     transform = sitk.Euler3DTransform((10.0, -20.0, 30.0), 0.1, -0.2, 0.3, (4.0, 5.0, 6.0))
     point = np.array([12.0, 34.0, 56.0])
     x, y, z = transform.TransformPoint((-point[0], -point[1], point[2]))
-    assert np.allclose(matrix_of(transform) @ (*point, 1), (-x, -y, z, 1))
+    assert np.allclose(ras_matrix(transform) @ (*point, 1), (-x, -y, z, 1))
 
 
 def test_without_simpleitk_the_command_is_named(monkeypatch, study):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(UsageError, match=r"pip install 'glimpseg\[register\]'"):
-        registered(as_given(study))
+        register(read_unchanged(study))
 
 
 # Do the sequences lie at one place?
 
 
 def test_registered_sequences_lie_at_one_place(study, sitk):
-    finding = misaligned(study.images[T1C], study.images[FLAIR])
-    assert finding.verdict is Verdict.NO
-    assert finding.shift_mm < 1
+    check = check_alignment(study.images[T1C], study.images[FLAIR])
+    assert check.verdict is Verdict.NO
+    assert check.shift_mm < 1
 
 
 @pytest.mark.parametrize(("degrees", "mm"), [((0, 0, 0), (0, 0, 4.0)), ((0, 5.0, 0), (0, 0, 0))], ids=["4 mm", "5 deg"])
@@ -226,23 +226,23 @@ def test_registered_sequences_lie_at_one_place(study, sitk):
 def test_a_shift_or_turn_is_seen_and_measured(study, sitk, degrees, mm, common):
     first, second = study.images[T1C], elsewhere(study.images[FLAIR], motion(degrees, mm))
     if common:
-        second = Volume(np.where(foreground(first.voxels), onto(second, first.grid).voxels, 0), first.affine)
-    finding = misaligned(first, second)
-    assert finding.verdict is Verdict.YES
-    assert finding.shift_mm == pytest.approx(np.linalg.norm(mm), abs=1)
-    assert finding.turn_degrees == pytest.approx(max(degrees), abs=1)
+        second = Volume(np.where(foreground(first.voxels), resample(second, first.grid).voxels, 0), first.affine)
+    check = check_alignment(first, second)
+    assert check.verdict is Verdict.YES
+    assert check.shift_mm == pytest.approx(np.linalg.norm(mm), abs=1)
+    assert check.turn_degrees == pytest.approx(max(degrees), abs=1)
 
 
 def test_images_without_a_common_place_are_apart(study, sitk):
-    finding = misaligned(study.images[T1C], elsewhere(study.images[T1], motion(mm=(0, 900, 0))))
-    assert finding.verdict is Verdict.YES
-    assert "cannot be registered" in finding.text
+    check = check_alignment(study.images[T1C], elsewhere(study.images[T1], motion(mm=(0, 900, 0))))
+    assert check.verdict is Verdict.YES
+    assert "cannot be registered" in check.text
 
 
 def test_without_simpleitk_a_large_shift_is_seen_and_none_is_unsure(monkeypatch, study):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    far = misaligned(study.images[T1C], elsewhere(study.images[FLAIR], motion(mm=(0, 9.0, 0))))
-    near = misaligned(study.images[T1C], study.images[FLAIR])
+    far = check_alignment(study.images[T1C], elsewhere(study.images[FLAIR], motion(mm=(0, 9.0, 0))))
+    near = check_alignment(study.images[T1C], study.images[FLAIR])
     assert (far.verdict, near.verdict) == (Verdict.YES, Verdict.UNSURE)
     assert far.shift_mm == pytest.approx(9, abs=2)
     assert "glimpseg[register]" in near.text
@@ -284,14 +284,14 @@ def finer():
 @pytest.mark.parametrize(("modality", "degrees", "mm"), EACH_MOTION)
 def test_a_known_motion_is_found_within_half_a_millimetre_and_half_a_degree(sitk, finer, modality, degrees, mm):
     truth = motion(degrees, mm)
-    rest = np.linalg.inv(truth) @ rigid(finer[T1C], elsewhere(finer[modality], truth))
+    rest = np.linalg.inv(truth) @ register_rigidly(finer[T1C], elsewhere(finer[modality], truth))
     assert shift_mm(rest, CENTRE) < 0.5
     assert turn_degrees(rest) < 0.5
 
 
 def test_registration_gives_the_same_bits_twice(study, sitk):
     second = elsewhere(study.images[T2], motion((3, -2, 4), (4, -6, 3)))
-    assert np.array_equal(rigid(study.images[T1C], second), rigid(study.images[T1C], second))
+    assert np.array_equal(register_rigidly(study.images[T1C], second), register_rigidly(study.images[T1C], second))
     assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() > 0
 
 
@@ -308,7 +308,7 @@ def apart(study):
 @pytest.fixture(scope="module")
 def brought(apart, sitk):
     """What was apart, together."""
-    return bring_together(apart)
+    return register_and_strip(apart)
 
 
 def test_sequences_that_lie_apart_are_brought_together(study, brought):
@@ -335,7 +335,7 @@ def test_what_was_brought_together_is_prepared_as_if_it_had_never_lain_apart(stu
 
 def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
     pair = study.restricted_to(T1C | T2)
-    brought = bring_together(pair)
+    brought = register_and_strip(pair)
     assert all(brought.study.images[m].affine is pair.images[m].affine for m in (T1C, T2))
     assert brought.study.brain is None
     assert len(brought.notes) == 2
@@ -343,33 +343,33 @@ def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
 
 def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, brought):
     labels = study.reference
-    assert np.array_equal(brought.labels_back(labels).voxels, labels.voxels)  # the reference's own grid
-    there = brought.labels_back(labels, FLAIR)
+    assert np.array_equal(brought.labels_on_given_grid(labels).voxels, labels.voxels)  # the reference's own grid
+    there = brought.labels_on_given_grid(labels, FLAIR)
     assert same_grid(there.grid, apart.images[FLAIR].grid)
     both = (there.voxels > 0) & (labels.voxels > 0)  # FLAIR's voxels are the phantom's own
     assert 2 * both.sum() / ((there.voxels > 0).sum() + (labels.voxels > 0).sum()) > 0.95
 
 
 def test_values_come_back_by_interpolation(study, apart):
-    brought = as_given(apart)
-    there = brought.values_back(study.images[T1C], FLAIR)
-    expected = onto(study.images[T1C], apart.images[FLAIR].grid)
+    brought = read_unchanged(apart)
+    there = brought.values_on_given_grid(study.images[T1C], FLAIR)
+    expected = resample(study.images[T1C], apart.images[FLAIR].grid)
     assert np.array_equal(there.voxels, expected.voxels)
 
 
 def test_a_sequence_that_is_not_there_gets_no_labels(study, apart):
     with pytest.raises(UsageError, match=r"no T2 .* one of T1c \+ FLAIR"):
-        as_given(apart).labels_back(study.reference, T2)
+        read_unchanged(apart).labels_on_given_grid(study.reference, T2)
     with pytest.raises(UsageError, match="no T2 to register to"):
-        as_given(apart, T2)
+        read_unchanged(apart, T2)
 
 
 def test_a_mask_goes_with_the_sequence_it_was_drawn_on(study, apart, sitk):
     image = apart.images[FLAIR]
     mask = Volume(foreground(image.voxels).astype(np.uint8), image.affine)
-    brought = registered(as_given(Study("masked", apart.images, brain=mask)))
+    brought = register(read_unchanged(Study("masked", apart.images, brain=mask)))
     assert same_grid(brought.study.brain.grid, brought.study.images[FLAIR].grid)
-    assert look(Study("masked", {T1C: apart.images[T1C]}, brain=mask)).head is None
+    assert check_study(Study("masked", {T1C: apart.images[T1C]}, brain=mask)).head is None
 
 
 # The brain, by deepbet.
@@ -397,32 +397,32 @@ def deepbet(monkeypatch):
 
 def test_a_raw_study_gets_a_brain_for_every_sequence(study, raw, deepbet, sitk):
     pair = raw.restricted_to(T1 | T2)
-    brought = bring_together(pair)
+    brought = register_and_strip(pair)
     assert "deepbet found the brain in T1" in brought.notes[-1]
     prepared = prepare(brought.study, Preprocess(spacing_mm=3.0))
     brain = brought.study.brain
     for channel in (0, 2):
         assert prepared.inside[channel].sum() == pytest.approx(brain.voxels.sum(), rel=0.05)
-    there = labels_onto(brain, study.images[T1].grid).voxels > 0
+    there = resample_labels(brain, study.images[T1].grid).voxels > 0
     assert (study.images[T1].voxels[there] > 0).mean() > 0.95
 
 
 def test_without_deepbet_the_command_is_named(monkeypatch, raw):
     monkeypatch.setitem(sys.modules, "deepbet", None)
     with pytest.raises(UsageError, match=r"pip install 'glimpseg\[skullstrip\]'.*--brain-mask"):
-        with_brain(as_given(raw))
+        add_brain_mask(read_unchanged(raw))
 
 
 def test_a_head_without_t1_asks_for_a_mask(raw):
     with pytest.raises(InputError, match="--brain-mask"):
-        with_brain(as_given(raw.restricted_to(T2 | FLAIR)))
+        add_brain_mask(read_unchanged(raw.restricted_to(T2 | FLAIR)))
 
 
 def test_t1c_is_stripped_where_only_it_has_thin_slices(study):
     thick = study.images[T1].affine @ np.diag([1, 1, 3, 1])
     coarse = Volume(study.images[T1].voxels[:, :, ::3], thick)
-    assert stripped_by({T1: study.images[T1], T1C: study.images[T1C]}) is T1
-    assert stripped_by({T1: coarse, T1C: study.images[T1C]}) is T1C
+    assert skull_strip_source({T1: study.images[T1], T1C: study.images[T1C]}) is T1
+    assert skull_strip_source({T1: coarse, T1C: study.images[T1C]}) is T1C
 
 
 @pytest.mark.parametrize(("fails", "says"), [(ValueError("attempt to get argmax"), "no brain"), (None, "0 ml")])
@@ -434,13 +434,15 @@ def test_a_brain_that_deepbet_cannot_find_is_said(deepbet, raw, monkeypatch, fai
 
     monkeypatch.setattr(FakeExtraction, "run", run)
     with pytest.raises(InputError, match=says):
-        brain_of(raw.images[T1])
+        brain_mask(raw.images[T1])
 
 
 @pytest.mark.slow
 def test_deepbet_itself_finds_the_brain_of_a_synthetic_head(study, raw):
     pytest.importorskip("deepbet", reason="the extra [skullstrip] is not installed")
-    mask = brain_of(raw.images[T1]).voxels > 0
-    brain = onto(Volume((study.images[T1].voxels > 0).astype(np.float32), study.images[T1].affine), raw.images[T1].grid)
+    mask = brain_mask(raw.images[T1]).voxels > 0
+    brain = resample(
+        Volume((study.images[T1].voxels > 0).astype(np.float32), study.images[T1].affine), raw.images[T1].grid
+    )
     truth = ndimage.binary_fill_holes(ndimage.binary_closing(brain.voxels > 0.5, iterations=2))
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9

@@ -7,10 +7,10 @@ import torch
 
 from conftest import NETWORKS
 from glimpseg.data.crops import Batch
-from glimpseg.losses import Maps, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
+from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms, soft_dice_loss, weighted_cross_entropy
 from glimpseg.method import Progress
 from glimpseg.methods import mmformer, rfnet
-from glimpseg.modality import SUBSETS, Modality, as_mask
+from glimpseg.modality import SUBSETS, Modality, to_flags
 from glimpseg.region import Label
 
 pytestmark = pytest.mark.numerics
@@ -63,8 +63,8 @@ def test_a_voxel_missed_with_more_confidence_than_the_floor_has_no_gradient():
 def test_dice_of_a_class_that_is_nowhere_costs_one_share_whatever_is_predicted():
     target = one_hot(torch.zeros(1, 2, 2, 2, dtype=torch.long), LABELS)
     perfect = target.clone()
-    assert soft_dice(perfect, target, smooth=(0, 1e-7)) == pytest.approx(0.75)
-    assert soft_dice(perfect, target) == pytest.approx(0)
+    assert soft_dice_loss(perfect, target, smooth=(0, 1e-7)) == pytest.approx(0.75)
+    assert soft_dice_loss(perfect, target) == pytest.approx(0)
 
 
 def test_other_labels_than_the_networks_count_as_background():
@@ -80,12 +80,12 @@ def test_single_terms_are_those_of_the_samples_that_have_the_modality():
     fused = singles[:, 0]
     target = one_hot(torch.randint(0, 4, (3, 5, 5, 5)), LABELS)
     available = torch.tensor([[True, True, False, True], [True, False, False, True], [True, True, False, False]])
-    terms = region_fusion_terms(Maps(fused, singles, []), target, available)
+    terms = region_fusion_terms(FusionOutputs(fused, singles, []), target, available)
     ce, dice = torch.zeros(()), torch.zeros(())
     for m in (0, 1, 3):
         rows = available[:, m]
         ce += weighted_cross_entropy(singles[rows, m], target[rows]).mean()
-        dice += soft_dice(singles[rows, m], target[rows], smooth=(0, 1e-7))
+        dice += soft_dice_loss(singles[rows, m], target[rows], smooth=(0, 1e-7))
     assert terms["sep/ce"] == pytest.approx(float(ce), rel=1e-6)
     assert terms["sep/dice"] == pytest.approx(float(dice), rel=1e-6)
 
@@ -96,7 +96,7 @@ def test_single_terms_are_those_of_the_samples_that_have_the_modality():
 @pytest.mark.parametrize("name", SMALL)
 def test_nothing_is_learned_about_a_sequence_that_no_study_has(name):
     learner = network(name)
-    available = as_mask(Modality.T1 | Modality.T2).expand(2, -1)
+    available = to_flags(Modality.T1 | Modality.T2).expand(2, -1)
     sum(learner.losses(batch(available), Progress(0, 1)).values()).backward()
     for key in ("t1c", "flair"):
         assert not any(p.grad.any() for p in encoders(learner)[key].parameters())
@@ -108,7 +108,7 @@ def test_a_sample_that_lacks_a_sequence_sends_no_gradient_through_it():
     singles = torch.rand(2, 4, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     available = torch.tensor([[True, False, True, True], [False, True, True, False]])
     target = one_hot(torch.zeros(2, 3, 3, 3, dtype=torch.long), LABELS)
-    terms = region_fusion_terms(Maps(singles[:, 0].detach(), singles, []), target, available)
+    terms = region_fusion_terms(FusionOutputs(singles[:, 0].detach(), singles, []), target, available)
     (terms["sep/ce"] + terms["sep/dice"]).backward()
     assert torch.equal(singles.grad.flatten(2).any(2), available)
 
@@ -122,7 +122,7 @@ def test_encoders_of_absent_sequences_are_not_run_outside_training(name):
     for key, encoder in encoders(learner).items():
         encoder.register_forward_hook(lambda *_, key=key: ran.append(key))
     with torch.inference_mode():
-        learner(image(), as_mask(Modality.T1 | Modality.FLAIR).expand(2, -1))
+        learner(image(), to_flags(Modality.T1 | Modality.FLAIR).expand(2, -1))
     assert sorted(ran) == ["flair", "t1"]
 
 
@@ -150,10 +150,10 @@ def test_the_biases_that_are_left_out_were_without_effect(name, switches):
     assert missing.unexpected_keys
     assert not missing.missing_keys
     for subset in SUBSETS[::4]:
-        available = as_mask(subset).expand(2, -1)
+        available = to_flags(subset).expand(2, -1)
         with torch.inference_mode():
             assert torch.allclose(official(image(), available), mended(image(), available), atol=1e-5)
-    maps = [learner.maps(image(), as_mask(SUBSETS[-1]).expand(2, -1), available) for learner in (official, mended)]
+    maps = [learner.maps(image(), to_flags(SUBSETS[-1]).expand(2, -1), available) for learner in (official, mended)]
     assert torch.allclose(maps[0].singles, maps[1].singles, atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(maps[0].deep, maps[1].deep, strict=True))
 
@@ -199,21 +199,21 @@ def numbered(n=64, width=16):
 
 
 def test_a_voxel_gets_the_four_sequences_of_its_place():
-    voxels = passing(network("mmformer")).between(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
+    voxels = passing(network("mmformer")).fuse_tokens(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
     for m in range(4):
         assert torch.equal(voxels[0, 16 * m].flatten(), 1000 * m + torch.arange(64.0))
 
 
 def test_the_released_layout_gives_a_voxel_four_neighbours_of_one_sequence():
     learner = passing(network("mmformer", layout="released", absent_tokens="kept"))
-    voxels = learner.between(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
+    voxels = learner.fuse_tokens(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
     for n in (0, 15, 16, 63):
         held = voxels[0, ::16].flatten(1)[:, n].tolist()
         assert held == [1000 * ((4 * n + j) // 64) + (4 * n + j) % 64 for j in range(4)]
 
 
 def test_tokens_that_are_left_out_change_nothing_and_those_kept_do():
-    available = as_mask(Modality.T1 | Modality.T2)[None]
+    available = to_flags(Modality.T1 | Modality.T2)[None]
     for absent_tokens, same in (("left_out", True), ("kept", False)):
         learner = network("mmformer", absent_tokens=absent_tokens).eval()
         with torch.inference_mode():
@@ -227,8 +227,8 @@ def test_positions_are_their_own_on_their_grid_and_smooth_on_another():
     with torch.no_grad():
         ramp = torch.arange(4.0)[:, None, None].expand(4, 4, 4).reshape(1, 64, 1)
         part.position.copy_(ramp.expand(1, 64, 16))
-    assert part.position_on((4, 4, 4)) is part.position
-    finer = part.position_on((8, 4, 6))[0, :, 0].reshape(8, 4, 6)
+    assert part.positions_for((4, 4, 4)) is part.position
+    finer = part.positions_for((8, 4, 6))[0, :, 0].reshape(8, 4, 6)
     assert torch.allclose(finer[:, 0, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
     assert (finer - finer[:, :1, :1]).abs().max() < 1e-6
 

@@ -33,7 +33,7 @@ def test_labels_have_the_numbers_of_brats_2024():
     ],
 )
 def test_a_region_is_the_union_of_its_labels(region, title, inside):
-    assert region.of(np.array([[0, 1, 2, 3, 4]])).tolist() == [inside]
+    assert region.mask(np.array([[0, 1, 2, 3, 4]])).tolist() == [inside]
     assert region.title == title
 
 

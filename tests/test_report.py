@@ -15,7 +15,7 @@ import pytest
 from glimpseg.errors import InputError
 from glimpseg.evaluation.published import PublishedTable
 from glimpseg.modality import SUBSETS, Modality
-from glimpseg.report import comparison, evaluation, figures, write_comparison, write_report
+from glimpseg.report import comparison, evaluation, figures, write_html
 from glimpseg.report.comparison import BETTER, WORSE, Compared
 from glimpseg.results.folder import Evaluation
 from glimpseg.results.scores import METRICS, Score, Scores, write_scores
@@ -400,7 +400,7 @@ def figures_of(monkeypatch, module):
 def test_the_page_names_the_worst_case_and_its_dice(tmp_path, monkeypatch):
     figures_of(monkeypatch, evaluation)
     write_evaluation(tmp_path, scores_of({"dice": {"WT": DICE}}))
-    page = write_report(tmp_path).read_text("utf-8")
+    page = write_html(tmp_path).read_text("utf-8")
     captions = [" ".join(text.split()) for text in re.findall(r"<figcaption>(.*?)</figcaption>", page, re.S)]
     assert captions[-5:] == [
         "Worst case: B, from T1c + FLAIR. Dice WT 40",
@@ -419,7 +419,7 @@ def test_the_page_draws_dice_in_per_cent_of_every_region_but_post_processed_et(t
     curves = {"t1c": {"WT": {"ece": 0.5}}}
     table = {"dice": {region: {"S1": {"t1c": 0.5}, "S2": {"t1c": 0.25}} for region in ("WT", "ET", "ET_pp")}}
     write_evaluation(tmp_path, scores_of(table), reliability=curves, sequence_value=VALUE)
-    write_report(tmp_path)
+    write_html(tmp_path)
     assert [(d[0], *d[2:]) for d in drawn if d[0] in ("strips", "heat_map")] == [
         ("strips", ["t1c"], "WT Dice in %", (0, 100)),
         ("strips", ["t1c"], "ET Dice in %", (0, 100)),
@@ -439,8 +439,8 @@ def test_the_page_draws_dice_in_per_cent_of_every_region_but_post_processed_et(t
 def test_the_page_goes_where_it_is_wanted_and_its_tables_beside_the_scores(tmp_path, monkeypatch):
     figures_of(monkeypatch, evaluation)
     write_evaluation(tmp_path, scores_of({"hd95": {"WT": {"S1": {"t1c": 5.0}}}}))
-    assert write_report(tmp_path) == tmp_path / "report.html"
-    assert write_report(tmp_path, tmp_path / "other.html") == tmp_path / "other.html"
+    assert write_html(tmp_path) == tmp_path / "report.html"
+    assert write_html(tmp_path, tmp_path / "other.html") == tmp_path / "other.html"
     pages = [(tmp_path / name).read_text("utf-8") for name in ("report.html", "other.html")]
     assert pages[0] == pages[1]
     assert "seed: 7\nmethod: unet\n" in pages[0]  # as it was written
@@ -452,7 +452,7 @@ def test_tables_of_dice_and_hd95_open_the_page_and_the_others_fold(tmp_path, mon
     figures_of(monkeypatch, evaluation)
     row = {"S1": {"t1c": 0.5}}
     write_evaluation(tmp_path, scores_of({name: {"WT": row} for name in ("dice", "hd95", "brier", "sensitivity")}))
-    page = write_report(tmp_path).read_text("utf-8")
+    page = write_html(tmp_path).read_text("utf-8")
     assert re.findall(r"<h3>(.*?) \(", page) == ["Dice", "HD95"]
     assert re.findall(r"<summary>(.*?) \(", page) == ["Sensitivity", "Brier score"]
 
@@ -745,7 +745,7 @@ def test_the_page_of_a_comparison_holds_every_pair_metric_and_region(tmp_path, m
         "runs": {**{x: RUNS[x] for x in "AB"}, "C": {**RUNS["C"], "changes": {"seed": [0, 2]}}},
     }
     write_compared(tmp_path, compared(LINES, [{**line, "C": "0.5"} for line in CASES], **record))
-    assert write_comparison(tmp_path) == tmp_path / "report.html"
+    assert write_html(tmp_path) == tmp_path / "report.html"
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h1>unet (seed 0) against 2 others</h1>" in page
     assert re.findall(r"<h3>(.*?)</h3>", page) == [
@@ -769,7 +769,7 @@ def test_published_tables_stand_beside_a_comparison_with_their_protocols(tmp_pat
     subsets = [subset.key for subset in SUBSETS]
     cases = [case(study, subset, 0.5, 0.25) for study in ("S1", "S2") for subset in subsets]
     write_compared(tmp_path, compared([result()], cases, runs=runs, subsets=subsets, published="BraTS2020"))
-    target = write_comparison(tmp_path, tmp_path / "elsewhere.html")
+    target = write_html(tmp_path, tmp_path / "elsewhere.html")
     assert target == tmp_path / "elsewhere.html"
     page = target.read_text("utf-8")
     assert "The protocol each column was made under" in page
@@ -786,7 +786,7 @@ def test_a_folder_that_lacks_a_file_is_no_comparison(tmp_path, name):
     write_compared(tmp_path, compared([result()], CASES))
     (tmp_path / name).unlink()
     with pytest.raises(InputError) as caught:
-        write_comparison(tmp_path)
+        comparison.write_html(tmp_path)
     reason = f"[Errno 2] No such file or directory: '{tmp_path / name}'"
     assert str(caught.value) == f"{tmp_path} is not a comparison ({reason}). Make one with `glimpseg compare`."
 

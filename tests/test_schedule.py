@@ -259,7 +259,7 @@ def test_the_labels_of_a_recipe_are_values_of_a_label_map():
 
 
 def test_the_parts_that_are_taken_over_are_named():
-    assert Init(part="encoder+decoder").parts == ("encoder", "decoder")
+    assert Init(transfer="encoder+decoder").parts == ("encoder", "decoder")
     assert Init().parts == ("encoder",)
 
 

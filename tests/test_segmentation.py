@@ -9,8 +9,8 @@ import pytest
 
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality, parse
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import Expectations, Expected, Gain
+from glimpseg.model.loading import Model
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
 from glimpseg.segmentation.result import Segmentation, volumes_in_words

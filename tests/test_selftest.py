@@ -35,9 +35,9 @@ class WrongBackward(torch.autograd.Function):
         return gradient * 1.02
 
 
-@pytest.mark.parametrize("name", selftest.precisions(CPU))
+@pytest.mark.parametrize("name", selftest.available_precisions(CPU))
 def test_this_processor_passes_with_room_to_spare(name):
-    found = selftest.check(CPU, name)
+    found = selftest.check_convolutions(CPU, name)
     assert found.passed
     assert 0 < found.error < found.bound / 3
 
@@ -45,16 +45,16 @@ def test_this_processor_passes_with_room_to_spare(name):
 def test_the_global_generator_is_left_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    selftest.check(CPU, "fp32")
+    selftest.check_convolutions(CPU, "fp32")
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_kernel_that_is_wrong_in_few_voxels_is_found_and_named(monkeypatch):
     monkeypatch.setattr(torch, "conv3d", spoiled)
-    found = selftest.check(CPU, "fp32")
+    found = selftest.check_convolutions(CPU, "fp32")
     assert not found.passed
     assert found.where.startswith("the result")
-    assert "cpu in fp32" in selftest.failure([found])
+    assert "cpu in fp32" in selftest.failure_message([found])
 
 
 def test_a_wrong_gradient_alone_is_found(monkeypatch):
@@ -62,7 +62,7 @@ def test_a_wrong_gradient_alone_is_found(monkeypatch):
         torch, "conv3d", lambda image, *rest: WrongBackward.apply(HONEST(image, *rest))
         if image.dtype == torch.float32 else HONEST(image, *rest),
     )  # fmt: skip
-    found = selftest.check(CPU, "fp32")
+    found = selftest.check_convolutions(CPU, "fp32")
     assert not found.passed
     assert "gradient" in found.where
 
@@ -71,7 +71,7 @@ def test_what_is_not_a_number_does_not_pass(monkeypatch):
     monkeypatch.setattr(
         torch, "conv3d", lambda image, *rest: HONEST(image, *rest) * (1 if image.dtype == torch.float64 else math.nan)
     )
-    found = selftest.check(CPU, "fp32")
+    found = selftest.check_convolutions(CPU, "fp32")
     assert found.error == math.inf
     assert found.record()["error"] is None
 
@@ -83,15 +83,15 @@ def test_a_kernel_that_fails_does_not_pass_and_its_words_are_kept(monkeypatch):
         raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED\nmore")
 
     monkeypatch.setattr(torch, "conv3d", absent)
-    found = selftest.check(CPU, "fp32")
+    found = selftest.check_convolutions(CPU, "fp32")
     assert not found.passed
     assert found.where.endswith("CUDNN_STATUS_NOT_SUPPORTED")
 
 
-@pytest.mark.skipif("bf16" not in selftest.precisions(CPU), reason="no native bf16 here")
+@pytest.mark.skipif("bf16" not in selftest.available_precisions(CPU), reason="no native bf16 here")
 def test_the_fault_of_coarse_maps_would_be_found(monkeypatch):
     monkeypatch.setattr(precision, "COARSE", 0)  # as if glimpseg knew nothing of it
-    found = selftest.check(CPU, "bf16")
+    found = selftest.check_convolutions(CPU, "bf16")
     if found.passed:
         pytest.skip("this torch computes coarse maps in bf16 rightly")
     assert "weights' gradient" in found.where
@@ -122,9 +122,9 @@ def test_training_on_a_graphics_processor_that_is_wrong_is_refused(monkeypatch, 
 
     def wrong(device, name):
         asked.append((str(device), name))
-        return selftest.Check(device="mps", precision=name, error=0.5, bound=1e-2, where="the result")
+        return selftest.ConvolutionCheck(device="mps", precision=name, error=0.5, bound=1e-2, where="the result")
 
-    monkeypatch.setattr(selftest, "check", wrong)
+    monkeypatch.setattr(selftest, "check_convolutions", wrong)
     with pytest.raises(TrainingError, match="computed wrongly on mps"):
         fit(small_recipe(), lambda _: None, tmp_path / "run", device=torch.device("mps"))
     assert asked == [("mps", "fp32")]
@@ -132,19 +132,21 @@ def test_training_on_a_graphics_processor_that_is_wrong_is_refused(monkeypatch, 
 
 
 def test_on_a_cuda_device_fp32_is_tried_as_torch_computes_it_and_cautions_are_logged(monkeypatch, caplog):
-    monkeypatch.setattr(selftest, "cautions", lambda: ["torch 2.9.0 is slow"])
+    monkeypatch.setattr(selftest, "version_warnings", lambda: ["torch 2.9.0 is slow"])
     monkeypatch.setattr(
-        selftest, "check", lambda device, name: selftest.Check(
+        selftest, "check_convolutions", lambda device, name: selftest.ConvolutionCheck(
             device="cuda", precision=name, error=2e-3, bound=selftest.BOUNDS[name], where="the result"
         ),
     )  # fmt: skip
-    selftest.refuse_untrustworthy(torch.device("cuda"), "fp32")  # 2e-3 is right for TF32 and would not be for fp32
+    selftest.require_correct_convolutions(
+        torch.device("cuda"), "fp32"
+    )  # 2e-3 is right for TF32 and would not be for fp32
     assert "torch 2.9.0 is slow" in caplog.text
 
 
 def test_training_on_the_processor_needs_no_test(monkeypatch):
-    monkeypatch.setattr(selftest, "check", None)
-    selftest.refuse_untrustworthy(CPU, "fp32")
+    monkeypatch.setattr(selftest, "check_convolutions", None)
+    selftest.require_correct_convolutions(CPU, "fp32")
 
 
 def test_doctor_holds_the_results_and_what_is_installed():

@@ -12,7 +12,7 @@ from glimpseg.errors import InputError
 from glimpseg.model.checkpoint import newest_valid
 from glimpseg.training.loop import train
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "short_runs.py"
+SCRIPT = Path(__file__).parents[1] / "tools" / "short_runs.py"
 MOST = 100_000
 
 

@@ -29,12 +29,14 @@ from glimpseg.methods.smml.objective import (
     reliable_voxels,
     two_subsets,
 )
-from glimpseg.modality import ALL, SUBSETS, Modality, as_mask
-from glimpseg.model import checkpoint, importing
+from glimpseg.modality import ALL, SUBSETS, Modality, to_flags
+from glimpseg.model import importing
+from glimpseg.model.folder import save_model
+from glimpseg.model.loading import load_model
 from glimpseg.nets import token_fusion
 from glimpseg.nets.pyramid import CHANNELS
 from glimpseg.region import Label
-from glimpseg.runtime.precision import computing
+from glimpseg.runtime.precision import precision_context
 
 LABELS = (Label.NCR, Label.ED, Label.ET)
 
@@ -54,7 +56,7 @@ def refining(**changes):
 def batch(available=ALL, count=2, side=16):
     return Batch(
         randn(0, count, 4, side, side, side),
-        as_mask(available).expand(count, -1),
+        to_flags(available).expand(count, -1),
         labels_of(1, count, side, side, side),
         ["a"] * count,
         labels_of(2, count, 4, side, side, side),
@@ -131,7 +133,7 @@ def test_the_two_subsets_are_different_and_all_fifteen_are_drawn():
 @pytest.mark.parametrize("available", SUBSETS, ids=lambda subset: subset.key)
 def test_subsets_are_of_what_a_study_has(available):
     torch.manual_seed(0)
-    mask = as_mask(available).expand(200, -1)
+    mask = to_flags(available).expand(200, -1)
     first, second = two_subsets(mask)
     for drawn in (first, second):
         assert drawn.any(1).all()
@@ -264,7 +266,7 @@ def test_prototypes_are_fp32_under_autocast():
     target, probabilities = one_hot(labels_of(0, 2, 8, 8, 8), LABELS), torch.full((2, 4, 8, 8, 8), 0.25)
     deepest = randn(1, 2, 5, 2, 2, 2).bfloat16()
     exact = prototypes(deepest, target, probabilities)
-    with computing("bf16", torch.device("cpu")):
+    with precision_context("bf16", torch.device("cpu")):
         found = prototypes(deepest, target, probabilities)
         distance = relation_distance(found, found._replace(features=found.features.flip(1)))
     assert found.features.dtype == distance.dtype == torch.float32
@@ -280,7 +282,7 @@ def test_prototypes_are_refused_where_voxels_have_no_place():
 
 
 def both_outputs(learner, given, target, same=False):
-    first, second = torch.ones(2, 4, dtype=torch.bool), as_mask(Modality.T1C | Modality.T2).expand(2, -1)
+    first, second = torch.ones(2, 4, dtype=torch.bool), to_flags(Modality.T1C | Modality.T2).expand(2, -1)
     return [
         learner.output(branch, given, seen, target)
         for branch, seen in zip(learner.branches, (first, first if same else second), strict=True)
@@ -408,13 +410,13 @@ def test_a_model_holds_no_refiner_and_may_be_used_by_one_branch(tmp_path):
     recipe = refining(data__prior__kind="synthetic")
     torch.manual_seed(0)
     network = methods.build(recipe).eval()
-    checkpoint.save(tmp_path / "m", network.kept, recipe, {})
+    save_model(tmp_path / "m", network.kept, recipe, {})
     both, first, second = (
-        checkpoint.load(tmp_path / "m", choices=choices) for choices in ({}, {"config.branch": 1}, {"config.branch": 2})
+        load_model(tmp_path / "m", choices=choices) for choices in ({}, {"config.branch": 1}, {"config.branch": 2})
     )
     assert both.network.refiners is None
     assert first.chosen == {"branch": 1}
-    image, available = randn(0, 1, 4, 16, 16, 16), as_mask(Modality.T1 | Modality.FLAIR)[None]
+    image, available = randn(0, 1, 4, 16, 16, 16), to_flags(Modality.T1 | Modality.FLAIR)[None]
     with torch.inference_mode():
         assert torch.equal(both.network(image, available), network(image, available))
         single = [model.network(image, available) for model in (first, second)]
@@ -432,7 +434,7 @@ def test_one_branch_costs_half(monkeypatch):
         ran.clear()
         network = methods.build(small_recipe("smml", config__branch=branch)).eval()
         with torch.inference_mode():
-            network(randn(0, 1, 4, 16, 16, 16), as_mask(ALL)[None])
+            network(randn(0, 1, 4, 16, 16, 16), to_flags(ALL)[None])
         assert len(ran) == count
 
 
@@ -446,9 +448,9 @@ def test_one_branch_costs_half(monkeypatch):
 )
 def test_what_was_settled_in_training_is_no_choice(tmp_path, method, choices, message):
     recipe = small_recipe(method)
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
     with pytest.raises(UsageError, match=message):
-        checkpoint.load(tmp_path / "m", choices=choices)
+        load_model(tmp_path / "m", choices=choices)
 
 
 def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
@@ -461,7 +463,7 @@ def test_two_branches_are_two_checkpoints(tmp_path, monkeypatch):
     for number in "12":
         files.append(tmp_path / f"branch{number}.pth")
         torch.save({"state_dict": {k[2:]: v for k, v in theirs.items() if k.startswith(number)}}, files[-1])
-    model = checkpoint.load(importing.import_model("smml", files, tmp_path / "m"))
+    model = load_model(importing.import_model("smml", files, tmp_path / "m"))
     assert model.network.refiners is None
     assert model.recipe.data.sampling.patch == (32, 32, 32)
     assert "branch1.pth, branch2.pth" in json.dumps(model.provenance["imported"])
@@ -490,7 +492,7 @@ def test_without_relations_and_peers_smml_is_two_mmformers():
     for number, branch in enumerate(two.branches):
         single = mmformer.MMFormer(network, LABELS).eval()
         single.network.load_state_dict(branch.state_dict())
-        seen = as_mask(Modality.T1C).expand(2, -1)
+        seen = to_flags(Modality.T1C).expand(2, -1)
         own = two.output(branch, given, seen, target)
         maps = single.maps(given.image, given.available, seen)
         terms = two.terms(number, own, own.detached(), given, target, True)

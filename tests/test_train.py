@@ -22,7 +22,10 @@ from glimpseg.errors import InputError, ModelError, Preempted, TrainingError, Us
 from glimpseg.method import Learner, Progress
 from glimpseg.methods.unet import UNet
 from glimpseg.modality import Modality
-from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import STATE, checkpoints, load_state, newest_valid
+from glimpseg.model.digests import weights_digest
+from glimpseg.model.folder import WEIGHTS, save_model
+from glimpseg.model.loading import load_model
 from glimpseg.recipe import Optim
 from glimpseg.training.loop import _Training, train
 
@@ -36,7 +39,7 @@ REFINING = {"config__refinement": 1, "config__agreement": 1, "config__start": 0,
 
 
 def weights(run):
-    return checkpoint.weights_digest(load_file(Path(run) / "model" / checkpoint.WEIGHTS))
+    return weights_digest(load_file(Path(run) / "model" / WEIGHTS))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_a_run_leaves_what_a_person_looks_for(undisturbed):
 
 
 def test_only_the_last_two_checkpoints_stay(undisturbed):
-    assert [p.name for p in checkpoint.checkpoints(undisturbed)] == ["step-00000012", "step-00000010"]
+    assert [p.name for p in checkpoints(undisturbed)] == ["step-00000012", "step-00000010"]
 
 
 def test_the_record_says_what_share_of_a_step_was_waiting(undisturbed):
@@ -78,7 +81,7 @@ def test_the_record_says_what_share_of_a_step_was_waiting(undisturbed):
 
 
 def test_the_model_knows_its_data(undisturbed):
-    record = checkpoint.load(undisturbed).provenance
+    record = load_model(undisturbed).provenance
     assert record["data"]["studies"] == 4
     assert record["data"]["labels"] == "brats2023"
 
@@ -99,7 +102,7 @@ def test_recomputed_activations_train_the_same_weights(archive, tmp_path, precis
 
 def test_a_run_begun_before_a_field_existed_is_resumed(archive, undisturbed, tmp_path):
     run = shutil.copytree(undisturbed, tmp_path / "run")
-    shutil.rmtree(checkpoint.checkpoints(run)[0])
+    shutil.rmtree(checkpoints(run)[0])
     shutil.rmtree(run / "model")
     tree = yaml.safe_load((run / "recipe.yaml").read_text())
     for field in ("compile", "recompute"):
@@ -109,6 +112,33 @@ def test_a_run_begun_before_a_field_existed_is_resumed(archive, undisturbed, tmp
     assert weights(run) == weights(undisturbed)
     with pytest.raises(UsageError, match="another recipe"):
         train(small_recipe(optim__recompute=True), run, data=archive, device=CPU, resume=True)
+
+
+OLD_RECIPE = """
+method: unet
+config: {width: 4, blocks: [1, 1, 1], heads: 2}
+init:
+  weights: pretrained
+  part: encoder+decoder
+"""
+"""As a run folder of version 0.1 holds it: `init.transfer` was `init.part`."""
+
+
+def test_a_recipe_with_an_old_field_name_is_read(tmp_path):
+    init = methods.from_tree(yaml.safe_load(OLD_RECIPE)).init
+    assert (init.weights, init.transfer) == ("pretrained", "encoder+decoder")
+    (tmp_path / "recipe.yaml").write_text(OLD_RECIPE)
+    recipe = methods.find_recipe(str(tmp_path / "recipe.yaml"), {"init.transfer": "whole"})
+    assert recipe.init.transfer == "whole"
+
+
+def test_a_run_with_an_old_field_name_is_resumed(archive, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    tree["init"] = {"weights": None, "part": tree["init"]["transfer"]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    assert weights(run) == weights(undisturbed)
 
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("on", True), ("false", False)])
@@ -135,7 +165,7 @@ def test_a_run_that_failed_midway_resumes_to_the_same_weights(archive, tmp_path,
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Learner, "after_step", break_down)
         train(recipe, tmp_path / "broken", data=archive, device=CPU)
-    assert checkpoint.newest_valid(tmp_path / "broken").name == "step-00000002"
+    assert newest_valid(tmp_path / "broken").name == "step-00000002"
     train(recipe, tmp_path / "broken", data=archive, device=CPU, resume=True)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
@@ -154,9 +184,9 @@ def test_what_a_method_keeps_beside_its_network_is_resumed_too(archive, tmp_path
     run = tmp_path / "run"
     train(recipe, run, data=archive, device=CPU)
     whole = weights(run)
-    shutil.rmtree(checkpoint.checkpoints(run)[0])
+    shutil.rmtree(checkpoints(run)[0])
     shutil.rmtree(run / "model")
-    assert checkpoint.newest_valid(run).name == "step-00000002"
+    assert newest_valid(run).name == "step-00000002"
     train(recipe, run, data=archive, device=CPU, resume=True)
     assert weights(run) == whole
 
@@ -164,11 +194,11 @@ def test_what_a_method_keeps_beside_its_network_is_resumed_too(archive, tmp_path
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(archive, undisturbed, tmp_path):
     run = shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(run / "model")
-    newest = checkpoint.checkpoints(run)[0] / checkpoint.STATE
+    newest = checkpoints(run)[0] / STATE
     content = bytearray(newest.read_bytes())
     content[-100] ^= 1
     newest.write_bytes(content)
-    assert checkpoint.newest_valid(run).name == "step-00000010"
+    assert newest_valid(run).name == "step-00000010"
     train(small_recipe(), run, data=archive, device=CPU, resume=True)
     assert weights(run) == weights(undisturbed)
 
@@ -186,7 +216,7 @@ def test_sigterm_saves_and_a_resumed_run_is_the_undisturbed_one(archive, undistu
         done = command_line(*command(archive, tmp_path / "run"))
     assert done.returncode == 75
     assert "Stopped by SIGTERM after step 5, state saved. Go on with --resume." in done.stderr
-    assert checkpoint.newest_valid(tmp_path / "run").name == "step-00000005"
+    assert newest_valid(tmp_path / "run").name == "step-00000005"
     assert command_line(*command(archive, tmp_path / "run", "--resume")).returncode == 0
     assert weights(tmp_path / "run") == weights(undisturbed)
 
@@ -221,7 +251,7 @@ def test_a_process_that_gets_sigterm_saves_and_exits_with_75(archive, tmp_path):
     _, text = process.communicate(timeout=30)
     assert process.returncode == 75
     assert "Go on with --resume" in text
-    assert checkpoint.newest_valid(run) is not None
+    assert newest_valid(run) is not None
 
 
 EQUAL = ("unet",)
@@ -269,7 +299,7 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
         capture_output=True,
         env=environment,
     )
-    first, second = (load_file(run / "model" / checkpoint.WEIGHTS) for run in (alone, shared))
+    first, second = (load_file(run / "model" / WEIGHTS) for run in (alone, shared))
     # A batch norm's running statistics are of the first rank's crops alone.
     learned = [name for name in first if "running_" not in name and "num_batches" not in name]
     assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in learned)
@@ -283,7 +313,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from glimpseg.methods.smml import objective
-from glimpseg.ranks import gathered, joined, rank_and_world
+from glimpseg.runtime.distributed import gather_from_ranks, process_group, rank_and_world
 
 def related(network, part):
     own = objective.Nodes(network(seen[part]), present[part], entropy[part])
@@ -306,13 +336,13 @@ def threads():
 torch.manual_seed(0)
 layer, seen, peer = nn.Linear(3, 2), torch.randn(4, 5, 3), torch.randn(4, 5, 2)
 present, entropy = torch.rand(4, 5) > 0.3, torch.rand(4, 5)
-objective.gathered = lambda values: values
+objective.gather_from_ranks = lambda values: values
 alone = related(layer, slice(0, 4))
 alone.backward()
 wanted = [p.grad.clone() for p in layer.parameters()]
 layer.zero_grad()
-objective.gathered = gathered
-with joined(torch.device("cpu")):
+objective.gather_from_ranks = gather_from_ranks
+with process_group(torch.device("cpu")):
     compare(layer, alone.detach(), wanted)
     assert "pt_gloo_runloop" in threads() or not threads()
 # A thread that outlives the group may still need Python when there is none any more, and abort the process.
@@ -370,15 +400,15 @@ def test_a_rank_that_is_killed_ends_the_others_with_its_name_and_cause(archive, 
     assert "rank      : 1" in text
     assert "Signal 9 (SIGKILL)" in text
     assert "Rank 0 lost the connection to another rank" in text
-    newest = checkpoint.newest_valid(run)
-    step = checkpoint.load_state(newest)[0].step
+    newest = newest_valid(run)
+    step = load_state(newest)[0].step
     again = glimpseg(*command(archive, run, "--set=optim.steps=4000", "--resume"))
-    while checkpoint.checkpoints(run)[:1] == [newest] and again.poll() is None:
+    while checkpoints(run)[:1] == [newest] and again.poll() is None:
         time.sleep(0.05)
     again.send_signal(signal.SIGTERM)
     assert f"Resumed from {newest}" in again.communicate()[1]
     assert again.returncode == 75
-    assert checkpoint.load_state(checkpoint.newest_valid(run))[0].step > step
+    assert load_state(newest_valid(run))[0].step > step
 
 
 def test_a_run_is_not_overwritten(archive, undisturbed):
@@ -433,7 +463,7 @@ def test_a_loss_that_is_nan_stops_with_its_name_and_its_batch(archive, tmp_path,
         train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
     saved = load_file(tmp_path / "run" / "failed" / "step-00000005.safetensors")
     assert saved["image"].shape == (2, 4, 16, 16, 16)
-    assert checkpoint.newest_valid(tmp_path / "run").name == "step-00000004"
+    assert newest_valid(tmp_path / "run").name == "step-00000004"
 
 
 def test_a_study_that_cannot_be_read_is_named(tmp_path):
@@ -450,13 +480,13 @@ def test_studies_that_lack_sequences_train_too(tmp_path, method):
     write_head(tmp_path / "data", "S1", 1, (Modality.T2, Modality.FLAIR))
     write_head(tmp_path / "data", "S2", 2)
     train(small_recipe(method, optim__steps=2), tmp_path / "run", data=tmp_path / "data", device=CPU)
-    counts = checkpoint.load(tmp_path / "run").provenance["data"]["available"]
+    counts = load_model(tmp_path / "run").provenance["data"]["available"]
     assert counts == {"t1c": 1, "t2+flair": 1, "t1+t1c+t2+flair": 1}
 
 
 def test_without_data_the_recipes_phantoms_are_learned_from(tmp_path):
     train(small_recipe(optim__steps=2, data__stream__crops=2), tmp_path / "run", device=CPU)
-    assert checkpoint.load(tmp_path / "run").provenance["data"] == {"stream": "phantom-1"}
+    assert load_model(tmp_path / "run").provenance["data"] == {"stream": "phantom-1"}
 
 
 def test_a_recipe_without_a_stream_asks_for_data(tmp_path):
@@ -522,7 +552,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(archive, tmp_pat
     monkeypatch.setattr(UNet, "losses", infinite)
     with pytest.raises(TrainingError, match="norm is nan at step 5, though every loss term is finite"):
         train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
-    state, _ = checkpoint.load_state(checkpoint.newest_valid(tmp_path / "run"))
+    state, _ = load_state(newest_valid(tmp_path / "run"))
     assert state.step == 4
     assert all(torch.isfinite(value).all() for value in state.tensors.values())
 
@@ -556,7 +586,7 @@ def test_the_released_schedule_has_one_rate_an_epoch_and_keeps_its_largest_momen
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = [2e-4 * (1 - step // 3 / 4) ** 0.9 for step in range(12)]
     assert [line["learning_rate"] for line in lines] == pytest.approx(expected, abs=1e-6)
-    state, _ = checkpoint.load_state(checkpoint.checkpoints(tmp_path / "run")[0])
+    state, _ = load_state(checkpoints(tmp_path / "run")[0])
     assert any(name.endswith("max_exp_avg_sq") for name in state.tensors)
 
 
@@ -586,7 +616,7 @@ def test_a_flipped_bit_in_a_model_is_noticed(model_folder, tmp_path, name):
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     with pytest.raises(ModelError, match="checksum differs"):
-        checkpoint.load(path.parent)
+        load_model(path.parent)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "recipe.yaml", "provenance.json"])
@@ -594,30 +624,30 @@ def test_a_model_that_lacks_a_file_is_refused(model_folder, tmp_path, name):
     folder = copied(model_folder, tmp_path)
     (folder / name).unlink()
     with pytest.raises(ModelError, match=name):
-        checkpoint.load(folder)
+        load_model(folder)
 
 
 def test_a_model_of_another_format_is_refused(model_folder, tmp_path):
     path = copied(model_folder, tmp_path) / "provenance.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(ModelError, match="format 99"):
-        checkpoint.load(path.parent)
+        load_model(path.parent)
 
 
 def test_a_model_of_an_unknown_method_is_refused(tmp_path):
     recipe = small_recipe()
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
     _rewrite(tmp_path / "m", lambda tree: tree | {"method": "telepathy"})
     with pytest.raises(ModelError, match="no method 'telepathy'"):
-        checkpoint.load(tmp_path / "m")
+        load_model(tmp_path / "m")
 
 
 def test_weights_that_do_not_fit_the_recipe_are_refused(tmp_path):
     recipe = small_recipe()
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {})
     _rewrite(tmp_path / "m", lambda tree: tree | {"config": tree["config"] | {"width": 16}})
     with pytest.raises(ModelError, match="do not fit"):
-        checkpoint.load(tmp_path / "m")
+        load_model(tmp_path / "m")
 
 
 def _rewrite(folder, change):
@@ -640,7 +670,7 @@ def test_a_pickle_is_never_opened(tmp_path):
     torch.save(Payload(), tmp_path / "m" / "weights.safetensors")
     torch.save(Payload(), tmp_path / "m" / "weights.pt")
     with pytest.raises(ModelError):
-        checkpoint.load(tmp_path / "m")
+        load_model(tmp_path / "m")
     assert not (tmp_path / "canary").exists()
 
 

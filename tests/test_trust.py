@@ -27,8 +27,10 @@ from glimpseg.evaluation import calibrate as module
 from glimpseg.evaluation.calibrate import Histogram, calibrate, write_calibrated
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality, parse, subsets_of
-from glimpseg.model import checkpoint
+from glimpseg.model.checkpoint import SavedState, checkpoint_folder, save_checkpoint
+from glimpseg.model.digests import sha256_of
 from glimpseg.model.expectations import EXPECTATIONS, Expectations, Expected, Gain
+from glimpseg.model.folder import save_model
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
 from glimpseg.segmentation import inference, predict
@@ -53,7 +55,7 @@ def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "model"
     recipe = small_recipe(config__width=4, config__blocks=[1, 1], config__heads=1, data__sampling__patch=PATCH)
     torch.manual_seed(0)
-    checkpoint.save(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     return folder
 
 
@@ -404,7 +406,7 @@ def test_temperatures_and_calibration_are_of_different_halves(model, studies, to
         prepared = prepare(study, model.recipe.data.preprocess)
         brain = np.any([np.asarray(nibabel.load(path).dataobj) != 0 for path in study.images.values()], axis=0)
         for found in inference.infer(prepared, model, subsets_of(THREE), keep_probabilities=True):
-            truth = Region.ET.of(prepared.reference.voxels)[brain]
+            truth = Region.ET.mask(prepared.reference.voxels)[brain]
             total += counted(found.probabilities[Region.ET].voxels[brain], truth)
     one = told.of(TWO)[Region.ET]
     assert one.pooled  # two studies are too few for fifteen temperatures
@@ -431,7 +433,7 @@ def test_one_study_gives_no_temperature(model, studies, tmp_path):
 def test_a_model_of_labels_is_calibrated_by_its_regions(studies, tmp_path):
     recipe = small_recipe("rfnet", data__sampling__patch=PATCH)
     torch.manual_seed(0)
-    checkpoint.save(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
+    save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
     single = [study.restricted_to(Modality.T2) for study in studies]
     told = calibrate(predict.load(tmp_path / "m", "cpu"), single, tmp_path / "n", population="four")
     assert list(told.subsets) == [Modality.T2]
@@ -471,7 +473,7 @@ def test_an_interrupted_calibration_leaves_what_was_there(model, studies, model_
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "sha256_of", stopped)  # while the copy is being written
+    monkeypatch.setattr("glimpseg.model.copying.sha256_of", stopped)  # while the copy is being written
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, studies[:1], tmp_path / "m", population="some", overwrite=True)
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "m").iterdir()) == before
@@ -513,9 +515,9 @@ def test_a_folder_with_files_is_refused_before_anything_is_computed(model, studi
 def test_documents_of_a_model_travel_with_it_and_training_state_does_not(model_folder, tmp_path):
     recipe = small_recipe()
     weights = methods.build(recipe).state_dict()
-    checkpoint.save(tmp_path / "m", weights, recipe, {"steps": 0}, checkpoint.State(0, weights, {}))
-    (tmp_path / "m" / "MODEL_CARD.md").write_text("Trained on phantoms.")
-    write_calibrated(predict.load(tmp_path / "m", "cpu"), by_hand({}), tmp_path / "n")
+    save_checkpoint(tmp_path, weights, recipe, {}, state=SavedState(0, weights, {}))
+    (checkpoint_folder(tmp_path, 0) / "MODEL_CARD.md").write_text("Trained on phantoms.")
+    write_calibrated(predict.load(tmp_path, "cpu"), by_hand({}), tmp_path / "n")
     assert {path.name for path in (tmp_path / "n").iterdir()} == {
         "weights.safetensors", "recipe.yaml", "provenance.json", "expectations.json", "MODEL_CARD.md",
     }  # fmt: skip
@@ -539,7 +541,7 @@ def test_expectations_of_another_form_are_refused(model, tmp_path, change):
     (tmp_path / "m" / EXPECTATIONS).write_text(json.dumps(tree))
     provenance = tmp_path / "m" / "provenance.json"
     record = json.loads(provenance.read_text())
-    record["sha256"][EXPECTATIONS] = checkpoint.sha256_of(tmp_path / "m" / EXPECTATIONS)
+    record["sha256"][EXPECTATIONS] = sha256_of(tmp_path / "m" / EXPECTATIONS)
     provenance.write_text(json.dumps(record))
     with pytest.raises(ModelError, match="glimpseg calibrate"):
         predict.load(tmp_path / "m", "cpu")

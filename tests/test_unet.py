@@ -16,7 +16,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress
 from glimpseg.methods.unet import Config, UNet
-from glimpseg.modality import SUBSETS, Modality, as_mask
+from glimpseg.modality import SUBSETS, Modality, to_flags
 from glimpseg.region import Label, Region
 
 TUMOUR = (Label.NCR, Label.ED, Label.ET)
@@ -232,7 +232,7 @@ def test_that_share_of_samples_sees_all_it_has(share, expected):
 
 
 def test_all_that_a_study_has_is_no_more_than_it_has():
-    available = torch.stack([as_mask(subset) for subset in SUBSETS])
+    available = torch.stack([to_flags(subset) for subset in SUBSETS])
     assert torch.equal(shown(1.0, available), available)
 
 
@@ -273,9 +273,9 @@ def test_a_silent_sequence_is_not_an_absent_one():
     network = methods.build(small_recipe()).eval()
     silent = torch.randn(1, 4, 16, 16, 16)
     silent[:, 1] = 0
-    everything = as_mask(SUBSETS[-1])[None]
+    everything = to_flags(SUBSETS[-1])[None]
     with torch.inference_mode():
-        present, absent = network(silent, everything), network(silent, everything & ~as_mask(SUBSETS[1]))
+        present, absent = network(silent, everything), network(silent, everything & ~to_flags(SUBSETS[1]))
     assert (present - absent).abs().max() > 1e-4
 
 
@@ -297,7 +297,7 @@ def test_outside_training_there_is_the_finest_head_alone_and_its_sigmoid_is_the_
 
 
 def test_maps_for_pretraining_are_the_decoders_finest_first():
-    learner, available = network().eval(), as_mask(Modality.T1 | Modality.T2)[None]
+    learner, available = network().eval(), to_flags(Modality.T1 | Modality.T2)[None]
     image = torch.rand(1, 4, 16, 8, 8)
     image[:, 1] = torch.nan
     maps = learner.pyramid(image, available)

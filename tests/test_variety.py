@@ -9,12 +9,12 @@ import torch
 
 from glimpseg.data.preprocess import Preprocess, prepare
 from glimpseg.modality import Modality
-from glimpseg.phantom import SHIFTED, STANDARD, WIDE, Settings, Variety, generate, render, sample
-from glimpseg.phantom.artefact import ghosted, profile, resampled, ringing
+from glimpseg.phantom import SHIFTED, STANDARD, WIDE, Settings, Variety, draw_plan, generate, render
+from glimpseg.phantom.artefacts import axis_matrices, ghost_matrix, ringing_matrix, slice_sampling_matrix
 from glimpseg.phantom.dataset import as_study
-from glimpseg.phantom.field import gaussian_matrix
-from glimpseg.phantom.plan import standard
-from glimpseg.phantom.wider import REACH, Draw, widened
+from glimpseg.phantom.draw_standard import draw_standard_plan
+from glimpseg.phantom.draw_variety import DEVIATE_LIMIT, Draws, apply_variety
+from glimpseg.phantom.lattice import gaussian_matrix
 from glimpseg.region import Label
 
 T1, T1C, T2, FLAIR = range(4)
@@ -31,7 +31,9 @@ NOTHING = settings(outer=1.0)
 def high_grade(**variety):
     """The first seed whose tumour is of high grade, and its plan."""
     return next(
-        plan for plan in (sample(seed, settings(**variety)) for seed in range(20)) if plan.tumour.kind == "high-grade"
+        plan
+        for plan in (draw_plan(seed, settings(**variety)) for seed in range(20))
+        if plan.tumour.kind == "high-grade"
     )
 
 
@@ -41,8 +43,8 @@ def share_enhancing(plan):
 
 
 def test_the_standard_population_is_left_as_it_is():
-    plan = standard(3, Settings.at_spacing(3.0))
-    assert widened(plan) is plan
+    plan = draw_standard_plan(3, Settings.at_spacing(3.0))
+    assert apply_variety(plan) is plan
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Variety)])
@@ -75,7 +77,7 @@ def test_a_wide_description_can_be_written_as_json():
 
 
 def test_scattered_tumours_have_more_foci():
-    assert all(len(sample(seed, settings(scattered=1.0)).tumour.foci) >= 2 for seed in range(20))
+    assert all(len(draw_plan(seed, settings(scattered=1.0)).tumour.foci) >= 2 for seed in range(20))
 
 
 def test_a_crossing_tumour_lies_in_both_hemispheres():
@@ -104,7 +106,7 @@ def test_lopsided_oedema_lies_to_the_side_that_was_drawn():
 
 def test_a_tiny_core_is_tiny():
     for seed in range(6):
-        plan = sample(seed, replace(settings(tiny=1.0), second_focus=0.0))
+        plan = draw_plan(seed, replace(settings(tiny=1.0), second_focus=0.0))
         assert plan.tumour.foci[0].core_ml <= 2
         labels = render(plan).labels
         assert 0 < torch.isin(labels, torch.tensor([1, 2, 3])).sum() * 0.027 < 30
@@ -140,7 +142,7 @@ def test_age_makes_white_matter_bright_where_no_tumour_is():
 
 
 def test_a_slab_has_its_tumour_and_nothing_above():
-    plans = [sample(seed, settings(coverage=1.0)) for seed in range(12)]
+    plans = [draw_plan(seed, settings(coverage=1.0)) for seed in range(12)]
     slabs = [plan for plan in plans if plan.coverage is not None]
     assert slabs
     for case in map(render, slabs):
@@ -156,22 +158,22 @@ def test_errors_of_skull_stripping_move_the_brains_border():
 
 @pytest.mark.parametrize("name", ["tissue", "contrast", "histogram", "texture"])
 def test_outer_widths_begin_where_the_others_end(name):
-    inner = [Draw(sample(seed, settings(tissue=0.1)), name).deviate() for seed in range(200)]
-    outer = [Draw(sample(seed, settings(tissue=0.1, outer=1.0)), name).deviate() for seed in range(200)]
-    assert max(map(abs, inner)) <= REACH < min(map(abs, outer))
+    inner = [Draws(draw_plan(seed, settings(tissue=0.1)), name).deviate() for seed in range(200)]
+    outer = [Draws(draw_plan(seed, settings(tissue=0.1, outer=1.0)), name).deviate() for seed in range(200)]
+    assert max(map(abs, inner)) <= DEVIATE_LIMIT < min(map(abs, outer))
 
 
 def test_outer_strengths_begin_where_the_others_end():
-    inner = [Draw(sample(seed, settings(tissue=0.1)), "any").strength(1.0, 3.0) for seed in range(100)]
-    outer = [Draw(sample(seed, settings(outer=1.0)), "any").strength(1.0, 3.0) for seed in range(100)]
+    inner = [Draws(draw_plan(seed, settings(tissue=0.1)), "any").strength(1.0, 3.0) for seed in range(100)]
+    outer = [Draws(draw_plan(seed, settings(outer=1.0)), "any").strength(1.0, 3.0) for seed in range(100)]
     assert min(inner) >= 1
     assert max(inner) <= 3 <= min(outer)
 
 
 @pytest.mark.parametrize(
     "matrix",
-    [resampled(40, 2.7), ghosted(40, 0.2, 7.3), ghosted(40, 0.2, -7.3), ringing(40, 1.6)],
-    ids=["resampled", "ghosted", "ghosted back", "ringing"],
+    [slice_sampling_matrix(40, 2.7), ghost_matrix(40, 0.2, 7.3), ghost_matrix(40, 0.2, -7.3), ringing_matrix(40, 1.6)],
+    ids=["slices", "ghost", "ghost backwards", "ringing"],
 )
 def test_a_constant_stays_constant_under_every_artefact(matrix):
     assert matrix.sum(1) == pytest.approx(1)
@@ -179,20 +181,20 @@ def test_a_constant_stays_constant_under_every_artefact(matrix):
 
 def test_interpolated_slices_keep_a_line():
     line = np.arange(40.0)
-    assert (resampled(40, 2.7) @ line)[3:-3] == pytest.approx(line[3:-3])
+    assert (slice_sampling_matrix(40, 2.7) @ line)[3:-3] == pytest.approx(line[3:-3])
 
 
 def test_a_ghost_is_a_copy_at_its_distance():
     impulse = np.zeros(40)
     impulse[10] = 1
-    seen = ghosted(40, 0.25, 6.0) @ impulse
+    seen = ghost_matrix(40, 0.25, 6.0) @ impulse
     assert seen[10] == pytest.approx(0.8)
     assert seen[4] == pytest.approx(0.2)
 
 
 def test_ringing_overshoots_at_an_edge():
     edge = (np.arange(60) >= 30).astype(float)
-    assert (ringing(60, 2.0) @ edge).max() > 1.05
+    assert (ringing_matrix(60, 2.0) @ edge).max() > 1.05
 
 
 def test_a_shift_of_more_than_the_blur_leaves_no_row_empty():
@@ -201,15 +203,15 @@ def test_a_shift_of_more_than_the_blur_leaves_no_row_empty():
 
 def test_matrices_of_a_scan_keep_constants():
     for seed in range(10):
-        plan = sample(seed, Settings.at_spacing(3.0, variety=WIDE))
+        plan = draw_plan(seed, Settings.at_spacing(3.0, variety=WIDE))
         for acquisition in plan.scanner.acquisitions:
-            for matrix in profile(acquisition, (40, 44, 36), 3.0):
+            for matrix in axis_matrices(acquisition, (40, 44, 36), 3.0):
                 assert matrix.sum(1) == pytest.approx(1)
 
 
 def test_other_kinds_of_sequences_are_drawn():
     kinds = {
-        type(sample(seed, settings(sequences=1.0)).scanner.acquisitions[channel].sequence).__name__
+        type(draw_plan(seed, settings(sequences=1.0)).scanner.acquisitions[channel].sequence).__name__
         for seed in range(30)
         for channel in (T1, T2, FLAIR)
     }
@@ -220,8 +222,8 @@ def test_other_kinds_of_sequences_are_drawn():
 
 def test_the_named_varieties_differ_from_the_standard():
     assert Variety() == STANDARD
-    assert STANDARD.none
-    assert not WIDE.none
+    assert STANDARD.is_standard
+    assert not WIDE.is_standard
     assert SHIFTED.outer > 0
     assert WIDE.outer == 0
     assert len(Modality) == 4
@@ -229,7 +231,9 @@ def test_the_named_varieties_differ_from_the_standard():
 
 def test_every_shifted_case_has_something_that_no_wide_one_has():
     for seed in range(30):
-        wide, shifted = (sample(seed, Settings.at_spacing(3.0, variety=v)) for v in (WIDE, replace(WIDE, outer=0.15)))
+        wide, shifted = (
+            draw_plan(seed, Settings.at_spacing(3.0, variety=v)) for v in (WIDE, replace(WIDE, outer=0.15))
+        )
         assert wide != shifted
 
 

@@ -14,17 +14,17 @@ from glimpseg.volume import (
     Grid,
     Volume,
     angle_degrees,
+    axis_slices,
     background_value,
     bounding_box,
     connected_to_border,
+    downsample_large,
     foreground,
-    labels_onto,
-    onto,
     overlap,
-    parts,
+    resample,
+    resample_labels,
     same_grid,
     slabs,
-    thinned,
 )
 
 
@@ -58,7 +58,7 @@ def test_every_orientation_becomes_the_same_ras_volume(axes):
 def test_labels_return_to_the_grid_they_came_from(axes):
     volume = ras_volume()
     stored = oriented(volume, axes)
-    back = onto(volume, stored.grid)
+    back = resample(volume, stored.grid)
     assert np.array_equal(back.voxels, stored.voxels)
     assert np.array_equal(back.affine, stored.affine)
 
@@ -84,7 +84,7 @@ def test_resampling_puts_a_linear_ramp_where_it_belongs():
     ramp = Volume((x + 2 * y - z).astype(np.float32), grid.affine)
     finer = Grid((10, 10, 10), np.array([[0.5, 0, 0, 4], [0, 0.5, 0, 5.2], [0, 0, 0.5, 6.3], [0, 0, 0, 1]]))
     world = finer.affine[:3, :3] @ np.array([3, 4, 5]) + finer.affine[:3, 3]
-    assert onto(ramp, finer).voxels[3, 4, 5] == pytest.approx(world[0] + 2 * world[1] - world[2], abs=1e-4)
+    assert resample(ramp, finer).voxels[3, 4, 5] == pytest.approx(world[0] + 2 * world[1] - world[2], abs=1e-4)
 
 
 def test_oblique_and_diagonal_resampling_agree():
@@ -93,21 +93,21 @@ def test_oblique_and_diagonal_resampling_agree():
     tiny[0, 1] = 1e-7  # just enough to leave scipy's separable way
     straight = Grid((12, 12, 12), volume.affine @ np.diag([1.5, 1.5, 1.5, 1]))
     oblique = Grid((12, 12, 12), straight.affine @ tiny)
-    assert np.allclose(onto(volume, straight).voxels, onto(volume, oblique).voxels, atol=1e-4)
+    assert np.allclose(resample(volume, straight).voxels, resample(volume, oblique).voxels, atol=1e-4)
 
 
 def test_a_thin_label_survives_coarser_voxels_where_it_is_most():
     labels = np.zeros((12, 12, 12), np.uint8)
     labels[2:10, 2:10, 2:10] = 2
     labels[4:7, 4:7, 4:7] = 3
-    coarse = labels_onto(Volume(labels, np.eye(4)), Grid((12, 12, 12), np.eye(4)).at_spacing(2.0))
+    coarse = resample_labels(Volume(labels, np.eye(4)), Grid((12, 12, 12), np.eye(4)).at_spacing(2.0))
     assert set(np.unique(coarse.voxels)) == {0, 2, 3}
 
 
 def test_label_volume_is_kept_by_resampling():
     labels = np.zeros((40, 40, 40), np.uint8)
     labels[10:31, 10:31, 10:31] = 1
-    there = labels_onto(Volume(labels, np.eye(4)), Grid((40, 40, 40), np.eye(4)).at_spacing(3.0))
+    there = resample_labels(Volume(labels, np.eye(4)), Grid((40, 40, 40), np.eye(4)).at_spacing(3.0))
     assert there.voxels.sum() * 27 == pytest.approx(labels.sum(), rel=0.1)
 
 
@@ -337,7 +337,7 @@ def shifted(x=0.0, y=0.0, z=0.0, scale=(1.0, 1.0, 1.0)):
 
 def test_another_window_of_the_lattice_is_copied_bit_for_bit():
     image = Volume(np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32), np.eye(4))
-    found = onto(image, Grid((4, 3, 4), shifted(-2, 1, 2))).voxels
+    found = resample(image, Grid((4, 3, 4), shifted(-2, 1, 2))).voxels
     # x -2 to 1: two voxels of nothing, then 0 and 1. y 1 to 3. z 2 to 5: one voxel beyond the last.
     expected = np.zeros((4, 3, 4), np.float32)
     for x, y, z in np.ndindex(2, 3, 3):
@@ -349,21 +349,21 @@ def test_another_window_of_the_lattice_is_copied_bit_for_bit():
 @pytest.mark.parametrize("shift", [(3, 0, 0), (-3, 0, 0), (0, 9, 0), (0, 0, -9)])
 def test_a_window_beside_the_image_is_empty(shift):
     image = Volume(np.ones((3, 3, 3), np.float32), np.eye(4))
-    assert not onto(image, Grid((3, 3, 3), shifted(*shift))).voxels.any()
+    assert not resample(image, Grid((3, 3, 3), shifted(*shift))).voxels.any()
 
 
 def test_a_place_between_voxels_has_their_weighted_mean():
     # A quarter of the way from 10 to 50 along x: 20. Beyond the outermost centres nothing is known: 0.
     image = Volume(np.full((2, 3, 3), 10, np.float32), np.eye(4))
     image.voxels[1] = 50
-    found = onto(image, Grid((3, 3, 3), shifted(-0.75))).voxels  # x -0.75, 0.25, 1.25
+    found = resample(image, Grid((3, 3, 3), shifted(-0.75))).voxels  # x -0.75, 0.25, 1.25
     assert found[:, 1, 1].tolist() == [0, 20, 0]
 
 
 def test_a_thousandth_of_a_voxel_is_interpolated_and_a_rounding_error_is_not():
     image = Volume(np.arange(8, dtype=np.float32).reshape(8, 1, 1) * 1000, np.eye(4))
-    assert onto(image, Grid((2, 1, 1), shifted(0.001))).voxels.ravel() == pytest.approx([1, 1001], abs=1e-3)
-    assert onto(image, Grid((2, 1, 1), shifted(0.00001))).voxels.ravel().tolist() == [0, 1000]
+    assert resample(image, Grid((2, 1, 1), shifted(0.001))).voxels.ravel() == pytest.approx([1, 1001], abs=1e-3)
+    assert resample(image, Grid((2, 1, 1), shifted(0.00001))).voxels.ravel().tolist() == [0, 1000]
 
 
 def gaussian(sigma, places):
@@ -379,7 +379,7 @@ def test_a_coarser_grid_sees_a_point_as_wide_as_its_voxel():
     image = np.zeros((25, 25, 9), np.float32)
     image[12, 12, 4] = 1
     grid = Grid((7, 11, 9), shifted(3, 2, 0, scale=(3.0, 2.0, 1.0)))
-    found = onto(Volume(image, np.eye(4)), grid).voxels
+    found = resample(Volume(image, np.eye(4)), grid).voxels
     x = gaussian(np.sqrt(8) / 2.354820045, 3 + 3 * np.arange(7) - 12)
     y = gaussian(np.sqrt(3) / 2.354820045, 2 + 2 * np.arange(11) - 12)
     z = np.arange(9) == 4
@@ -390,7 +390,7 @@ def test_a_finer_grid_is_not_smoothed():
     # Half way between the point and its neighbours along x: a half. 1 voxel is 2 steps.
     image = np.zeros((5, 5, 5), np.float32)
     image[2, 2, 2] = 1
-    found = onto(Volume(image, np.eye(4)), Grid((9, 5, 5), shifted(scale=(0.5, 1, 1)))).voxels
+    found = resample(Volume(image, np.eye(4)), Grid((9, 5, 5), shifted(scale=(0.5, 1, 1)))).voxels
     assert found[:, 2, 2].tolist() == [0, 0, 0, 0.5, 1, 0.5, 0, 0, 0]
     assert found.sum() == 2
 
@@ -399,10 +399,10 @@ def test_a_step_that_is_hardly_longer_is_not_smoothed():
     # Steps of 1.01 voxels: sigma is sqrt(0.0201) / 2.355 = 0.06 voxels, below a tenth.
     image = np.zeros((5, 5, 5), np.float32)
     image[2, 2, 2] = 1
-    found = onto(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.01, 1.01, 1.01)))).voxels
+    found = resample(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.01, 1.01, 1.01)))).voxels
     assert found.item() == 1
     # Steps of 1.2: 0.28 voxels.
-    found = onto(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.2, 1, 1)))).voxels
+    found = resample(Volume(image, np.eye(4)), Grid((1, 1, 1), shifted(2, 2, 2, scale=(1.2, 1, 1)))).voxels
     assert found.item() == pytest.approx(gaussian(np.sqrt(1.2**2 - 1) / 2.354820045, [0])[0])
     assert found.item() < 0.998
 
@@ -420,22 +420,22 @@ def test_a_step_that_is_hardly_longer_is_not_smoothed():
 )
 def test_the_label_with_the_largest_share_wins(corners, label):
     labels = Volume(np.array(corners, np.uint8).reshape(2, 2, 1), np.eye(4))
-    found = labels_onto(labels, Grid((1, 1, 1), shifted(0.4, 0.4))).voxels
+    found = resample_labels(labels, Grid((1, 1, 1), shifted(0.4, 0.4))).voxels
     assert found.dtype == np.uint8
     assert found.item() == label
 
 
 def test_a_label_with_half_of_a_voxel_does_not_win_over_nothing():
     labels = Volume(np.array([0, 4], np.uint8).reshape(2, 1, 1), np.eye(4))
-    assert labels_onto(labels, Grid((1, 1, 1), shifted(0.5))).voxels.item() == 0
-    assert labels_onto(labels, Grid((1, 1, 1), shifted(0.625))).voxels.item() == 4
+    assert resample_labels(labels, Grid((1, 1, 1), shifted(0.5))).voxels.item() == 0
+    assert resample_labels(labels, Grid((1, 1, 1), shifted(0.625))).voxels.item() == 4
 
 
 def test_an_image_without_a_place_is_refused():
     image = Volume(np.ones((3, 3, 3), np.float32), np.diag([1.0, 1, 0, 1]))
     message = "The affine of the image is singular: it gives no place to its voxels."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        volumes._linear(image, Grid((3, 3, 3), np.eye(4)))
+        volumes._interpolate_linearly(image, Grid((3, 3, 3), np.eye(4)))
 
 
 # Large volumes, part by part
@@ -468,18 +468,18 @@ TARGETS = [
 def test_a_large_image_is_resampled_in_parts_to_the_same_voxels(grid, small_parts, monkeypatch):
     image = ras_volume((19, 22, 17), (1, 1, 1))
     image = Volume(image.voxels, np.eye(4))
-    in_parts = onto(image, grid).voxels
+    in_parts = resample(image, grid).voxels
     assert in_parts.dtype == np.float32
     monkeypatch.setattr(volumes, "LARGE_VOXELS", 10**9)
-    assert np.abs(in_parts - onto(image, grid).voxels).max() < 1e-5
+    assert np.abs(in_parts - resample(image, grid).voxels).max() < 1e-5
 
 
 @pytest.mark.parametrize("grid", TARGETS[:5], ids=["coarser", "oblique", "turned", "finer", "other axes"])
 def test_large_labels_are_resampled_in_parts_to_the_same_labels(grid, small_parts, monkeypatch):
     labels = Volume(np.random.default_rng(0).integers(0, 3, (19, 22, 17)).astype(np.uint8), np.eye(4))
-    in_parts = labels_onto(labels, grid).voxels
+    in_parts = resample_labels(labels, grid).voxels
     monkeypatch.setattr(volumes, "LARGE_VOXELS", 10**9)
-    assert np.array_equal(in_parts, labels_onto(labels, grid).voxels)
+    assert np.array_equal(in_parts, resample_labels(labels, grid).voxels)
 
 
 @pytest.mark.parametrize("grid", TARGETS, ids=["coarser", "oblique", "turned", "finer", "other axes", "elsewhere"])
@@ -487,15 +487,15 @@ def test_slabs_of_a_grid_are_filled_as_the_whole_is(grid, small_parts):
     image = Volume(ras_volume((7, 8, 6)).voxels, np.diag([3.0, 3, 3, 1]))
     whole, count = np.full(grid.shape, np.nan, np.float32), 0
     for box in slabs(grid):
-        whole[box], count = onto(image, grid.crop(box)).voxels, count + 1
+        whole[box], count = resample(image, grid.crop(box)).voxels, count + 1
     assert count > 1 or np.prod(grid.shape) <= 500
-    assert np.abs(whole - onto(image, grid).voxels).max() < 1e-5
+    assert np.abs(whole - resample(image, grid).voxels).max() < 1e-5
 
 
 def test_an_axis_is_cut_into_parts_of_about_the_voxels_of_a_slab(small_parts):
     # Large from 501 voxels on; parts of 300: 10 * 300 // 501 = 5 of 10 slices, 10 * 300 // 1000 = 3.
     def ends(length, voxels):
-        return [(part.start, part.stop) for part in parts(length, voxels)]
+        return [(part.start, part.stop) for part in axis_slices(length, voxels)]
 
     assert ends(10, 500) == [(0, 10)]
     assert ends(10, 501) == [(0, 5), (5, 10)]
@@ -513,14 +513,14 @@ def test_only_the_part_that_shapes_a_target_is_read():
     # Places 4 to 10 along x; a Gaussian of 0.5 reaches 2 voxels, and 2 more for interpolation: 0 to 14. Along y 3.5 to
     # 4.5 and 2 more: 1 to 7. Along z 18 to 19 of 20, and no further than the array.
     scale, offset = np.diag([2.0, 1, 1]), np.array([4.0, 3.5, 18])
-    found = volumes._reached(scale, offset, (4, 2, 2), np.array([0.5, 0, 0]), (30, 30, 20))
+    found = volumes._source_box(scale, offset, (4, 2, 2), sigma=np.array([0.5, 0, 0]), sides=(30, 30, 20))
     assert found == (slice(0, 15), slice(1, 8), slice(16, 20))
 
 
 @pytest.mark.parametrize("place", [-9.0, 40.0])
 def test_nothing_is_read_for_a_target_beside_the_image(place):
     offset = np.array([place, 0, 0])
-    assert volumes._reached(np.eye(3), offset, (4, 2, 2), np.zeros(3), (30, 30, 20)) is None
+    assert volumes._source_box(np.eye(3), offset, (4, 2, 2), sigma=np.zeros(3), sides=(30, 30, 20)) is None
 
 
 def test_a_head_of_one_millimetre_is_one_slab():
@@ -535,7 +535,7 @@ def test_no_slab_is_much_larger_than_it_should_be():
 
 def test_a_thinned_volume_has_every_second_voxel_where_it_was(small_parts):
     whole = Volume(ras_volume((10, 11, 12)).voxels, turned(20, (0.5, 0.5, 2.0)))
-    fewer = thinned(whole)
+    fewer = downsample_large(whole)
     assert fewer.voxels.shape == (5, 6, 12)
     assert np.array_equal(fewer.voxels, whole.voxels[::2, ::2])
     assert np.allclose(fewer.affine @ (2, 3, 4, 1), whole.affine @ (4, 6, 4, 1))
@@ -544,7 +544,7 @@ def test_a_thinned_volume_has_every_second_voxel_where_it_was(small_parts):
 def test_a_volume_is_thinned_until_it_is_no_longer_large(small_parts):
     # 9 x 9 x 27 = 2187 voxels of 1 x 1 x 3 mm: 5 x 9 x 27 = 1215, then 5 x 5 x 27 = 675, of 2 x 2 x 3 mm; then x again.
     whole = Volume(np.arange(2187.0).reshape(9, 9, 27), np.diag([1.0, 1, 3, 1]))
-    fewer = thinned(whole)
+    fewer = downsample_large(whole)
     assert np.array_equal(fewer.voxels, whole.voxels[::4, ::2])
     assert np.array_equal(fewer.affine, np.diag([4.0, 2, 3, 1]))
     assert fewer.voxels.base is None  # a copy, so that the whole can go
@@ -552,10 +552,10 @@ def test_a_volume_is_thinned_until_it_is_no_longer_large(small_parts):
 
 def test_a_volume_is_large_from_one_voxel_more_on(small_parts):
     volume = Volume(np.zeros((5, 10, 10)), np.eye(4))
-    assert thinned(volume) is volume
-    assert thinned(Volume(np.zeros((501, 1, 1)), np.eye(4))).voxels.shape == (251, 1, 1)
+    assert downsample_large(volume) is volume
+    assert downsample_large(Volume(np.zeros((501, 1, 1)), np.eye(4))).voxels.shape == (251, 1, 1)
 
 
 def test_a_small_volume_is_not_thinned():
     volume = ras_volume()
-    assert thinned(volume) is volume
+    assert downsample_large(volume) is volume

@@ -26,14 +26,15 @@ from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.method import Progress, Segmenter, by_role
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL, Config, Intensities
-from glimpseg.methods.voxmmsd.intensities import applied, sample
-from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation
+from glimpseg.methods.voxmmsd.intensities import apply_change, random_change
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, voxel_features
 from glimpseg.methods.voxunet import blended, cross_entropy
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Stored
+from glimpseg.model.checkpoint import STATE, checkpoints, newest_valid
+from glimpseg.model.folder import PROVENANCE, WEIGHTS, StoredModel
+from glimpseg.model.loading import load_model, stored_model
 from glimpseg.model.transfer import transfer
-from glimpseg.phantom.training_stream import Phantoms, Stream
+from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Init, Optim
 from glimpseg.training.dataset import some_of
 from glimpseg.training.loop import _Training, train
@@ -57,7 +58,7 @@ def pretraining(**changes):
 @pytest.fixture(scope="module")
 def case():
     recipe = pretraining()
-    return Phantoms(recipe.data.stream, recipe.data.preprocess).case(0, 0)
+    return PhantomStream(recipe.data.stream, recipe.data.preprocess).case(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ STILL = Intensities(noise_sd=0, blur=0, gain=0, shift=0, contrast=0, gamma=0)
 
 def test_rows_of_both_views_are_one_place_of_the_patient(case):
     config = Config(block=8, voxels=64, intensities=STILL)
-    pair = views.pair(case, (32, 32, 32), config, np.random.default_rng(0))
+    pair = views.view_pair(case, (32, 32, 32), config, np.random.default_rng(0))
     first, second = (whole[(slice(None), *voxels.T)] for whole, voxels in zip(pair.whole, pair.voxels, strict=True))
     assert np.array_equal(first, second)
     assert len(np.unique(pair.voxels[0], axis=0)) == 64
@@ -123,14 +124,14 @@ def test_rows_of_both_views_are_one_place_of_the_patient(case):
 
 def test_each_voxel_is_seen_in_both_views(case):
     config = Config(block=8, voxels=64, intensities=STILL)
-    pair = views.pair(case, (32, 32, 32), config, np.random.default_rng(1))
+    pair = views.view_pair(case, (32, 32, 32), config, np.random.default_rng(1))
     for seen, voxels in zip(pair.seen, pair.voxels, strict=True):
         assert (seen[(slice(None), *voxels.T)] != 0).any(0).all()
 
 
 def test_a_view_is_made_again_from_its_number(case):
     one, again, other = (
-        views.pair(case, (32, 32, 32), Config(block=8), np.random.default_rng(seed)) for seed in (3, 3, 4)
+        views.view_pair(case, (32, 32, 32), Config(block=8), np.random.default_rng(seed)) for seed in (3, 3, 4)
     )
     assert all(np.array_equal(getattr(one, name), getattr(again, name)) for name in ("seen", "whole", "voxels"))
     assert not np.array_equal(one.voxels, other.voxels)
@@ -138,19 +139,19 @@ def test_a_view_is_made_again_from_its_number(case):
 
 def test_an_eighth_of_the_blocks_of_each_modality_is_shown():
     uniforms = np.random.default_rng(0).random((4, 12, 12, 12))
-    kept = views.expanded(uniforms <= 1 - Config().hidden, (192, 192, 192), Config())
+    kept = views.blocks_to_voxels(uniforms <= 1 - Config().hidden, (192, 192, 192), Config())
     assert np.allclose(kept.mean((1, 2, 3)), 0.125, atol=0.03)
 
 
 @pytest.mark.parametrize("side", [16, 32, 48, 96])
 def test_uniform_blocks_are_alike(side):
     shown = np.arange(side // 16)[None, :, None, None] * np.ones((1, 1, side // 16, side // 16), int)
-    counts = np.bincount(views.expanded(shown, (side,) * 3, Config())[0, :, 0, 0])
+    counts = np.bincount(views.blocks_to_voxels(shown, (side,) * 3, Config())[0, :, 0, 0])
     assert set(counts.tolist()) == {16}
 
 
 def test_what_is_hidden_last_is_0_when_it_is_seen(case):
-    pair = views.pair(case, (32, 32, 32), Config(block=8, hide_last=True), np.random.default_rng(0))
+    pair = views.view_pair(case, (32, 32, 32), Config(block=8, hide_last=True), np.random.default_rng(0))
     hidden = (pair.seen == 0).mean()
     assert 0.8 < hidden < 0.95
 
@@ -159,14 +160,14 @@ def test_what_is_hidden_last_is_0_when_it_is_seen(case):
 def test_absent_modalities_are_neither_drawn_nor_shown(available, tmp_path, monkeypatch):
     write_head(tmp_path, "S0", 0, tuple(available))
     made = in_memory(prepare(find_studies(tmp_path)[0], pretraining().data.preprocess))
-    drawn, honest = [], views.seen_twice
+    drawn, honest = [], views.visible_in_both
 
     def watched(visible, where, starts, modalities):
         drawn.append(modalities)
         return honest(visible, where, starts, modalities)
 
-    monkeypatch.setattr(views, "seen_twice", watched)
-    pair = views.pair(made, (16, 16, 16), Config(block=4, voxels=32), np.random.default_rng(0))
+    monkeypatch.setattr(views, "visible_in_both", watched)
+    pair = views.view_pair(made, (16, 16, 16), Config(block=4, voxels=32), np.random.default_rng(0))
     has = [number for number, modality in enumerate(Modality) if modality in available]
     assert set(np.unique(np.concatenate([one.ravel() for one in drawn])).tolist()) == set(has)
     absent = [number for number in range(4) if number not in has]
@@ -174,9 +175,9 @@ def test_absent_modalities_are_neither_drawn_nor_shown(available, tmp_path, monk
 
 
 def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
-    monkeypatch.setattr(views, "seen_twice", lambda visible, where, *_: np.zeros(len(where), bool))
+    monkeypatch.setattr(views, "visible_in_both", lambda visible, where, *_: np.zeros(len(where), bool))
     with pytest.raises(InputError, match=rf"{case.id} shows no voxel"):
-        views.pair(case, (16, 16, 16), Config(block=8), np.random.default_rng(0))
+        views.view_pair(case, (16, 16, 16), Config(block=8), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -184,9 +185,9 @@ def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
 )
 def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparation):
     """Also where air is not 0, but as dark as the scanner left it."""
-    case = Phantoms(Stream(), preparation).case(0, 0)
+    case = PhantomStream(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
-    pair = views.pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
+    pair = views.view_pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
     air = np.array([case.level(modality) for modality in Modality])[:, None]
     for whole, voxels in zip(pair.whole, pair.voxels, strict=True):
         assert (whole[(slice(None), *voxels.T)] != air).any(0).all()
@@ -196,7 +197,7 @@ def test_a_crop_of_two_blocks_a_side_shows_something_whatever_is_drawn(tmp_path)
     write_head(tmp_path, "S0", 0, (Modality.T2,))
     made = in_memory(prepare(find_studies(tmp_path)[0], pretraining().data.preprocess))
     for seed in range(30):
-        assert views.pair(made, (16, 16, 16), Config(block=8, voxels=16), np.random.default_rng(seed)).voxels.any()
+        assert views.view_pair(made, (16, 16, 16), Config(block=8, voxels=16), np.random.default_rng(seed)).voxels.any()
 
 
 @pytest.mark.numerics
@@ -204,16 +205,18 @@ def test_changes_are_in_units_of_the_crops_range():
     """An image of z-scores and one of bytes change alike."""
     rng = np.random.default_rng(0)
     image = rng.random((4, 8, 8, 8), dtype=np.float32)
-    change = sample(Intensities(), image.shape, rng)
+    change = random_change(Intensities(), image.shape, rng)
     ones = np.ones(4, np.float32)
-    assert np.allclose(applied(change, image * 250, 250 * ones), 250 * applied(change, image, ones), atol=1e-2)
+    assert np.allclose(
+        apply_change(change, image * 250, 250 * ones), 250 * apply_change(change, image, ones), atol=1e-2
+    )
 
 
 def test_draws_are_as_many_whatever_they_come_to():
     ends = []
     for strength in (0.0, 1.0):
         rng = np.random.default_rng(0)
-        sample(Intensities(blur=strength, gain=strength, gamma=strength), (4, 4, 4, 4), rng)
+        random_change(Intensities(blur=strength, gain=strength, gamma=strength), (4, 4, 4, 4), rng)
         ends.append(rng.random())
     assert ends[0] == ends[1]
 
@@ -225,7 +228,7 @@ def test_draws_are_as_many_whatever_they_come_to():
 def test_coarse_features_are_those_of_the_cell_that_holds_the_voxel():
     fine = torch.arange(8**3, dtype=torch.float32).reshape(1, 1, 8, 8, 8)
     coarse = torch.arange(4**3, dtype=torch.float32).reshape(1, 1, 4, 4, 4)
-    found = at_voxels([fine, coarse], torch.tensor([[[0, 0, 0], [7, 5, 3]]]), (8, 8, 8))
+    found = voxel_features([fine, coarse], torch.tensor([[[0, 0, 0], [7, 5, 3]]]), (8, 8, 8))
     assert found.tolist() == [[0, 0], [7 * 64 + 5 * 8 + 3, 3 * 16 + 2 * 4 + 1]]
 
 
@@ -235,7 +238,7 @@ def test_distillation_is_cross_entropy_with_the_other_view():
     centre, swapped = torch.randn(1, 5), teacher[[2, 3, 0, 1]]
     wanted = ((swapped - centre) / 0.05).softmax(1)
     by_hand = -(wanted * (student / 0.1).log_softmax(1)).sum() / 4
-    assert torch.isclose(distillation(student, teacher, centre, (0.1, 0.05)), by_hand)
+    assert torch.isclose(distillation_loss(student, teacher, centre, (0.1, 0.05)), by_hand)
 
 
 @pytest.mark.numerics
@@ -287,7 +290,7 @@ def test_every_methods_network_can_be_pretrained(backbone):
     recipe = methods.find_recipe("voxmmsd/phantom", {**SMALL, **crop}, f"{backbone}/phantom")
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    cases = Phantoms(recipe.data.stream, recipe.data.preprocess)
+    cases = PhantomStream(recipe.data.stream, recipe.data.preprocess)
     batch, _ = learner.collate(
         [learner.view(cases.case(0, 0), recipe.data.sampling, np.random.default_rng(n)) for n in (0, 1)]
     )
@@ -315,9 +318,7 @@ def test_a_run_that_failed_midway_resumes_to_the_same_student_teacher_and_centre
         train(pretraining(), tmp_path / "run", data=pretrained / "data", device=CPU)
     monkeypatch.setattr(VoxMMSD, "after_step", honest)
     train(pretraining(), tmp_path / "run", data=pretrained / "data", device=CPU, resume=True)
-    ends = [
-        load_file(checkpoint.newest_valid(run) / checkpoint.STATE) for run in (tmp_path / "run", pretrained / "run")
-    ]
+    ends = [load_file(newest_valid(run) / STATE) for run in (tmp_path / "run", pretrained / "run")]
     assert set(ends[0]) == set(ends[1])
     assert {"learner/centre", "learner/projector.0.weight", "learner/teacher.decoder.levels.0.narrow.weight"} <= set(
         ends[0]
@@ -331,19 +332,19 @@ def test_references_are_never_read(tmp_path):
         place = write_head(tmp_path / "data", f"S{seed}", seed)
         (place / f"S{seed}-seg.nii.gz").write_bytes(b"no image" * number)
     train(pretraining(optim__steps=1), tmp_path / "run", data=tmp_path / "data", device=CPU)
-    record = checkpoint.stored(tmp_path / "run").provenance
+    record = stored_model(tmp_path / "run").provenance
     assert record["data"]["studies"] == 2
     assert record["data"]["labels"] is None
 
 
 def test_a_mixed_collection_is_learned_from(pretrained):
-    record = checkpoint.stored(pretrained / "run").provenance
+    record = stored_model(pretrained / "run").provenance
     assert record["data"]["available"] == {"t2": 1, "t1c+flair": 1, "t1+t1c+t2+flair": 1}
 
 
 def test_a_pretraining_segments_nothing(pretrained):
     with pytest.raises(ModelError, match=r"pretraining.*--init"):
-        checkpoint.load(pretrained / "run")
+        load_model(pretrained / "run")
 
 
 def test_each_verb_has_its_recipes(tmp_path):
@@ -376,15 +377,15 @@ def test_a_part_is_of_something(tmp_path):
 def test_another_preparation_and_an_unfinished_run_are_said(pretrained, archive, tmp_path, caplog):
     shutil.copytree(pretrained / "run", tmp_path / "pretrained")
     shutil.rmtree(tmp_path / "pretrained" / "model")
-    shutil.rmtree(checkpoint.checkpoints(tmp_path / "pretrained")[0])
+    shutil.rmtree(checkpoints(tmp_path / "pretrained")[0])
     recipe = small_recipe(
         "voxunet", init__weights=str(tmp_path / "pretrained"), data__preprocess__clip=3.0, optim__steps=1
     )
     with caplog.at_level("WARNING"):
         train(recipe, tmp_path / "run", data=archive, device=CPU)
     assert "6 of 8 steps" in caplog.text
-    assert "another preparation" in caplog.text
-    assert checkpoint.load(tmp_path / "run").provenance["init"]["steps"] == 6
+    assert "another preprocessing" in caplog.text
+    assert load_model(tmp_path / "run").provenance["init"]["steps"] == 6
 
 
 def test_the_cache_that_prepare_fills_is_pretrainings(archive, tmp_path):
@@ -418,7 +419,7 @@ def test_two_ranks_pretrain_as_one_does_that_accumulates(pretrained, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = [*torchrun, *command, "-o", str(tmp_path / "two")]
     subprocess.run(two, check=True, capture_output=True, env=environment)
-    first, second = (load_file(checkpoint.newest_valid(tmp_path / name) / checkpoint.STATE) for name in ("one", "two"))
+    first, second = (load_file(newest_valid(tmp_path / name) / STATE) for name in ("one", "two"))
     learned = [
         name for name in first if name.startswith("learner/") and "running_" not in name and "num_batches" not in name
     ]
@@ -436,27 +437,27 @@ def test_a_backbone_brings_its_preparation():
 
 
 def found_in(pretrained):
-    return checkpoint.stored(pretrained / "run")
+    return stored_model(pretrained / "run")
 
 
 @pytest.mark.parametrize(("part", "parts"), [("encoder", {"encoder"}), ("encoder+decoder", {"encoder", "decoder"})])
 def test_the_wanted_parts_are_carried_over_whole(pretrained, part, parts):
     network = methods.build(small_recipe("voxunet"))
-    taken = transfer(network, found_in(pretrained), Init(part=part))
+    taken = transfer(network, found_in(pretrained), Init(transfer=part))
     assert {name for name, (done, _) in taken.parts.items() if done} == parts
     assert all(done == of for name, (done, of) in taken.parts.items() if name in parts)
 
 
 def test_training_begins_with_them_and_says_so(pretrained, archive, tmp_path):
-    begin = {"init__weights": str(pretrained / "run"), "init__part": "encoder+decoder"}
+    begin = {"init__weights": str(pretrained / "run"), "init__transfer": "encoder+decoder"}
     recipe = small_recipe("voxunet", **begin, optim__steps=1, optim__learning_rate=0.0, optim__ema=0)
     train(recipe, tmp_path / "run", data=archive, device=CPU)
-    found, weights = found_in(pretrained), load_file(tmp_path / "run" / "model" / checkpoint.WEIGHTS)
+    found, weights = found_in(pretrained), load_file(tmp_path / "run" / "model" / WEIGHTS)
     counted = ("running_mean", "running_var", "num_batches_tracked")  # these follow the data at any rate
     learned = [name for name in weights if not name.startswith("heads") and not name.endswith(counted)]
     assert all(torch.equal(weights[name], found.weights[name]) for name in learned)
-    record = json.loads((tmp_path / "run" / "model" / checkpoint.PROVENANCE).read_text())
-    assert record["init"]["weights"] == found.provenance["sha256"][checkpoint.WEIGHTS]
+    record = json.loads((tmp_path / "run" / "model" / PROVENANCE).read_text())
+    assert record["init"]["weights"] == found.provenance["sha256"][WEIGHTS]
     assert record["init"]["taken"] == {"encoder": [42, 42], "decoder": [32, 32]}
 
 
@@ -467,7 +468,7 @@ def test_a_resumed_run_needs_no_pretraining_any_more(pretrained, archive, tmp_pa
     shutil.rmtree(tmp_path / "pretrained")
     shutil.rmtree(tmp_path / "run" / "model")
     train(recipe, tmp_path / "run", data=archive, device=CPU, resume=True)
-    assert checkpoint.load(tmp_path / "run").provenance["init"]["of"] == "voxunet"
+    assert load_model(tmp_path / "run").provenance["init"]["of"] == "voxunet"
 
 
 def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, archive, tmp_path):
@@ -480,7 +481,7 @@ def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, ar
 def test_both_branches_begin_with_what_one_network_learned():
     """Copies of a role share its weights."""
     recipe = methods.find_recipe("voxmmsd/phantom", backbone="mmformer/phantom")
-    found = Stored(methods.build(recipe).kept, recipe, {}, Path())
+    found = StoredModel(methods.build(recipe).kept, recipe, {}, Path())
     network = methods.build(methods.find_recipe("smml/phantom"))
     taken = transfer(network, found, Init())
     assert {name.split(".")[1] for name in taken.weights} == {"0", "1"}
@@ -490,17 +491,17 @@ def test_both_branches_begin_with_what_one_network_learned():
 
 def test_a_trained_model_can_be_begun_with_too(model_folder):
     network = methods.build(small_recipe())
-    found = checkpoint.stored(model_folder)
-    taken = transfer(network, found, Init(part="encoder+decoder"))
+    found = stored_model(model_folder)
+    taken = transfer(network, found, Init(transfer="encoder+decoder"))
     assert all(torch.equal(taken.weights[name], found.weights[name]) for name in taken.weights)
     assert len(taken.weights) > 20
 
 
 def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, tmp_path):
-    begin = {"init__weights": str(model_folder), "init__part": "whole"}
+    begin = {"init__weights": str(model_folder), "init__transfer": "whole"}
     still = {"optim__steps": 1, "optim__learning_rate": 0.0, "optim__ema": 0}
     train(small_recipe(**begin, **still), tmp_path / "run", data=archive, device=CPU)
-    before, after = (checkpoint.stored(place).weights for place in (model_folder, tmp_path / "run"))
+    before, after = (stored_model(place).weights for place in (model_folder, tmp_path / "run"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -515,7 +516,9 @@ def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, 
     ],
 )
 def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path, change):
-    recipe = small_recipe(change.pop("method", "unet"), **change, init__weights=str(model_folder), init__part="whole")
+    recipe = small_recipe(
+        change.pop("method", "unet"), **change, init__weights=str(model_folder), init__transfer="whole"
+    )
     with pytest.raises(ModelError, match="Take over encoder\\+decoder"):
         train(recipe, tmp_path / "run", data=archive, device=CPU)
     assert not (tmp_path / "run").exists()
@@ -523,7 +526,7 @@ def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path
 
 def test_weights_of_another_shape_are_left_with_all_that_their_norms_counted():
     recipe = pretraining()
-    found = Stored(methods.build(recipe).kept, recipe, {}, Path())
+    found = StoredModel(methods.build(recipe).kept, recipe, {}, Path())
     network = methods.build(small_recipe("voxunet", config__width=8))
     taken = transfer(network, found, Init())
     assert not taken.weights

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glimpseg.errors import InputError, UsageError
-from glimpseg.modality import ALL, SUBSETS, Modality, as_mask, from_mask, parse, subsets_of
+from glimpseg.modality import ALL, SUBSETS, Modality, from_flags, parse, subsets_of, to_flags
 from glimpseg.region import CONVENTIONS, Label, Region, detect_convention, whole_numbers
 
 
@@ -29,7 +29,7 @@ def test_singles_come_first_and_all_last():
 
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_key_and_mask_name_the_same_subset(subset):
-    assert parse(subset.key) == from_mask(as_mask(subset)) == subset
+    assert parse(subset.key) == from_flags(to_flags(subset)) == subset
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_study_allows_exactly_the_subsets_of_what_it_has(available):
 
 
 def test_whole_tumour_is_everything_but_the_cavity():
-    assert Region.WT.of(np.array([0, 1, 2, 3, 4])).tolist() == [False, True, True, True, False]
+    assert Region.WT.mask(np.array([0, 1, 2, 3, 4])).tolist() == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from glimpseg.data.preprocess import reference_on
 from glimpseg.errors import UsageError
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.modality import ALL, Modality
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.model.shipped import BOX
 from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.picture import preview
@@ -96,7 +96,7 @@ def run(folder: str | Path, *, overwrite: bool = False, steps: int | None = None
     model = load(folder / "run", "cpu")
     studies = find_studies(folder / "phantoms" / "test")
     evaluation = evaluate(model, studies, folder / "evaluation")
-    page = report.write_report(folder / "evaluation")
+    page = report.write_html(folder / "evaluation")
     yield f"15 subsets of {len(studies)} held-out phantoms scored, {_since(begun)}."
     yield report.text_table(evaluation)
 
@@ -114,7 +114,7 @@ def _cleared(folder: Path, *, overwrite: bool) -> None:
 def _against_truth(made: Study, model: Model, folder: Path) -> Iterator[str]:
     """A phantom from two sequences and from all, by the rules of every evaluation: scores, the page, pictures."""
     evaluation = evaluate(model, [made], folder / "evaluation", subsets=(SHOWN, ALL), metrics=["dice", "hd95"])
-    page = report.write_report(folder / "evaluation")
+    page = report.write_html(folder / "evaluation")
     yield f"Against the phantom's known truth:\n{report.text_table(evaluation)}"
     for subset in (SHOWN, ALL):
         labels = nifti.read_labels(folder / "evaluation" / LABELS / made.id / f"{subset.key}.nii.gz", made.convention)

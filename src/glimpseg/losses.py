@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def soft_dice(
+def soft_dice_loss(
     probabilities: Float[Tensor, "b k x y z"],
     target: Float[Tensor, "b k x y z"],
     smooth: tuple[float, float] = (1e-5, 1e-5),
@@ -33,7 +33,7 @@ def binary_cross_entropy(logits: Float[Tensor, "b k x y z"], target: Float[Tenso
     return functional.binary_cross_entropy_with_logits(logits, target)
 
 
-def coarsened(target: Float[Tensor, "b k x y z"], shape: torch.Size) -> Float[Tensor, "b k u v w"]:
+def downsample_target(target: Float[Tensor, "b k x y z"], shape: torch.Size) -> Float[Tensor, "b k u v w"]:
     """A soft target at the resolution of a deep-supervision head: the mean over the voxels each covers."""
     x, y, z = shape
     return functional.adaptive_avg_pool3d(target, (x, y, z)) if target.shape[2:] != shape else target
@@ -58,7 +58,7 @@ def weighted_cross_entropy(
     return -(weight * target * probabilities.clamp(0.005, 1).log()).sum((1, 2, 3, 4)) / voxels
 
 
-class Maps(NamedTuple):
+class FusionOutputs(NamedTuple):
     """What RFNet and mmFormer supervise: probabilities at full resolution."""
 
     fused: Float[Tensor, "b k x y z"]
@@ -69,7 +69,7 @@ class Maps(NamedTuple):
 
 
 def region_fusion_terms(
-    maps: Maps, target: Float[Tensor, "b k x y z"], available: Bool[Tensor, "b m"]
+    maps: FusionOutputs, target: Float[Tensor, "b k x y z"], available: Bool[Tensor, "b m"]
 ) -> dict[str, Float[Tensor, ""]]:
     """The objective of RFNet and mmFormer: cross-entropy and Dice of the fused output, of each modality by itself
     and of the deep maps, all with weight 1, all against the full-resolution target.
@@ -92,4 +92,4 @@ def region_fusion_terms(
 
 
 def _dice(probabilities: Tensor, target: Tensor) -> Tensor:
-    return soft_dice(probabilities, target, smooth=(0, 1e-7))
+    return soft_dice_loss(probabilities, target, smooth=(0, 1e-7))

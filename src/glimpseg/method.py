@@ -20,7 +20,7 @@ from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.modality import SUBSETS, Modality, as_mask
+from glimpseg.modality import SUBSETS, Modality, to_flags
 from glimpseg.region import Label, Region
 
 WINDOW_OVERLAP = 0.5
@@ -205,7 +205,7 @@ def draw_subsets(available: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
 
 def subsets_within(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "b n"]]:
     """The non-empty subsets as masks, and which of them each sample has all modalities of."""
-    rows = torch.stack([as_mask(subset) for subset in SUBSETS]).to(available.device)
+    rows = torch.stack([to_flags(subset) for subset in SUBSETS]).to(available.device)
     return rows, (~rows[None] | available[:, None]).all(-1)
 
 

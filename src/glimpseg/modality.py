@@ -95,13 +95,13 @@ def subsets_of(available: Modality) -> tuple[Modality, ...]:
     return tuple(subset for subset in SUBSETS if subset in available)
 
 
-def as_mask(subset: Modality) -> Bool[Tensor, "m"]:
+def to_flags(subset: Modality) -> Bool[Tensor, "m"]:
     """One flag for each channel, in channel order."""
     import torch  # here, so that naming a subset does not cost the 1.4 s of importing torch
 
     return torch.tensor([modality in subset for modality in Modality])
 
 
-def from_mask(mask: Bool[Tensor, "m"]) -> Modality:
+def from_flags(mask: Bool[Tensor, "m"]) -> Modality:
     """The subset whose flags `mask` holds, in channel order."""
     return union(modality for modality, flag in zip(Modality, mask.tolist(), strict=True) if flag)

@@ -1,11 +1,13 @@
-"""Pictures of a study: three planes through the tumour for each present sequence, with contours.
+"""Preview figure of a study: three planes through the tumour for each sequence, with contours.
 
-Radiological side: the patient's right is on the picture's left, and letters say so. Arrays are RAS.
+Orientation is radiological: the patient's right is on the left of the figure. Letters at the edges of each plane name
+the directions. Arrays are RAS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,22 @@ from glimpseg.region import COLOURS, TITLES
 from glimpseg.volume import Volume, background_value, bounding_box
 
 PLANES = ("axial", "coronal", "sagittal")
-# What stands at the left, right, top and bottom of each plane as drawn.
-_SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+_EDGE_LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+"""Directions at the left, right, top and bottom edge of each plane, in this order."""
 _AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
+"""RAS axis perpendicular to each plane."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneView:
+    """Slice of an RAS array that is drawn."""
+
+    plane: str
+    """One of `PLANES`."""
+    voxel: Sequence[int]
+    """Voxel index (x, y, z) that the slice goes through."""
+    spacing_mm: Sequence[float]
+    """Voxel size along x, y and z."""
 
 
 def preview(
@@ -30,29 +45,42 @@ def preview(
     reference: Volume | None = None,
     title: str = "",
 ) -> Figure:
-    """One row for each sequence, one column for each plane; the reference, if given, as dashed white outline.
+    """Draw a study as a figure: one row for each sequence, one column for each plane.
 
-    All volumes lie on one grid, in any orientation; planes cut where the tumour is largest.
+    The slices are those with the largest tumour area: in `labels`, or in the reference where `labels` is empty.
+
+    Args:
+        images: Images by sequence; all on one grid, in any orientation.
+        labels: Predicted label map (`Label` values) on that grid.
+        reference: Reference label map on that grid; its whole extent is drawn as a dashed white outline.
+        title: Title of the figure.
+
+    Returns:
+        A matplotlib figure on a black background.
     """
     drawn = {modality: image.ras() for modality, image in images.items()}
-    box = _head(image.voxels for image in drawn.values())
+    box = _head_box(image.voxels for image in drawn.values())
     drawn = {modality: Volume(image.voxels[box], image.affine) for modality, image in drawn.items()}
-    found = Volume(labels.ras().voxels[box], labels.ras().affine)
+    predicted = Volume(labels.ras().voxels[box], labels.ras().affine)
     truth = None if reference is None else reference.ras().voxels[box]
-    spacing = found.grid.spacing_mm
-    where = largest_cut(
-        found.voxels if found.voxels.any() or truth is None else truth, next(iter(drawn.values())).voxels
+    voxel = largest_slices(
+        predicted.voxels if predicted.voxels.any() or truth is None else truth, next(iter(drawn.values())).voxels
     )
     figure = Figure(figsize=(9.6, 3.1 * len(drawn) + 0.7), layout="constrained", facecolor="black")
     axes = figure.subplots(len(drawn), len(PLANES), squeeze=False)
     for row, (modality, image) in zip(axes, drawn.items(), strict=True):
         window = grey_window(image.voxels)
         for cell, plane in zip(row, PLANES, strict=True):
-            draw_plane(cell, image.voxels, found.voxels, truth, plane, where, spacing, window)
+            view = PlaneView(plane=plane, voxel=voxel, spacing_mm=predicted.grid.spacing_mm)
+            draw_plane(cell, image.voxels, predicted.voxels, view, reference=truth, window=window)
         row[0].set_title(modality.title, color="white", loc="left", fontsize=11)
     figure.suptitle(title, color="white", fontsize=11)
     figure.legend(
-        handles=legend(found.voxels, truth), loc="outside lower center", ncols=6, frameon=False, labelcolor="white"
+        handles=legend_lines(predicted.voxels, truth),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        labelcolor="white",
     )
     return figure
 
@@ -61,29 +89,36 @@ def draw_plane(
     cell: Any,
     image: Float[np.ndarray, "x y z"],
     labels: Integer[np.ndarray, "x y z"],
+    view: PlaneView,
+    *,
     reference: Integer[np.ndarray, "x y z"] | None,
-    plane: str,
-    where: Sequence[int],
-    spacing_mm: Sequence[float],
     window: tuple[float, float],
 ) -> None:
-    """One plane of one image with its contours, into matplotlib axes."""
-    first, second = (axis for axis in range(3) if axis != _AXIS[plane])
-    aspect = spacing_mm[second] / spacing_mm[first]
-    # Said here, because a user's matplotlibrc may put row 0 at the bottom, where the letters do not follow.
+    """Draw one slice of an image with the contours of its labels.
+
+    Args:
+        cell: Matplotlib axes to draw into.
+        image: Image, RAS.
+        labels: Label map (`Label` values) on the image's grid.
+        view: Slice to draw.
+        reference: Reference label map; drawn as one dashed white outline around all its labels.
+        window: Intensities shown as black and as white.
+    """
+    first, second = (axis for axis in range(3) if axis != _AXIS[view.plane])
+    aspect = view.spacing_mm[second] / view.spacing_mm[first]
+    # `origin` is set here because a user's matplotlibrc may put row 0 at the bottom; the letters would then be wrong.
     cell.imshow(
-        cut(image, plane, where), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear",
-        origin="upper",
+        plane_image(image, view.plane, view.voxel), cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect,
+        interpolation="bilinear", origin="upper",
     )  # fmt: skip
-    flat = cut(labels, plane, where)
+    flat = plane_image(labels, view.plane, view.voxel)
     for label, colour in COLOURS.items():
         if (flat == label).any():
             cell.contourf(flat == label, levels=[0.5, 1.5], colors=[to_rgba(colour, 0.25)])
             cell.contour(flat == label, levels=[0.5], colors=[colour], linewidths=0.9)
-    if reference is not None and (cut(reference, plane, where) > 0).any():
-        cell.contour(
-            cut(reference, plane, where) > 0, levels=[0.5], colors=["white"], linewidths=0.9, linestyles="dashed"
-        )
+    outline = None if reference is None else plane_image(reference, view.plane, view.voxel) > 0
+    if outline is not None and outline.any():
+        cell.contour(outline, levels=[0.5], colors=["white"], linewidths=0.9, linestyles="dashed")
     cell.set_axis_off()
     places = (
         (0.01, 0.5, "left", "center"),
@@ -91,43 +126,46 @@ def draw_plane(
         (0.5, 0.99, "center", "top"),
         (0.5, 0.01, "center", "bottom"),
     )
-    for letter, (x, y, horizontal, vertical) in zip(_SIDES[plane], places, strict=True):
+    for letter, (x, y, horizontal, vertical) in zip(_EDGE_LETTERS[view.plane], places, strict=True):
         cell.text(x, y, letter, transform=cell.transAxes, color="0.8", fontsize=8, ha=horizontal, va=vertical)
 
 
-def cut(volume: np.ndarray, plane: str, where: Sequence[int]) -> np.ndarray:
-    """A plane of an RAS array as rows and columns of a picture: superior or anterior up, right or anterior left."""
-    flat = volume.take(where[_AXIS[plane]], axis=_AXIS[plane])
-    # Both remaining axes point right/anterior and anterior/superior; pictures run down and to the right.
+def plane_image(volume: np.ndarray, plane: str, voxel: Sequence[int]) -> np.ndarray:
+    """Return a slice of an RAS array as rows and columns of an image.
+
+    Rows run downwards from superior (axial: anterior); columns from the patient's right (sagittal: anterior).
+    """
+    flat = volume.take(voxel[_AXIS[plane]], axis=_AXIS[plane])
+    # The remaining axes point to right or anterior and to anterior or superior; image rows run down, columns right.
     return flat.T[::-1, ::-1]
 
 
-def largest_cut(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
-    """For each axis the slice with most tumour; without tumour, with most image."""
+def largest_slices(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
+    """Return the voxel index (x, y, z) of the slices with most tumour; without tumour, with most foreground."""
     mask = labels > 0 if labels.any() else image != background_value(image)
     x, y, z = (int(mask.sum(tuple(other for other in range(3) if other != axis)).argmax()) for axis in range(3))
     return x, y, z
 
 
-def _head(images: Iterable[Float[np.ndarray, "x y z"]]) -> tuple[slice, ...]:
-    """The box that holds everything drawn, with a little air for the letters."""
+def _head_box(images: Iterable[Float[np.ndarray, "x y z"]]) -> tuple[slice, ...]:
+    """Return the bounding box of the foreground of all images, with a margin for the letters."""
     mask = np.logical_or.reduce([image != background_value(image) for image in images])
-    found = bounding_box(mask)
-    if found is None:
+    box = bounding_box(mask)
+    if box is None:
         return (slice(None),) * 3
-    air = [max(2, n // 25) for n in mask.shape]
-    return tuple(slice(max(s.start - a, 0), s.stop + a) for s, a in zip(found, air, strict=True))
+    margins = [max(2, n // 25) for n in mask.shape]
+    return tuple(slice(max(side.start - m, 0), side.stop + m) for side, m in zip(box, margins, strict=True))
 
 
 def grey_window(image: Float[np.ndarray, "x y z"]) -> tuple[float, float]:
-    """Black and white of the picture: 0.5 % and 99.5 % of the intensities that are not background."""
+    """Return the intensities shown as black and as white: the 0.5 % and 99.5 % quantiles of the foreground."""
     tissue = image[image != background_value(image)]
     low, high = np.percentile(tissue if tissue.size else image, (0.5, 99.5))
     return float(low), float(max(high, low + 1e-6))
 
 
-def legend(labels: np.ndarray, reference: np.ndarray | None) -> list[Line2D]:
-    """Lines of a legend for the labels that occur."""
+def legend_lines(labels: np.ndarray, reference: np.ndarray | None) -> list[Line2D]:
+    """Return the legend entries for the labels that occur and for the reference, if there is one."""
     lines = [Line2D([], [], color=c, label=TITLES[label]) for label, c in COLOURS.items() if (labels == label).any()]
     if reference is not None:
         lines.append(Line2D([], [], color="white", linestyle="dashed", label="reference (whole)"))

@@ -121,17 +121,18 @@ class Backbone:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Init:
-    """Weights to begin with."""
+    """Initial weights."""
 
     weights: str | None = None
-    """Model or run folder; null begins with random ones."""
-    part: Literal["encoder", "encoder+decoder", "whole"] = "encoder"
-    """What is taken over. Vox-MMSD's code: the encoder. `whole` goes on with the same network, heads and all."""
+    """Model folder or run folder; null for random weights."""
+    transfer: Literal["encoder", "encoder+decoder", "whole"] = "encoder"
+    """Parts of the network that the weights are taken for. Vox-MMSD's code: the encoder. `whole` trains the same
+    network further, heads included."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """By name."""
-        return tuple(self.part.split("+"))
+        """The names in `transfer`, one by one."""
+        return tuple(self.transfer.split("+"))
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

@@ -50,7 +50,7 @@ class Region(enum.Enum):
         """The region's name in words."""
         return _REGION_TITLES[self]
 
-    def of(self, labels: np.ndarray) -> np.ndarray:
+    def mask(self, labels: np.ndarray) -> np.ndarray:
         """Boolean array of the region in an array of `Label` values, any shape."""
         return np.isin(labels, self.value)
 

@@ -24,7 +24,7 @@ class Frame:
         return f"{self.path}#{self.number}"
 
 
-def image_named(text: str) -> Path | Frame:
+def parse_image(text: str) -> Path | Frame:
     """What `str` of a path or a frame says."""
     name, _, number = text.rpartition("#")
     return Frame(Path(name), int(number)) if number.isdigit() and not Path(text).exists() else Path(text)

@@ -104,25 +104,25 @@ class Volume:
 
     def ras(self) -> Volume:
         """The same voxels in the closest RAS order; nothing is interpolated."""
-        turned = _turned(self)
+        turned = _ras_view(self)
         return Volume(np.ascontiguousarray(turned.voxels), turned.affine)
 
 
 def slabs(grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
     """Boxes along the first axis that make up the grid: one, unless it is large."""
     x, y, z = grid.shape
-    for side in parts(x, x * y * z):
+    for side in axis_slices(x, x * y * z):
         yield side, slice(0, y), slice(0, z)
 
 
-def parts(length: int, voxels: int) -> Iterator[slice]:
+def axis_slices(length: int, voxels: int) -> Iterator[slice]:
     """An axis of `length` in parts, of `voxels` in all about `SLAB_VOXELS` to each; in one piece if those are few."""
     step = length if voxels <= LARGE_VOXELS else max(length * SLAB_VOXELS // voxels, 1)
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 
 
-def thinned(volume: Volume) -> Volume:
+def downsample_large(volume: Volume) -> Volume:
     """Every second voxel, or fewer, along the axes of the smallest steps, until a volume is no longer large."""
     whole = volume
     while volume.voxels.size > LARGE_VOXELS:
@@ -154,18 +154,18 @@ def overlap(a: Grid, b: Grid) -> float:
     return float(np.prod(np.maximum(shared, 0))) / smaller
 
 
-def onto(volume: Volume, grid: Grid) -> Volume:
+def resample(volume: Volume, grid: Grid) -> Volume:
     """`volume` by linear interpolation on `grid`; outside its field of view, 0.
 
     Where `grid` is coarser the image is smoothed first, so that fine detail does not alias. Where both are
     windows on the same lattice, up to the order of axes, voxels are only copied, bit for bit.
     """
-    return _onto(volume, grid, _linear)
+    return _resample_with(volume, grid, _interpolate_linearly)
 
 
-def labels_onto(labels: Volume, grid: Grid) -> Volume:
+def resample_labels(labels: Volume, grid: Grid) -> Volume:
     """A label map on `grid`: the label with the largest interpolated share wins, so thin parts do not alias."""
-    return _onto(labels, grid, _shares)
+    return _resample_with(labels, grid, _interpolate_labels)
 
 
 def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
@@ -201,21 +201,21 @@ def connected_to_border(outside: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, 
     return (found == found[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
-def _turned(volume: Volume) -> Volume:
+def _ras_view(volume: Volume) -> Volume:
     """The closest RAS order as a view."""
     turn = nio.io_orientation(volume.affine)
     return Volume(nio.apply_orientation(volume.voxels, turn), volume.grid.ras().affine)
 
 
-def _onto(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Grid], np.ndarray]) -> Volume:
+def _resample_with(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Grid], np.ndarray]) -> Volume:
     """Between the RAS orders of both lattices, where axes run alike; then into the order of `grid`."""
-    source, target = _turned(volume), grid.ras()
+    source, target = _ras_view(volume), grid.ras()
     voxels = source.voxels if same_grid(source.grid, target) else interpolate(source, target)
     turn = nio.ornt_transform(nio.io_orientation(target.affine), nio.io_orientation(grid.affine))
     return Volume(np.ascontiguousarray(nio.apply_orientation(voxels, turn)), grid.affine)
 
 
-def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
+def _interpolate_linearly(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
     """By linear interpolation; a large image part by part, so that no second one of its size is made."""
     try:
         matrix = np.linalg.inv(volume.affine) @ grid.affine
@@ -223,27 +223,30 @@ def _linear(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
         raise InputError("The affine of the image is singular: it gives no place to its voxels.") from error
     shift = np.rint(matrix[:3, 3])
     if np.abs(matrix[:3, :3] - np.eye(3)).max() < 1e-6 and np.abs(matrix[:3, 3] - shift).max() < 1e-4:
-        return _shifted(volume.voxels, shift.astype(int), grid.shape)
+        return _copy_window(volume.voxels, shift.astype(int), grid.shape)
     step = np.linalg.norm(matrix[:3, :3], axis=1)  # source voxels that one target voxel spans, by source axis
     # Width of a Gaussian that takes a point spread (full width at half maximum) of one voxel to one of `step`.
     sigma = np.sqrt(np.maximum(step**2 - 1, 0) / (8 * np.log(2)))
     if volume.voxels.size <= LARGE_VOXELS:
-        return _smoothed_onto(volume.voxels, sigma, matrix[:3, :3], matrix[:3, 3], grid.shape)
+        return _smooth_and_sample(volume.voxels, sigma, scale=matrix[:3, :3], offset=matrix[:3, 3], shape=grid.shape)
     result = np.zeros(grid.shape, np.float32)
-    for part in parts(grid.shape[0], volume.voxels.size):
+    for part in axis_slices(grid.shape[0], volume.voxels.size):
         offset = matrix[:3, 3] + matrix[:3, 0] * part.start
         shape = (part.stop - part.start, grid.shape[1], grid.shape[2])
-        box = _reached(matrix[:3, :3], offset, shape, sigma, volume.voxels.shape)
+        box = _source_box(matrix[:3, :3], offset, shape, sigma=sigma, sides=volume.voxels.shape)
         if box is not None:
             start = np.array([side.start for side in box])
-            result[part] = _smoothed_onto(volume.voxels[box], sigma, matrix[:3, :3], offset - start, shape)
+            result[part] = _smooth_and_sample(
+                volume.voxels[box], sigma, scale=matrix[:3, :3], offset=offset - start, shape=shape
+            )
     return result
 
 
-def _reached(
+def _source_box(
     scale: Float[np.ndarray, "3 3"],
     offset: Float[np.ndarray, "3"],
     shape: tuple[int, int, int],
+    *,
     sigma: Float[np.ndarray, "3"],
     sides: tuple[int, ...],
 ) -> tuple[slice, slice, slice] | None:
@@ -258,9 +261,10 @@ def _reached(
     return x, y, z
 
 
-def _smoothed_onto(
+def _smooth_and_sample(
     voxels: Shaped[np.ndarray, "x y z"],
     sigma: Float[np.ndarray, "3"],
+    *,
     scale: Float[np.ndarray, "3 3"],
     offset: Float[np.ndarray, "3"],
     shape: tuple[int, int, int],
@@ -272,7 +276,7 @@ def _smoothed_onto(
     return ndimage.affine_transform(smooth, scale, offset, output_shape=shape, order=1)
 
 
-def _shifted(
+def _copy_window(
     voxels: Shaped[np.ndarray, "x y z"], shift: Int[np.ndarray, "3"], shape: tuple[int, int, int]
 ) -> Float[np.ndarray, "i j k"]:
     """Another window on the same lattice, beginning at voxel `shift` of the source: copied, not interpolated."""
@@ -285,12 +289,12 @@ def _shifted(
     return result
 
 
-def _shares(labels: Volume, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
+def _interpolate_labels(labels: Volume, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
     result = np.zeros(grid.shape, labels.voxels.dtype)
     best = np.ones(grid.shape, np.float32)  # what is left for the background, later the largest share so far
     shares = {}
     for value in np.unique(labels.voxels[labels.voxels != 0]):
-        shares[value] = _linear(Volume(labels.voxels == value, labels.affine), grid)
+        shares[value] = _interpolate_linearly(Volume(labels.voxels == value, labels.affine), grid)
         best -= shares[value]
     for value, share in shares.items():
         result[share > best] = value

@@ -126,8 +126,8 @@ def shares(method, found):
     Allowed is MULTIPLE * (how far rounding moves the number) + ULP * (its size), and its floor if it has one. The
     authors computed in fp32 on a machine of their own, so that their numbers hold a rounding error as large as ours. A
     difference of two such errors that exceeds 10 times the scale of one has another cause. The scales are stored
-    (`rounding.npz`, made by `scripts/conformance.py --rounding`): a fault cannot widen its own tolerance, and the tests
-    need no fp64, which takes six times as long. ULP is the spacing of fp32 numbers: the authors' numbers were stored
+    (`rounding.npz`, made by `compare.py --rounding`): a fault cannot widen its own tolerance, and the tests need no
+    fp64, which takes six times as long. ULP is the spacing of fp32 numbers: the authors' numbers were stored
     with it.
     """
     with np.load(HERE / "rounding.npz") as held:

@@ -16,14 +16,14 @@ import torch
 
 from conformance.reference import pair
 from glimpseg.data.preprocess import bytes_of
-from glimpseg.losses import coarsened, one_hot, soft_dice
+from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
 from glimpseg.method import Progress, authors_name
 from glimpseg.methods import voxmmsd, voxunet
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL
-from glimpseg.methods.voxmmsd.intensities import Change, applied
-from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation, restoration
-from glimpseg.model.checkpoint import Stored
+from glimpseg.methods.voxmmsd.intensities import IntensityChange, apply_change
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, restoration_loss
+from glimpseg.model.folder import StoredModel
 from glimpseg.model.transfer import transfer
 from glimpseg.recipe import Init
 from glimpseg.region import Label
@@ -121,12 +121,12 @@ def scaling(stored):
 
 def masks(stored):
     """`mask/`: two seeds, from their uniform numbers."""
-    found, edges = {}, views.expanded(np.arange(6)[None, :, None, None], CROP, OFFICIAL)[0, :, 0, 0]
+    found, edges = {}, views.blocks_to_voxels(np.arange(6)[None, :, None, None], CROP, OFFICIAL)[0, :, 0, 0]
     found["mask/block_edges"] = unlike(np.bincount(edges), stored["mask/block_edges_for_6_blocks_x16"])
     for seed in (0, 1):
         uniforms = drawn_blocks(Draws.of(seed))
         kept = uniforms <= 1 - OFFICIAL.hidden
-        whole = views.expanded(kept, CROP, OFFICIAL)
+        whole = views.blocks_to_voxels(kept, CROP, OFFICIAL)
         found[f"mask/seed{seed}_uniforms"] = unlike(uniforms, stored[f"mask/seed{seed}_uniforms"])
         found[f"mask/seed{seed}_keep_blocks"] = unlike(kept, stored[f"mask/seed{seed}_keep_blocks"])
         found[f"mask/seed{seed}_keep_full"] = unlike(np.packbits(whole), stored[f"mask/seed{seed}_keep_full_packed"])
@@ -177,7 +177,7 @@ def drawn_change(draws, shape, transforms):
             if draws.numpy.uniform() <= settings.gamma:
                 drawn["exponent"][channel] = low + (high - low) * draws.python.random()
                 draws.numpy.uniform()
-    return Change(**drawn)
+    return IntensityChange(**drawn)
 
 
 def changes(stored):
@@ -186,7 +186,7 @@ def changes(stored):
     names = stored["aug/order"].tolist()
     for seed in (3, 4, 5):
         for name, transforms in {**{name: [name] for name in names}, "chain": names}.items():
-            ours = applied(
+            ours = apply_change(
                 drawn_change(Draws.of(seed), image.shape, transforms), image, np.ones(MODALITIES, np.float32)
             )
             theirs = stored[f"aug/{name}_seed{seed}"]
@@ -239,13 +239,15 @@ def one_pair(stored, whole, seed, key, changed):
         made = [views.scaled_view(crop, crop != 0, drawn_blocks(draws), OFFICIAL) for crop in crops]
         where = views.candidates(made[0].tissue, starts, by_channel=True)
         modalities = np.stack([draws.numpy.randint(0, MODALITIES, len(where)) for _ in range(2)])
-        kept = np.flatnonzero(views.seen_twice([one.visible for one in made], where, starts, modalities))
+        kept = np.flatnonzero(views.visible_in_both([one.visible for one in made], where, starts, modalities))
     rows = draws.numpy.choice(kept, OFFICIAL.voxels, replace=False)
     found = {f"{key}box2_minus_box1": unlike(starts[1] - starts[0], stored[f"{key}box2_minus_box1"])}
     units = np.ones(MODALITIES, np.float32)
     shown = [one.masked for one in made]
     if changed:
-        shown = [applied(drawn_change(draws, one.shape, stored["aug/order"].tolist()), one, units) for one in shown]
+        shown = [
+            apply_change(drawn_change(draws, one.shape, stored["aug/order"].tolist()), one, units) for one in shown
+        ]
     for number, (one, image) in enumerate(zip(made, shown, strict=True)):
         voxel = np.c_[modalities[number][rows], where[rows] - starts[number]]
         found[f"{key}voxel{number}"] = unlike(voxel, stored[f"{key}voxel{number}"])
@@ -271,7 +273,7 @@ def distilling(stored, dtype):
         student = torch.from_numpy(stored[f"dino/call{call}_student"]).to(dtype).requires_grad_()
         teacher = torch.from_numpy(stored[f"dino/call{call}_teacher"]).to(dtype)
         temperature = learner.temperature(Progress(200 * int(stored[f"dino/call{call}_epoch"]), STEPS))
-        loss = distillation(student, teacher, centre, (OFFICIAL.student_temperature, temperature))
+        loss = distillation_loss(student, teacher, centre, (OFFICIAL.student_temperature, temperature))
         loss.backward()
         centre = centre.lerp(teacher.mean(0, keepdim=True), 1 - OFFICIAL.centre_momentum)
         for kind, ours in (("loss", loss), ("grad_student", student.grad), ("center_after", centre)):
@@ -283,13 +285,13 @@ def restoring(stored, dtype):
     """`mae/`."""
     goal = torch.from_numpy(stored["mae/target"]).to(dtype)
     restored = torch.from_numpy(stored["mae/pred"]).to(dtype).tanh()
-    return {"mae/loss": pair(restoration(restored, as_pairs(goal, goal, np.zeros((2, 1, 3)))), stored["mae/loss"])}
+    return {"mae/loss": pair(restoration_loss(restored, as_pairs(goal, goal, np.zeros((2, 1, 3)))), stored["mae/loss"])}
 
 
 def as_pairs(image, goal, voxels):
     """A batch of complete studies, scaled by crop."""
     count = len(image)
-    return views.Pairs(
+    return views.PairBatch(
         image=torch.as_tensor(image),
         available=torch.ones(count, MODALITIES, dtype=torch.bool),
         whole=torch.as_tensor(goal),
@@ -486,14 +488,14 @@ def carried(stored):
     """`ft/`: what is taken over of a pretraining."""
     network = official_network(stored)
     pretrained = official_learner(stored)
-    given = Stored(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
+    given = StoredModel(pretrained.kept, voxmmsd.RECIPES["official"], {}, Path())
     found = {
         "ft/n_params": unlike(sum(p.numel() for p in network.parameters()), stored["ft/n_params_unet3d_multiscale"])
     }
     names = [authors_name(own, voxunet.NAMES) for own in network.state_dict()]
     found["ft/model_keys"] = float(sorted(names) != sorted(stored["ft/model_keys"].tolist()))
     for part, key in (("encoder", "ft/keys_encoder"), ("encoder+decoder", "ft/keys_encoder_decoder")):
-        taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(part=part)).weights]
+        taken = [authors_name(own, voxunet.NAMES) for own in transfer(network, given, Init(transfer=part)).weights]
         found[key] = float(sorted(taken) != sorted(stored[key].tolist()))
     return found
 
@@ -504,8 +506,8 @@ def tuning(stored, dtype):
     dice, entropy = [], []
     for level in range(4):
         probabilities = torch.from_numpy(stored[f"ft/logits{level}"]).to(dtype).softmax(1)
-        goal = coarsened(target, probabilities.shape[2:])
-        dice.append(float(soft_dice(probabilities, goal)))
+        goal = downsample_target(target, probabilities.shape[2:])
+        dice.append(float(soft_dice_loss(probabilities, goal)))
         entropy.append(float(voxunet.cross_entropy(probabilities, goal)))
     return {
         "ft/DiceLoss_level0": pair(dice[0], stored["ft/DiceLoss_level0"]),

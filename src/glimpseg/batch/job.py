@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import EXPECTATIONS
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.segmentation.inputs import Item, opened
 from glimpseg.segmentation.predict import Raw, Read, read, segment_read
@@ -46,7 +46,7 @@ class Wanted:
         """What makes two batches the same; --continue compares it."""
         return {
             "glimpseg": __version__,
-            "model": model.provenance["sha256"][checkpoint.WEIGHTS],
+            "model": model.provenance["sha256"][WEIGHTS],
             **({"choices": model.chosen} if model.chosen else {}),
             "backend": f"{model.computed_by} {model.precision}",  # masks of two backends differ by some voxels
             "labels": self.labels,
@@ -106,7 +106,7 @@ class Work:
                 pseudonyms=self.pseudonyms,
             )
             if BIDS in self.wanted.types:
-                digest = self.model.provenance["sha256"][checkpoint.WEIGHTS]
+                digest = self.model.provenance["sha256"][WEIGHTS]
                 write_derivative(self.output, name, found.labels, model=self.model.name, version=digest[:12])
         volumes = volumes_in_words(found.volumes_ml)
         return Written(name, sum(found.seconds.values()), found.used, volumes, tuple(found.outlook))

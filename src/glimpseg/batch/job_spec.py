@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glimpseg.batch.job import Wanted
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model
 from glimpseg.segmentation import predict
 from glimpseg.segmentation.inputs import Item, items
 

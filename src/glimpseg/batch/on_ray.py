@@ -14,10 +14,10 @@ from glimpseg.batch.job import Work, Written
 from glimpseg.batch.job_spec import Order
 from glimpseg.batch.progress import WHOLE, Outcome, Tally
 from glimpseg.batch.tree import begin, write_statistics
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.runtime.atomic import only_one
-from glimpseg.runtime.preemption import sigterm
+from glimpseg.runtime.atomic import folder_lock
+from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
 from glimpseg.segmentation.inputs import Item
 from glimpseg.version import NOT_A_DEVICE
 
@@ -53,7 +53,7 @@ def segment_on_ray(order: Order, workers: Workers, *, go_on: bool = False, overw
     ray = _ray()
     items = order.items()
     work = begin(items, order.plain(), order.output, order.wanted, go_on=go_on, overwrite=overwrite)
-    with only_one(order.output / ".part-0-of-1"), _cluster(ray, workers), sigterm() as stopped:
+    with folder_lock(order.output / ".part-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
         tally, waiting = Tally.of(work, WHOLE.share(items, work.names))
         with _hired(ray, workers, order, work) as hired:
             _share_out(ray, hired, waiting, work.names, tally, stopped)
@@ -83,7 +83,7 @@ class Worker:
 
 
 def _share_out(
-    ray: Any, hired: Sequence[Any], items: Sequence[Item], names: Mapping[str, str], tally: Tally, stopped: list[int]
+    ray: Any, hired: Sequence[Any], items: Sequence[Item], names: Mapping[str, str], tally: Tally, stopped: StopRequest
 ) -> None:
     """Gives each worker that has nothing to do the next study, until there is none."""
     left = deque(items)

@@ -17,11 +17,11 @@ from filelock import FileLock
 
 from glimpseg.batch.job import Wanted, Work
 from glimpseg.batch.progress import FAILURES, WHOLE, Outcome, Part, Tally, write_failures
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
-from glimpseg.model.checkpoint import Model
-from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used, write_json
-from glimpseg.runtime.preemption import sigterm
+from glimpseg.model.loading import Model
+from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used, write_json
+from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
 from glimpseg.segmentation.inputs import Item
 from glimpseg.segmentation.predict import Read
 from glimpseg.segmentation.result import RECORD, Segmentation
@@ -61,7 +61,7 @@ def segment_tree(
     """
     output = Path(output)
     work = begin(items, model, output, wanted, part=part, go_on=go_on, overwrite=overwrite)
-    with only_one(output / f".part-{part.number}-of-{part.of}"), sigterm() as stopped:
+    with folder_lock(output / f".part-{part.number}-of-{part.of}"), deferred_sigterm() as stopped:
         tally, waiting = Tally.of(work, part.share(items, work.names), part)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             _work(work, tally, waiting, reader, writer, stopped)
@@ -96,7 +96,7 @@ def _work(
     items: Sequence[Item],
     reader: ThreadPoolExecutor,
     writer: ThreadPoolExecutor,
-    stopped: list[int],
+    stopped: StopRequest,
 ) -> None:
     """Reads one ahead, writes one behind."""
     coming: Future[tuple[Read, ExitStack]] | None = reader.submit(work.read, items[0]) if items else None

@@ -67,9 +67,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     if versions["torch"] != "missing":
         from glimpseg.runtime import selftest
 
-        checks = [selftest.check(device, name) for device in selftest.devices() for name in selftest.precisions(device)]
+        checks = [
+            selftest.check_convolutions(device, name)
+            for device in selftest.available_devices()
+            for name in selftest.available_precisions(device)
+        ]
         found["conv3d"] = [check.record() for check in checks]
-        broken, cautions = selftest.failure(checks), selftest.cautions()
+        broken, cautions = selftest.failure_message(checks), selftest.version_warnings()
     found["cautions"] = cautions
     typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
     for caution in cautions:

@@ -26,10 +26,10 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a model's network for other programs, with its preparation and decision rule in the file's metadata."""
-    from glimpseg.model import checkpoint
     from glimpseg.model import export as exporting
+    from glimpseg.model.loading import load_model
 
-    loaded = checkpoint.load(model, "cpu", changes_of(change))
+    loaded = load_model(model, "cpu", changes_of(change))
     found = exporting.export(loaded, output, to, verify=verify, overwrite=overwrite)
     if found is not None:
         log.info(

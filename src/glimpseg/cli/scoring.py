@@ -65,7 +65,7 @@ def evaluate(
         overwrite=overwrite,
     )
     log.info("%s", report.text_table(done))
-    typer.echo(report.write_report(output))
+    typer.echo(report.write_html(output))
     failed = done.record["failed"]
     if failed:
         raise InputError(
@@ -121,11 +121,11 @@ def compare(
 ) -> None:
     """Compare evaluations case by case: paired tests, effect sizes, wins and losses; published tables beside."""
     from glimpseg.evaluation import compare as comparison
-    from glimpseg.report import write_comparison
+    from glimpseg.report import write_html
     from glimpseg.results.scores import metrics_named
 
     comparison.compare(evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite)
-    typer.echo(write_comparison(output))
+    typer.echo(write_html(output))
 
 
 @app.command()
@@ -133,9 +133,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder that `evaluate` or `compare` wrote.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="HTML file. Default: in that folder.")] = None,
 ) -> None:
-    """Make the HTML report of an evaluation or comparison again."""
-    from glimpseg.report import write_comparison, write_report
-    from glimpseg.results.folder import COMPARISON
+    """Write the HTML report of an evaluation or comparison again."""
+    from glimpseg.report import write_html
 
-    write = write_comparison if (folder / COMPARISON).is_file() else write_report
-    typer.echo(write(folder, output))
+    typer.echo(write_html(folder, output))

@@ -18,7 +18,7 @@ from glimpseg.model.shipped import BOX
 if TYPE_CHECKING:
     from glimpseg.batch.job import Wanted
     from glimpseg.batch.progress import Outcome
-    from glimpseg.model.checkpoint import Model
+    from glimpseg.model.loading import Model
     from glimpseg.segmentation.inputs import Visit
     from glimpseg.segmentation.predict import Raw
     from glimpseg.segmentation.uncertainty import Level
@@ -174,7 +174,7 @@ def conclude(output: Path, outcome: Outcome, failures: str) -> None:
 
 
 def _one(visit: Visit, model: Model, output: Path, wanted: Wanted, overwrite: bool) -> None:
-    from glimpseg.data.dicom.sources import Pseudonyms
+    from glimpseg.data.dicom.pseudonyms import Pseudonyms
     from glimpseg.segmentation.predict import read, segment_read
     from glimpseg.segmentation.result import volumes_in_words
 

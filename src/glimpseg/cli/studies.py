@@ -36,7 +36,7 @@ def phantom(
     """Make digital phantoms: four sequences and labels, in a BraTS layout."""
     from glimpseg import phantom as generator
     from glimpseg.phantom.dataset import write_phantoms
-    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.runtime.device import resolved_device
 
     share = post_operative if post_operative is not None else 0.7 if layout == "brats2024" else 0.0
     if population not in generator.VARIETIES:
@@ -73,7 +73,7 @@ def prepare(
     from glimpseg import methods
     from glimpseg.data.layouts import find_studies, survey
     from glimpseg.data.splits import chosen
-    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.runtime.device import resolved_device
     from glimpseg.training import dataset
 
     changes = changes_of(change) | ({"data.prior.kind": prior} if prior else {})

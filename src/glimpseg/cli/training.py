@@ -42,12 +42,12 @@ def train(
 ) -> None:
     """Train a method. Under `torchrun` the same command uses every rank."""
     from glimpseg import methods
-    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.runtime.device import resolved_device
     from glimpseg.training import loop as training
 
     if part is not None and init is None:
         raise UsageError("--part says what of --init is taken over: name a model with --init, too.")
-    flags = {"init.weights": init and str(init), "init.part": part, "data.labelled": labelled}
+    flags = {"init.weights": init and str(init), "init.transfer": part, "data.labelled": labelled}
     changes = changes_of(change) | {path: value for path, value in flags.items() if value is not None}
     wanted = methods.find_recipe(recipe, changes)
     if wanted.backbone is not None:
@@ -87,7 +87,7 @@ def pretrain(
 ) -> None:
     """Pretrain a network without labels; `train --init` goes on from it."""
     from glimpseg import methods
-    from glimpseg.segmentation.predict import resolved_device
+    from glimpseg.runtime.device import resolved_device
     from glimpseg.training import loop as training
 
     wanted = methods.find_recipe(recipe, changes_of(change), backbone)

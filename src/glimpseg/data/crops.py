@@ -1,4 +1,4 @@
-"""A batch of crops, as a network takes them."""
+"""Batch of crops, the input of a network in training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Crops of several studies, as a network takes them."""
+    """Crops of several studies, with their targets."""
 
     image: Float[Tensor, "b m x y z"]
-    """Normalised intensities. Absent channels hold anything; no method may look."""
+    """Normalised intensities. Channels of absent modalities have undefined values; methods must not read them."""
     available: Bool[Tensor, "b m"]
-    """What the scanner gave, never what a method dropped."""
+    """Modalities that were acquired. Modalities that a method drops stay available."""
     target: Integer[Tensor, "b x y z"] | None = None
-    """`Label` values; None in pretraining."""
+    """`Label` values of the reference; None in pretraining."""
     study: list[str] = field(default_factory=list)
-    """Where each crop came from, for messages."""
+    """Study id of each crop, for messages."""
     prior: Integer[Tensor, "b m x y z"] | None = None
-    """What is supposed of the labels from each modality by itself, `Label` values; None unless the recipe has one."""
+    """Prior (pseudo-label) maps from each modality alone, `Label` values; None unless the recipe uses them."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device, there in the types that networks and losses take: float32 and int64. Before that,
-        crops are as narrow as they are stored, for a third of the bytes on the way."""
+        """Move the batch to a device and convert it there to float32 and int64.
+
+        Until then crops keep their narrow stored types, so that a third of the bytes is transferred.
+        """
         held = {part.name: getattr(self, part.name) for part in fields(self)}
         moved: dict[str, Any] = {
             name: _wide(value.to(device, non_blocking=True))
@@ -38,6 +40,7 @@ class Batch:
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """Convert floats to float32 and integers to int64; bool stays."""
     if tensor.dtype == torch.bool:
         return tensor
     return tensor.float() if tensor.is_floating_point() else tensor.long()

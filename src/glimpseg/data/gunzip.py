@@ -1,4 +1,4 @@
-"""The content of gz files: by ISA-L where `isal` is installed, else by zlib. Bytes and refusals are the same."""
+"""Read gz files with ISA-L if `isal` is installed, else with zlib. Results and errors are the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 @contextmanager
-def inflating(path: Path) -> Iterator[gzip.GzipFile]:
-    """A gz file, opened to read what it holds; checksum and length are compared when its end is read.
+def open_gzip(path: Path) -> Iterator[gzip.GzipFile]:
+    """Open a gz file to read its content. Checksum and length are checked when the end is read.
 
-    Raises: EOFError if it is cut short; OSError or zlib.error if it is damaged or no gz file.
+    Raises: EOFError if it is truncated; OSError or zlib.error if it is damaged or no gz file.
     """
     try:
         from isal import igzip, isal_zlib
@@ -22,7 +22,7 @@ def inflating(path: Path) -> Iterator[gzip.GzipFile]:
         with gzip.open(path) as stream:
             yield stream
         return
-    damaged: Any = isal_zlib.error  # a class of its own, which the stubs take for an object
+    damaged: Any = isal_zlib.error  # an exception class; the stubs declare it as an object
     try:
         with igzip.open(path) as stream:
             yield stream

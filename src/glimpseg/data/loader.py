@@ -24,9 +24,9 @@ from glimpseg.data import augment
 from glimpseg.data.augment import Augment, Transform
 from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
-from glimpseg.data.prior_file import with_prior
+from glimpseg.data.prior_cache import with_prior
 from glimpseg.errors import InputError
-from glimpseg.modality import Modality, as_mask
+from glimpseg.modality import Modality, to_flags
 
 BATCHES_AHEAD = 3
 """Batches made before they are asked for."""
@@ -80,8 +80,8 @@ class Cases(Protocol):
         """The study that sample n is cropped from."""
 
 
-class Archive:
-    """A fixed set of cached studies; every epoch visits each once, in an order of its own."""
+class CachedStudies:
+    """A fixed set of cached studies. Every epoch takes each study once, in an order of its own."""
 
     def __init__(self, paths: Sequence[Path], priors: Sequence[Path] = ()) -> None:
         if not paths:
@@ -119,7 +119,7 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
     priors = [torch.from_numpy(sample.prior) for sample in samples if sample.prior is not None]
     batch = Batch(
         image=torch.from_numpy(np.stack([sample.image for sample in samples])),
-        available=torch.stack([as_mask(sample.available) for sample in samples]),
+        available=torch.stack([to_flags(sample.available) for sample in samples]),
         target=torch.stack(targets) if len(targets) == len(samples) else None,
         study=[sample.study for sample in samples],
         prior=torch.stack(priors) if len(priors) == len(samples) else None,

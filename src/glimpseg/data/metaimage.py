@@ -1,9 +1,9 @@
-"""MetaImage files (`.mha`, BraTS 2015 and before) as NIfTI images.
+"""Read MetaImage files (`.mha`, BraTS 2015 and earlier) as NIfTI images.
 
-SimpleITK reads them too, and is what this is compared with in the tests. But its decoder is native code that a damaged
-file can crash (a heap error in one of some thousand mutated files), and all that the format holds is a text of
-`key = value` before a block of voxels, deflated or not. What is rare in it is refused: voxels in other files, as text,
-scaled, or of several channels.
+SimpleITK reads them too, and the tests compare with it. It is not used here, because its decoder is native code that a
+damaged file can crash (a heap error in one of some thousand mutated files). The format is simple: a text header of
+`key = value` lines, followed by a block of voxels, deflated or not. Rare variants are refused: voxels in other files,
+as text, scaled, or with several channels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from jaxtyping import Float, Shaped
 from nibabel.filebasedimages import ImageFileError
 
 SUFFIX = ".mha"
+"""Suffix of the file name, in lower case."""
 MAXIMAL_HEADER = 1 << 16
-"""Bytes; a usual one has 400."""
+"""Most bytes of a header; usual headers have 400."""
 SLACK_BYTES = 1024
-"""What may follow the last voxel."""
+"""Most bytes that may follow the last voxel."""
 _LAST = "ElementDataFile"
-"""The key that ends the header."""
+"""Key that ends the header."""
 _TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
@@ -34,15 +35,15 @@ _PLAIN = {
     "ObjectType": "image", "NDims": "3", "BinaryData": "true", "ElementNumberOfChannels": "1", _LAST: "local",
     "HeaderSize": "0", "ElementToIntensityFunctionSlope": "1", "ElementToIntensityFunctionOffset": "0",
 }  # fmt: skip
-"""What a key has to say, if it is there."""
+"""Required values of keys that the header may contain."""
 _MATRIX, _OFFSET = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
-"""Spellings of one key. A file that has none is refused, though the format has a meaning for that too."""
+"""Spellings of the two keys. A file with none of them is refused, although the format has a default."""
 _ZLIB_OR_GZIP = 47
-"""Window bits by which zlib takes either, as MetaIO does."""
+"""Window bits with which zlib accepts both zlib and gzip streams, as MetaIO does."""
 
 
 class _Voxels:
-    """Voxels that are read when an array is made of them; shape and type are known from the header."""
+    """Voxels that are read only when they are converted to an array; shape and type come from the header."""
 
     def __init__(self, path: Path, header: Mapping[str, str], begin: int) -> None:
         i, j, k = _numbers(header, "DimSize", 3, int)
@@ -65,10 +66,11 @@ class _Voxels:
 
 
 def load(path: Path) -> nibabel.Nifti1Image:
-    """The image, its header read and its voxels not yet; reading them raises EOFError, zlib.error or ImageFileError if
-    they are damaged.
+    """Open a MetaImage: read its header now, its voxels on first use.
 
-    Raises: ImageFileError if it is no MetaImage, or one of a kind that is not read.
+    Reading the voxels raises EOFError, zlib.error or ImageFileError if they are damaged.
+
+    Raises: ImageFileError if the file is no MetaImage, or a variant that is not read.
     """
     with path.open("rb") as file:
         head = file.read(MAXIMAL_HEADER)
@@ -80,7 +82,7 @@ def load(path: Path) -> nibabel.Nifti1Image:
 
 
 def _header(head: bytes) -> tuple[dict[str, str], int]:
-    """Keys with their values, and where the voxels begin."""
+    """Parse the header. Returns its keys with their values, and the position of the first voxel in bytes."""
     header: dict[str, str] = {}
     place = 0
     while _LAST not in header:
@@ -99,8 +101,10 @@ def _header(head: bytes) -> tuple[dict[str, str], int]:
 
 
 def _affine(header: Mapping[str, str]) -> Float[np.ndarray, "4 4"]:
-    """Voxel index to RAS+ millimetres. MetaImage says it in LPS+, where x and y point the other way, one row of its
-    matrix for each axis of the array."""
+    """Affine from voxel indices to RAS+ millimetres.
+
+    MetaImage uses LPS+, in which x and y have the opposite sign. Its matrix has one row for each axis of the array.
+    """
     matrix, offset = (next((key for key in keys if key in header), keys[0]) for keys in (_MATRIX, _OFFSET))
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(_numbers(header, matrix, 9, float), (3, 3)).T * _numbers(
@@ -127,7 +131,7 @@ def _numbers(header: Mapping[str, str], key: str, count: int, kind: type[int] | 
 
 
 def _inflated(content: bytes, size: int) -> bytes:
-    """No more than is wanted, and a little; the checksum compared."""
+    """Decompress at most `size` bytes and the allowed slack, with a check of the checksum."""
     stream = zlib.decompressobj(_ZLIB_OR_GZIP)
     found = stream.decompress(content, size + SLACK_BYTES + 1)
     if not stream.eof and len(found) <= size + SLACK_BYTES:

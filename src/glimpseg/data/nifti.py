@@ -1,14 +1,13 @@
-"""NIfTI files in and out, through nibabel, with every check that a voxel needs before it is believed.
+"""Read and write NIfTI files with nibabel, with checks of header, size, affine and voxels.
 
-The rule for the affine is the standard's: the sform if its code is set, else the qform. Nothing is flipped
-here; a volume keeps its file's order and says in its affine where it lies.
+The affine follows the NIfTI standard: the sform if its code is set, else the qform. Nothing is flipped here. A volume
+keeps the axis order of its file, and its affine gives the orientation.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,55 +20,62 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from glimpseg.data import metaimage
-from glimpseg.data.gunzip import inflating
+from glimpseg.data.gunzip import open_gzip
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame
-from glimpseg.volume import Grid, Volume, background_value, connected_to_border, parts
-
-log = logging.getLogger(__name__)
+from glimpseg.volume import Grid, Volume, axis_slices, background_value, connected_to_border
 
 SUFFIXES = (".nii", ".nii.gz")
 MAXIMAL_SIDE = 1024
-"""Voxels along one axis that a brain scan can have; a header that claims more lies (reliability table, row 21)."""
+"""Most voxels along one axis. No brain scan has more, so a header that claims more is damaged."""
 MAXIMAL_VOXELS = 200_000_000
+"""Most voxels of one image."""
 MAXIMAL_SIDE_MM = 1024.0
-"""Length of a field of view; a body is no longer, and the working grid has a voxel for each millimetre of it."""
+"""Largest field of view along one axis. No body is longer, and the working grid has one voxel for each millimetre."""
 MAXIMAL_DISTANCE_MM = 1e5
-"""Of a voxel from the centre of the coordinates."""
+"""Largest distance of a voxel from the origin of the coordinates."""
 MINIMAL_SPACING_MM = 0.01
+"""Smallest voxel size."""
 MINIMAL_UPRIGHTNESS = 0.5
-"""Volume of the cell that unit steps along the axes span: 1 for a right-angled grid, 0.87 for a gantry tilt of 30
-degrees."""
+"""Smallest volume of the parallelepiped of unit vectors along the axes: 1 for perpendicular axes, 0.87 for a gantry
+tilt of 30 degrees."""
 MAXIMAL_OFFSET = 64 << 20
-"""Bytes before the first voxel: header and extensions."""
+"""Most bytes before the first voxel: header and extensions."""
 LARGE_BYTES = 256 << 20
+"""Size of the content from which on `LARGE_RATIO` is checked."""
 LARGE_RATIO = 200
-"""What a gz file of more than `LARGE_BYTES` may inflate to, by its size (reliability table, row 21). Voxels of a
-scanner stay below 50; an empty label map, which may well have 1000, is not that large."""
+"""Largest compression ratio of a gz file with more than `LARGE_BYTES` of content. Scans stay below 50. An empty label
+map may reach 1000, but is not that large."""
 DEFLATE_RATIO = 1032
-"""Beyond this the format cannot compress: the header lies."""
+"""Largest compression ratio of the format. A header that claims more is damaged."""
 MAXIMAL_GAP_MM = 1e-3
-"""How far sform and qform may differ before it is worth a warning."""
+"""Largest difference between sform and qform without a warning."""
 SLACK_BYTES = 1024
-"""What a file may hold after its last voxel."""
+"""Most bytes that a file may hold after its last voxel."""
 WIDESPREAD = 0.01
-"""Share of voxels that may be NaN or infinite beside an ordinary background."""
+"""Largest share of NaN or infinite voxels in an image that has an ordinary background."""
 GOES_ON = "it goes on after the last voxel"
+"""Message about a file that is longer than its header says."""
 _HEADER_BYTES = 540
-"""Of NIfTI-2, the longer one."""
+"""Length of the NIfTI-2 header, which is longer than that of NIfTI-1."""
 _PIECE_BYTES = 1 << 24
+"""Bytes read at once when content is skipped."""
 _UNREADABLE = (
     OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, MemoryError, OverflowError, TypeError,
 )  # fmt: skip
 
 
 def read_volume(source: str | Path | Frame, called: str = "") -> Volume:
-    """One image, float32, in the file's own order; or one volume of a four-dimensional file.
+    """Read one image as float32, in the axis order of the file.
 
-    NaN and infinite voxels outside the brain become background, with a warning. Warnings speak of `called`, by default
-    of the file's name, which may be a patient's.
+    NaN and infinite voxels outside the brain become background, with a warning.
+
+    Args:
+        source: file (NIfTI or `.mha`), or one volume of a four-dimensional file.
+        called: name of the image in warnings. By default the file name, which may contain the name of a patient.
 
     Raises: InputError if the file is not a whole, finite, three-dimensional, non-constant NIfTI image (or `.mha`)
         with a usable affine.
@@ -91,7 +97,7 @@ def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, called: str 
 
 
 def from_nibabel(image: nibabel.spatialimages.SpatialImage) -> Volume:
-    """An image that was opened by nibabel or made in memory, under the same checks as a file."""
+    """Convert an image that nibabel opened, or that was made in memory, with the same checks as for a file."""
     path = Path(image.get_filename() or "the image")
     _check_shape(image, path)
     _check_affine(nibabel.Nifti1Image.from_image(image), path)
@@ -99,7 +105,7 @@ def from_nibabel(image: nibabel.spatialimages.SpatialImage) -> Volume:
 
 
 def read_labels(path: str | Path, convention: Convention | None = None) -> Volume:
-    """A label map, uint8: `Label` values if a convention is given, else the file's own numbers.
+    """Read a label map as uint8: `Label` values if a convention is given, else the numbers of the file.
 
     Raises: InputError as `read_volume`, and for values that are no labels of the convention.
     """
@@ -115,14 +121,17 @@ def read_labels(path: str | Path, convention: Convention | None = None) -> Volum
 
 
 def read_header(source: str | Path | Frame) -> Grid:
-    """The grid of an image, without reading its voxels. Raises: InputError as `read_volume`."""
+    """Read the grid of an image, without its voxels. Raises: InputError as `read_volume`."""
     image = _series(source) if isinstance(source, Frame) else _open(Path(source))
     x, y, z = image.shape[:3]
     return Grid((x, y, z), image.affine.astype(np.float64))
 
 
 def claimed_grid(source: Path | Frame) -> Grid:
-    """As `read_header`, without a word on what the header leaves open: to plan before anything is read."""
+    """Read the grid of an image as `read_header` does, but without warnings, to estimate memory before reading.
+
+    A four-dimensional file is accepted.
+    """
     path = source.path if isinstance(source, Frame) else source
     image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
     if len(image.shape) < 3:
@@ -136,9 +145,9 @@ def claimed_grid(source: Path | Frame) -> Grid:
 
 
 def write_labels(path: str | Path, labels: Volume, names: Mapping[int, str] | None = None) -> None:
-    """Writes a label map as unscaled uint8, whole or not at all.
+    """Write a label map as unscaled uint8, atomically.
 
-    `names` (number to name) travels as a JSON comment in the header, as viewers and people may read it.
+    `names` (number to name) is stored as a JSON comment in the header, for viewers and people.
     """
     image = _image(labels.voxels.astype(np.uint8), labels.affine)
     if names:
@@ -148,7 +157,7 @@ def write_labels(path: str | Path, labels: Volume, names: Mapping[int, str] | No
 
 
 def write_image(path: str | Path, volume: Volume, dtype: type[np.generic] = np.float32) -> None:
-    """Writes an image, unscaled, in `dtype`, whole or not at all. The caller sees to it that values fit."""
+    """Write an image in `dtype` without scaling, atomically. The caller must make sure that the values fit."""
     _save(_image(volume.voxels.astype(dtype), volume.affine), path)
 
 
@@ -156,7 +165,7 @@ def _image(voxels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
     image = nibabel.Nifti1Image(voxels, affine)
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm", "sec")
-    # Both places say the same, so that no reader sees another geometry than the next.
+    # sform and qform are equal, so that all readers see the same geometry.
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
     if np.abs(image.get_qform() - affine).max() > MAXIMAL_GAP_MM:
@@ -170,7 +179,10 @@ def _save(image: nibabel.Nifti1Image, path: str | Path) -> None:
 
 
 def _open(path: Path, called: str = "") -> nibabel.Nifti1Image:
-    """The header, checked, and a promise of the voxels. Extensions are not read: they are long, foreign and private."""
+    """Open an image, check its header, and load voxels later.
+
+    Extensions are not read: they are long, belong to other programs and may hold private data.
+    """
     image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
     _check_shape(image, path, called)
     _check_affine(image, path, called)
@@ -182,10 +194,10 @@ def _nifti(path: Path) -> nibabel.Nifti1Image:
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path} is not a NIfTI file ({' or '.join(SUFFIXES)}). Convert it, with dcm2niix for DICOM.")
     try:
-        with np.errstate(all="ignore"):  # what comes of it is judged below
+        with np.errstate(all="ignore"):  # the result is checked below
             kind, header = _header(path)
             affine = header.get_best_affine()
-            # Read, not mapped: a file that shrinks under a map kills the process.
+            # Read, not memory-mapped: a file that shrinks while it is mapped kills the process.
             voxels = ArrayProxy(path, header.copy(), mmap=False)
     except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}). Export it again.") from error
@@ -202,7 +214,7 @@ def _metaimage(path: Path) -> nibabel.Nifti1Image:
 
 
 def _series(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
-    """The four-dimensional file that holds a frame, its header checked."""
+    """Open the four-dimensional file that holds a frame, and check its header."""
     image, path = _nifti(frame.path), frame.path
     if len(image.shape) != 4 or not 0 <= frame.number < image.shape[3]:
         raise InputError(
@@ -217,7 +229,7 @@ def _series(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
 def _check_file(path: Path) -> None:
     try:
         there, plain = path.exists(), path.is_file()
-    except OSError as error:  # a name that is too long, a folder that is closed to us
+    except OSError as error:  # a name that is too long, or a folder without permission
         raise InputError(f"{path} cannot be reached ({error.strerror}). Check the path.") from error
     if not there and path.is_symlink():
         raise InputError(f"{path} is a link that leads nowhere. Give the file itself.")
@@ -228,7 +240,7 @@ def _check_file(path: Path) -> None:
 
 
 def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
-    with inflating(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+    with open_gzip(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
         block = stream.read(_HEADER_BYTES)
     two = _HEADER_BYTES in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
     kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
@@ -256,7 +268,7 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path, called: str = "") -> No
             "Give the file of one volume, or split it (fslsplit, nibabel.four_to_three)."
         )
     if len(shape) > 3:
-        log.warning("%s has the shape %s; its single volume is used.", called or path.name, shape)
+        warn(f"{called or path.name} has the shape {shape}; its single volume is used.")
     _check_size(image, path)
 
 
@@ -307,28 +319,28 @@ def _check_affine(image: nibabel.Nifti1Image, path: Path, called: str = "") -> N
     _check_extent(Grid((x, y, z), image.affine), path)
     sform, qform = image.get_sform(coded=True), _qform(image)
     if sform[1] == 0 and qform[1] == 0:
-        log.warning(
-            "%s says nothing of its orientation (sform and qform code 0); its axes are taken as stored.",
-            called or path.name,
+        warn(
+            f"{called or path.name} says nothing of its orientation (sform and qform code 0); its axes are taken as "
+            "stored."
         )
     if sform[1] > 0 and qform[1] > 0 and np.abs(sform[0] - qform[0]).max() > MAXIMAL_GAP_MM:
-        log.warning("%s: sform and qform differ; the sform is used, as the standard asks.", called or path.name)
+        warn(f"{called or path.name}: sform and qform differ; the sform is used, as the standard asks.")
 
 
 def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
     try:
         return image.get_qform(coded=True)
-    except (ValueError, HeaderDataError):  # a quaternion that is none
+    except (ValueError, HeaderDataError):  # an invalid quaternion
         return None, 0
 
 
 def _intensities(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) -> np.ndarray:
-    """Volume `number` of a file as float32, in the order of its axes; of a large one a part at a time is read."""
+    """Read volume `number` of a file as float32, in its axis order; a large one is read in parts."""
     x, y, z = image.shape[:3]
     voxels: np.ndarray | None = None
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond its range is infinity, which the caller judges
+    with np.errstate(over="ignore", invalid="ignore"):  # values out of range become infinite; the caller checks that
         for part, values in _stored(image, path, number):
-            if voxels is None:  # only now: a header that lies has been refused
+            if voxels is None:  # allocated only now, when a wrong header has been refused
                 voxels = np.empty((x, y, z), np.float32, order="F")
             voxels[:, :, part] = values
     assert voxels is not None, "an image has slices"
@@ -336,23 +348,23 @@ def _intensities(image: nibabel.spatialimages.SpatialImage, path: Path, number: 
 
 
 def _whole(image: nibabel.spatialimages.SpatialImage, path: Path) -> np.ndarray:
-    """The only volume of a file, in the type that it is stored in or scaled to."""
+    """Read the only volume of a file, in its stored or scaled type."""
     return np.concatenate([values for _, values in _stored(image, path, 0)], axis=2)
 
 
 def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """The slices of volume `number`, part by part, in the type that they are stored in or scaled to."""
+    """Yield the slices of volume `number` in parts, in their stored or scaled type."""
     x, y, z = image.shape[:3]
     source = image.dataobj
     try:
-        with np.errstate(all="ignore"):  # beyond the range is infinity, which the caller judges
+        with np.errstate(all="ignore"):  # values out of range become infinite; the caller checks that
             stored, name = nibabel.is_proxy(source), path.name.lower()
             if stored and name.endswith(".nii") and path.stat().st_size > _end(image) + SLACK_BYTES:
                 raise OSError(GOES_ON)
             if stored and name.endswith(".gz"):
                 yield from _inflated(path, image, number)
             elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
-                for part in parts(z, x * y * z):
+                for part in axis_slices(z, x * y * z):
                     yield part, np.asanyarray(source[:, :, part])
             else:
                 yield slice(0, z), np.asanyarray(source).reshape((x, y, z, -1))[..., number]
@@ -364,14 +376,14 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
 
 
 def _end(image: nibabel.Nifti1Image) -> int:
-    """The byte behind the last voxel, unpacked, by the header. A file that is longer has slices that would be lost."""
+    """Size of the uncompressed content by the header, in bytes. A longer file has slices that would be lost."""
     return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
 def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """The slices of volume `number` of a gz file, which holds no more than its header promises; its checksum compared.
+    """Yield the slices of volume `number` of a gz file, after checks of its length and checksum.
 
-    nibabel reads no further than the last voxel and so never meets the checksum, which comes after it.
+    nibabel stops at the last voxel and therefore never checks the checksum, which comes after it.
     """
     source, kind = image.dataobj, image.get_data_dtype()
     (x, y, z), begin = image.shape[:3], int(image.dataobj.offset)
@@ -381,10 +393,10 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
     if size > max(packed * LARGE_RATIO, LARGE_BYTES):
         raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
-    with inflating(path) as stream:
+    with open_gzip(path) as stream:
         place = begin + number * x * y * z * kind.itemsize
-        _pass(stream, 0, place, size)
-        for part in parts(z, x * y * z):
+        _skip(stream, 0, place, size)
+        for part in axis_slices(z, x * y * z):
             shape = (x, y, part.stop - part.start)
             content = stream.read(math.prod(shape) * kind.itemsize)
             if len(content) < math.prod(shape) * kind.itemsize:
@@ -392,13 +404,13 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
             place += len(content)
             yield part, np.asanyarray(ArrayProxy(io.BytesIO(content), (shape, kind, 0, source.slope, source.inter)))
             del content
-        _pass(stream, place, size, size)
+        _skip(stream, place, size, size)
         if len(stream.read(SLACK_BYTES + 1)) > SLACK_BYTES:
             raise OSError(GOES_ON)
 
 
-def _pass(stream: io.BufferedIOBase, begin: int, end: int, size: int) -> None:
-    """Reads from one byte to another, of `size` in all, and keeps nothing."""
+def _skip(stream: io.BufferedIOBase, begin: int, end: int, size: int) -> None:
+    """Skip the bytes from `begin` to `end`, of `size` in total. Raises: EOFError if the stream ends before."""
     while begin < end:
         found = len(stream.read(min(end - begin, _PIECE_BYTES)))
         if not found:
@@ -407,7 +419,7 @@ def _pass(stream: io.BufferedIOBase, begin: int, end: int, size: int) -> None:
 
 
 def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
-    """Non-finite voxels that belong to the background take its value; others are refused."""
+    """Set non-finite voxels of the background to its value. Raises: InputError for other non-finite voxels."""
     broken = ~np.isfinite(voxels)
     count = int(broken.sum())
     if not count:
@@ -416,7 +428,7 @@ def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
         raise InputError(f"{path} holds no finite voxel. Export it again.")
     background = background_value(np.where(broken, np.float32(np.nan), voxels))
     outside = broken | (voxels == background)
-    # Outside is what reaches the border of the array through background; a hole in the brain does not.
+    # Voxels are outside if background connects them to the border of the array; holes in the brain are not.
     inside = int((broken & ~connected_to_border(outside)).sum())
     is_convention = np.isnan(background)  # the file writes its whole background as NaN
     if inside or (count > WIDESPREAD * voxels.size and not is_convention):
@@ -425,7 +437,7 @@ def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
             f"{path} holds {count:,} NaN or infinite voxels, {where}. Segmenting it would be a guess: "
             "export it again, or leave this sequence out."
         )
-    log.warning("%s: %s NaN or infinite voxels in the background were set to it.", called or path.name, f"{count:,}")
+    warn(f"{called or path.name}: {count:,} NaN or infinite voxels in the background were set to it.")
     return np.where(broken, np.float32(0 if is_convention else background), voxels)
 
 

@@ -7,7 +7,6 @@ the normalisation (the field's released codes let it; see docs/evaluation.md).
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os.path import realpath
@@ -20,6 +19,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data import nifti
+from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
@@ -31,13 +31,11 @@ from glimpseg.volume import (
     angle_degrees,
     bounding_box,
     foreground,
-    labels_onto,
-    onto,
     overlap,
+    resample,
+    resample_labels,
     same_grid,
 )
-
-log = logging.getLogger(__name__)
 
 VERSION = 2
 """Raised when the same files would give other voxels; part of every cache key and provenance."""
@@ -97,6 +95,7 @@ class Prepared:
     margin: int = 0
     """Voxels left around the brain's bounding box."""
     warnings: tuple[str, ...] = ()
+    """Warnings that were logged while it was read and prepared."""
 
     @property
     def levels(self) -> Float[np.ndarray, "m"]:
@@ -141,6 +140,12 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
     Raises: InputError when there is no sequence, when two are the same, when grids cannot belong together,
         when no brain is found, or for a file that cannot be read.
     """
+    with collected_warnings() as warnings:
+        prepared = _prepared(study, settings, own_of)
+    return replace(prepared, warnings=tuple(warnings))
+
+
+def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Prepared:
     if not study.images:
         raise InputError(f"Study {study.id} has no MRI sequence. Give at least one of T1, T1c, T2, FLAIR.")
     refuse_same_files(study)
@@ -162,21 +167,20 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
         image[channel], inside[channel] = _on_working_grid(volume, brain, grid, settings)
         del volume  # or two would be held while the next is read
     assert own is not None
-    warnings = tuple(note for modality in Modality if (note := notes.get(modality)))
-    for warning in warnings:
-        log.warning("%s: %s", study.id, warning)
+    for note in (notes.get(modality) for modality in Modality):
+        if note is not None:
+            warn(f"{study.id}: {note}")
     reference = reference_on(study, own)
     whole = Prepared(
         id=study.id,
         image=image,
         inside=inside,
         available=study.available,
-        target=None if reference is None else labels_onto(reference, grid).voxels,
+        target=None if reference is None else resample_labels(reference, grid).voxels,
         grid=grid,
         own=own,
         reference=reference,
         margin=round(settings.margin_mm / settings.spacing_mm),
-        warnings=warnings,
     )
     return whole.restricted_to(study.available)
 
@@ -282,8 +286,8 @@ def _on_working_grid(
 ) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     inside = foreground(volume.voxels) if brain is None else _brain_on(brain, volume.grid)
     # Background becomes 0 before interpolation, so that no value from outside bleeds into the brain.
-    image = onto(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
-    tissue = labels_onto(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
+    image = resample(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
+    tissue = resample_labels(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
     return normalised(image, tissue, settings), tissue
 
 
@@ -295,7 +299,7 @@ def _brain_mask(brain: Volume | Path) -> Volume:
 def _brain_on(mask: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
     if overlap(mask.grid, grid) < MINIMAL_OVERLAP:
         raise InputError(f"The brain mask ({_in_words(mask.grid)}) lies elsewhere than the images. Give theirs.")
-    return labels_onto(mask, grid).voxels > 0
+    return resample_labels(mask, grid).voxels > 0
 
 
 def reference_on(study: Study, own: Grid) -> Volume | None:
@@ -316,7 +320,7 @@ def reference_on(study: Study, own: Grid) -> Volume | None:
             f"Study {study.id}: {name} lies on another grid ({_in_words(labels.grid)}) than the images "
             f"({_in_words(own)}). Give the reference that was drawn on these images."
         )
-    return labels_onto(labels, own)
+    return resample_labels(labels, own)
 
 
 def _in_words(grid: Grid) -> str:
@@ -338,4 +342,4 @@ def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, s
 def brain_of(prepared: Prepared, grid: Grid | None = None) -> Bool[np.ndarray, "x y z"]:
     """The brain as all sequences of the study show it; on the own grid, or another."""
     brain = np.logical_or.reduce(prepared.inside).view(np.uint8)
-    return labels_onto(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0
+    return resample_labels(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0

@@ -1,4 +1,4 @@
-"""One acquisition: its files, and what their headers say of how it was made; nothing of whom."""
+"""Series: the files of one acquisition and its acquisition parameters, without patient data."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal", "oblique"]
+"""Orientation of the slices."""
 
 KEY_LENGTH = 10
-"""Hexadecimal digits; two of a thousand series share them once in two million archives."""
+"""Hexadecimal digits of a key. In two million folders of a thousand series, about one has two series with one key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A DICOM series or a NIfTI file, before its voxels are read."""
+    """DICOM series or NIfTI file, before its voxels are read."""
 
     key: str
-    """Names it in tables and files: a digest of its UID or path, of which nobody can be recognised."""
+    """Name in tables and files: a digest of the UID or path, from which no patient can be identified."""
     source: Literal["dicom", "nifti"]
+    """File format."""
     files: tuple[Path, ...]
-    """All instances, in the order of their positions where those are known; one file for NIfTI."""
+    """All instances, in the order of their positions if these are known; one file for NIfTI."""
     study: str
-    """Digest of the study's UID, or of the folder: series of one visit share it."""
+    """Digest of the study UID, or of the folder. All series of one study have the same."""
     words: Mapping[str, str] = field(default_factory=dict)
-    """Free text by its DICOM keyword (SeriesDescription, ProtocolName, SequenceName, ContrastBolusAgent ...), or
-    FileName; what names the patient is taken out."""
+    """Free text by DICOM keyword (SeriesDescription, ProtocolName, SequenceName, ContrastBolusAgent ...) or FileName.
+    Words that name the patient are removed."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """By DICOM keyword and in its unit: RepetitionTime, EchoTime and InversionTime in ms, FlipAngle in degrees,
+    """Numbers by DICOM keyword: RepetitionTime, EchoTime and InversionTime in ms, FlipAngle in degrees,
     MagneticFieldStrength in T, SliceThickness in mm, EchoTrainLength, SeriesNumber ..."""
     image_type: tuple[str, ...] = ()
-    """DICOM's ImageType in capitals: ORIGINAL or DERIVED, PRIMARY or SECONDARY, and more."""
+    """ImageType of DICOM in capitals: ORIGINAL or DERIVED, PRIMARY or SECONDARY, and more."""
     plane: Plane | None = None
+    """Orientation of the slices; None if unknown."""
     shape: tuple[int, int, int] | None = None
+    """Number of voxels along each axis; None if unknown."""
     spacing_mm: tuple[float, float, float] | None = None
+    """Voxel size along each axis; None if unknown."""
     acquired_s: float | None = None
-    """Second of the day at which it began."""
+    """Start of the acquisition, in seconds since midnight."""
     injected_s: float | None = None
-    """Second of the day at which contrast agent was given, if the header says so."""
+    """Injection of contrast agent, in seconds since midnight; None if the header does not give it."""
 
 
 def digest(text: str) -> str:
-    """A short name that tells series apart and from which the text cannot be read."""
+    """Return a short hash of a text: a unique name from which the text cannot be recovered."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_LENGTH]

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from glimpseg.errors import InputError, OutputError
-from glimpseg.runtime.atomic import tidy_on_sigterm
+from glimpseg.runtime.preemption import exit_on_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def unpacked(place: Path) -> Iterator[Path]:
         raise InputError(f"{place} does not exist. Name a folder, or an archive ({', '.join(SUFFIXES)}).")
     if not place.name.lower().endswith(SUFFIXES):
         raise InputError(f"{place} is neither a folder nor an archive ({', '.join(SUFFIXES)}). Name one of these.")
-    with tidy_on_sigterm():
+    with exit_on_sigterm():
         temporary = _private_folder()
         try:
             folder = _folder_in(temporary)

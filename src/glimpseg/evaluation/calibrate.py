@@ -32,12 +32,14 @@ from glimpseg.evaluation.scoring import Reference
 from glimpseg.metrics import Reliability
 from glimpseg.metrics.calibration import BINS
 from glimpseg.modality import SUBSETS, Modality, parse, subsets_of
-from glimpseg.model.checkpoint import PROVENANCE, WEIGHTS, Model, save_copy
+from glimpseg.model.copying import save_copy
 from glimpseg.model.expectations import EXPECTATIONS, FORMAT, JUDGED, Expectations, Expected, Gain
+from glimpseg.model.folder import PROVENANCE, WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import FEWEST_CASES, Bootstrap, Interval, additions
-from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used
+from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used
 from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.study import Study
 from glimpseg.version import __version__
@@ -183,7 +185,7 @@ def calibrate(
     if not labelled:
         raise InputError("No study has a reference, and without one nothing can be measured. Give labelled studies.")
     parts = folder.with_name(f"{folder.name}.parts")
-    with only_one(parts):
+    with folder_lock(parts):
         files = _count_all(model, labelled, parts)
         if not files:
             raise InputError("None of the studies could be used; the warnings above say why. Repair them.")
@@ -251,7 +253,7 @@ class _Case:
         assert prepared.reference is not None
         self.id, self.brain = prepared.id, brain_of(prepared)
         self.reference = Reference(prepared, regions, ["dice"])
-        self.truth = {region: region.of(prepared.reference.voxels)[self.brain] for region in regions}
+        self.truth = {region: region.mask(prepared.reference.voxels)[self.brain] for region in regions}
 
     def counted(self, found: Prediction) -> Counts:
         """One subset's Dice and voxels."""
@@ -268,7 +270,7 @@ class _Case:
         labels = found.labels.voxels[self.brain]
         histograms = {
             (found.subset, region): Histogram.of(
-                found.probabilities[region].voxels[self.brain], truth, region.of(labels)
+                found.probabilities[region].voxels[self.brain], truth, region.mask(labels)
             )
             for region, truth in self.truth.items()
         }

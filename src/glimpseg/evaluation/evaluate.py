@@ -33,12 +33,13 @@ from glimpseg.evaluation.protocol import Protocol, protocol_named
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.metrics import Reliability
 from glimpseg.modality import SUBSETS, Modality, subsets_of
-from glimpseg.model.checkpoint import WEIGHTS, Model
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.folder import LABELS, RECORD, SCORES, STUDIES, SUMMARY, Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, OF_PROBABILITIES, Score, Scores, write_scores
 from glimpseg.results.summary import summary
-from glimpseg.runtime.atomic import atomic_file, only_one, refuse_if_used, write_json, write_text
+from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used, write_json, write_text
 from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.study import Frame, Study
 from glimpseg.version import __version__
@@ -95,7 +96,7 @@ def evaluate(
     at_home = preparation.background == "shifted" and preparation.scale == "zscore"
     if protocol_named(protocol).caution and not at_home:
         log.warning("%s", protocol_named(protocol).caution)
-    with only_one(folder):
+    with folder_lock(folder):
         write_json(folder / RECORD, {**plan, "finished": False})
         todo = [study for study in scored if not _is_done(folder, study)]
         if len(todo) < len(scored):
@@ -315,7 +316,7 @@ def _open(folder: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: boo
         )
     refuse_if_used(folder, overwrite=overwrite, mark=RECORD)
     if folder.is_dir():
-        with only_one(folder):  # not under the hands of another process
+        with folder_lock(folder):  # not under the hands of another process
             shutil.rmtree(_aside(folder), ignore_errors=True)
             folder.rename(_aside(folder))
 
@@ -413,5 +414,5 @@ def _case_record(study: Study, entry: _Study) -> dict[str, Any]:
 
 
 def _named(image: Path | Frame) -> str:
-    """A file as its record names it; `study.image_named` reads that."""
+    """A file as its record names it; `study.parse_image` reads that."""
     return str(image.absolute() if isinstance(image, Path) else replace(image, path=image.path.absolute()))

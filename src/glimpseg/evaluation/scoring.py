@@ -18,7 +18,7 @@ from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.metrics import Lesions, Reliability, Surface, SurfaceDistances
 from glimpseg.region import Region
 from glimpseg.results.scores import OF_PROBABILITIES, POSTPROCESSED
-from glimpseg.volume import Volume, bounding_box, onto
+from glimpseg.volume import Volume, bounding_box, resample
 
 _OF_SURFACES = {"hd95", "hd95_pooled", "surface_dice_1mm", "surface_dice_2mm"}
 _OF_LESIONS = {"lesion_dice", "lesion_hd95"}
@@ -46,7 +46,7 @@ class Reference:
         self._box = _box(prepared)
         labels = prepared.reference.voxels[self._box]
         self._brain = brain_of(prepared)[self._box] if self.wanted & set(OF_PROBABILITIES) else None
-        self._regions = {region: _Side(region.of(labels), self) for region in regions}
+        self._regions = {region: _Side(region.mask(labels), self) for region in regions}
 
     def rate(self, found: Volume, probabilities: Mapping[Region, Volume] | None) -> list[Rated]:
         """Every region of one prediction on the own grid, ET also as ET_pp; calibration if probabilities are given."""
@@ -54,7 +54,7 @@ class Reference:
         assert np.count_nonzero(labels) == np.count_nonzero(found.voxels), "no prediction beyond what was shown"
         rated = []
         for region, reference in self._regions.items():
-            predicted = region.of(labels)
+            predicted = region.mask(labels)
             values = reference.values(predicted)
             reliability = None
             if self._brain is not None and probabilities is not None:
@@ -125,7 +125,7 @@ class _Side:
 
 def _box(prepared: Prepared) -> tuple[slice, ...]:
     """The part of the own grid that the working grid reaches, or the reference."""
-    shown = onto(Volume(np.ones(prepared.grid.shape, np.float32), prepared.grid.affine), prepared.own).voxels > 0
+    shown = resample(Volume(np.ones(prepared.grid.shape, np.float32), prepared.grid.affine), prepared.own).voxels > 0
     assert prepared.reference is not None, "only studies with a reference are scored"
     found = bounding_box(shown | (prepared.reference.voxels > 0))
     assert found is not None, "a prepared study has voxels"

@@ -1,12 +1,17 @@
-"""One paper, one file. A file in this folder is a method: it has a `Config`, a `METHOD` and `RECIPES`."""
+"""One paper, one file. A file in this folder is a method: it has a `Config`, a `METHOD` and `RECIPES`.
+
+Methods of your own may be in other folders: name these in the environment variable `GLIMPSEG_METHODS` (separated as in
+`PATH`), or call `add_folder`.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import importlib
+import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,16 +21,39 @@ import yaml
 
 from glimpseg.errors import ModelError, UsageError
 
+OWN_FOLDERS = "GLIMPSEG_METHODS"
+"""Environment variable with the folders of a user's own methods. Code is loaded from nowhere else."""
+
+
+def add_folder(folder: str | Path) -> None:
+    """Register the methods in a folder of your own, for this process.
+
+    Raises: UsageError if the folder does not exist, or has a method whose name is taken.
+    """
+    place = Path(folder).resolve()
+    if not place.is_dir():
+        raise UsageError(f"The folder of methods {place} does not exist. Correct {OWN_FOLDERS}, or make the folder.")
+    if str(place) in __path__:
+        return
+    taken = sorted(set(names()) & set(_names_in([str(place)])))
+    if taken:
+        raise UsageError(f"{place} has a method '{taken[0]}', and glimpseg has one of this name. Rename the file.")
+    __path__.append(str(place))
+
 
 def names() -> list[str]:
-    """All methods, by file name; nothing is imported."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """Return the names of all methods, sorted. A name is a file's name; nothing is imported."""
+    return sorted(_names_in(__path__))
+
+
+def _names_in(folders: Iterable[str]) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_")]
 
 
 def summary(name: str) -> tuple[str, list[str]]:
     """First line of a method's docstring and the names of its recipes, read from the source, not imported."""
-    source = Path(__path__[0], f"{name}.py")
-    tree = ast.parse((source if source.exists() else Path(__path__[0], name, "__init__.py")).read_text("utf-8"))
+    files = (Path(folder, file) for folder in __path__ for file in (f"{name}.py", f"{name}/__init__.py"))
+    tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
     recipes: list[str] = []
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
@@ -70,7 +98,7 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
     """
     if name.endswith((".yaml", ".yml")):
         try:
-            tree = yaml.safe_load(Path(name).read_text("utf-8"))
+            tree = _upgraded(yaml.safe_load(Path(name).read_text("utf-8")))
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(f"The recipe {name} cannot be read: {error}") from error
     else:
@@ -116,7 +144,7 @@ def from_tree(tree: Any) -> Any:
         raise UsageError("A recipe should be a mapping with 'method', 'data', 'optim' and others.")
     place = ""
     try:
-        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **tree})
+        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **_upgraded(tree)})
         config = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
         backbone = recipe.backbone
         _refuse_wrong_kind(recipe.method, None if backbone is None else backbone.method)
@@ -128,6 +156,14 @@ def from_tree(tree: Any) -> Any:
         first = error.errors()[0]
         raise UsageError(f"Recipe field '{place}{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
     return replace(recipe, config=config, backbone=backbone)
+
+
+def _upgraded(tree: Any) -> Any:
+    """A recipe's plain values with today's field names; `init.transfer` was `init.part` until version 0.1."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("init"), dict) or "part" not in tree["init"]:
+        return tree
+    init = {"transfer" if name == "part" else name: value for name, value in tree["init"].items()}
+    return {**tree, "init": init}
 
 
 def _refuse_wrong_kind(method: str, backbone: str | None) -> None:
@@ -164,3 +200,7 @@ def _change(tree: dict[str, Any], path: str, value: Any) -> None:
 def _nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+for _folder in filter(None, os.environ.get(OWN_FOLDERS, "").split(os.pathsep)):
+    add_folder(_folder)

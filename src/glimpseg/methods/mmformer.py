@@ -46,10 +46,10 @@ from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
-from glimpseg.losses import Maps, one_hot, region_fusion_terms
+from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.nets import token_fusion
-from glimpseg.nets.positions import cube_of
+from glimpseg.nets.positions import cubic_crop
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
@@ -115,7 +115,7 @@ class MMFormer(Segmenter):
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
-    ) -> Maps:
+    ) -> FusionOutputs:
         """Return all supervised maps.
 
         Args:
@@ -153,7 +153,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:
     positions = [value for name, value in weights.items() if name.endswith("flair_pos")]
     if not positions or positions[0].dim() != 3:
         raise ModelError("These are not the weights of the authors' mmFormer: flair_pos is missing.")
-    crop = cube_of(positions[0].shape[1], OFFICIAL.stride)
+    crop = cubic_crop(positions[0].shape[1], OFFICIAL.stride)
     network = MMFormer(replace(OFFICIAL, crop=crop), (Label.NCR, Label.ED, Label.ET))
     take_weights(network, weights, NAMES, UNUSED)
     return network
@@ -166,7 +166,7 @@ def authors_recipe(network: MMFormer) -> Recipe:
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))
 
 
-def released(epoch: int) -> Recipe:
+def released_recipe(epoch: int) -> Recipe:
     """Return the authors' schedule: 1000 epochs, each of as many batches of 8 as the case list fills.
 
     Args:
@@ -214,8 +214,8 @@ RECIPES = {
         ),
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
-    "brats2018": released(25),
-    "brats2020": released(28),
+    "brats2018": released_recipe(25),
+    "brats2020": released_recipe(28),
     # The corrected network with the training budget of `unet/brats`.
     "brats": Recipe(
         method="mmformer",

@@ -46,7 +46,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.losses import Maps, one_hot, region_fusion_terms
+from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import (
@@ -56,11 +56,11 @@ from glimpseg.nets.pyramid import (
     SingleDecoder,
     Stage,
     UpBlock,
+    concatenated_modalities,
     drop_biases,
     encoded,
     initialise,
-    present,
-    side_by_side,
+    zero_absent,
 )
 from glimpseg.nets.recompute import outermost
 from glimpseg.phantom.training_stream import Stream
@@ -227,9 +227,9 @@ class JointDecoder(nn.Module):
         for number in reversed(range(len(self.levels))):
             level: Any = self.levels[number]
             seen = features[number]
-            raised = level.raised(x)
+            raised = level.upsample(x)
             maps.insert(0, self.coarse[number](seen.flatten(1, 2), raised))
-            x = level.joined(self.fuse[number](seen, maps[0]), raised)
+            x = level.combine(self.fuse[number](seen, maps[0]), raised)
         return self.segment(x).float().softmax(1), maps
 
 
@@ -290,18 +290,18 @@ class RFNet(Segmenter):
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
         """Return the encoders' features, finest first, modalities concatenated along the channels."""
-        return side_by_side(self.encode(image, available), available[:, CHANNELS])
+        return concatenated_modalities(self.encode(image, available), available[:, CHANNELS])
 
     def fuse(
         self, features: list[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
         """Return fused class probabilities from the features of the available modalities."""
         available = available[:, CHANNELS]
-        return self.joint([present(level, available) for level in features])[0]
+        return self.joint([zero_absent(level, available) for level in features])[0]
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
-    ) -> Maps:
+    ) -> FusionOutputs:
         """Return all supervised maps.
 
         Args:
@@ -312,9 +312,9 @@ class RFNet(Segmenter):
         Eq. (8), Eq. (9).
         """
         features = self.encode(image, available)
-        fused, coarse = self.joint([present(level, seen[:, CHANNELS]) for level in features])
+        fused, coarse = self.joint([zero_absent(level, seen[:, CHANNELS]) for level in features])
         deep = [coarse[0], *(upsampled(level, 2**number) for number, level in enumerate(coarse[1:], 1))]
-        return Maps(fused, self.single(features), deep)
+        return FusionOutputs(fused, self.single(features), deep)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Return cross-entropy and Dice of the fused, the single-modality and the coarse segmentations, weight 1 each.

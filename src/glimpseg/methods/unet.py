@@ -39,7 +39,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import UsageError
-from glimpseg.losses import binary_cross_entropy, coarsened, soft_dice
+from glimpseg.losses import binary_cross_entropy, downsample_target, soft_dice_loss
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
 from glimpseg.nets.recompute import outermost
@@ -95,7 +95,8 @@ class UNet(Segmenter):
         super().__init__(labels)
         if lost := set(labels).difference(*(region.value for region in self.regions)):
             raise UsageError(
-                f"unet has a head for each region, and no region that {_named(labels)} make up holds {_named(lost)}. "
+                f"unet has a head for each region, and no region that {_label_names(labels)} make up holds "
+                f"{_label_names(lost)}. "
                 "Add labels: WT needs NCR, ED and ET, TC needs NCR and ET."
             )
         self.config = config
@@ -140,15 +141,15 @@ class UNet(Segmenter):
 
     def logits(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Tensor]:
         """Return the logits of each supervised resolution, finest first; outside training the finest only. Eq. (3)."""
-        return self.network(self._shown(image, available))
+        return self.network(self._network_input(image, available))
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
         """Return the decoder's features, finest first."""
-        return list(self.network.decoded(self._shown(image, available)))[::-1]
+        return list(self.network.decoded(self._network_input(image, available)))[::-1]
 
-    def _shown(self, image: Tensor, available: Tensor) -> Tensor:
+    def _network_input(self, image: Tensor, available: Tensor) -> Tensor:
         presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)
         return torch.cat([blanked(image, available), presence], 1)
 
@@ -169,8 +170,8 @@ class UNet(Segmenter):
         weights /= weights.sum()
         dice = cross_entropy = logits[0].new_zeros(())
         for weight, head in zip(weights.tolist(), logits, strict=True):
-            goal = coarsened(target, head.shape[2:])
-            dice = dice + weight * soft_dice(head.sigmoid(), goal)
+            goal = downsample_target(target, head.shape[2:])
+            dice = dice + weight * soft_dice_loss(head.sigmoid(), goal)
             cross_entropy = cross_entropy + weight * binary_cross_entropy(head, goal)
         return {"dice": self.config.dice * dice, "cross_entropy": self.config.cross_entropy * cross_entropy}
 
@@ -202,7 +203,7 @@ class UNet(Segmenter):
         return dict(zip(self.regions, probabilities.unbind(1), strict=True))
 
 
-def _named(labels: Iterable[Label]) -> str:
+def _label_names(labels: Iterable[Label]) -> str:
     return ", ".join(label.name for label in sorted(labels))
 
 

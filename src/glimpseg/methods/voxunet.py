@@ -38,7 +38,7 @@ from glimpseg.data.augment import MILD, Augment
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.losses import coarsened, one_hot, soft_dice
+from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
@@ -197,8 +197,8 @@ class VoxUNet(Segmenter):
         terms = {"dice": image.new_zeros(()), "cross_entropy": image.new_zeros(())}
         for head, features in zip(self.heads, maps, strict=False):
             probabilities = head(features).float().softmax(1)
-            goal = coarsened(target, probabilities.shape[2:])
-            terms["dice"] = terms["dice"] + soft_dice(probabilities, goal) / len(self.heads)
+            goal = downsample_target(target, probabilities.shape[2:])
+            terms["dice"] = terms["dice"] + soft_dice_loss(probabilities, goal) / len(self.heads)
             terms["cross_entropy"] = terms["cross_entropy"] + cross_entropy(probabilities, goal) / len(self.heads)
         return terms
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from glimpseg.errors import UsageError
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
-from glimpseg.runtime.precision import computing
+from glimpseg.runtime.precision import precision_context
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Backend:
 
     def computing(self) -> AbstractContextManager[None]:
         """The context to call it in."""
-        return computing(self.precision, self._device) if self.name == "torch" else nullcontext()
+        return precision_context(self.precision, self._device) if self.name == "torch" else nullcontext()
 
     def __call__(
         self, windows: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
@@ -121,7 +121,7 @@ class Backend:
                 return torch.cat([self._one(window, there) for window, there in shown])
             except Exception as error:  # whatever another runtime raises, torch can do it
                 self._retreat(error)
-        with computing(self._of_torch, self._device) if self.note else nullcontext():
+        with precision_context(self._of_torch, self._device) if self.note else nullcontext():
             return self._network.fuse(self._network.encode(windows, available), available)
 
     def _one(self, window: Float[Tensor, "1 m x y z"], available: Bool[Tensor, "1 m"]) -> Float[Tensor, "1 k x y z"]:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
-from glimpseg.modality import ALL, Modality, as_mask
+from glimpseg.modality import ALL, Modality, to_flags
 from glimpseg.model.backend import (
     INPUTS,
     TOLERANCE,
@@ -29,7 +29,8 @@ from glimpseg.model.backend import (
     to_onnx,
     to_openvino,
 )
-from glimpseg.model.checkpoint import WEIGHTS, Model
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import atomic_file, atomic_folder
 from glimpseg.version import NOT_A_DEVICE, __version__
 
@@ -134,7 +135,7 @@ def agreement(network: Segmenter, shape: tuple[int, ...], program: Program) -> A
     for seed in SEEDS:
         noise = torch.randn(1, len(Modality), *shape, generator=torch.Generator().manual_seed(seed))
         for subset in SUBSETS_TRIED:
-            there = as_mask(subset)[None]
+            there = to_flags(subset)[None]
             image = torch.where(there[:, :, None, None, None], noise, torch.nan)
             with torch.inference_mode():
                 expected = network(image, there)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.model import checkpoint
+from glimpseg.model.digests import sha256_of
+from glimpseg.model.folder import PROVENANCE, save_model
 from glimpseg.runtime.atomic import refuse_if_used
-from glimpseg.runtime.sandbox import SPARE_BYTES, ReaderFailed, limit_memory, run_reader
+from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +53,15 @@ def import_model(
     for path in paths:
         if not path.is_file():
             raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
-    refuse_if_used(output, overwrite=overwrite, mark=checkpoint.PROVENANCE)
-    digests = [checkpoint.sha256_of(path) for path in paths]
+    refuse_if_used(output, overwrite=overwrite, mark=PROVENANCE)
+    digests = [sha256_of(path) for path in paths]
     if wanted == 1:
         weights = read_weights(paths[0])
     else:  # numbered, so that names do not clash
         weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
     network = module.from_authors(weights)
     record = {"imported": {"file": ", ".join(path.name for path in paths), "sha256": ", ".join(digests)}}
-    checkpoint.save(output, network.kept, module.authors_recipe(network), record)
+    save_model(output, network.kept, module.authors_recipe(network), record)
     return output
 
 
@@ -74,8 +75,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "weights.safetensors"
         try:
-            run_reader(__name__, [source, target], seconds=READING_SECONDS)
-        except ReaderFailed as error:
+            run_sandboxed(__name__, [source, target], seconds=READING_SECONDS)
+        except SandboxError as error:
             raise ModelError(
                 f"{source} cannot be read as weights ({error}). Nothing in it was run. Give a checkpoint that holds "
                 "tensors and plain values only."

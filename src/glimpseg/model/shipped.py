@@ -29,7 +29,7 @@ def place_of(model: str | Path) -> Path:
     if not (WEIGHTS_FOLDER / BOX).is_dir():
         raise ModelError(
             "The model `box`, which is used where no other is named, is not part of this installation: a source "
-            "checkout has it once scripts/ship.py has put it there. Install glimpseg from its wheel, or name a folder "
+            "checkout has it once tools/ship.py has put it there. Install glimpseg from its wheel, or name a folder "
             "that `glimpseg train` wrote, with -m or model=."
         )
     return WEIGHTS_FOLDER / BOX

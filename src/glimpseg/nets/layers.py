@@ -21,7 +21,7 @@ class Pointwise(nn.Conv3d):
 
     def forward(self, x: Float[Tensor, "b i x y z"]) -> Float[Tensor, "b o x y z"]:
         """Return the convolved image, of the same size."""
-        if not on_processor(x):
+        if not on_cpu(x):
             return super().forward(x)
         weight, voxels = self.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)
         if self.bias is None:
@@ -61,21 +61,21 @@ def upsampled(x: Float[Tensor, "b c x y z"], factor: int = 2) -> Float[Tensor, "
         x: image or features.
         factor: ratio of the sides.
     """
-    if not on_processor(x):
+    if not on_cpu(x):
         return functional.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=True)
-    first, second, third = (_shares(side, factor, x) for side in x.shape[2:])
+    first, second, third = (_interpolation_matrix(side, factor, x) for side in x.shape[2:])
     with torch.autocast("cpu", enabled=False):
         planes = second @ (x @ third.mT)
         return (first @ planes.flatten(3)).unflatten(3, planes.shape[3:])
 
 
-def _shares(side: int, factor: int, like: Tensor) -> Float[Tensor, "v u"]:
+def _interpolation_matrix(side: int, factor: int, like: Tensor) -> Float[Tensor, "v u"]:
     """Return the linear interpolation matrix of one axis: a row for each output voxel."""
     one = torch.eye(side, dtype=torch.float64, device=like.device)[None]
     shares = functional.interpolate(one, scale_factor=float(factor), mode="linear", align_corners=True)
     return shares[0].mT.to(like.dtype)
 
 
-def on_processor(x: Tensor) -> bool:
+def on_cpu(x: Tensor) -> bool:
     """True if a CPU computes `x` now, and the call is not part of an export."""
     return x.device.type == "cpu" and not torch.compiler.is_exporting()

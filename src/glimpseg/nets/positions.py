@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def positions_on(grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: Sequence[int]) -> Float[Tensor, "1 o c"]:
+def resampled_positions(
+    grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: Sequence[int]
+) -> Float[Tensor, "1 o c"]:
     """Return the position embeddings for `grid`, interpolated if it differs from `made_for`.
 
     Args:
@@ -26,7 +28,7 @@ def positions_on(grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: S
     return rearrange(resized, "1 c u v w -> 1 (u v w) c")
 
 
-def cube_of(tokens: int, stride: int) -> tuple[int, int, int]:
+def cubic_crop(tokens: int, stride: int) -> tuple[int, int, int]:
     """Return the sides, in voxels, of the cubic crop that gives this number of tokens.
 
     Args:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glimpseg.modality import Modality
-from glimpseg.nets.layers import Pointwise, on_processor, upsampled
+from glimpseg.nets.layers import Pointwise, on_cpu, upsampled
 
 Block = Callable[..., nn.Module]
 
@@ -25,12 +25,12 @@ CHANNELS = [list(Modality).index(modality) for modality in ORDER]
 """Indices that bring `Modality`'s order into `ORDER`."""
 
 
-def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c x y z"]:
+def zero_absent(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c x y z"]:
     """Return the features with those of absent modalities set to 0, by selection.
 
     A product would pass on NaN of an absent image.
     """
-    if not on_processor(features) or torch.compiler.is_compiling():
+    if not on_cpu(features) or torch.compiler.is_compiling():
         return torch.where(available[:, :, None, None, None, None], features, features.new_zeros(()))
     # On a CPU, copying whole maps takes a third of the time of a selection voxel by voxel, or less.
     maps = features.flatten(0, 1).unbind()
@@ -39,11 +39,11 @@ def present(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m
     return torch.stack(chosen).unflatten(0, available.shape)
 
 
-def side_by_side(
+def concatenated_modalities(
     levels: Iterable[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
 ) -> list[Float[Tensor, "b ..."]]:
     """Return each level's features with the modalities concatenated along the channels, 0 where one is absent."""
-    return [present(level, available).flatten(1, 2) for level in levels]
+    return [zero_absent(level, available).flatten(1, 2) for level in levels]
 
 
 def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Conv3d) -> None:
@@ -123,11 +123,11 @@ class UpBlock(nn.Module):
         self.merge = block(2 * width, width, 3)
         self.refine = block(width, width, 1)
 
-    def raised(self, below: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b c x y z"]:
+    def upsample(self, below: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b c x y z"]:
         """Return the coarser features at this level's resolution and width."""
         return self.up(upsampled(below))
 
-    def joined(
+    def combine(
         self, first: Float[Tensor, "b c x y z"], second: Float[Tensor, "b c x y z"]
     ) -> Float[Tensor, "b c x y z"]:
         """Return two feature maps of this level merged into one."""
@@ -154,5 +154,5 @@ class SingleDecoder(nn.Module):
         *skips, x = [level.flatten(0, 1) for level in features]
         levels: Iterable[Any] = reversed(self.levels)
         for level, skip in zip(levels, reversed(skips), strict=True):
-            x = level.joined(level.raised(x), skip)
+            x = level.combine(level.upsample(x), skip)
         return self.segment(x).float().softmax(1).unflatten(0, count)

@@ -34,10 +34,10 @@ def recompute(stages: Iterable[nn.Module], context: Callable[[], AbstractContext
         context: returns the context of the forward pass besides autocast.
     """
     for stage in stages:
-        stage.forward = _Again(stage, context)  # type: ignore[method-assign]
+        stage.forward = _Recomputed(stage, context)  # type: ignore[method-assign]
 
 
-class _Again:
+class _Recomputed:
     """Forward pass of a stage that keeps only its input."""
 
     def __init__(self, stage: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
@@ -51,10 +51,10 @@ class _Again:
         return checkpoint(self.forward, *inputs, use_reentrant=False, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), self._second()
+        return nullcontext(), self._recompute_context()
 
     @contextmanager
-    def _second(self) -> Iterator[None]:
+    def _recompute_context(self) -> Iterator[None]:
         counted = [(buffer, buffer.clone()) for buffer in self.stage.buffers()]
         try:
             with self.context():

@@ -17,20 +17,20 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from glimpseg.losses import Maps
+from glimpseg.losses import FusionOutputs
 from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
-from glimpseg.nets.positions import positions_on
+from glimpseg.nets.positions import resampled_positions
 from glimpseg.nets.pyramid import (
     ORDER,
     Encoder,
     SingleDecoder,
     Stage,
     UpBlock,
+    concatenated_modalities,
     drop_biases,
     encoded,
     initialise,
-    side_by_side,
 )
 
 
@@ -186,11 +186,11 @@ class Tokens(nn.Module):
     def forward(self, deepest: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b n c"]:
         """Return the tokens, in row-major order of the voxels."""
         tokens = rearrange(self.embed(deepest), "b c u v w -> b (u v w) c")
-        return self.intra(tokens, self.position_on(deepest.shape[2:]))
+        return self.intra(tokens, self.positions_for(deepest.shape[2:]))
 
-    def position_on(self, grid: Sequence[int]) -> Float[Tensor, "1 n c"]:
+    def positions_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n c"]:
         """Return the position embeddings for a grid, interpolated if it is not the one they were made for."""
-        return positions_on(grid, self.position, self.grid)
+        return resampled_positions(grid, self.position, self.grid)
 
 
 class JointDecoder(nn.Module):
@@ -221,7 +221,7 @@ class JointDecoder(nn.Module):
         parts: list[Any] = list(zip(self.levels, self.fuse, self.deep, stacks, strict=False))
         for level, fuse, head, stack in reversed(parts):
             deep.insert(0, head(x).float().softmax(1))
-            x = level.joined(fuse(stack), level.raised(x))
+            x = level.combine(fuse(stack), level.upsample(x))
         return self.segment(x).float(), deep
 
 
@@ -289,9 +289,9 @@ class TokenFusion(nn.Module):
     ) -> list[Float[Tensor, "b ..."]]:
         """Return the encoders' features, finest first, modalities concatenated along the channels."""
         levels = encoded(self.encoders.values(), image, [True] * len(ORDER))
-        return side_by_side(levels, available)
+        return concatenated_modalities(levels, available)
 
-    def between(
+    def fuse_tokens(
         self, tokens: Float[Tensor, "b m n c"], available: Bool[Tensor, "b m"], grid: Sequence[int]
     ) -> Float[Tensor, "b mc u v w"]:
         """Return the tokens of all available modalities, after attention between them, as voxels of the deepest level.
@@ -303,7 +303,7 @@ class TokenFusion(nn.Module):
         """
         shown = torch.where(available[:, :, None, None], tokens, tokens.new_zeros(()))
         parts: Iterable[Any] = self.tokens.values()
-        position = torch.cat([part.position_on(grid) for part in parts], 1)
+        position = torch.cat([part.positions_for(grid) for part in parts], 1)
         n = tokens.shape[2]
         left_out = self.config.absent_tokens == "left_out"
         keys = available.repeat_interleave(n, 1) if left_out else None
@@ -319,15 +319,15 @@ class TokenFusion(nn.Module):
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Fused:
         """Return the output for the available modalities."""
-        deepest = self.between(features.tokens, available, features.levels[-1].shape[3:])
-        stacks = [*side_by_side(features.levels[:-1], available), deepest]
+        deepest = self.fuse_tokens(features.tokens, available, features.levels[-1].shape[3:])
+        stacks = [*concatenated_modalities(features.levels[:-1], available), deepest]
         logits, deep = self.joint(stacks)
         return Fused(logits, deep, deepest)
 
-    def supervised(self, features: Features, fused: Fused) -> Maps:
+    def supervised(self, features: Features, fused: Fused) -> FusionOutputs:
         """Return all maps that are compared with a reference: fused, single modalities, and deeper levels upsampled."""
         raised = [upsampled(level, 2**number) for number, level in enumerate(fused.deep, 1)]
-        return Maps(fused.logits.softmax(1), self.single(features.levels), raised)
+        return FusionOutputs(fused.logits.softmax(1), self.single(features.levels), raised)
 
     def _before_norms(self) -> Iterator[nn.Module]:
         """Yield the layers whose bias the next instance norm cancels, also through sums, concatenation, upsampling."""

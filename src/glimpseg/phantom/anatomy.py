@@ -1,6 +1,6 @@
-"""The head: the average brain of the atlas, deformed at random, and its tissues voxel by voxel.
+"""The head: the average brain of the load_atlas, deformed at random, and its tissues voxel by voxel.
 
-Everything not affine lives on a lattice of 4 mm; the atlas itself is read once, at full resolution.
+Everything not affine lives on a lattice of 4 mm; the load_atlas itself is interpolate once, at full resolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from glimpseg.data.atlas import average_brain
-from glimpseg.phantom.field import Box, Fields, Lattice, blur, enlarge
+from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Head, Plan
 
 WARP_SPACING_MM = 4.0
@@ -46,7 +46,7 @@ CORTEX_MM = 20.0
 RIBBON_WIDTH, SULCUS_WIDTH = 0.45, 0.21
 """Half widths of cortex and sulcus in units of that field, which changes by about 0.12 a millimetre."""
 CHUNKS = 8
-"""Parts that points are read in; torch works on parts in parallel, and only on them."""
+"""Parts that points are interpolate in; torch works on parts in parallel, and only on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,8 @@ class Atlas:
 
 
 @functools.lru_cache(maxsize=4)
-def atlas(device: torch.device) -> Atlas:
-    """Reads the atlas onto a device, once a process."""
+def load_atlas(device: torch.device) -> Atlas:
+    """Reads the load_atlas onto a device, once a process."""
     brain = average_brain()
     slope = np.stack([np.gradient(brain.ventricles, 2.0, axis=axis) for axis in range(3)])
     near_grey = blur(torch.from_numpy(brain.maps[1, ::2, ::2, ::2]), NEAR_MM / 2).numpy()
@@ -72,30 +72,30 @@ def atlas(device: torch.device) -> Atlas:
     return Atlas(torch.from_numpy(brain.maps).to(device), torch.from_numpy(smooth).to(device), brain.centre)
 
 
-def read(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: float = 0.0) -> Float[Tensor, "c n"]:
+def interpolate(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: float = 0.0) -> Float[Tensor, "c n"]:
     """`maps` interpolated linearly at voxel coordinates `at`; `fill` outside."""
     count = at.shape[1]
     sizes = torch.tensor(maps.shape[1:], dtype=at.dtype, device=at.device)
     unit = nnf.pad((2 * at.T / (sizes - 1) - 1).flip(1), (0, 0, 0, -count % CHUNKS))  # n 3, as z y x
-    points = unit.reshape(CHUNKS, 1, 1, -1, 3)
+    points = unit.reshape((CHUNKS, 1, 1, -1, 3))
     source = (maps - fill if fill else maps).expand(CHUNKS, *maps.shape)
     values = nnf.grid_sample(source, points, align_corners=True)  # chunk c 1 1 n
-    return values.permute(1, 0, 2, 3, 4).flatten(1)[:, :count] + fill
+    return values.permute((1, 0, 2, 3, 4)).flatten(1)[:, :count] + fill
 
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where each point of the head comes from in the atlas: affine, plus an offset on a lattice."""
+    """Where each point of the head comes from in the load_atlas: affine, plus an offset on a lattice."""
 
     matrix: np.ndarray
     origin: np.ndarray
-    """Voxel of the atlas at the middle of the field of view."""
+    """Voxel of the load_atlas at the middle of the field of view."""
     lattice: Lattice
     offset: Float[Tensor, "3 x y z"]
-    """Voxels of the atlas; on the CPU."""
+    """Voxels of the load_atlas; on the CPU."""
 
     def coordinates(self, lattice: Lattice, device: torch.device) -> Float[Tensor, "3 x y z"]:
-        """Voxels of the atlas for every voxel of a lattice."""
+        """Voxels of the load_atlas for every voxel of a lattice."""
         found = enlarge(self.offset.to(device), self.lattice, lattice)
         for k in range(3):
             found[k] += float(self.origin[k])
@@ -104,20 +104,20 @@ class Warp:
                 found[k] += line.reshape([-1 if axis == other else 1 for other in range(3)])
         return found
 
-    def pushed(self, displacement_mm: Float[Tensor, "3 x y z"]) -> Warp:
-        """With the head's points moved by `displacement_mm`, given on the warp's own lattice."""
+    def displaced(self, displacement_mm: Float[Tensor, "3 x y z"]) -> Warp:
+        """With the head's points moved by `displacement_mm`, given on the draw_warp's own lattice."""
         matrix = torch.from_numpy(self.matrix.astype(np.float32))
         back = torch.einsum("ij,jxyz->ixyz", matrix, displacement_mm)
         return replace(self, offset=self.offset - back)
 
 
-def warp(plan: Plan) -> Warp:
+def draw_warp(plan: Plan) -> Warp:
     """The random deformation of the head, without the tumour's push."""
     cpu = torch.device("cpu")
     extent = plan.settings.extent_mm
     lattice = Lattice.over(extent, WARP_SPACING_MM)
     fields = Fields(plan.seed, extent, cpu)
-    matrix, source = _affine(plan.head), atlas(cpu)
+    matrix, source = _affine(plan.head), load_atlas(cpu)
     offset = torch.stack(
         [
             sum(
@@ -130,12 +130,12 @@ def warp(plan: Plan) -> Warp:
     origin = source.centre - matrix @ (np.array(HEAD_OFFSET_MM) + plan.head.shift_mm)
     smooth = Warp(matrix, origin, lattice, offset)
     # The ventricles' own voxels measure 2 mm.
-    growth = read(source.smooth[2:], smooth.coordinates(lattice, cpu).flatten(1) / 2)
+    growth = interpolate(source.smooth[2:], smooth.coordinates(lattice, cpu).flatten(1) / 2)
     return replace(smooth, offset=offset + plan.head.ventricles_mm * growth.reshape(offset.shape))
 
 
 def _affine(head: Head) -> np.ndarray:
-    """Millimetres in the head to millimetres in the atlas."""
+    """Millimetres in the head to millimetres in the load_atlas."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(head.angles_degrees)), np.sin(np.deg2rad(head.angles_degrees))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -156,7 +156,7 @@ class Brain:
     """Shares of white matter, grey matter and fluid; they sum to 1."""
     depth_mm: Float[Tensor, "n"]
     t1: Float[Tensor, "n"]
-    """What the atlas' T1 average shows beside its tissues."""
+    """What the load_atlas' T1 average shows beside its tissues."""
     ventricles: Float[Tensor, "n"]
     """The lateral ventricles, smoothed: 0.4 in their middle, 0 far away."""
     near_grey: Float[Tensor, "n"]
@@ -171,7 +171,7 @@ class Brain:
         axes = (torch.from_numpy(axis.astype(np.float32)) for axis in self.lattice.axes)
         return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).to(device)[:, self.inside]
 
-    def spread(self, values: Shaped[Tensor, "n"], fill: float = 0.0) -> Shaped[Tensor, "x y z"]:
+    def scatter(self, values: Shaped[Tensor, "n"], fill: float = 0.0) -> Shaped[Tensor, "x y z"]:
         """An array over the box that holds `values` in the brain and `fill` around it."""
         count = math.prod(self.lattice.shape)
         volume = torch.full((count,), fill, dtype=values.dtype, device=values.device)
@@ -179,37 +179,46 @@ class Brain:
         return volume.reshape(self.lattice.shape)
 
 
-def dissect(plan: Plan, shape: Warp, fields: Fields) -> Brain:
+def build_brain(plan: Plan, warp: Warp, fields: Fields) -> Brain:
     """The brain at full resolution: which voxels, and what tissue each holds."""
     grid = Lattice.over(plan.settings.extent_mm, plan.settings.spacing_mm)
-    source = atlas(fields.device)
-    box = _bounding_box(shape, grid)
+    source = load_atlas(fields.device)
+    box = _bounding_box(warp, grid)
     lattice = grid.crop(box)
-    at = shape.coordinates(lattice, fields.device).flatten(1)
-    depth = read(source.maps[:1], at, fill=-2.0)[0]
+    at = warp.coordinates(lattice, fields.device).flatten(1)
+    depth = interpolate(source.maps[:1], at, fill=-2.0)[0]
     border = (0.5 * fields.on(lattice, "skull strip", 12.0)).flatten()
     candidate = (depth > BORDER_MM) & (depth + border > plan.head.strip_mm)
     if plan.head.bites_mm or plan.head.rind_mm:
         here = fields.on(lattice, "strip error", 28.0).flatten()
         candidate &= depth > plan.head.bites_mm * (here - 0.6).clamp(0, 1.5)
         candidate |= (depth > BORDER_MM - plan.head.rind_mm) & (-here > 0.4)
-    inside = largest_parts(candidate.reshape(lattice.shape), share=0.5).flatten().nonzero()[:, 0]
-    grey, white, t1 = read(source.maps[1:], at[:, inside])
-    pools, near_grey = read(source.smooth[:2], at[:, inside] / 2)
+    inside = large_components(candidate.reshape(lattice.shape), share=0.5).flatten().nonzero()[:, 0]
+    grey, white, t1 = interpolate(source.maps[1:], at[:, inside])
+    pools, near_grey = interpolate(source.smooth[:2], at[:, inside] / 2)
     average = torch.stack([white, grey, 1 - white - grey])
-    bare = Brain(box, lattice, inside, average, depth[inside], t1, pools, near_grey)
-    return replace(bare, normal=_tissues(plan, bare, fields))
+    bare = Brain(
+        box=box,
+        lattice=lattice,
+        inside=inside,
+        normal=average,
+        depth_mm=depth[inside],
+        t1=t1,
+        ventricles=pools,
+        near_grey=near_grey,
+    )
+    return replace(bare, normal=_tissue_shares(plan, bare, fields))
 
 
-def _bounding_box(shape: Warp, grid: Lattice) -> Box:
+def _bounding_box(warp: Warp, grid: Lattice) -> Box:
     """The part of `grid` that can hold brain."""
     cpu = torch.device("cpu")
-    coarse = read(atlas(cpu).maps[:1], shape.coordinates(shape.lattice, cpu).flatten(1), fill=-2.0)
-    found = (coarse[0] > -1.5).reshape(shape.lattice.shape).numpy()
-    return grid.box_around(shape.lattice, found, margin_mm=WARP_SPACING_MM)
+    coarse = interpolate(load_atlas(cpu).maps[:1], warp.coordinates(warp.lattice, cpu).flatten(1), fill=-2.0)
+    found = (coarse[0] > -1.5).reshape(warp.lattice.shape).numpy()
+    return grid.box_around(warp.lattice, found, margin_mm=WARP_SPACING_MM)
 
 
-def largest_parts(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, "x y z"]:
+def large_components(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, "x y z"]:
     """`mask` without connected parts smaller than `share` of the largest."""
     parts, count = ndimage.label(mask.cpu().numpy())
     if count <= 1:
@@ -219,7 +228,7 @@ def largest_parts(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, "x 
     return torch.from_numpy((sizes >= share * sizes.max())[parts]).to(mask.device) & mask
 
 
-def _tissues(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "3 n"]:
+def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "3 n"]:
     """Shares of white, grey and fluid: the average's, sharpened and roughened to look like one person's."""
     spacing = plan.settings.spacing_mm
     fine = max(3.2, 1.6 * spacing)
@@ -246,7 +255,7 @@ def _fold_distance(brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     """How far each voxel is from the nearest random sulcus, in units of a random field.
 
     The average of many brains has lost all but the large sulci. The sheets on which a random field takes certain
-    levels stand for the others. The field is read near a sphere, straight outwards from each voxel, so that the
+    levels stand for the others. The field is interpolate near a sphere, straight outwards from each voxel, so that the
     sheets stand upright on the surface.
     """
     coarse = Lattice.over(fields.extent_mm, FOLD_LATTICE_MM)
@@ -255,5 +264,5 @@ def _fold_distance(brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     at = brain.positions_mm(fields.device) - middle
     outwards = (FOLD_RADIUS_MM / at.norm(dim=0).clamp(min=1.0)) ** UPRIGHT
     first = torch.tensor([axis[0] for axis in coarse.axes], dtype=torch.float32, device=fields.device)[:, None]
-    level = read(field[None], (at * outwards + middle - first) / coarse.spacing_mm)[0] / FOLD_LEVELS
+    level = interpolate(field[None], (at * outwards + middle - first) / coarse.spacing_mm)[0] / FOLD_LEVELS
     return FOLD_LEVELS * (level - level.round()).abs()

@@ -54,10 +54,10 @@ def write_phantoms(
             made = phantom.generate(seed, settings, device)
             study = as_study(made)
             name = f"PHANTOM{layout.joint}{seed:05d}" + ("-000" if layout.joint == "-" else "")
-            present = study.restricted_to(sequences_of(seed, incomplete))
+            present = study.restricted_to(kept_sequences(seed, incomplete))
             images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
             reference = study.reference if isinstance(study.reference, Volume) else None
-            write_study(temporary, name, images, reference, release)
+            write_study(temporary, name, images, reference=reference, release=release)
             names.append(name)
             records.append(_record(name, made, present.available))
             log.info("%s: %.1f s", name, time.perf_counter() - begun)
@@ -66,7 +66,7 @@ def write_phantoms(
     return [Path(folder) / name for name in names]
 
 
-def sequences_of(seed: int, incomplete: float) -> Modality:
+def kept_sequences(seed: int, incomplete: float) -> Modality:
     """The sequences that the study of a seed keeps: all, or with probability `incomplete` one of the 14 others."""
     rng = np.random.default_rng([seed, 14])
     which = int(rng.integers(len(SUBSETS) - 1))

@@ -1,4 +1,4 @@
-"""What misleads and carries no label: spots and caps of age, infarcts, vessels.
+"""What misleads and carries no label: white_matter_lesion_share and caps of age, infarcts, vessel_share.
 
 Each is a share of every brain voxel; `image` puts them together.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glimpseg.phantom.anatomy import BORDER_MM, Brain
-from glimpseg.phantom.field import Fields
+from glimpseg.phantom.lattice import Fields
 from glimpseg.phantom.plan import Infarct, Plan
 
 SPOT = 0.8
@@ -20,16 +20,16 @@ SPOT = 0.8
 CAP_NEAR, CAP_FAR = 0.10, 0.015
 """Level of the smoothed ventricles at their wall, and where caps end: some 8 mm away."""
 CORTEX_MM = (4.0, 18.0)
-"""Depth of an infarct's middle."""
+"""Depth of an infarct_shares's middle."""
 EDGE_MM = 1.2
-"""How sharp an infarct's border is."""
+"""How sharp an infarct_shares's border is."""
 VEIN_MM = 9.0
 """Correlation length of the fields whose common zeros are fine veins."""
 MEMBRANE = 0.75
 """How much blood flows through what skull-stripping left of the membranes."""
 
 
-def spots(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
+def white_matter_lesion_share(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     """Share of white matter that is bright with age."""
     level = plan.distractors.white_matter_lesions
     white = brain.normal[0]
@@ -42,42 +42,48 @@ def spots(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     return ill
 
 
-def infarct(drawn: Infarct, brain: Brain, fields: Fields) -> Float[Tensor, "2 n"]:
+def infarct_shares(drawn: Infarct, brain: Brain, fields: Fields) -> Float[Tensor, "2 n"]:
     """Shares of what is swollen and of what has become fluid."""
     at = brain.positions_mm(fields.device)
-    apart = (at - at[:, _middle(drawn, brain)][:, None]).norm(dim=0)
+    apart = (at - at[:, _infarct_centre(drawn, brain)][:, None]).norm(dim=0)
     apart = apart + 0.18 * drawn.radius_mm * brain.gather(fields.on(brain.lattice, "infarct", 12.0))
     dead = torch.sigmoid((drawn.radius_mm - apart) / EDGE_MM) * (1 - brain.normal[2])
     hollow = torch.sigmoid((drawn.hollow * drawn.radius_mm - apart) / EDGE_MM) * dead if drawn.hollow > 0 else 0 * dead
     return torch.stack([drawn.swollen * (dead - hollow).clamp(min=0), hollow])
 
 
-def _middle(drawn: Infarct, brain: Brain) -> int:
-    """The voxel in the middle of an infarct."""
-    able = (brain.depth_mm > CORTEX_MM[0]) & (brain.depth_mm < CORTEX_MM[1]) & (brain.normal[1] > 0.5)
-    found = able.nonzero()[:, 0]
+def _infarct_centre(drawn: Infarct, brain: Brain) -> int:
+    """The voxel in the middle of an infarct_shares."""
+    eligible = (brain.depth_mm > CORTEX_MM[0]) & (brain.depth_mm < CORTEX_MM[1]) & (brain.normal[1] > 0.5)
+    found = eligible.nonzero()[:, 0]
     if not len(found):
         return len(brain.inside) // 2
     return int(found[int(drawn.place * len(found))])
 
 
-def vessels(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
+def vessel_share(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
     """Share of flowing blood: lines where two random fields vanish, mostly in fluid, the choroid plexus, fine veins in
     the sulci, and membranes that were not stripped."""
     drawn = plan.distractors
     widest = 0.10 * max(1.0, math.sqrt(plan.settings.spacing_mm))
     fluid = brain.normal[2]
-    lines = 0.9 * _lines(brain, fields, "vessels", 16.0, drawn.vessel_width * widest) * (0.25 + 0.75 * fluid)
+    lines = (
+        0.9
+        * _lines(brain, fields, "vessels", correlation_mm=16.0, width=drawn.vessel_width * widest)
+        * (0.25 + 0.75 * fluid)
+    )
     tufts = (3 * (brain.gather(fields.on(brain.lattice, "choroid plexus", 5.0)) - 1.5)).clamp(0, 1)
     chamber = (4 * brain.ventricles).clamp(0, 1) * (fluid - 0.8).clamp(0, 1)
     flowing = lines + 3 * drawn.choroid_plexus * tufts * chamber
     if drawn.veins:
-        flowing = flowing + drawn.veins * _lines(brain, fields, "veins", VEIN_MM, 1.5 * widest) * fluid
+        flowing = (
+            flowing + drawn.veins * _lines(brain, fields, "veins", correlation_mm=VEIN_MM, width=1.5 * widest) * fluid
+        )
     if plan.head.rind_mm:
         flowing = flowing + MEMBRANE * (brain.depth_mm <= BORDER_MM)
     return flowing.clamp(0, 0.9)
 
 
-def _lines(brain: Brain, fields: Fields, name: str, correlation_mm: float, width: float) -> Float[Tensor, "n"]:
+def _lines(brain: Brain, fields: Fields, name: str, *, correlation_mm: float, width: float) -> Float[Tensor, "n"]:
     a, b = (brain.gather(fields.on(brain.lattice, f"{name} {k}", correlation_mm)) for k in "ab")
     return torch.exp(-(a**2 + b**2) / (2 * width**2))

@@ -12,14 +12,15 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from glimpseg.modality import Modality
-from glimpseg.phantom.anatomy import Brain, dissect, warp
-from glimpseg.phantom.field import Fields, Lattice
+from glimpseg.phantom.anatomy import Brain, build_brain, draw_warp
+from glimpseg.phantom.draw_standard import draw_standard_plan
+from glimpseg.phantom.draw_variety import apply_variety
 from glimpseg.phantom.growth import Growth, grow
-from glimpseg.phantom.image import contrasts, scan
-from glimpseg.phantom.plan import Coverage, Plan, standard
+from glimpseg.phantom.lattice import Fields, Lattice
+from glimpseg.phantom.plan import Coverage, Plan
+from glimpseg.phantom.scan import brain_signal, scan_images
 from glimpseg.phantom.settings import NAME, Settings, checked_seed
-from glimpseg.phantom.tumour import delineate
-from glimpseg.phantom.wider import widened
+from glimpseg.phantom.tumour import make_lesion
 from glimpseg.region import Label
 
 CENTRE_MM = (-119.5, 119.5, 77.0)
@@ -42,14 +43,14 @@ class Phantom:
     """What was drawn and what came of it; fit for JSON."""
 
 
-def sample(seed: int, settings: Settings) -> Plan:
+def draw_plan(seed: int, settings: Settings) -> Plan:
     """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
-    return widened(standard(seed, settings))
+    return apply_variety(draw_standard_plan(seed, settings))
 
 
 def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
     """Case `seed`: equal seeds and settings give equal voxels."""
-    return render(sample(seed, settings or Settings()), device)
+    return render(draw_plan(seed, settings or Settings()), device)
 
 
 def stream(first_seed: int, settings: Settings, device: str | torch.device = "cpu") -> Iterator[Phantom]:
@@ -61,24 +62,31 @@ def stream(first_seed: int, settings: Settings, device: str | torch.device = "cp
 def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
     """Carries out a plan; the same plan gives the same voxels."""
     fields = Fields(plan.seed, plan.settings.extent_mm, torch.device(device))
-    head = warp(plan)
+    head = draw_warp(plan)
     growth = grow(plan, head)
     if growth is not None:
-        head = head.pushed(growth.push_mm)
-    brain = dissect(plan, head, fields)
-    lesion = None if growth is None else delineate(plan, growth, brain, fields)
-    signal = contrasts(plan, brain, lesion, fields)
-    images = _pasted(scan(plan, brain, signal, fields), brain, plan.settings)
+        head = head.displaced(growth.push_mm)
+    brain = build_brain(plan, head, fields)
+    lesion = None if growth is None else make_lesion(plan, growth, brain, fields)
+    signal = brain_signal(plan, brain, lesion, fields)
+    images = _on_full_grid(scan_images(plan, brain, signal, fields), brain, plan.settings)
     nothing = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
-    labels = _pasted((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
+    labels = _on_full_grid((nothing if lesion is None else lesion.labels)[None], brain, plan.settings)[0]
     if plan.coverage is not None:
-        outside = ~_covered(plan.coverage, growth, plan.settings).to(labels.device)
+        outside = ~_scanned_planes(plan.coverage, growth, plan.settings).to(labels.device)
         images[..., outside] = 0
         labels[..., outside] = 0
-    return Phantom(plan.seed, plan.settings, images, labels, _affine(plan.settings), _description(plan, growth, labels))
+    return Phantom(
+        seed=plan.seed,
+        settings=plan.settings,
+        images=images,
+        labels=labels,
+        affine=_affine(plan.settings),
+        description=_description(plan, growth, labels),
+    )
 
 
-def _covered(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
+def _scanned_planes(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
     """Which planes were scanned."""
     height = Lattice.over(settings.extent_mm, settings.spacing_mm).axes[2]
     focus = growth.origins_mm[0][2] if growth is not None else 0.0
@@ -86,11 +94,11 @@ def _covered(coverage: Coverage, growth: Growth | None, settings: Settings) -> B
     return torch.from_numpy(apart <= coverage.thickness_mm / 2)
 
 
-def _pasted(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
+def _on_full_grid(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
     """Brain voxels in the full grid, zero around them."""
     full = torch.zeros((len(values), *settings.shape), dtype=values.dtype, device=values.device)
     for target, channel in zip(full, values, strict=True):
-        target[brain.box] = brain.spread(channel)
+        target[brain.box] = brain.scatter(channel)
     return full
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
-from glimpseg.phantom.anatomy import Warp, atlas, read
-from glimpseg.phantom.field import Box, Fields, Lattice, blur, enlarge
+from glimpseg.phantom.anatomy import Warp, interpolate, load_atlas
+from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Focus, Plan
 
 SPACING_MM = 2.5
@@ -60,66 +60,83 @@ class Growth:
 
 
 @dataclass(frozen=True, eq=False)
-class _Ground:
+class _Medium:
     """What a tumour meets on the growth lattice."""
 
     lattice: Lattice
     white: Float[Tensor, "x y z"]
     grey: Float[Tensor, "x y z"]
-    open: Bool[Tensor, "x y z"]
+    passable: Bool[Tensor, "x y z"]
     """Not fluid and not outside."""
     depth_mm: Float[Tensor, "x y z"]
     eligible: Float[Tensor, "x y z"]
     """Unnormalised probability that a tumour begins there."""
-    middle: Float[Tensor, "x y z"]
+    near_midline: Float[Tensor, "x y z"]
     """The same of a tumour that begins near the midline."""
 
-    def crop(self, box: Box) -> _Ground:
-        return _Ground(
-            self.lattice.crop(box),
-            *(x[box] for x in (self.white, self.grey, self.open, self.depth_mm, self.eligible, self.middle)),
+    def crop(self, box: Box) -> _Medium:
+        return _Medium(
+            lattice=self.lattice.crop(box),
+            white=self.white[box],
+            grey=self.grey[box],
+            passable=self.passable[box],
+            depth_mm=self.depth_mm[box],
+            eligible=self.eligible[box],
+            near_midline=self.near_midline[box],
         )
 
 
-def grow(plan: Plan, shape: Warp) -> Growth | None:
+def grow(plan: Plan, warp: Warp) -> Growth | None:
     """Grows the plan's tumour in the head; None if it is healthy."""
     tumour = plan.tumour
     if tumour is None:
         return None
-    ground = _ground(plan, shape)
-    core = torch.full(ground.lattice.shape, OUTSIDE_MM)
-    oedema = torch.full(ground.lattice.shape, DRY)
+    medium = _make_medium(plan, warp)
+    core = torch.full(medium.lattice.shape, OUTSIDE_MM)
+    oedema = torch.full(medium.lattice.shape, DRY)
     origins: list[tuple[int, int, int]] = []
     for number, focus in enumerate(tumour.foci):
-        origin = _origin(ground, focus, origins)
+        origin = _origin(medium, focus, origins)
         origins.append(origin)
-        box, near, wet = _grow_focus(plan, ground, focus, origin, number)
-        core[box] = torch.maximum(core[box], near)
-        oedema[box] = torch.maximum(oedema[box], wet)
-    push = _push(plan, ground, core, shape.lattice)
-    places = tuple(_place(ground.lattice, origin) for origin in origins)
-    return Growth(ground.lattice, core, _carried(oedema, ground.lattice, push, shape.lattice), places, push)
+        box, focus_core, focus_oedema = _grow_focus(plan, medium, focus, origin=origin, number=number)
+        core[box] = torch.maximum(core[box], focus_core)
+        oedema[box] = torch.maximum(oedema[box], focus_oedema)
+    push = _mass_effect(plan, medium, core, warp.lattice)
+    return Growth(
+        lattice=medium.lattice,
+        core_mm=core,
+        oedema=_move_with_brain(oedema, medium.lattice, push, warp.lattice),
+        origins_mm=tuple(_position_mm(medium.lattice, origin) for origin in origins),
+        push_mm=push,
+    )
 
 
-def _ground(plan: Plan, shape: Warp) -> _Ground:
+def _make_medium(plan: Plan, warp: Warp) -> _Medium:
     cpu = torch.device("cpu")
     lattice = Lattice.over(plan.settings.extent_mm, max(SPACING_MM, plan.settings.spacing_mm))
-    at = shape.coordinates(lattice, cpu)
-    depth, grey, white, _ = read(atlas(cpu).maps, at.flatten(1), fill=0.0).reshape(4, *lattice.shape)
+    at = warp.coordinates(lattice, cpu)
+    depth, grey, white, _ = interpolate(load_atlas(cpu).maps, at.flatten(1), fill=0.0).reshape(4, *lattice.shape)
     brain = depth > BRAIN_DEPTH_MM
     below = torch.from_numpy(ndimage.distance_transform_edt(brain.numpy()).astype(np.float32)) * lattice.spacing_mm
-    x, y, z = (at[k] - float(c) for k, c in enumerate(atlas(cpu).centre))
+    x, y, z = (at[k] - float(c) for k, c in enumerate(load_atlas(cpu).centre))
     low = ((y < -20) & (z < -20)) | ((x.abs() < 18) & (z < -12) & (y < 12))
     eligible = white * brain * (below > DEPTHS_MM[0]) * (below < DEPTHS_MM[1])
-    eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _well_inside(plan, lattice)
+    eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _inside_margin(plan, lattice)
     # The corpus callosum lies deeper than other tumours begin.
     middle = white * brain * (below > DEPTHS_MM[0]) * ~low * torch.exp(-((x / MIDLINE_MM) ** 2) / 2)
     fluid = (1 - white - grey).clamp(0, 1)
-    opened = brain & (fluid < 0.5)
-    return _Ground(lattice, white * brain, grey * brain, opened, below, eligible, middle * _well_inside(plan, lattice))
+    return _Medium(
+        lattice=lattice,
+        white=white * brain,
+        grey=grey * brain,
+        passable=brain & (fluid < 0.5),
+        depth_mm=below,
+        eligible=eligible,
+        near_midline=middle * _inside_margin(plan, lattice),
+    )
 
 
-def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
+def _inside_margin(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
     """Voxels that are not at the edge of the field of view."""
     sides = [
         torch.from_numpy(np.abs(axis) < extent / 2 - EDGE_MM)
@@ -128,13 +145,13 @@ def _well_inside(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
     return sides[0][:, None, None] & sides[1][:, None] & sides[2]
 
 
-def _origin(ground: _Ground, focus: Focus, before: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+def _origin(medium: _Medium, focus: Focus, before: list[tuple[int, int, int]]) -> tuple[int, int, int]:
     """The voxel where a focus begins; a second one begins near the first."""
-    weight = (ground.middle if focus.begins == "midline" else ground.eligible).double().numpy()
+    weight = (medium.near_midline if focus.begins == "midline" else medium.eligible).double().numpy()
     if focus.begins == "near":
         squares = [
             ((axis - axis[i]) ** 2).reshape([-1 if k == other else 1 for other in range(3)])
-            for k, (axis, i) in enumerate(zip(ground.lattice.axes, before[0], strict=True))
+            for k, (axis, i) in enumerate(zip(medium.lattice.axes, before[0], strict=True))
         ]
         weight = weight * np.exp(-(squares[0] + squares[1] + squares[2]) / (2 * SATELLITE_MM**2))
     total = np.cumsum(weight.ravel())
@@ -147,37 +164,46 @@ def _origin(ground: _Ground, focus: Focus, before: list[tuple[int, int, int]]) -
     return int(x), int(y), int(z)
 
 
-def _place(lattice: Lattice, voxel: tuple[int, int, int]) -> tuple[float, float, float]:
+def _position_mm(lattice: Lattice, voxel: tuple[int, int, int]) -> tuple[float, float, float]:
     x, y, z = (float(axis[i]) for axis, i in zip(lattice.axes, voxel, strict=True))
     return x, y, z
 
 
 def _grow_focus(
-    plan: Plan, ground: _Ground, focus: Focus, origin: tuple[int, int, int], number: int
+    plan: Plan, medium: _Medium, focus: Focus, *, origin: tuple[int, int, int], number: int
 ) -> tuple[Box, Tensor, Tensor]:
     """Core distance (mm) and oedema level of one focus, in the box around it."""
-    h = ground.lattice.spacing_mm
+    h = medium.lattice.spacing_mm
     reach = math.ceil((1.6 * _radius_mm(focus.core_ml + focus.oedema_ml) + 14.0) / h)
     sides = [slice(max(i - reach, 0), i + reach + 1) for i in origin]
     box = (sides[0], sides[1], sides[2])
-    near = ground.crop(box)
+    near = medium.crop(box)
     fields = Fields(plan.seed, plan.settings.extent_mm, torch.device("cpu"))
-    ease = torch.exp((0.5 * fields.on(near.lattice, f"diffusion {number}", 14.0)).clamp(-1, 0.8)) * near.open
+    diffusion_factor = (
+        torch.exp((0.5 * fields.on(near.lattice, f"diffusion {number}", 14.0)).clamp(-1, 0.8)) * near.passable
+    )
     fibre = _fibres(near.white)
-    vigour = torch.exp(0.35 * fields.on(near.lattice, f"growth {number}", 18.0))
+    proliferation_factor = torch.exp(0.35 * fields.on(near.lattice, f"growth {number}", 18.0))
     start = [i - side.start for i, side in zip(origin, box, strict=True)]
-    core = _invade(near, focus, ease, fibre, vigour, start)
+    core = _grow_core(
+        near,
+        focus,
+        diffusion_factor=diffusion_factor,
+        fibre=fibre,
+        proliferation_factor=proliferation_factor,
+        start=start,
+    )
     uneven = torch.exp(0.35 * fields.on(near.lattice, f"oedema {number}", 12.0))
     if any(focus.lean):
-        uneven = uneven * _leaning(near.lattice, _place(ground.lattice, origin), focus)
-    wet = _seep(near, ease, fibre, core) * uneven
-    wet[core] = 2.0  # above any oedema, so that the volume below counts the core first
-    count = min(int((focus.core_ml + focus.oedema_ml) * 1000 / h**3), wet.numel() - 1)
-    border = max(float(wet.flatten().sort(descending=True).values[count]), 0.02)
-    return box, blur(_signed_distance(core), 0.8) * h, 0.5 * torch.log(wet.clamp(min=1e-4) / border)
+        uneven = uneven * _one_sided_factor(near.lattice, _position_mm(medium.lattice, origin), focus)
+    oedema = _spread_oedema(near, diffusion_factor, fibre, core) * uneven
+    oedema[core] = 2.0  # above any oedema, so that the volume below counts the core first
+    count = min(int((focus.core_ml + focus.oedema_ml) * 1000 / h**3), oedema.numel() - 1)
+    border = max(float(oedema.flatten().sort(descending=True).values[count]), 0.02)
+    return box, blur(_signed_distance(core), 0.8) * h, 0.5 * torch.log(oedema.clamp(min=1e-4) / border)
 
 
-def _leaning(lattice: Lattice, origin_mm: tuple[float, float, float], focus: Focus) -> Float[Tensor, "x y z"]:
+def _one_sided_factor(lattice: Lattice, origin_mm: tuple[float, float, float], focus: Focus) -> Float[Tensor, "x y z"]:
     """Factor by which oedema is stronger to one side of the core than to the other."""
     x, y, z = (
         torch.from_numpy((part * (axis - place)).astype(np.float32))
@@ -205,27 +231,33 @@ def _fibres(white: Float[Tensor, "x y z"]) -> Float[Tensor, "3 x y z"]:
     return (1 - across / across.sum(0)) / 2
 
 
-def _invade(
-    ground: _Ground, focus: Focus, ease: Tensor, fibre: Tensor, vigour: Tensor, start: list[int]
+def _grow_core(
+    medium: _Medium,
+    focus: Focus,
+    *,
+    diffusion_factor: Tensor,
+    fibre: Tensor,
+    proliferation_factor: Tensor,
+    start: list[int],
 ) -> Bool[Tensor, "x y z"]:
     """The core: the voxels that du/dt = div(D grad u) + rho u (1 - u) makes dense first, up to its volume."""
-    h = ground.lattice.spacing_mm
-    faces = _faces((ground.white + GREY_DIFFUSION * ground.grey) * ease * (0.45 + 1.65 * fibre))
-    rho = ((h / focus.front_mm) ** 2 * vigour * (ground.white + ground.grey)).numpy()
-    step = np.float32(0.9 / (2 * _outflow(faces) + float(rho.max())))
-    u = _droplet(rho.shape, start, DROPLET_MM / h) * ground.open.numpy()
+    h = medium.lattice.spacing_mm
+    faces = _face_diffusion((medium.white + GREY_DIFFUSION * medium.grey) * diffusion_factor * (0.45 + 1.65 * fibre))
+    rho = ((h / focus.front_mm) ** 2 * proliferation_factor * (medium.white + medium.grey)).numpy()
+    step = np.float32(0.9 / (2 * _largest_outflow(faces) + float(rho.max())))
+    u = _droplet(rho.shape, start, DROPLET_MM / h) * medium.passable.numpy()
     arrival = np.where(u > VISIBLE, np.float32(0), np.float32(np.inf))
-    wanted = focus.core_ml * 1000 / h**3
+    core_voxels = focus.core_ml * 1000 / h**3
     for time in range(1, MAXIMAL_STEPS):
         before = u
         u = before + step * (_divergence(before, faces) + rho * before * (1 - before))
         new = np.isinf(arrival) & (u >= VISIBLE)
         # Time within the step, so that voxels of one step are still ordered.
         arrival[new] = time - (u[new] - VISIBLE) / np.maximum(u[new] - before[new], 1e-6)
-        if np.isfinite(arrival).sum() >= 1.1 * wanted + 4:
+        if np.isfinite(arrival).sum() >= 1.1 * core_voxels + 4:
             break
     order = np.sort(arrival[np.isfinite(arrival)])
-    return torch.from_numpy(arrival <= order[min(int(wanted), len(order) - 1)])
+    return torch.from_numpy(arrival <= order[min(int(core_voxels), len(order) - 1)])
 
 
 def _droplet(shape: tuple[int, ...], start: list[int], sigma: float) -> np.ndarray:
@@ -234,11 +266,11 @@ def _droplet(shape: tuple[int, ...], start: list[int], sigma: float) -> np.ndarr
     return (x[:, None, None] * y[:, None] * z).astype(np.float32)
 
 
-def _seep(ground: _Ground, ease: Tensor, fibre: Tensor, core: Tensor) -> Float[Tensor, "x y z"]:
+def _spread_oedema(medium: _Medium, diffusion_factor: Tensor, fibre: Tensor, core: Tensor) -> Float[Tensor, "x y z"]:
     """Oedema: it flows from the core (where it is 1) through white matter and is taken up on the way."""
-    faces = _faces((ground.white + 0.06 * ground.grey) * ease * (0.35 + 1.95 * fibre))
-    uptake = np.float32((ground.lattice.spacing_mm / OEDEMA_REACH_MM) ** 2)
-    step = np.float32(0.9 / (2 * _outflow(faces)))
+    faces = _face_diffusion((medium.white + 0.06 * medium.grey) * diffusion_factor * (0.35 + 1.95 * fibre))
+    uptake = np.float32((medium.lattice.spacing_mm / OEDEMA_REACH_MM) ** 2)
+    step = np.float32(0.9 / (2 * _largest_outflow(faces)))
     source = core.numpy()
     u = source.astype(np.float32)
     for _ in range(OEDEMA_STEPS):
@@ -247,13 +279,13 @@ def _seep(ground: _Ground, ease: Tensor, fibre: Tensor, core: Tensor) -> Float[T
     return torch.from_numpy(u)
 
 
-def _faces(diffusion: Float[Tensor, "3 x y z"]) -> list[np.ndarray]:
+def _face_diffusion(diffusion: Float[Tensor, "3 x y z"]) -> list[np.ndarray]:
     """Diffusion through the faces between neighbours, along each axis."""
     along = [np.moveaxis(part.numpy(), k, 0) for k, part in enumerate(diffusion)]
     return [np.ascontiguousarray(np.moveaxis((a[1:] + a[:-1]) / 2, 0, k)) for k, a in enumerate(along)]
 
 
-def _outflow(faces: list[np.ndarray]) -> float:
+def _largest_outflow(faces: list[np.ndarray]) -> float:
     """A bound on what the faces of a voxel pass, one for each axis: it limits the time step."""
     return max(sum(float(face.max()) for face in faces), 1e-3)
 
@@ -272,18 +304,18 @@ def _divergence(u: np.ndarray, faces: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-def _push(plan: Plan, ground: _Ground, core_mm: Tensor, target: Lattice) -> Float[Tensor, "3 i j k"]:
+def _mass_effect(plan: Plan, medium: _Medium, core_mm: Tensor, target: Lattice) -> Float[Tensor, "3 i j k"]:
     """Displacement (mm) away from the core, fading with distance and towards the skull."""
     assert plan.tumour is not None
     width = plan.tumour.mass_effect_width_mm / target.spacing_mm
-    bulk = blur(enlarge((core_mm > 0).float(), ground.lattice, target), width)
+    bulk = blur(enlarge((core_mm > 0).float(), medium.lattice, target), width)
     away = -torch.from_numpy(np.stack(np.gradient(bulk.numpy())))
-    away = away * (enlarge(ground.depth_mm, ground.lattice, target) / 12).clamp(0, 1)
+    away = away * (enlarge(medium.depth_mm, medium.lattice, target) / 12).clamp(0, 1)
     return away * (plan.tumour.mass_effect_mm / away.norm(dim=0).max().clamp(min=1e-6))
 
 
-def _carried(oedema: Tensor, lattice: Lattice, push: Tensor, source: Lattice) -> Float[Tensor, "x y z"]:
+def _move_with_brain(oedema: Tensor, lattice: Lattice, push: Tensor, source: Lattice) -> Float[Tensor, "x y z"]:
     """Oedema moved along with the brain it lies in."""
     moved = enlarge(push, source, lattice) / lattice.spacing_mm
     index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in lattice.shape), indexing="ij"))
-    return read(oedema[None], (index - moved).flatten(1), fill=DRY).reshape(lattice.shape)
+    return interpolate(oedema[None], (index - moved).flatten(1), fill=DRY).reshape(lattice.shape)

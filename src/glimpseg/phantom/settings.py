@@ -114,7 +114,7 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
-def random(seed: int, name: str) -> np.random.Generator:
+def keyed_generator(seed: int, name: str) -> np.random.Generator:
     """The stream of random numbers of one named decision or field.
 
     Keyed, not shared: a new decision elsewhere, or another order, changes none of the others.

@@ -46,23 +46,20 @@ class TissueRange:
     gadolinium_mm: tuple[float, float]
 
 
-def _range(
-    density: float, t1_3t: float, t1_15t: float, t2: float, spread: float, gadolinium: tuple[float, float]
-) -> TissueRange:
-    return TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
-
-
 TISSUES: dict[str, TissueRange] = {
-    "white": _range(0.70, 850, 640, 78, 0.04, (0.004, 0.012)),
-    "grey": _range(0.82, 1330, 1010, 92, 0.04, (0.012, 0.03)),
-    "fluid": _range(1.00, 4200, 4100, 1900, 0.04, (0.0, 0.003)),
-    "vessel": _range(0.60, 1650, 1400, 50, 0.10, (0.5, 1.5)),
-    "oedema": _range(0.88, 1480, 1170, 190, 0.10, (0.0, 0.02)),
-    "solid": _range(0.87, 1400, 1100, 138, 0.12, (0.0, 0.03)),
-    "enhancing": _range(0.87, 1350, 1070, 124, 0.10, (0.05, 0.22)),
-    "necrosis": _range(0.90, 1600, 1270, 160, 0.24, (0.0, 0.012)),
-    "cavity": _range(0.98, 3400, 3200, 1100, 0.10, (0.0, 0.02)),
-    "blood": _range(0.78, 780, 620, 60, 0.15, (0.0, 0.03)),
+    name: TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
+    for name, density, t1_3t, t1_15t, t2, spread, gadolinium in (
+        ("white", 0.70, 850, 640, 78, 0.04, (0.004, 0.012)),
+        ("grey", 0.82, 1330, 1010, 92, 0.04, (0.012, 0.03)),
+        ("fluid", 1.00, 4200, 4100, 1900, 0.04, (0.0, 0.003)),
+        ("vessel", 0.60, 1650, 1400, 50, 0.10, (0.5, 1.5)),
+        ("oedema", 0.88, 1480, 1170, 190, 0.10, (0.0, 0.02)),
+        ("solid", 0.87, 1400, 1100, 138, 0.12, (0.0, 0.03)),
+        ("enhancing", 0.87, 1350, 1070, 124, 0.10, (0.05, 0.22)),
+        ("necrosis", 0.90, 1600, 1270, 160, 0.24, (0.0, 0.012)),
+        ("cavity", 0.98, 3400, 3200, 1100, 0.10, (0.0, 0.02)),
+        ("blood", 0.78, 780, 620, 60, 0.15, (0.0, 0.03)),
+    )
 }
 """`solid` is tumour that does not enhance; `vessel` is flowing blood, whose density makes its flow void."""
 
@@ -156,7 +153,7 @@ def nulling_inversion_ms(tr_ms: float, t1_ms: float) -> float:
     return t1_ms * math.log(2 / (1 + math.exp(-tr_ms / t1_ms)))
 
 
-def response(
+def tissue_signal(
     sequence: Sequence,
     tissue: Tissue,
     contrast: bool,
@@ -175,7 +172,7 @@ def response(
     return sequence.signal(torch.as_tensor(tissue.density), t1, t2)
 
 
-def drawn_tissue(rng: np.random.Generator, kind: TissueRange, field_strength: float) -> Tissue:
+def draw_tissue(rng: np.random.Generator, kind: TissueRange, field_strength: float) -> Tissue:
     """One case's values of a tissue."""
     density, t1, t2 = rng.standard_normal(3) * kind.spread
     return Tissue(

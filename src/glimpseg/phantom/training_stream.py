@@ -41,7 +41,7 @@ class Stream:
         )
 
 
-class Phantoms:
+class PhantomStream:
     """An endless stream of phantoms, drawn on `device` and prepared like any study; `prior` makes what is supposed of
     their labels."""
 
@@ -53,7 +53,9 @@ class Phantoms:
         device: torch.device | str = "cpu",
     ) -> None:
         self.stream = stream
-        self._case = lru_cache(maxsize=4)(lambda number: _phantom_case(number, stream, settings, prior, device))
+        self._case = lru_cache(maxsize=4)(
+            lambda number: _phantom_case(stream, number, settings, prior=prior, device=device)
+        )
 
     def case(self, n: int, seed: int) -> Case:
         """Phantom `n // crops`; the run's seed does not change the phantoms."""
@@ -61,7 +63,7 @@ class Phantoms:
 
 
 def _phantom_case(
-    number: int, stream: Stream, settings: Preprocess, prior: MakePrior | None, device: torch.device | str
+    stream: Stream, number: int, settings: Preprocess, *, prior: MakePrior | None, device: torch.device | str
 ) -> Case:
     made = phantom.generate(stream.first_seed + number, stream.settings(settings.spacing_mm), device)
     prepared = prepare(as_study(made), settings)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from glimpseg.phantom.anatomy import Brain, largest_parts
-from glimpseg.phantom.field import Fields, Lattice, blur, enlarge
+from glimpseg.phantom.anatomy import Brain, large_components
 from glimpseg.phantom.growth import Growth
+from glimpseg.phantom.lattice import Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Plan, Tumour
 from glimpseg.region import Label
 
@@ -39,7 +39,7 @@ SOAKED_CORTEX = 0.45
 """How much less fluid grey matter takes up where there is oedema."""
 
 PARTS = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")
-DRAWN_AS = {
+LABEL_OF_PART = {
     "necrosis": Label.NCR,
     "solid": Label.NCR,
     "enhancing": Label.ET,
@@ -88,20 +88,20 @@ class _Site:
         return self.fields.on(self.lattice, name, correlation_mm)
 
 
-def delineate(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Lesion:
+def make_lesion(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Lesion:
     """Labels and lesion tissues of a grown tumour."""
     assert plan.tumour is not None
-    site = _site(growth, brain, fields)
-    parts = _parts(plan.tumour, site)
+    site = _make_site(growth, brain, fields)
+    parts = _part_masks(plan.tumour, site)
     sigma = max(CONTOUR_MM / plan.settings.spacing_mm, MINIMAL_BLUR)
     soft = blur(torch.stack([parts[name].float() for name in PARTS]), sigma)
     labels = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
     within = site.number >= 0
-    labels[site.number[within]] = _drawn(soft)[within]
-    return _lesion(labels, _shares(soft, site), site, plan.tumour.texture)
+    labels[site.number[within]] = _label_map(soft)[within]
+    return _textured_lesion(labels, _tissue_shares(soft, site), site, plan.tumour.texture)
 
 
-def _site(growth: Growth, brain: Brain, fields: Fields) -> _Site:
+def _make_site(growth: Growth, brain: Brain, fields: Fields) -> _Site:
     reached = (growth.core_mm > REACH_MM) | (growth.oedema > REACH)
     box = brain.lattice.box_around(growth.lattice, reached.numpy(), margin_mm=growth.lattice.spacing_mm)
     lattice = brain.lattice.crop(box)
@@ -111,30 +111,43 @@ def _site(growth: Growth, brain: Brain, fields: Fields) -> _Site:
     oedema = enlarge(growth.oedema.to(fields.device), growth.lattice, lattice)
     oedema = oedema + 0.10 * fields.on(lattice, "oedema border", 6.0)
     index = torch.arange(len(brain.inside), device=fields.device)
-    number = brain.spread(index, fill=-1)[box]
-    grey = brain.spread(brain.normal[1])[box]
+    number = brain.scatter(index, fill=-1)[box]
+    grey = brain.scatter(brain.normal[1])[box]
     oedema = oedema + OEDEMA_GAIN - CORTEX_RESISTANCE * grey
-    fluid = brain.spread(brain.normal[2], fill=1.0)[box]
+    fluid = brain.scatter(brain.normal[2], fill=1.0)[box]
     tissue = (number >= 0) & ((fluid < FLUID) | (depth > ENGULFED_MM))
-    return _Site(lattice, number, tissue, grey, smooth, depth, oedema, fields)
+    return _Site(
+        lattice=lattice,
+        number=number,
+        tissue=tissue,
+        grey=grey,
+        smooth_mm=smooth,
+        depth_mm=depth,
+        oedema=oedema,
+        fields=fields,
+    )
 
 
-def _parts(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]:
+def _part_masks(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]:
     """Where each tissue is; they exclude one another, blood apart."""
-    core = largest_parts(site.tissue & (site.depth_mm > 0), share=0.15)
+    core = large_components(site.tissue & (site.depth_mm > 0), share=0.15)
     halo = site.smooth_mm + 0.8 * site.field("halo", 8.0) > -tumour.halo_mm
-    wet = site.tissue & ~core & ((site.oedema > 0) | halo)
-    wet = largest_parts(core | wet, share=0.1) & ~core
+    oedema = site.tissue & ~core & ((site.oedema > 0) | halo)
+    oedema = large_components(core | oedema, share=0.1) & ~core
     patchy = site.field("gaps", 16.0) + 0.45 * site.field("gaps fine", 6.0)
-    build = _operated if tumour.post_operative else _high_grade if tumour.kind == "high-grade" else _low_grade
-    parts = build(tumour, site, core, patchy)
+    if tumour.post_operative:
+        parts = _post_operative_parts(tumour, site, core, patchy)
+    elif tumour.kind == "high-grade":
+        parts = _high_grade_parts(tumour, site, core, patchy)
+    else:
+        parts = _low_grade_parts(tumour, site, core, patchy)
     none = torch.zeros_like(core)
     parts = {"cavity": none, "blood": none, "necrosis": none} | parts
     solid = parts["enhancing"] | parts["necrosis"] | parts["solid"] | parts["cavity"]
-    return parts | {"oedema": wet | (core & ~solid)}
+    return parts | {"oedema": oedema | (core & ~solid)}
 
 
-def _high_grade(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
+def _high_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
     """A broken rim that enhances, dead tissue inside, lobes outside that do not enhance."""
     thickness = tumour.rim_mm * torch.exp(0.45 * site.field("rim", 14.0))
     septum = site.field("septa", 13.0).abs() < tumour.septa
@@ -151,17 +164,17 @@ def _high_grade(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> di
     }
 
 
-def _low_grade(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
+def _low_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
     """Solid tumour with at most some islands that enhance."""
     enhancing = core & (patchy > tumour.gaps) & (site.depth_mm > 2)
     return {"enhancing": enhancing, "solid": core & ~enhancing}
 
 
-def _operated(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
+def _post_operative_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
     """A cavity in a wall with remnants; blood along the wall."""
     # A small core keeps a cavity: the wall never takes more than half of its depth.
     wall_mm = torch.minimum(torch.tensor(tumour.wall_mm), 0.5 * site.depth_mm.max().cpu()).to(core.device)
-    cavity = largest_parts(core & (site.depth_mm > wall_mm), share=0.3)
+    cavity = large_components(core & (site.depth_mm > wall_mm), share=0.3)
     wall = core & ~cavity
     enhancing = wall & (patchy > tumour.remnant)
     solid = wall & ~enhancing & (patchy < -0.9)
@@ -174,31 +187,31 @@ def _operated(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict
     }
 
 
-def _drawn(soft: Float[Tensor, "6 x y z"]) -> UInt8[Tensor, "x y z"]:
+def _label_map(soft: Float[Tensor, "6 x y z"]) -> UInt8[Tensor, "x y z"]:
     """The label of the largest share in each voxel, background being what no part takes."""
     by_label = torch.zeros((len(Label) + 1, *soft.shape[1:]), device=soft.device)
-    for name, label in DRAWN_AS.items():
+    for name, label in LABEL_OF_PART.items():
         by_label[label] += soft[PARTS.index(name)]
     by_label[0] = 1 - by_label[1:].sum(0)
     return by_label.argmax(0).to(torch.uint8)
 
 
-def _shares(soft: Float[Tensor, "6 x y z"], site: _Site) -> Float[Tensor, "6 x y z"]:
+def _tissue_shares(soft: Float[Tensor, "6 x y z"], site: _Site) -> Float[Tensor, "6 x y z"]:
     """How much of each voxel each tissue takes: oedema only soaks, blood only stains."""
     soaked = 0.55 + 0.3 * site.oedema.clamp(0, 1.2) + 0.18 * site.field("soaking", 9.0)
     soaked = soaked + 0.1 * site.field("soaking fine", max(4.0, 2 * site.lattice.spacing_mm))
     soaked = soaked.clamp(0.35, 1) * (1 - SOAKED_CORTEX * site.grey)
     strength = {"oedema": soaked, "blood": torch.tensor(0.6, device=soft.device)}
-    left = torch.ones_like(soft[0])
+    remaining = torch.ones_like(soft[0])
     shares = torch.zeros_like(soft)
     for name in ("cavity", "blood", "enhancing", "necrosis", "solid", "oedema"):  # who comes first displaces the rest
         k = PARTS.index(name)
-        shares[k] = torch.minimum(soft[k] * strength.get(name, 1.0), left)
-        left = left - shares[k]
+        shares[k] = torch.minimum(soft[k] * strength.get(name, 1.0), remaining)
+        remaining = remaining - shares[k]
     return shares
 
 
-def _lesion(labels: Tensor, shares: Tensor, site: _Site, uneven: float) -> Lesion:
+def _textured_lesion(labels: Tensor, shares: Tensor, site: _Site, uneven: float) -> Lesion:
     """The lesion's vectors, and its texture."""
     chosen = (site.number >= 0) & (shares.sum(0) > SLIGHT)
     coarse = site.field("texture", 8.0)[chosen]

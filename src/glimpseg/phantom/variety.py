@@ -85,7 +85,7 @@ class Variety:
                 )
 
     @property
-    def none(self) -> bool:
+    def is_standard(self) -> bool:
         """Whether this is the standard population."""
         return self == STANDARD
 

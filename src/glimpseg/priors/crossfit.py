@@ -23,7 +23,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from glimpseg.data.cache import CachedCase
-from glimpseg.data.prior_file import SUFFIX, content_key, write_prior
+from glimpseg.data.prior_cache import SUFFIX, content_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded_labels, train_decoder

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glimpseg.losses import one_hot, soft_dice
+from glimpseg.losses import one_hot, soft_dice_loss
 
 WIDTHS = (64, 32, 16, 16)
 """Channels of the levels; after each but the first, slices have twice the resolution."""
@@ -113,7 +113,7 @@ def train_decoder(
             chosen = _random_slab(study, rng)
             target = one_hot(_padded_squares(study.reference(chosen)).to(device), labels)
             logits = decoder(torch.from_numpy(study.read(chosen)).to(device), target.shape[-1])
-            loss = functional.cross_entropy(logits, target) + soft_dice(logits.softmax(1), target)
+            loss = functional.cross_entropy(logits, target) + soft_dice_loss(logits.softmax(1), target)
             (loss / SLABS).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.preprocess import Prepared
-from glimpseg.data.prior_file import SUFFIX, content_key, write_prior
+from glimpseg.data.prior_cache import SUFFIX, content_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.priors.crossfit import cross_fitted_priors
 from glimpseg.priors.sam import import_transformers, weights_path

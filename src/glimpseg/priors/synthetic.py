@@ -36,7 +36,7 @@ def perturbed_reference(
             rng.standard_normal(reference.shape), SMOOTH * max(settings.boundary_mm, spacing_mm) / spacing_mm
         )
         moved = settings.boundary_mm * field / max(float(field.std()), 1e-12)
-        inside = region.of(reference)
+        inside = region.mask(reference)
         if inside.any():
             outwards = ndimage.distance_transform_edt(~inside, spacing_mm)
             inwards = ndimage.distance_transform_edt(inside, spacing_mm)

@@ -75,7 +75,7 @@ class Compared:
         return values
 
 
-def write_comparison(folder: str | Path, path: str | Path | None = None) -> Path:
+def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
     """Writes `report.html` from the folder of a comparison (into it, or to `path`) and `tables/`; returns its path.
 
     Raises: InputError if the folder is not a comparison.

@@ -27,8 +27,8 @@ from glimpseg.results.folder import LABELS, Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, POSTPROCESSED, Metric
 from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 from glimpseg.runtime.atomic import write_text
-from glimpseg.study import image_named
-from glimpseg.volume import labels_onto, onto
+from glimpseg.study import parse_image
+from glimpseg.volume import resample, resample_labels
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ FIRST = ("dice", "hd95")
 TITLES = {**{region.name: region.title for region in Region}, POSTPROCESSED: "enhancing tumour, post-processed"}
 
 
-def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
+def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
     """Writes `report.html` from an evaluation folder (beside the scores, or to `path`) and, in the folder, `tables/`
     with CSV and LaTeX; returns the page's path.
 
@@ -264,11 +264,11 @@ def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
     """PNG as a data URI; None, with a warning, if a file is no longer where it was."""
     try:
         record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
-        images = {m: nifti.read_volume(image_named(record["images"][m.key])) for m in Modality if m in parse(subset)}
+        images = {m: nifti.read_volume(parse_image(record["images"][m.key])) for m in Modality if m in parse(subset)}
         reference = nifti.read_labels(record["reference"], convention_named(record["labels"]))
         labels = nifti.read_labels(evaluation.folder / LABELS / study / f"{subset}.nii.gz")
-        images = {modality: onto(image, labels.grid) for modality, image in images.items()}
+        images = {modality: resample(image, labels.grid) for modality, image in images.items()}
     except (InputError, UsageError, KeyError, TypeError, AttributeError, StopIteration) as error:
         log.warning("No picture of %s: %s", study, error)
         return None
-    return png(preview(images, labels, labels_onto(reference, labels.grid)))
+    return png(preview(images, labels, resample_labels(reference, labels.grid)))

@@ -46,8 +46,6 @@ class Evaluation:
 def _origin(model: Mapping[str, Any], seed: int) -> str:
     if "imported" in model:
         return f"weights imported from {model['imported']['file']}"
-    if "averaged" in model:
-        return f"{' and '.join(model['averaged'])}, trained apart and averaged"
     prior = model.get("data", {}).get("prior", {})
     supposed = f", prior {prior['kind']}" if prior else ""
     if prior.get("uses_reference"):

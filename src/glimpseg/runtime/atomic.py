@@ -10,19 +10,16 @@ import errno
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from glimpseg.errors import OutputError, UsageError
+from glimpseg.runtime.preemption import exit_on_sigterm
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])
-    with _explained(path), tidy_on_sigterm():
+    with _explained(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
         os.close(handle)
@@ -62,7 +59,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
     """
     path = Path(path)
     refuse_if_used(path, overwrite=overwrite, mark=mark)
-    with _explained(path), tidy_on_sigterm():
+    with _explained(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
@@ -77,28 +74,6 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def tidy_on_sigterm() -> Iterator[None]:
-    """While the block runs, SIGTERM raises SystemExit (exit code 143), so that what is temporary is removed.
-
-    Without it the process ends on the spot. Nothing changes outside the main thread, or where somebody handles the
-    signal already, as training does.
-    """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one does not disturb the clearing away
-    sys.exit(128 + number)
 
 
 def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "") -> None:
@@ -123,7 +98,7 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
 
 
 @contextmanager
-def only_one(folder: str | Path) -> Iterator[None]:
+def folder_lock(folder: str | Path) -> Iterator[None]:
     """Holds the lock of a folder that grows file by file; the system frees it when the process ends, however it ends.
 
     Raises: UsageError if another process holds it.

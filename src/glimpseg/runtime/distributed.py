@@ -23,7 +23,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Joins the other ranks where `torchrun` started several, and leaves them at the end.
 
     A rank that is done, or stopped by SIGTERM as all are, waits for the others and ends its communication. One that
@@ -94,7 +94,7 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
     return dict(zip(values, (totals / world).tolist(), strict=True))
 
 
-def gathered(values: Tensor) -> Tensor:
+def gather_from_ranks(values: Tensor) -> Tensor:
     """All ranks' values one after the other along the first axis; each rank has to come with the same shape.
 
     The gradient reaches this rank's own values, times the number of ranks: DDP divides by it, so that a loss that every
@@ -109,7 +109,7 @@ def gathered(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def on_any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether any rank has the flag: all stop after the same step, or one would wait for the others for ever."""
     if rank_and_world()[1] == 1:
         return flag

@@ -14,7 +14,7 @@ COARSE = 2
 """Planes along the first axis of a convolution's result from which bf16 is trusted on a CPU, less one."""
 
 
-def resolved_precision(wanted: str, device: torch.device) -> str:
+def resolve_precision(wanted: str, device: torch.device) -> str:
     """bf16 or fp32; `auto` takes bf16 where the processor computes it natively."""
     if wanted != "auto":
         return wanted
@@ -26,13 +26,16 @@ def resolved_precision(wanted: str, device: torch.device) -> str:
 
 
 @contextmanager
-def computing(precision: str, device: torch.device) -> Iterator[None]:
+def precision_context(precision: str, device: torch.device) -> Iterator[None]:
     """The context to run a network in, forward."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), beside_autocast(precision, device):
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        small_convolutions_in_fp32(precision, device),
+    ):
         yield
 
 
-def beside_autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def small_convolutions_in_fp32(precision: str, device: torch.device) -> AbstractContextManager:
     """What of `computing` autocast does not know."""
     return _CoarseInFp32() if precision == "bf16" and device.type == "cpu" else nullcontext()
 

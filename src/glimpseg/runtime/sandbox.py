@@ -13,11 +13,11 @@ SPARE_BYTES = 2 << 30
 """What a reader may take beyond what it holds once its imports are done."""
 
 
-class ReaderFailed(RuntimeError):
+class SandboxError(RuntimeError):
     """The reader refused or died; the message is its last line, or how it ended."""
 
 
-def run_reader(module: str, arguments: Sequence[str | Path], *, seconds: float) -> None:
+def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: float) -> None:
     """Runs `python -m module arguments` and waits. What it makes it writes into files that the arguments name.
 
     Raises: ReaderFailed if it ends with anything but 0, or takes longer.
@@ -26,10 +26,10 @@ def run_reader(module: str, arguments: Sequence[str | Path], *, seconds: float) 
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, errors="replace")
     except subprocess.TimeoutExpired as error:
-        raise ReaderFailed(f"it could not be read in {seconds:g} s") from error
+        raise SandboxError(f"it could not be read in {seconds:g} s") from error
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise ReaderFailed(said[-1] if said else f"reader ended with {done.returncode}")
+        raise SandboxError(said[-1] if said else f"reader ended with {done.returncode}")
 
 
 def limit_memory(more: int = SPARE_BYTES) -> None:

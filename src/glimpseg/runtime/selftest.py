@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glimpseg.errors import TrainingError
-from glimpseg.runtime.precision import computing, resolved_precision
+from glimpseg.runtime.precision import precision_context, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def known_faults(version: str, cudnn: int | None) -> list[KnownFault]:
     return list({fault.fault: fault for fault in reversed(found)}.values())[::-1]
 
 
-def cautions() -> list[str]:
+def version_warnings() -> list[str]:
     """What is known of the versions that run here: what is wrong, and what to do."""
     version, cudnn = torch.__version__, torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return [
@@ -96,7 +96,7 @@ def cautions() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class ConvolutionCheck:
     """What came of the convolutions on one device in one precision."""
 
     device: str
@@ -117,7 +117,7 @@ class Check:
         return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
 
 
-def devices() -> list[torch.device]:
+def available_devices() -> list[torch.device]:
     """The CPU, and what else there is."""
     found = [torch.device("cpu")]
     found += [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
@@ -125,25 +125,26 @@ def devices() -> list[torch.device]:
     return found
 
 
-def precisions(device: torch.device) -> list[str]:
+def available_precisions(device: torch.device) -> list[str]:
     """Those that training and inference may choose there."""
     found = ["fp32"]
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= AMPERE:
         found.append("tf32")
-    if resolved_precision("auto", device) == "bf16":
+    if resolve_precision("auto", device) == "bf16":
         found.append("bf16")
     return found
 
 
-def check(device: torch.device, precision: str) -> Check:
+def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck:
     """Convolutions forward and backward, as training runs them, against fp64 on the CPU: a tenth of a second."""
     worst, where = 0.0, "nowhere"
     for shape, stride in SHAPES:
         named = f"an image of {'x'.join(map(str, shape[1:]))}, stride {stride}"
-        image, weight, wanted = _inputs(shape, stride)
-        right = _convolved(image.double(), weight.double(), wanted.double(), stride, torch.device("cpu"), "fp64")
+        image, weight, upstream = _inputs(shape, stride)
+        exact = [value.double() for value in (image, weight, upstream)]
+        right = _convolve(exact, stride, torch.device("cpu"), "fp64")
         try:
-            found = _convolved(image, weight, wanted, stride, device, precision)
+            found = _convolve((image, weight, upstream), stride, device, precision)
         except RuntimeError as error:
             worst, where = math.inf, f"{named}: {str(error).splitlines()[0]}"
             break
@@ -151,10 +152,10 @@ def check(device: torch.device, precision: str) -> Check:
             apart = float((one - other).abs().max() / other.abs().max())
             if not apart <= worst:  # also what is not a number
                 worst, where = apart if math.isfinite(apart) else math.inf, f"the {what}, {named}"
-    return Check(device=str(device), precision=precision, error=worst, bound=BOUNDS[precision], where=where)
+    return ConvolutionCheck(device=str(device), precision=precision, error=worst, bound=BOUNDS[precision], where=where)
 
 
-def failure(checks: Sequence[Check]) -> str | None:
+def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
     """What the checks that did not pass mean, and what to do; nothing if all passed."""
     failed = [found for found in checks if not found.passed]
     if not failed:
@@ -167,15 +168,15 @@ def failure(checks: Sequence[Check]) -> str | None:
     )
 
 
-def refuse_untrustworthy(device: torch.device, precision: str) -> None:
+def require_correct_convolutions(device: torch.device, precision: str) -> None:
     """Before training on a graphics processor. Raises: TrainingError if it computes convolutions wrongly."""
     if device.type == "cpu":
         return
-    for caution in cautions() if device.type == "cuda" else ():
+    for caution in version_warnings() if device.type == "cuda" else ():
         log.warning("%s", caution)
     # Where fp32 is asked for, torch lets cuDNN compute convolutions in TF32.
     used = "tf32" if device.type == "cuda" and precision == "fp32" else precision
-    message = failure([check(device, used)])
+    message = failure_message([check_convolutions(device, used)])
     if message is not None:
         raise TrainingError(message)
 
@@ -187,19 +188,19 @@ def _inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tens
     batch, *sides = shape
     after = [(side - 1) // stride + 1 for side in sides]
     sizes = ((batch, WIDTHS[0], *sides), (*WIDTHS[::-1], *[KERNEL] * 3), (batch, WIDTHS[1], *after))
-    image, weight, wanted = (torch.randn(size, generator=draws).bfloat16().float() for size in sizes)
-    return image, weight, wanted
+    image, weight, upstream = (torch.randn(size, generator=draws).bfloat16().float() for size in sizes)
+    return image, weight, upstream
 
 
-def _convolved(
-    image: Tensor, weight: Tensor, wanted: Tensor, stride: int, device: torch.device, precision: str
-) -> list[Tensor]:
+def _convolve(inputs: Sequence[Tensor], stride: int, device: torch.device, precision: str) -> list[Tensor]:
     """The result and both gradients, in fp64 on the CPU."""
-    image, weight = (value.to(device).requires_grad_() for value in (image, weight))
+    image, weight = (value.to(device).requires_grad_() for value in inputs[:2])
+    # Positional, as `torch.nn.Conv3d` passes them: `precision` looks at no others.
+    arguments = (image, weight, None, stride, KERNEL // 2)
     with torch.enable_grad(), _tf32(precision, device):
-        with computing(precision, device):
-            result = torch.conv3d(image, weight, None, stride, KERNEL // 2)
-        gradients = torch.autograd.grad(result, (image, weight), wanted.to(device, result.dtype))
+        with precision_context(precision, device):
+            result = torch.conv3d(*arguments)
+        gradients = torch.autograd.grad(result, (image, weight), inputs[2].to(device, result.dtype))
     return [value.detach().cpu().double() for value in (result, *gradients)]
 
 

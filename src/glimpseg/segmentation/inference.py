@@ -16,11 +16,11 @@ from torch import Tensor
 from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.errors import InputError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
-from glimpseg.modality import Modality, as_mask, union
-from glimpseg.model.checkpoint import Model
+from glimpseg.modality import Modality, to_flags, union
+from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated
-from glimpseg.volume import Grid, Volume, onto, slabs
+from glimpseg.volume import Grid, Volume, resample, slabs
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ def _windows(
     """Probabilities on the working grid, for each subset."""
     network, device = model.network, model.device
     rois = _sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
-    masks = [as_mask(subset)[None].to(device) for subset in subsets]
-    wanted = as_mask(union(subsets))[None].to(device)
+    masks = [to_flags(subset)[None].to(device) for subset in subsets]
+    wanted = to_flags(union(subsets))[None].to(device)
 
     def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
         if len(masks) == 1:
@@ -255,4 +255,4 @@ def _found(
 
 
 def _onto(values: Float[np.ndarray, "x y z"], prepared: Prepared, grid: Grid) -> Float[np.ndarray, "i j k"]:
-    return onto(Volume(values, prepared.grid.affine), grid).voxels
+    return resample(Volume(values, prepared.grid.affine), grid).voxels

@@ -14,9 +14,9 @@ from typing import TypeAlias
 from nibabel.spatialimages import SpatialImage
 
 from glimpseg.data import nifti
-from glimpseg.data.dicom.files import find_series
+from glimpseg.data.dicom.find import find_series
 from glimpseg.data.dicom.read import read_series
-from glimpseg.data.dicom.trees import holds_dicom, studies_below
+from glimpseg.data.dicom.study_folders import contains_dicom, find_study_folders
 from glimpseg.data.identify import identify, read_series_json
 from glimpseg.data.layouts import find_usable
 from glimpseg.data.series import Series
@@ -69,8 +69,8 @@ def items(place: str | Path, layout: str = "auto") -> list[Item]:
         raise InputError(f"{place} does not exist. Check the path.")
     if _is_archive(place):
         return [Item(_stem(place), place=place)]
-    if layout == "auto" and place.is_dir() and holds_dicom(place):
-        return [Item(_stem(below), place=below) for below in studies_below(place)]
+    if layout == "auto" and place.is_dir() and contains_dicom(place):
+        return [Item(_stem(below), place=below) for below in find_study_folders(place)]
     studies, problems = find_usable(place, layout=layout)
     found = [Item(study.id, study=study) for study in studies]
     return sorted([*found, *(Item(name, problem=why) for name, why in problems.items())], key=lambda item: item.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,16 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
-import torch
-
-from glimpseg.data.identify.appearance import warnings_of
+from glimpseg.data.identify.appearance import appearance_warnings
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
-from glimpseg.data.raw.together import bring_together
+from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality, parse
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
+from glimpseg.model.loading import Model, load_model
 from glimpseg.model.shipped import BOX
+from glimpseg.runtime.device import resolved_device
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.inputs import ImageLike, Visit, named_images
 from glimpseg.segmentation.memory import refuse_if_short
@@ -50,7 +47,7 @@ def load(
     Raises: ModelError if the folder holds none that this version can read; UsageError for a choice it does not have, or
         a backend that is not installed.
     """
-    return checkpoint.load(path, resolved_device(device), choices, backend)
+    return load_model(path, resolved_device(device), choices, backend)
 
 
 def segment(
@@ -140,10 +137,10 @@ def read(visit: Visit, model: Model, grid: Modality | None = None, raw: Raw = "a
         refuse_same_files(visit.study)
         refuse_if_short(visit.study, model.recipe.data.preprocess.spacing_mm, len(model.network.labels) + 1)
         if raw == "auto":
-            brought = bring_together(visit.study, grid)
+            brought = register_and_strip(visit.study, grid)
             visit = replace(visit, study=brought.study, notes=(*visit.notes, *brought.notes))
         prepared = prepare(visit.study, model.recipe.data.preprocess, grid)
-        for sentence in warnings_of(prepared):
+        for sentence in appearance_warnings(prepared):
             log.warning("%s: %s", visit.study.id, sentence)
     lies_on = grid or next(modality for modality in GRID_ORDER if modality in prepared.available)
     return Read(visit, prepared, lies_on, time.perf_counter() - begun, tuple(warnings))
@@ -186,26 +183,6 @@ def _members(prepared: Prepared, model: Model, level: Level) -> Iterator[tuple[s
     names = left_out(prepared.available, level)
     for found in infer(prepared, model, list(names)) if names else ():
         yield names[found.subset], found.labels
-
-
-def resolved_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; under `torchrun` each rank takes the GPU of its number.
-
-    Raises: UsageError for a device that is not there.
-    """
-    if name == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        name = best
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"The device '{name}' cannot be used ({str(error).splitlines()[0]}). Try --device cpu."
-        ) from error
-    return device
 
 
 class _warnings_kept(logging.Handler):

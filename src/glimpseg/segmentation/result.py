@@ -12,22 +12,22 @@ import torch
 
 from glimpseg import metrics
 from glimpseg.data import nifti
-from glimpseg.data.dicom.report import write_report
-from glimpseg.data.dicom.seg import Kind, write_seg
-from glimpseg.data.dicom.sources import Pseudonyms
+from glimpseg.data.dicom.pseudonyms import Pseudonyms
+from glimpseg.data.dicom.seg import SegmentationType, write_seg
+from glimpseg.data.dicom.sr import write_sr
 from glimpseg.data.layouts import convention_named
 from glimpseg.data.series import Series
 from glimpseg.errors import UsageError
 from glimpseg.modality import ALL, Modality
-from glimpseg.model import checkpoint
-from glimpseg.model.checkpoint import Model
 from glimpseg.model.expectations import expected_tree, gain_tree
+from glimpseg.model.folder import WEIGHTS
+from glimpseg.model.loading import Model
 from glimpseg.region import TITLES, Label, Region
 from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.segmentation.inputs import ImageLike, volume_of
 from glimpseg.segmentation.uncertainty import Uncertainty, doubt_tree
 from glimpseg.version import NOT_A_DEVICE, __version__
-from glimpseg.volume import Volume, onto, thinned
+from glimpseg.volume import Volume, downsample_large, resample
 
 RECORD = "run.json"
 """What was used and how; also the mark of a folder that may be overwritten."""
@@ -81,12 +81,12 @@ class Segmentation:
     def volumes_ml(self) -> dict[Region, float]:
         """Millilitres of each region."""
         voxel = self.labels.grid.voxel_ml
-        return {region: metrics.volume_ml(region.of(self.labels.voxels), voxel) for region in self.regions}
+        return {region: metrics.volume_ml(region.mask(self.labels.voxels), voxel) for region in self.regions}
 
     @property
     def lesions(self) -> dict[Region, int]:
         """Connected parts of each region."""
-        return {region: metrics.lesion_count(region.of(self.labels.voxels)) for region in self.regions}
+        return {region: metrics.lesion_count(region.mask(self.labels.voxels)) for region in self.regions}
 
     @property
     def calibrated(self) -> bool:
@@ -158,19 +158,19 @@ class Segmentation:
         """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
         from glimpseg.picture import preview  # matplotlib, for whoever draws
 
-        labels = thinned(self.labels)
-        volumes = {m: onto(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
+        labels = downsample_large(self.labels)
+        volumes = {m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""
         return preview(volumes, labels, title=f"{self.used.title}{absent}   ({self.model.name})")
 
     def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
         assert self.series is not None
         segmentation, model = place / "seg.dcm", self.model.name
-        kind: Kind = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
+        kind: SegmentationType = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
         write_seg(segmentation, self.labels, self.series, kind=kind, model=model, pseudonyms=pseudonyms)
         if "dicom-sr" in types:
             target, regions = place / "measurements.dcm", self.regions
-            write_report(
+            write_sr(
                 target, self.labels, segmentation, self.series, model=model, regions=regions, pseudonyms=pseudonyms
             )
 
@@ -218,7 +218,7 @@ class Segmentation:
             "model": {
                 "name": self.model.name,
                 "method": self.model.recipe.method,
-                "sha256": self.model.provenance["sha256"][checkpoint.WEIGHTS],
+                "sha256": self.model.provenance["sha256"][WEIGHTS],
                 "steps": self.model.provenance.get("steps"),
                 "written_by": self.model.provenance.get("glimpseg"),
                 **({"choices": self.model.chosen} if self.model.chosen else {}),

@@ -150,7 +150,7 @@ class DiceEstimate:
     ) -> None:
         """Takes one more part; beyond the brain and the mask itself nothing counts."""
         for region, probability in probabilities.items():
-            mask = region.of(labels)
+            mask = region.mask(labels)
             shared, total = (probability[where].sum(dtype=np.float64) for where in (mask, brain | mask))
             so_far = self._sums.get(region, np.zeros(3))
             self._sums[region] = so_far + np.array([shared, total, mask.sum()])
@@ -207,7 +207,10 @@ def doubts(
     seen = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
     voxel, found = labels.grid.voxel_ml, {}
     for region, estimate in estimates.items():
-        volumes = [metrics.volume_ml(region.of(labels.voxels), voxel), *(member.volumes_ml[region] for member in seen)]
+        volumes = [
+            metrics.volume_ml(region.mask(labels.voxels), voxel),
+            *(member.volumes_ml[region] for member in seen),
+        ]
         found[region] = Doubt(
             estimated_dice=estimate,
             lowest_ml=min(volumes),
@@ -220,7 +223,7 @@ def doubts(
 def _member(name: str, other: Volume, labels: Volume, regions: Sequence[Region]) -> Member:
     box = bounding_box((other.voxels > 0) | (labels.voxels > 0)) or (slice(0, 0),) * 3
     one, two = other.voxels[box], labels.voxels[box]
-    masks = {region: (region.of(one), region.of(two)) for region in regions}
+    masks = {region: (region.mask(one), region.mask(two)) for region in regions}
     return Member(
         name=name,
         volumes_ml={region: metrics.volume_ml(mask, labels.grid.voxel_ml) for region, (mask, _) in masks.items()},

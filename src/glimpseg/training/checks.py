@@ -9,8 +9,8 @@ import torch
 from glimpseg import methods
 from glimpseg.errors import UsageError
 from glimpseg.method import Learner, Segmenter
-from glimpseg.model import checkpoint
-from glimpseg.model.transfer import fitting
+from glimpseg.model.checkpoint import newest_valid
+from glimpseg.model.transfer import find_initial_weights
 from glimpseg.priors.making import refuse_unready
 from glimpseg.recipe import Recipe
 
@@ -39,10 +39,10 @@ def refuse_unfit(recipe: Recipe) -> None:
 
 def refuse_beginning(recipe: Recipe, run: Path) -> None:
     """Before anything is made. Raises: UsageError or ModelError for weights that a new run cannot begin with."""
-    if recipe.init.weights is None or checkpoint.newest_valid(run) is not None:
+    if recipe.init.weights is None or newest_valid(run) is not None:
         return
     with torch.device("meta"):
         learner: Learner = methods.build(recipe)
     if not isinstance(learner, Segmenter):
         raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
-    fitting(learner, recipe)
+    find_initial_weights(learner, recipe)

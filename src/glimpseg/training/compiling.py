@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from glimpseg.method import Learner
-from glimpseg.runtime.distributed import on_any_rank
+from glimpseg.runtime.distributed import any_rank
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def compile_networks(learner: Learner, trial: Callable[[Learner], None], device:
         cause = getattr(error, "inner_exception", error)  # what the compiler itself has met
         failure = f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0]
     del copy
-    if on_any_rank(bool(failure), device):
+    if any_rank(bool(failure), device):
         torch._dynamo.reset()
         log.warning(
             "The network could not be compiled (%s). Training goes on without; optim.compile=false says so at once.",

@@ -15,11 +15,11 @@ import torch
 from glimpseg import methods, phantom
 from glimpseg.data.cache import cached
 from glimpseg.data.layouts import find_studies
-from glimpseg.data.loader import Archive, Cases
+from glimpseg.data.loader import CachedStudies, Cases
 from glimpseg.data.splits import chosen
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
-from glimpseg.phantom.training_stream import Phantoms
+from glimpseg.phantom.training_stream import PhantomStream
 from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
 from glimpseg.priors.sam import weights_digest, weights_path
 from glimpseg.priors.settings import Prior
@@ -108,7 +108,7 @@ def cases_of(
     if not studies:
         assert recipe.data.stream is not None
         made = phantom_prior(prior, settings.spacing_mm)
-        return Phantoms(recipe.data.stream, settings, made, device), {
+        return PhantomStream(recipe.data.stream, settings, made, device), {
             "data": {"stream": phantom.NAME, **_named(prior, [])}
         }
     folder = Path(cache) if cache else run / "cache"
@@ -116,7 +116,7 @@ def cases_of(
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
     convention = studies[0].convention
-    return Archive(paths, supposed), {
+    return CachedStudies(paths, supposed), {
         "data": {
             "studies": len(studies),
             "split": split,

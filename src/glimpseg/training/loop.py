@@ -31,15 +31,16 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Cases, batches
 from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.method import Learner, Progress, ema
-from glimpseg.model import checkpoint
-from glimpseg.model.transfer import begin_with
+from glimpseg.model.checkpoint import SavedState, load_state, newest_valid, save_checkpoint
+from glimpseg.model.folder import PROVENANCE, RECIPE, save_model
+from glimpseg.model.transfer import initialise
 from glimpseg.nets.recompute import recompute
 from glimpseg.recipe import Optim, Recipe
-from glimpseg.runtime.atomic import atomic_file, only_one, write_text
-from glimpseg.runtime.distributed import first_rank_first, joined, mean_over_ranks, on_any_rank, rank_and_world
-from glimpseg.runtime.precision import beside_autocast, computing, resolved_precision
-from glimpseg.runtime.preemption import sigterm
-from glimpseg.runtime.selftest import refuse_untrustworthy
+from glimpseg.runtime.atomic import atomic_file, folder_lock, write_text
+from glimpseg.runtime.distributed import any_rank, first_rank_first, mean_over_ranks, process_group, rank_and_world
+from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
+from glimpseg.runtime.preemption import deferred_sigterm
+from glimpseg.runtime.selftest import require_correct_convolutions
 from glimpseg.training.checks import refuse_beginning, refuse_unfit
 from glimpseg.training.compiling import compile_networks, is_wanted
 from glimpseg.training.dataset import cases_of, studies_of
@@ -65,13 +66,13 @@ def fit(
         is not finite, or a graphics processor computes wrongly; Preempted after SIGTERM, the state saved.
     """
     refuse_unfit(recipe)
-    refuse_untrustworthy(device, resolved_precision(recipe.optim.precision, device))
+    require_correct_convolutions(device, resolve_precision(recipe.optim.precision, device))
     optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
-    newest = checkpoint.newest_valid(run)
+    newest = newest_valid(run)
     if recipe.init.weights is not None and newest is None:
-        record["init"] = begin_with(learner, recipe)
+        record["init"] = initialise(learner, recipe)
     training = _Training.of(learner.to(device), optim, device)
     start = 0 if newest is None else _restore(training, newest, run, record)
     parts = _parts(recipe)
@@ -87,7 +88,7 @@ def fit(
     )
     meter, chief = Meter(), rank_and_world()[0] == 0
     journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
-    with sigterm() as received, journal or nullcontext():
+    with deferred_sigterm() as received, journal or nullcontext():
         for step in range(start, optim.steps):
             progress, done = Progress(step, optim.steps), step + 1
             with meter.waiting():
@@ -101,7 +102,7 @@ def fit(
                 (sum(terms.values(), torch.zeros((), device=device)) / len(pieces)).backward()
                 meter.add(terms)
             measured = training.step(optim, progress)
-            stopped = on_any_rank(bool(received), device)
+            stopped = any_rank(bool(received), device)
             if _due(done, optim.log_every, optim.steps):
                 record_of_step = mean_over_ranks(meter.means(**measured), device)
                 if journal:
@@ -112,7 +113,7 @@ def fit(
                 raise Preempted(f"Stopped by SIGTERM after step {done}, state saved. Go on with --resume.")
     if chief:
         record = {**record, "steps": optim.steps, "device": str(device)}
-        checkpoint.save(run / "model", training.model_weights(), recipe, record)
+        save_model(run / "model", training.model_weights(), recipe, record)
     return run / "model"
 
 
@@ -144,7 +145,7 @@ def train(
     studies, note = studies_of(recipe, data, labels, split)  # refused before anything is written
     if note:
         log.info("%s.", note)
-    with joined(device), _only_one(run):
+    with process_group(device), _only_one(run):
         _open_run(run, recipe, resume)
         with first_rank_first():
             cases, described = cases_of(recipe, run, studies, split, cache, device)
@@ -206,9 +207,9 @@ class _Training:
         for group in optimizer.param_groups:
             group.setdefault("scale", 1.0)  # a method's group may run at its own multiple of the learning rate
         averaged = ema(learner, optim.ema) if optim.ema else None
-        precision = resolved_precision(optim.precision, device)
+        precision = resolve_precision(optim.precision, device)
         if optim.recompute:  # after the average, which is never run
-            recompute(learner.stages, partial(beside_autocast, precision, device))
+            recompute(learner.stages, partial(small_convolutions_in_fp32, precision, device))
         objective: nn.Module = Objective(learner)
         if rank_and_world()[1] > 1:
             objective = DistributedDataParallel(objective)
@@ -216,7 +217,7 @@ class _Training:
 
     def losses(self, objective: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The objective's terms, in the run's precision."""
-        with computing(self.precision, self.device):
+        with precision_context(self.precision, self.device):
             return objective(batch, progress)
 
     def compile(self, batch: Batch, progress: Progress) -> None:
@@ -254,16 +255,16 @@ class _Training:
         kept: Any = self.learner if self.averaged is None else self.averaged.module
         return kept.kept
 
-    def state(self, step: int) -> checkpoint.State:
+    def state(self, step: int) -> SavedState:
         tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"ema/{name}": value for name, value in self.averaged.state_dict().items()}
         packed = self.optimizer.state_dict()
         for number, slots in packed["state"].items():
             tensors |= {f"optimizer/{number}/{name}": value for name, value in slots.items()}
-        return checkpoint.State(step, tensors, {"groups": packed["param_groups"], "precision": self.precision})
+        return SavedState(step, tensors, {"groups": packed["param_groups"], "precision": self.precision})
 
-    def restore(self, state: checkpoint.State) -> None:
+    def restore(self, state: SavedState) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
 
@@ -281,9 +282,9 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Writes the recipe into a new run, or checks that it is the one an old run began with."""
     if rank_and_world()[0]:
         return
-    newest = checkpoint.newest_valid(run)
+    newest = newest_valid(run)
     # Where the run's own file has gone, its newest checkpoint knows the recipe as well.
-    kept = [run / checkpoint.RECIPE, *([newest / checkpoint.RECIPE] if newest else [])]
+    kept = [run / RECIPE, *([newest / RECIPE] if newest else [])]
     path = next((place for place in kept if place.exists()), None)
     tree = methods.as_tree(recipe)
     if path is not None:
@@ -294,23 +295,23 @@ def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
         # Fields that did not exist when the run began have their defaults.
         if methods.as_tree(methods.from_tree(yaml.safe_load(path.read_text("utf-8")))) != tree:
             raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
-    if not (run / checkpoint.RECIPE).exists():
-        write_text(run / checkpoint.RECIPE, yaml.safe_dump(tree, sort_keys=False))
+    if not (run / RECIPE).exists():
+        write_text(run / RECIPE, yaml.safe_dump(tree, sort_keys=False))
 
 
 @contextmanager
 def _only_one(run: Path) -> Iterator[None]:
     """Holds the run's lock in the first rank, which alone writes."""
     rank, _ = rank_and_world()
-    with nullcontext() if rank else only_one(run):
+    with nullcontext() if rank else folder_lock(run):
         yield
 
 
 def _restore(training: _Training, newest: Path, run: Path, provenance: dict[str, Any]) -> int:
     """Takes up a run's newest checkpoint; the number of steps it has behind it, and in `provenance` how it began."""
-    state, record = checkpoint.load_state(newest)
+    state, record = load_state(newest)
     if record.get("data") != provenance.get("data"):
-        raise UsageError(f"{run} was begun on other data ({newest / checkpoint.PROVENANCE}). Resume with those.")
+        raise UsageError(f"{run} was begun on other data ({newest / PROVENANCE}). Resume with those.")
     if state.scalars["precision"] != training.precision:
         log.warning("The run was begun in %s and goes on in %s.", state.scalars["precision"], training.precision)
     training.restore(state)
@@ -321,9 +322,7 @@ def _restore(training: _Training, newest: Path, run: Path, provenance: dict[str,
 
 
 def _save(training: _Training, run: Path, recipe: Recipe, step: int, provenance: Mapping[str, Any]) -> None:
-    folder = checkpoint.checkpoint_folder(run, step)
-    checkpoint.save(folder, training.model_weights(), recipe, {**provenance, "steps": step}, training.state(step))
-    checkpoint.drop_old(run)
+    save_checkpoint(run, training.model_weights(), recipe, provenance, state=training.state(step))
 
 
 def _parts(recipe: Recipe) -> list[tuple[int, range]]:

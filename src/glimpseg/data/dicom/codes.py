@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from highdicom.sr import CodedConcept
     from pydicom.dataset import Dataset
 
-OWN_SCHEME = "99GLIMPSEG"
+PRIVATE_SCHEME = "99GLIMPSEG"
 """Designators of private schemes begin with 99 (PS3.16, section 8.2)."""
 
 
@@ -41,17 +41,17 @@ LABELS: dict[Label, Term] = {
     Label.NCR: Term("6574001", "SCT", "Necrosis", "Necrosis and non-enhancing tumour core"),
     Label.ED: Term("79654002", "SCT", "Edema", "Oedema and infiltration"),
     Label.ET: Term("C113842", "NCIt", "Enhancing Lesion", "Enhancing tumour"),
-    Label.RC: Term("RC", OWN_SCHEME, "Resection cavity", "Resection cavity"),
+    Label.RC: Term("RC", PRIVATE_SCHEME, "Resection cavity", "Resection cavity"),
 }
 """Segment by segment what a label map holds."""
 REGIONS: dict[Region, Term] = {
-    Region.WT: Term("WT", OWN_SCHEME, "Whole tumor with surrounding edema", "Whole tumour"),
-    Region.TC: Term("TC", OWN_SCHEME, "Tumor core", "Tumour core"),
+    Region.WT: Term("WT", PRIVATE_SCHEME, "Whole tumor with surrounding edema", "Whole tumour"),
+    Region.TC: Term("TC", PRIVATE_SCHEME, "Tumor core", "Tumour core"),
     Region.ET: LABELS[Label.ET],
     Region.RC: LABELS[Label.RC],
 }
 """What is measured."""
-NOTHING = Term("108369006", "SCT", "Neoplasm", "No tumour found")
+NO_TUMOUR = Term("108369006", "SCT", "Neoplasm", "No tumour found")
 """The one segment, without a voxel, of an empty label map: a segmentation has to describe one at least."""
 CATEGORY = Term("49755003", "SCT", "Morphologically Abnormal Structure", "Abnormal structure")
 BRAIN = Term("12738006", "SCT", "Brain", "Brain")
@@ -67,12 +67,12 @@ def label_of(value: str, scheme: str) -> Label | None:
     return known.get((value, scheme))
 
 
-def own_scheme() -> Dataset:
+def private_scheme_item() -> Dataset:
     """The item of CodingSchemeIdentificationSequence that says whose `OWN_SCHEME` is."""
     from pydicom.dataset import Dataset
 
     item = Dataset()
-    item.CodingSchemeDesignator = OWN_SCHEME
+    item.CodingSchemeDesignator = PRIVATE_SCHEME
     item.CodingSchemeName = "Terms of glimpseg"
     item.CodingSchemeResponsibleOrganization = "glimpseg"
     return item

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from glimpseg.data.dicom.headers import ENHANCED, number, value
+from glimpseg.data.dicom.headers import ENHANCED, first_number, value
 from glimpseg.data.series import Plane
 from glimpseg.errors import InputError
 from glimpseg.volume import Grid
@@ -69,7 +69,7 @@ def orientations(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 6"]:
 def pixel_spacing(dataset: Dataset) -> tuple[float, float]:
     """Distance between rows and between columns, mm. Raises: InputError."""
     found = value(next(iter(_frames(dataset, "PixelMeasuresSequence"))), "PixelSpacing")
-    sizes = [number(part) or 0.0 for part in found] if found is not None and len(found) == 2 else []
+    sizes = [first_number(part) or 0.0 for part in found] if found is not None and len(found) == 2 else []
     if len(sizes) != 2 or not all(0 < size < 100 for size in sizes):
         raise InputError("The size of its pixels is not given or is no size (PixelSpacing).")
     return sizes[0], sizes[1]

@@ -16,41 +16,53 @@ ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 """A transfer syntax that packs the whole data set; no scanner uses it, and a bomb would."""
 
-WORDS = (
+TEXT_KEYWORDS = (
     "SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName", "ContrastBolusAgent",
     "ContrastBolusRoute", "ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType",
     "AcquisitionContrast", "ComplexImageComponent", "BodyPartExamined", "StudyDescription", "Manufacturer",
     "ManufacturerModelName", "DerivationDescription", "DiffusionDirectionality",
 )  # fmt: skip
 """Attributes that `Series.words` takes over."""
-NUMBERS = (
+NUMBER_KEYWORDS = (
     "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "MagneticFieldStrength", "SliceThickness",
     "SpacingBetweenSlices", "EchoTrainLength", "NumberOfAverages", "SeriesNumber", "AcquisitionNumber", "EchoNumbers",
     "DiffusionBValue", "ContrastBolusVolume", "NumberOfTemporalPositions", "TemporalPositionIdentifier", "TriggerTime",
 )  # fmt: skip
 """Attributes that `Series.numbers` takes over."""
-ENHANCED_NAMES = {
+ENHANCED_KEYWORDS = {
     "EchoTime": "EffectiveEchoTime", "InversionTime": "InversionTimes", "EchoTrainLength": "RFEchoTrainLength",
     "TemporalPositionIdentifier": "TemporalPositionIndex", "TriggerTime": "NominalCardiacTriggerDelayTime",
     "ContrastBolusAgent": "ContrastBolusAgentSequence",
 }  # fmt: skip
 """What enhanced files call the same."""
-PLACE = (
+GEOMETRY_KEYWORDS = (
     "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "FrameOfReferenceUID", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-TIMES = ("AcquisitionTime", "AcquisitionDateTime", "SeriesTime", "ContrastBolusStartTime", "ContentTime")
-IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "InstanceNumber", "ImageType")
-WHO = ("PatientID", "PatientName", "PatientBirthDate")
+TIME_KEYWORDS = ("AcquisitionTime", "AcquisitionDateTime", "SeriesTime", "ContrastBolusStartTime", "ContentTime")
+UID_KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "InstanceNumber", "ImageType")
+PATIENT_KEYWORDS = ("PatientID", "PatientName", "PatientBirthDate")
 """By these two files are told to be of one patient; see `same_person`."""
-NAMING = (
-    *WHO, "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "AccessionNumber",
-    "StudyID", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "RequestingPhysician",
-    "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "StudyDate", "SeriesDate", "AcquisitionDate",
+IDENTIFYING_KEYWORDS = (
+    *PATIENT_KEYWORDS, "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName",
+    "AccessionNumber", "StudyID", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName",
+    "RequestingPhysician", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "StudyDate", "SeriesDate", "AcquisitionDate",
 )  # fmt: skip
 """Their words are taken out of free text wherever they stand in it."""
-_ENHANCED_ONLY = (*ENHANCED_NAMES.values(), "ContrastAdministrationProfileSequence")
-KEYWORDS = tuple(dict.fromkeys((*WORDS, *NUMBERS, *PLACE, *TIMES, *IDENTIFIERS, *NAMING, *_ENHANCED_ONLY)))
+_ENHANCED_ONLY = (*ENHANCED_KEYWORDS.values(), "ContrastAdministrationProfileSequence")
+KEYWORDS = tuple(
+    dict.fromkeys(
+        (
+            *TEXT_KEYWORDS,
+            *NUMBER_KEYWORDS,
+            *GEOMETRY_KEYWORDS,
+            *TIME_KEYWORDS,
+            *UID_KEYWORDS,
+            *IDENTIFYING_KEYWORDS,
+            *_ENHANCED_ONLY,
+        )
+    )
+)
 """All that is read of a header."""
 
 SHORTEST_NAME = 3
@@ -96,7 +108,7 @@ def deep_value(dataset: Dataset, keyword: str) -> Any:
     found = value(dataset, keyword)
     if found is not None:
         return found
-    names = (keyword, ENHANCED_NAMES.get(keyword, keyword))
+    names = (keyword, ENHANCED_KEYWORDS.get(keyword, keyword))
     for place in (dataset, *_groups(dataset)):
         for name in names:
             found = value(place, name)
@@ -117,17 +129,17 @@ def _groups(dataset: Dataset) -> Iterator[Dataset]:
 def texts(dataset: Dataset) -> dict[str, str]:
     """What `WORDS` say, in which nothing that names the patient, the staff or a day is left."""
     names = _naming_words(dataset)
-    found = {keyword: scrubbed(_text(deep_value(dataset, keyword)), names) for keyword in WORDS}
+    found = {keyword: scrubbed(_text(deep_value(dataset, keyword)), names) for keyword in TEXT_KEYWORDS}
     return {keyword: text for keyword, text in found.items() if text}
 
 
 def numbers(dataset: Dataset) -> dict[str, float]:
     """What `NUMBERS` say, as far as they are numbers."""
-    found = {keyword: number(deep_value(dataset, keyword)) for keyword in NUMBERS}
+    found = {keyword: first_number(deep_value(dataset, keyword)) for keyword in NUMBER_KEYWORDS}
     return {keyword: one for keyword, one in found.items() if one is not None}
 
 
-def number(found: Any) -> float | None:
+def first_number(found: Any) -> float | None:
     """The first number in a value."""
     if hasattr(found, "__iter__") and not isinstance(found, str | bytes):
         found = next(iter(found), None)
@@ -156,9 +168,9 @@ def second_of_day(dataset: Dataset, *keywords: str) -> float | None:
     return None
 
 
-def differing(first: Dataset, second: Dataset) -> str | None:
+def differing_identity(first: Dataset, second: Dataset) -> str | None:
     """The attribute by which two files are of two patients: both have it, and it is not the same."""
-    for keyword in WHO:
+    for keyword in PATIENT_KEYWORDS:
         ours, theirs = (_plain(value(dataset, keyword)) for dataset in (first, second))
         if ours and theirs and ours != theirs:
             return keyword
@@ -177,7 +189,7 @@ def scrubbed(text: str, names: frozenset[str]) -> str:
 
 
 def _naming_words(dataset: Dataset) -> frozenset[str]:
-    found = [_text(value(dataset, keyword)) for keyword in NAMING]
+    found = [_text(value(dataset, keyword)) for keyword in IDENTIFYING_KEYWORDS]
     words = {word.lower() for text in found for word in _WORD.findall(text)}
     whole = {text.strip().lower() for text in found}  # an identifier with signs in it, as a whole
     return frozenset(word for word in words | whole if len(word) >= SHORTEST_NAME)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from glimpseg.data import nifti
 from glimpseg.data.dicom import codes, geometry
 from glimpseg.data.dicom.headers import DEFLATED, value
 from glimpseg.errors import InputError
@@ -26,20 +27,18 @@ if TYPE_CHECKING:
     import highdicom
     from pydicom.dataset import Dataset
 
-Kind = Literal["image", "segmentation"]
+ContentKind = Literal["image", "segmentation"]
 
 BYTES_A_VOXEL = 24
 """What decoding may take: stored, decoded, rescaled and stacked."""
 BYTES_A_SEGMENT_VOXEL = 64
 """For each frame of a segmentation; highdicom holds several forms of it at once."""
-MAXIMAL_SIDE, MAXIMAL_VOXELS = 1024, 200_000_000
-"""As in `data.nifti`, which would bring torch along."""
 JPEG_2000_START = b"\xff\x4f\xff\x51"
 JPEG_FRAME_MARKERS = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
 """Start of frame in JPEG (ITU-T T.81, table B.1) and in JPEG-LS (T.87)."""
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes: segmentation, and label map segmentation."""
-SAID = "glimpseg: "
+MESSAGE_PREFIX = "glimpseg: "
 """Begins what a reader says in words of its own."""
 
 
@@ -140,7 +139,8 @@ def _segmentation(path: Path) -> highdicom.Volume:
     if value(dataset, "SOPClassUID") not in SEGMENTATIONS:
         raise InputError("It is no DICOM segmentation. Give a file whose Modality is SEG.")
     sides = [int(dataset.Columns), int(dataset.Rows), len(dataset.PerFrameFunctionalGroupsSequence)]
-    if max(sides[:2]) > MAXIMAL_SIDE or np.prod(sides, dtype=float) > MAXIMAL_VOXELS * len(Label):
+    most_voxels = nifti.MAXIMAL_VOXELS * len(Label)
+    if max(sides[:2]) > nifti.MAXIMAL_SIDE or np.prod(sides, dtype=float) > most_voxels:
         raise InputError(f"Its header claims {sides[2]} frames of {sides[0]}x{sides[1]}, more than a brain scan has.")
     limit_memory(SPARE_BYTES + BYTES_A_SEGMENT_VOXEL * int(np.prod(sides)) + 2 * path.stat().st_size)
     segmentation = highdicom.seg.Segmentation.from_dataset(_opened(path), copy=False)
@@ -182,11 +182,15 @@ def main(request: str, target: str) -> None:
     try:
         _write(json.loads(Path(request).read_text("ascii")), Path(target))
     except InputError as error:
-        sys.exit(f"{SAID}{error}")
+        sys.exit(f"{MESSAGE_PREFIX}{error}")
     except MemoryError:
-        sys.exit(f"{SAID}it takes more memory than such an image should. Its header or its compression is wrong.")
+        sys.exit(
+            f"{MESSAGE_PREFIX}it takes more memory than such an image should. Its header or its compression is wrong."
+        )
     except Exception as error:
-        sys.exit(f"{SAID}its pixels cannot be decoded ({type(error).__name__}). Export it again, uncompressed.")
+        sys.exit(
+            f"{MESSAGE_PREFIX}its pixels cannot be decoded ({type(error).__name__}). Export it again, uncompressed."
+        )
 
 
 if __name__ == "__main__":

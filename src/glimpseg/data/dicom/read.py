@@ -15,11 +15,11 @@ import nibabel
 import numpy as np
 
 from glimpseg.data import nifti
-from glimpseg.data.dicom import extra, geometry
-from glimpseg.data.dicom.pixels import SAID, Kind
+from glimpseg.data.dicom import geometry, libraries
+from glimpseg.data.dicom.pixels import MESSAGE_PREFIX, ContentKind
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
-from glimpseg.runtime.sandbox import ReaderFailed, run_reader
+from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
 from glimpseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 READING_SECONDS = 600
 
 
-def named(series: Series) -> str:
+def series_title(series: Series) -> str:
     """How messages call a series: by number and description, in which nobody is named."""
     words = series.words.get("SeriesDescription") or series.words.get("ProtocolName") or series.key
     number = series.numbers.get("SeriesNumber")
@@ -45,7 +45,7 @@ def read_series(series: Series) -> Volume:
         file is truncated or its header does not fit its pixels, if the decoder fails or crashes, or as
         `nifti.read_volume`; UsageError without the extra `dicom`.
     """
-    extra.require()
+    libraries.require_libraries()
     if series.shape is None:
         raise InputError(
             f"{_begin(series)} does not say where its slices lie, so it is no volume. Leave this sequence out."
@@ -56,7 +56,7 @@ def read_series(series: Series) -> Volume:
             f"(at most {nifti.MAXIMAL_SIDE} along a side, {nifti.MAXIMAL_VOXELS:,} in all). Its header is wrong, or "
             "it is no brain scan."
         )
-    voxels, affine = decoded("image", series.files, series.shape, _begin(series))
+    voxels, affine = decode("image", series.files, series.shape, _begin(series))
     try:
         return nifti.from_nibabel(nibabel.Nifti1Image(voxels, affine))
     except InputError as error:
@@ -75,12 +75,14 @@ def source_headers(series: Series) -> list[Dataset]:
     """
     import pydicom
 
-    extra.require()
+    libraries.require_libraries()
     try:
-        with extra.quiet():
+        with libraries.silence_libraries():
             return [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
     except Exception as error:
-        raise InputError(f"A file of {named(series)} cannot be read any more ({type(error).__name__}).") from None
+        raise InputError(
+            f"A file of {series_title(series)} cannot be read any more ({type(error).__name__})."
+        ) from None
 
 
 def source_geometry(series: Series, datasets: Sequence[Dataset]) -> highdicom.VolumeGeometry:
@@ -92,11 +94,11 @@ def source_geometry(series: Series, datasets: Sequence[Dataset]) -> highdicom.Vo
 
 
 def _begin(series: Series) -> str:
-    text = named(series)
+    text = series_title(series)
     return text[0].upper() + text[1:]
 
 
-def decoded(kind: Kind, files: Sequence[Path], shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+def decode(kind: ContentKind, files: Sequence[Path], shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and RAS affine of files that make up an image or a segmentation, decoded in a process of its own.
 
     Raises: InputError, beginning with `name`.
@@ -106,18 +108,18 @@ def decoded(kind: Kind, files: Sequence[Path], shape: Sequence[int], name: str) 
         wanted = {"kind": kind, "files": [str(path.absolute()) for path in files], "shape": list(shape)}
         request.write_text(json.dumps(wanted), encoding="ascii")
         try:
-            run_reader("glimpseg.data.dicom.pixels", [request, target], seconds=READING_SECONDS)
-        except ReaderFailed as error:
-            raise InputError(f"{name}: {reason(error)}") from None
+            run_sandboxed("glimpseg.data.dicom.pixels", [request, target], seconds=READING_SECONDS)
+        except SandboxError as error:
+            raise InputError(f"{name}: {failure_reason(error)}") from None
         with np.load(target, allow_pickle=False) as parts:
             return parts["voxels"], parts["affine"]
 
 
-def reason(error: ReaderFailed) -> str:
+def failure_reason(error: SandboxError) -> str:
     """What a reader said of itself, or how it ended; nothing that a library wrote."""
     text = str(error)
-    if text.startswith(SAID):
-        return text.removeprefix(SAID)
+    if text.startswith(MESSAGE_PREFIX):
+        return text.removeprefix(MESSAGE_PREFIX)
     if "could not be read in" in text:
         return f"{text}. Export it again, without compression."
     return (

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Literal
 import nibabel
 import numpy as np
 
-from glimpseg.data.dicom import codes, extra
-from glimpseg.data.dicom.read import decoded, named, source_geometry, source_headers
-from glimpseg.data.dicom.sources import Pseudonyms, mark_pseudonymous, reduced
+from glimpseg.data.dicom import codes, libraries
+from glimpseg.data.dicom.attributes import inherited_headers
+from glimpseg.data.dicom.pseudonyms import Pseudonyms, mark_pseudonymous
+from glimpseg.data.dicom.read import decode, series_title, source_geometry, source_headers
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.region import COLOURS, Label
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.version import __version__
-from glimpseg.volume import Grid, Volume, labels_onto
+from glimpseg.volume import Grid, Volume, resample_labels
 
 if TYPE_CHECKING:
     import highdicom
     from pydicom.dataset import Dataset
 
-Kind = Literal["BINARY", "LABELMAP"]
+SegmentationType = Literal["BINARY", "LABELMAP"]
 """BINARY is what every viewer reads: one bit plane for each segment. LABELMAP (2024) holds them in one image."""
 
 SERIES_OFFSET = 1000
@@ -38,26 +39,26 @@ def write_seg(
     labels: Volume,
     source: Series,
     *,
-    kind: Kind = "BINARY",
+    kind: SegmentationType = "BINARY",
     model: str,
     pseudonyms: Pseudonyms | None = None,
 ) -> None:
     """Writes a label map (`Label` values, 0 elsewhere) as a segmentation that refers to the slices of `source`.
 
     On the lattice of `source`, in whatever order of axes, voxels are copied; from another they are resampled once
-    (`labels_onto`). Only labels that occur are described; an empty map has one segment without voxels. `model` names
-    the algorithm. With `pseudonyms` nobody is named in the file (see `sources`).
+    (`resample_labels`). Only labels that occur are described; an empty map has one segment without voxels. `model`
+    names the algorithm. With `pseudonyms` nobody is named in the file (see `sources`).
 
     Raises: InputError if the source cannot be read, makes up no volume, or has UIDs that are none; OutputError when the
         disk refuses; UsageError without the extra `dicom`.
     """
-    extra.require()
+    libraries.require_libraries()
     headers = source_headers(source)
     geometry = source_geometry(source, headers)
-    with extra.quiet():
-        with derived_from(source):
-            images = reduced(headers, pseudonyms)
-            dataset = _segmentation(on_source(labels, source, geometry), geometry, images, kind, model)
+    with libraries.silence_libraries():
+        with hide_library_errors(source):
+            images = inherited_headers(headers, pseudonyms)
+            dataset = _segmentation(onto_source(labels, source, geometry), geometry, images, kind, model)
         write_derived(path, dataset, source, pseudonyms)
 
 
@@ -70,16 +71,16 @@ def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
     Raises: InputError if the file is no segmentation, if a segment is of no type that is known here or segments
         overlap, if its frames make up no volume, or if its pixels cannot be decoded.
     """
-    extra.require()
+    libraries.require_libraries()
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path.name} is not a file. Give a DICOM segmentation.")
-    voxels, affine = decoded("segmentation", [path], (), path.name)
+    voxels, affine = decode("segmentation", [path], (), path.name)
     labels = Volume(voxels, affine)
-    return labels if grid is None else labels_onto(labels, grid)
+    return labels if grid is None else resample_labels(labels, grid)
 
 
-def on_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeometry) -> highdicom.Volume:
+def onto_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeometry) -> highdicom.Volume:
     """A label map in the order of slices, rows and columns of `source`. Raises: InputError for values that are none."""
     import highdicom
 
@@ -87,15 +88,15 @@ def on_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeometry
 
     unknown = sorted(set(np.unique(labels.voxels).tolist()) - {0, *Label})
     if unknown:
-        raise InputError(f"A label map of {named(source)} should hold Label values and holds {unknown}.")
-    placed = labels_onto(labels, grid(geometry))
+        raise InputError(f"A label map of {series_title(source)} should hold Label values and holds {unknown}.")
+    placed = resample_labels(labels, grid(geometry))
     image = nibabel.Nifti1Image(placed.voxels.astype(np.uint8), placed.affine)
     volume = highdicom.Volume.from_nibabel(image, frame_of_reference_uid=geometry.frame_of_reference_uid)
     return volume.match_geometry(geometry)
 
 
 @contextmanager
-def derived_from(source: Series) -> Iterator[None]:
+def hide_library_errors(source: Series) -> Iterator[None]:
     """What a library says of a source that it cannot use, without its words: they may quote the header."""
     try:
         yield
@@ -103,8 +104,8 @@ def derived_from(source: Series) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"From the headers of {named(source)} nothing can be derived ({type(error).__name__}): an attribute is "
-            "missing or wrong. Write NIfTI instead, or export the series again."
+            f"From the headers of {series_title(source)} nothing can be derived ({type(error).__name__}): an attribute "
+            "is missing or wrong. Write NIfTI instead, or export the series again."
         ) from None
 
 
@@ -112,7 +113,7 @@ def write_derived(path: str | Path, dataset: Dataset, source: Series, pseudonyms
     """Writes an object whole or not at all. Raises: OutputError; InputError if it cannot be encoded."""
     from pydicom.filebase import DicomBytesIO
 
-    with derived_from(source):
+    with hide_library_errors(source):
         if pseudonyms:
             mark_pseudonymous(dataset)
         buffer = DicomBytesIO()
@@ -127,7 +128,11 @@ def series_number(images: Sequence[Dataset], offset: int) -> int:
 
 
 def _segmentation(
-    labels: highdicom.Volume, geometry: highdicom.VolumeGeometry, images: Sequence[Dataset], kind: Kind, model: str
+    labels: highdicom.Volume,
+    geometry: highdicom.VolumeGeometry,
+    images: Sequence[Dataset],
+    kind: SegmentationType,
+    model: str,
 ) -> highdicom.seg.Segmentation:
     import highdicom
 
@@ -158,7 +163,7 @@ def _segmentation(
         series_description="Brain tumour segmentation",
     )
     if Label.RC in present:
-        dataset.CodingSchemeIdentificationSequence = [codes.own_scheme()]
+        dataset.CodingSchemeIdentificationSequence = [codes.private_scheme_item()]
     return dataset
 
 
@@ -183,5 +188,5 @@ def _descriptions(present: Sequence[Label], model: str) -> list[highdicom.seg.Se
             tracking_id=f"glimpseg {name}",
             display_color=highdicom.color.CIELabColor.from_string(colour),
         )
-        for number, (term, colour, name) in enumerate(terms or [(codes.NOTHING, "#ffffff", "none")], 1)
+        for number, (term, colour, name) in enumerate(terms or [(codes.NO_TUMOUR, "#ffffff", "none")], 1)
     ]

@@ -47,7 +47,7 @@ class Slice:
 
 
 @dataclass
-class Found:
+class DicomContents:
     """What a folder holds, counted."""
 
     slices: list[Slice] = field(default_factory=list)
@@ -70,9 +70,9 @@ def files_below(folder: Path) -> Iterable[Path]:
                 yield path
 
 
-def read_headers(paths: Iterable[Path]) -> Found:
+def read_headers(paths: Iterable[Path]) -> DicomContents:
     """The headers of the MR images among these files."""
-    found = Found()
+    found = DicomContents()
     for path in paths:
         try:
             header = headers.read_header(path)
@@ -97,11 +97,11 @@ def check_one_patient(slices: Sequence[Slice]) -> None:
     """Raises: InputError, without naming anybody, if two files disagree on who the patient is."""
     known: dict[tuple[str, ...], Slice] = {}
     for one in slices:
-        known.setdefault(tuple(str(value(one.header, keyword)) for keyword in headers.WHO), one)
+        known.setdefault(tuple(str(value(one.header, keyword)) for keyword in headers.PATIENT_KEYWORDS), one)
     people = list(known.values())
     for number, one in enumerate(people):
         for other in people[:number]:
-            keyword = headers.differing(other.header, one.header)
+            keyword = headers.differing_identity(other.header, one.header)
             if keyword:
                 raise InputError(
                     f"The folder holds images of more than one patient (they differ in {keyword}). One study of one "
@@ -109,7 +109,7 @@ def check_one_patient(slices: Sequence[Slice]) -> None:
                 )
 
 
-def without_repeats(slices: Sequence[Slice]) -> list[Slice]:
+def drop_duplicates(slices: Sequence[Slice]) -> list[Slice]:
     """One file for each SOPInstanceUID.
 
     Raises: InputError if two files have the same UID and not the same content.
@@ -131,7 +131,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def split(slices: Sequence[Slice]) -> list[list[Slice]]:
+def split_stacks(slices: Sequence[Slice]) -> list[list[Slice]]:
     """The files of one SeriesInstanceUID as stacks: one geometry each, and one image at each position if that can be.
 
     Images at one position are told apart by the first attribute of `SPLITTERS` that has no more values than there are
@@ -170,7 +170,7 @@ def _lattice(one: Slice) -> Hashable:
     if geometry.is_enhanced(header):
         return str(header.SOPInstanceUID)  # each such file is a stack of its own
     rounded = [
-        tuple(round(headers.number(part) or 0.0, 4) + 0.0 for part in value(header, keyword) or ())
+        tuple(round(headers.first_number(part) or 0.0, 4) + 0.0 for part in value(header, keyword) or ())
         for keyword in ("ImageOrientationPatient", "PixelSpacing")
     ]
     return (*rounded, value(header, "Rows"), value(header, "Columns"), str(value(header, "FrameOfReferenceUID")))
@@ -182,13 +182,13 @@ def _most_at_one_place(slices: Sequence[Slice]) -> int:
         place = value(one.header, "ImagePositionPatient")
         if place is None:
             return 1  # without positions there is nothing to tell apart
-        places[tuple(round((headers.number(part) or 0.0) / SAME_PLACE_MM) for part in place)] += 1
+        places[tuple(round((headers.first_number(part) or 0.0) / SAME_PLACE_MM) for part in place)] += 1
     return max(places.values())
 
 
-def described(stack: Sequence[Slice], key: str) -> dict[str, Any]:
+def series_fields(stack: Sequence[Slice], key: str) -> dict[str, Any]:
     """The fields of a `Series`, ready for JSON."""
-    stack = sorted(stack, key=lambda one: headers.number(value(one.header, "InstanceNumber")) or 0.0)
+    stack = sorted(stack, key=lambda one: headers.first_number(value(one.header, "InstanceNumber")) or 0.0)
     plane = shape = spacing = None
     try:
         datasets = [one.header for one in stack]
@@ -225,16 +225,16 @@ def series_below(folder: Path) -> dict[str, Any]:
     """What `find_series` needs: fields of series, and counts of what is none. Raises: InputError."""
     found = read_headers(files_below(folder))
     check_one_patient(found.slices)
-    slices = without_repeats(found.slices)
+    slices = drop_duplicates(found.slices)
     found.repeated = len(found.slices) - len(slices)
     series = []
     for group in _grouped(slices, lambda one: (str(one.header.StudyInstanceUID), str(one.header.SeriesInstanceUID))):
         uid = str(group[0].header.SeriesInstanceUID)
-        stacks = split(group)
+        stacks = split_stacks(group)
         names = [digest(uid)] if len(stacks) == 1 else [digest(f"{uid} {number}") for number in range(len(stacks))]
         for stack, name in zip(stacks, names, strict=True):
             try:
-                series.append(described(stack, name))
+                series.append(series_fields(stack, name))
             except Exception:  # as above
                 found.damaged += len(stack)
     series.sort(key=lambda one: (one["study"], one["numbers"].get("SeriesNumber", 0.0), one["key"]))

@@ -1,7 +1,8 @@
-"""Whether images look like the sequences they are named as: by their voxels alone, without a network.
+"""Appearance check: compare the voxels of each image with the sequence it is named as, without a network.
 
-Four measures of one image, and the rank correlation of each pair, are compared with what phantoms give
-(`appearance.json`, made by `scripts/derive_looks.py`). T1 and T1c are one kind here: the tumour tells them apart.
+Four measures of each image, and the rank correlation of each pair of images, are compared with their distributions in
+phantoms (`appearance.json`, made by `tools/derive/appearance.py`). T1 and T1c are one kind here, since they differ mainly
+in the tumour.
 """
 
 from __future__ import annotations
@@ -24,50 +25,52 @@ from glimpseg.modality import Modality
 from glimpseg.volume import bounding_box
 
 KINDS: Mapping[str, Modality] = {"T1": Modality.T1 | Modality.T1C, "T2": Modality.T2, "FLAIR": Modality.FLAIR}
-"""What can be told apart."""
+"""Kinds of images that the check distinguishes, with the sequences of each."""
 MEASURES = ("white_grey", "fluid_white", "skew", "tails")
+"""Names of the four measures, in the order of `appearance_measures`."""
 COARSE_MM = 3.0
-"""Voxels that are compared: finer detail adds nothing."""
+"""Size of the voxels that are compared; finer voxels do not improve the check."""
 FREEDOM = 4.0
-"""Degrees of freedom of Student's t, whose tails leave room for patients that are unlike every phantom."""
+"""Degrees of freedom of Student's t. Its heavy tails allow for patients that are unlike every phantom."""
 WHOLE_HEAD_MM = 100.0
-"""In a thinner slab tissue cannot be found by its place in the head; then only pairs and histograms speak."""
-FEWEST = 50
-"""Voxels from which a median is taken."""
-MOST = (2, 1, 1)
-"""Images of each kind in a visit."""
-ACCIDENT = 0.2
-"""How much rarer it is that one kind was given once more."""
+"""Smallest extent of a whole head. In a thinner slab tissue cannot be located, so only pairs and histograms count."""
+FEWEST_VOXELS = 50
+"""Fewest voxels for a median or a correlation."""
+MOST_IMAGES = (2, 1, 1)
+"""Most images of each kind in one study."""
+EXTRA_IMAGE = 0.2
+"""Factor on the probability for each image of a kind beyond `MOST_IMAGES`."""
 THRESHOLD = 0.97
-"""Probability from which on it is worth a warning. docs/identify.md has the rate of false alarms."""
+"""Probability of another kind from which on a warning is given. docs/identify.md has the rate of false alarms."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What one image looks like."""
+class Appearance:
+    """Most likely kind of one image, by its voxels."""
 
     named: Modality
+    """Sequence as which the image was given."""
     kind: str
-    """The likeliest of `KINDS`."""
+    """Most likely of `KINDS`."""
     probability: float
-    """Of that kind, 0 to 1, as far as phantoms tell."""
+    """Probability of that kind, 0 to 1, estimated on phantoms."""
 
     @property
     def agrees(self) -> bool:
-        """Whether the name is of that kind."""
+        """True if the given sequence is of that kind."""
         return self.named in KINDS[self.kind]
 
     @property
     def warning(self) -> str | None:
-        """A sentence if the image is of another kind almost surely; it is never a reason to stop."""
+        """Warning if the image is almost surely of another kind, else None. The study is segmented in any case."""
         if self.agrees or self.probability < THRESHOLD:
             return None
         kind = "T1 or T1c" if self.kind == "T1" else self.kind
-        return f"The image named {self.named.title} looks like {kind}. Check it; the result is made all the same."
+        return f"The image named {self.named.title} looks like {kind}. Check it; the study is segmented anyway."
 
 
-def looks_like(prepared: Prepared) -> tuple[Look, ...]:
-    """What each sequence of a prepared, skull-stripped study looks like, in channel order."""
+def appearances(prepared: Prepared) -> tuple[Appearance, ...]:
+    """Estimate the kind of each sequence of a prepared, skull-stripped study, in channel order."""
     channels = [(number, modality) for number, modality in enumerate(Modality) if modality in prepared.available]
     numbers = [number for number, _ in channels]
     box = bounding_box(np.logical_or.reduce(prepared.inside[numbers]))
@@ -75,23 +78,29 @@ def looks_like(prepared: Prepared) -> tuple[Look, ...]:
     images, inside, spacing_mm = coarsened(
         prepared.image[numbers][:, *box], prepared.inside[numbers][:, *box], prepared
     )
-    shares = kinds_of(measures_of(images, inside, spacing_mm), correlations(images, inside), model())
+    shares = kind_probabilities(
+        appearance_measures(images, inside, spacing_mm), correlations(images, inside), appearance_model()
+    )
     names = list(KINDS)
     return tuple(
-        Look(named=modality, kind=names[int(share.argmax())], probability=float(share.max()))
+        Appearance(named=modality, kind=names[int(share.argmax())], probability=float(share.max()))
         for (_, modality), share in zip(channels, shares, strict=True)
     )
 
 
-def warnings_of(prepared: Prepared) -> tuple[str, ...]:
-    """A sentence for each sequence that almost surely is none of its name; as a rule there is none."""
-    return tuple(look.warning for look in looks_like(prepared) if look.warning is not None)
+def appearance_warnings(prepared: Prepared) -> tuple[str, ...]:
+    """Return a warning for each sequence that is almost surely another kind than its name says; usually none."""
+    return tuple(found.warning for found in appearances(prepared) if found.warning is not None)
 
 
 def coarsened(
     images: Float[np.ndarray, "m x y z"], inside: Bool[np.ndarray, "m x y z"], prepared: Prepared
 ) -> tuple[Float[np.ndarray, "m i j k"], Bool[np.ndarray, "m i j k"], float]:
-    """Means of cubes of about 3 mm over the tissue in them, which cubes are tissue by half, and their edge in mm."""
+    """Average images over cubes of about 3 mm, tissue voxels only.
+
+    Returns:
+        The averaged images, the mask of cubes that are tissue by more than half, and the side of a cube in mm.
+    """
     spacing = prepared.grid.spacing_mm[0]
     step = max(round(COARSE_MM / spacing), 1)
     if step == 1:
@@ -110,14 +119,15 @@ def _block_means(values: Float[np.ndarray, "m x y z"], step: int) -> Float[np.nd
     return values
 
 
-def measures_of(
+def appearance_measures(
     images: Float[np.ndarray, "m x y z"], inside: Bool[np.ndarray, "m x y z"], spacing_mm: float
 ) -> Float[np.ndarray, "m 4"]:
-    """The four measures of each image; NaN where one cannot be taken.
+    """Compute the four measures of each image; NaN where one cannot be computed.
 
-    Where white matter, deep grey matter and fluid are is supposed from the average brain, stretched onto this one; the
-    ranks of their median voxels among all (0 dark, 1 bright) give the first two measures. The others are the skewness
-    of the histogram and the weight of its tails, both as logarithms.
+    The places of white matter, deep grey matter and fluid are taken from the average brain, scaled to this brain. The
+    brightness ranks of their median voxels (0 dark, 1 bright) give the first two measures: white minus grey matter, and
+    fluid minus white matter. The others are the skewness of the histogram and the weight of its tails, both as
+    logarithms.
     """
     return np.array([_measures(image, tissue, spacing_mm) for image, tissue in zip(images, inside, strict=True)])
 
@@ -128,17 +138,17 @@ def _measures(image: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z
     above, below = max(high - middle, 1e-6), max(middle - low, 1e-6)
     shape = [math.log(above / below), math.log((above + below) / max(third - first, 1e-6))]
     ranks = _ranks(values)
-    found = _tissues(inside, spacing_mm)
-    if found is None or min(map(np.count_nonzero, found)) < FEWEST:
+    tissues = _tissues(inside, spacing_mm)
+    if tissues is None or min(map(np.count_nonzero, tissues)) < FEWEST_VOXELS:
         return [math.nan, math.nan, *shape]
-    white, grey, fluid = (float(np.median(ranks[tissue])) for tissue in found)
+    white, grey, fluid = (float(np.median(ranks[tissue])) for tissue in tissues)
     return [white - grey, fluid - white, *shape]
 
 
 def correlations(images: Float[np.ndarray, "m x y z"], inside: Bool[np.ndarray, "m x y z"]) -> Float[np.ndarray, "m m"]:
-    """Rank correlation of each pair, where all images have tissue; NaN if that is nowhere."""
+    """Compute the rank correlation of each pair over the tissue that all images share; NaN if they share too little."""
     shared = inside.all(0)
-    if np.count_nonzero(shared) < FEWEST:
+    if np.count_nonzero(shared) < FEWEST_VOXELS:
         return np.full((len(images), len(images)), math.nan)
     return np.atleast_2d(np.corrcoef([_ranks(image[shared]) for image in images]))
 
@@ -151,7 +161,7 @@ def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 
 @functools.cache
 def _average_brain() -> tuple[Float[np.ndarray, "4 x y z"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Depth, grey and white matter and fluid of the average on 3 mm cubes, RAS; centre and spread of its brain."""
+    """Load the average brain on 3 mm cubes, RAS: depth, grey matter, white matter, fluid; its centre and spread."""
     depth, grey, white, _ = average_brain().maps
     shape = tuple(n // 3 * 3 for n in depth.shape)
     cut = tuple(slice(0, n) for n in shape)
@@ -165,71 +175,88 @@ def _average_brain() -> tuple[Float[np.ndarray, "4 x y z"], Float[np.ndarray, "3
 def _tissues(
     inside: Bool[np.ndarray, "x y z"], spacing_mm: float
 ) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]] | None:
-    """Which voxels of the brain should be white matter, deep grey matter and fluid; None if it is but a slab."""
+    """Masks of the brain voxels that should be white matter, deep grey matter and fluid; None for a slab."""
     places = np.argwhere(inside)
     if (np.ptp(places, axis=0) + 1).min() * spacing_mm < WHOLE_HEAD_MM:
         return None
     maps, centre, spread = _average_brain()
-    at = ((places - places.mean(0)) / places.std(0) * spread + centre).T
-    depth, grey, white, fluid = (ndimage.map_coordinates(part, at, order=1, output=np.float32) for part in maps)
+    in_average = ((places - places.mean(0)) / places.std(0) * spread + centre).T
+    depth, grey, white, fluid = (ndimage.map_coordinates(part, in_average, order=1, output=np.float32) for part in maps)
     return white > 0.8, (grey > 0.6) & (depth > 20), (fluid > 0.4) & (depth > 3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """What phantoms give: mean and covariance of the measures by kind, and of the correlation by pair of kinds."""
+class AppearanceModel:
+    """Distributions of the measures and correlations in phantoms."""
 
     mean: Float[np.ndarray, "3 4"]
+    """Mean of the measures for each kind."""
     covariance: Float[np.ndarray, "3 4 4"]
+    """Covariance of the measures for each kind."""
     pair_mean: Float[np.ndarray, "3 3"]
+    """Mean rank correlation for each pair of kinds."""
     pair_deviation: Float[np.ndarray, "3 3"]
+    """Standard deviation of the rank correlation for each pair of kinds."""
 
 
 @functools.cache
-def model() -> Model:
-    """The packaged one."""
+def appearance_model() -> AppearanceModel:
+    """Load the model from the package, once a process."""
     text = (resources.files("glimpseg.data.identify") / "appearance.json").read_text("utf-8")
-    return Model(**{name: np.array(values) for name, values in json.loads(text).items() if name != "made"})
+    return AppearanceModel(**{name: np.array(values) for name, values in json.loads(text).items() if name != "made"})
 
 
-def kinds_of(
-    measures: Float[np.ndarray, "m 4"], correlation: Float[np.ndarray, "m m"], known: Model
+def kind_probabilities(
+    measures: Float[np.ndarray, "m 4"], correlation: Float[np.ndarray, "m m"], known: AppearanceModel
 ) -> Float[np.ndarray, "m 3"]:
-    """Probability of each kind for each image, all images together.
+    """Compute the probability of each kind for each image, all images of a study together.
 
-    Every way to give kinds to the images is weighed by Student's t of the measures and of the correlations; the
-    correlations of one image count together as much as one.
+    Every assignment of kinds to images is weighted by Student's t densities of the measures and of the correlations.
+    The correlations of one image count together as much as one.
+
+    Args:
+        measures: four measures of each image, NaN where unknown.
+        correlation: rank correlation of each pair of images, NaN where unknown.
+        known: distributions in phantoms.
+
+    Returns:
+        One row for each image; the columns are `KINDS` and sum to 1.
     """
     count = len(measures)
-    alone = np.array([[_log_density(row, known, kind) for kind in range(len(KINDS))] for row in measures])
-    ways = list(itertools.product(range(len(KINDS)), repeat=count))
-    scores = np.array([_way(way, alone, correlation, known) + _rarity(way) for way in ways])
+    single = np.array([[_log_density(row, known, kind) for kind in range(len(KINDS))] for row in measures])
+    assignments = list(itertools.product(range(len(KINDS)), repeat=count))
+    scores = np.array([_log_weight(kinds, single, correlation, known) + _log_prior(kinds) for kinds in assignments])
     shares = np.exp(scores - scores.max())
     result = np.zeros((count, len(KINDS)))
-    for way, share in zip(ways, shares, strict=True):
-        result[range(count), way] += share
+    for kinds, share in zip(assignments, shares, strict=True):
+        result[range(count), kinds] += share
     return result / shares.sum()
 
 
-def _way(
-    way: tuple[int, ...], alone: Float[np.ndarray, "m 3"], correlation: Float[np.ndarray, "m m"], known: Model
+def _log_weight(
+    kinds: tuple[int, ...],
+    single: Float[np.ndarray, "m 3"],
+    correlation: Float[np.ndarray, "m m"],
+    known: AppearanceModel,
 ) -> float:
-    total = sum(float(alone[image, kind]) for image, kind in enumerate(way))
-    for one, two in itertools.combinations(range(len(way)), 2):
-        mean, deviation = known.pair_mean[way[one], way[two]], known.pair_deviation[way[one], way[two]]
+    """Log density of the measures and correlations under one assignment of kinds."""
+    total = sum(float(single[image, kind]) for image, kind in enumerate(kinds))
+    for one, two in itertools.combinations(range(len(kinds)), 2):
+        mean, deviation = known.pair_mean[kinds[one], kinds[two]], known.pair_deviation[kinds[one], kinds[two]]
         distance = (correlation[one, two] - mean) / deviation
         if not math.isnan(distance):
-            total += (_student(distance**2, 1) - math.log(deviation)) / (len(way) - 1)
+            total += (_student(distance**2, 1) - math.log(deviation)) / (len(kinds) - 1)
     return total
 
 
-def _rarity(way: tuple[int, ...]) -> float:
-    """A visit has one T2 and one FLAIR at most, and T1 twice; a second copy under another name is an accident."""
-    more = sum(max(way.count(kind) - most, 0) for kind, most in enumerate(MOST))
-    return more * math.log(ACCIDENT)
+def _log_prior(kinds: tuple[int, ...]) -> float:
+    """Penalty for more than two T1, one T2 or one FLAIR: a further image is a copy under another name, by mistake."""
+    more = sum(max(kinds.count(kind) - most, 0) for kind, most in enumerate(MOST_IMAGES))
+    return more * math.log(EXTRA_IMAGE)
 
 
-def _log_density(row: Float[np.ndarray, "4"], known: Model, kind: int) -> float:
+def _log_density(row: Float[np.ndarray, "4"], known: AppearanceModel, kind: int) -> float:
+    """Log density of the known measures of one image for a kind."""
     there = ~np.isnan(row)
     difference = row[there] - known.mean[kind][there]
     covariance = known.covariance[kind][np.ix_(there, there)]
@@ -238,5 +265,5 @@ def _log_density(row: Float[np.ndarray, "4"], known: Model, kind: int) -> float:
 
 
 def _student(square: float, dimensions: int) -> float:
-    """Logarithm of the density at a squared distance, but for what all kinds share."""
+    """Log density of Student's t at a squared distance, without the constant that all kinds share."""
     return -0.5 * (FREEDOM + dimensions) * math.log1p(square / FREEDOM)

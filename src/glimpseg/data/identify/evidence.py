@@ -1,4 +1,4 @@
-"""What the headers of one series say, piece by piece: each with its points and a sentence."""
+"""Evidence from the headers of one series: each piece has a vote, points and a sentence."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from glimpseg.data.identify.rules import NumberRule, Rules, TypeRule, Vote, Word
 from glimpseg.data.series import Series
 
 FREE_TEXT = {"SeriesDescription": "description", "FileName": "file name", "ProtocolName": "protocol"}
-"""Where people write, the most telling first."""
+"""Free-text fields with their names on the screen, the most reliable first."""
 PULSE_TEXT = {
     "SequenceName": "sequence name",
     "PulseSequenceName": "sequence name",
     "PulseSequenceDetails": "sequence name",
 }
+"""Fields with the name of the pulse sequence, and their names on the screen."""
 PROTOCOL_SHARE = 0.5
-"""Of a word's points when only the protocol has it: some scanners keep the name of another scan there."""
+"""Factor on the points of a word that only the protocol name has: some scanners keep the name of another scan there."""
 LONGEST = 200
-"""Characters of a text that are looked at; DICOM allows 64."""
+"""Most characters of a text that are read; DICOM allows 64."""
 AGENT_POINTS = 3.0
-"""For a contrast agent in the header: sites often enter it for scans before the injection, too."""
+"""Points for a contrast agent in the header. They are few, since sites often enter it for earlier scans, too."""
 AGENT_SAID = "the header names a contrast agent"
 TIME_POINTS = 3.0
-"""For a beginning before or after the injection."""
+"""Points for an acquisition before or after the injection."""
 BODY_POINTS = 12.0
+"""Points against a series of another part of the body."""
 OTHER_BODY = re.compile(r"spine|abdom|pelvi|knee|chest|breast|heart|prostat|liver|shoulder|thorax|foot|hand|hip|ankle")
 NO_AGENT = re.compile(r"(none|no|n|n/a|na|nil|null|0|-+|ohne|without|unenhanced|keine?s?|non|false|unknown)?\.?")
+"""Entries of a contrast field that mean no agent."""
 CONTRAST_FIELDS = ("ContrastBolusAgent", "ContrastBolusIngredient")
 SENTENCE_NUMBERS = {
     "RepetitionTime": "TR",
@@ -39,8 +42,8 @@ SENTENCE_NUMBERS = {
     "Slices": "slices",
 }
 
-_GLUED = (
-    # A weighting written onto a plane or a prefix: axt1, sT1W, 3dt1; and with more behind it, as in t1post, t13d.
+_JOINED_WORDS = (
+    # A weighting joined to a plane or a prefix (axt1, sT1W, 3dt1), or to what follows (t1post, t13d).
     (re.compile(r"(?<![a-z0-9])((?:(?:ax|tra|sag|cor|cr|obl)[a-z]*|[23]d|[a-z])?)(t[12])(?!\d(?!d))"), r"\1 \2 "),
     (re.compile(r"(mprage|flair|bravo|e?f?spgr)"), r" \1 "),
     (re.compile(r"(?<![a-z0-9])([23]d)(?=[a-z])"), r"\1 "),
@@ -49,21 +52,24 @@ _GLUED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """One piece: what it speaks for, how strongly, and why."""
+    """One piece of evidence: its vote, its points and its reason."""
 
     vote: Vote
     points: float
     because: str
-    """A sentence for the screen. What it quotes of a header is already free of names."""
+    """Reason for the screen. Quotations from the header contain no patient names."""
 
     def __str__(self) -> str:
         return f"{self.because} ({self.points:+g} {self.vote})"
 
 
 def evidence_of(series: Series, rules: Rules, *, protocol_tells: bool = True) -> tuple[Evidence, ...]:
-    """All that one series says of itself, in the order of the rules.
+    """Collect the evidence from the headers of one series, in the order of the rules.
 
-    `protocol_tells`: whether the protocol's name belongs to the series; else it names the examination.
+    Args:
+        series: the series.
+        rules: table of rules.
+        protocol_tells: True if the protocol name describes the series, False if it names the examination.
     """
     pieces = [
         *_words(series, rules.words, protocol_tells),
@@ -80,19 +86,19 @@ def evidence_of(series: Series, rules: Rules, *, protocol_tells: bool = True) ->
 
 
 def total(evidence: Iterable[Evidence], vote: Vote) -> float:
-    """The points for one thing."""
+    """Sum the points for one vote."""
     return sum(piece.points for piece in evidence if piece.vote == vote)
 
 
-def unglued(text: str) -> str:
-    """A folded text with words apart that people write together: `axt1post` becomes `ax t1 post`."""
-    for pattern, apart in _GLUED:
-        text = pattern.sub(apart, text)
+def separated(text: str) -> str:
+    """Separate joined words of a normalised text: `axt1post` becomes `ax t1 post`."""
+    for pattern, replacement in _JOINED_WORDS:
+        text = pattern.sub(replacement, text)
     return re.sub(r" +", " ", text).strip()
 
 
 def slices(series: Series) -> int | None:
-    """How many slices it has; None if the header does not say."""
+    """Return the number of slices; None if the header does not say."""
     return None if series.shape is None else series.shape[2]
 
 
@@ -112,13 +118,13 @@ def _words(series: Series, rules: tuple[WordRule, ...], protocol_tells: bool) ->
 
 
 def _is_needed(found: Iterable[list[Evidence]]) -> bool:
-    """Whether description and file name tell neither a weighting nor a reason to drop the series."""
+    """True if description and file name give neither a weighting nor a reason to drop the series."""
     return not any(piece.vote in ("t1", "t2", "flair", "drop") for pieces in found for piece in pieces)
 
 
 def _hits(text: str, rules: tuple[WordRule, ...]) -> Iterator[tuple[int, str]]:
-    """Numbers of rules with what they matched; what is matched is out of reach for the next."""
-    rest = unglued(folded(text[:LONGEST]))
+    """Yield the numbers of matching rules with the matched text; later rules do not see text that was matched."""
+    rest = separated(folded(text[:LONGEST]))
     for number, rule in enumerate(rules):
         match = rule.pattern.search(rest)
         if match is not None:
@@ -163,7 +169,7 @@ def _type(place: str, elements: Iterable[str], rule: TypeRule) -> Iterator[Evide
 
 
 def _contrasts(series: Series) -> tuple[str, ...]:
-    """What enhanced DICOM says of the kind of image in words of its own."""
+    """Fields of enhanced DICOM that describe the kind of image."""
     return tuple(series.words.get(keyword, "") for keyword in ("AcquisitionContrast", "ComplexImageComponent"))
 
 
@@ -176,11 +182,11 @@ def _modality(series: Series) -> Iterator[Evidence]:
 def _body(series: Series) -> Iterator[Evidence]:
     part = OTHER_BODY.search(folded(series.words.get("BodyPartExamined", "")))
     if part is not None:
-        yield Evidence(vote="drop", points=BODY_POINTS, because=f"body part '{part.group()}': no head")
+        yield Evidence(vote="drop", points=BODY_POINTS, because=f"body part '{part.group()}', not the head")
 
 
 def named_agent(series: Series) -> bool:
-    """Whether the header names a contrast agent, and not its absence."""
+    """True if the header names a contrast agent; entries such as "none" do not count."""
     values = (folded(series.words.get(keyword, "")) for keyword in CONTRAST_FIELDS)
     return any(not NO_AGENT.fullmatch(value) for value in values)
 
@@ -194,5 +200,5 @@ def _timing(series: Series) -> Iterator[Evidence]:
     if series.acquired_s is None or series.injected_s is None:
         return
     minutes = (series.acquired_s - series.injected_s) / 60
-    when = f"begun {abs(minutes):.0f} min {'after' if minutes >= 0 else 'before'} the injection in its header"
+    when = f"acquired {abs(minutes):.0f} min {'after' if minutes >= 0 else 'before'} the injection in its header"
     yield Evidence(vote="contrast" if minutes >= 0 else "plain", points=TIME_POINTS, because=when)

@@ -1,4 +1,4 @@
-"""What was found in a folder, for the screen and as an editable file."""
+"""Result of `identify`: a table for the screen, and the editable file series.json."""
 
 from __future__ import annotations
 
@@ -10,106 +10,112 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
-from glimpseg.data.identify.verdict import Finding, Tie
+from glimpseg.data.identify.verdict import SeriesVerdict, Tie
 from glimpseg.data.series import Series
 from glimpseg.modality import Modality, union
 from glimpseg.runtime.atomic import write_text
 
 SCHEMA = 1
-"""Of series.json; raised when an older reader would misunderstand it."""
+"""Schema version of series.json; raised when an older reader would misunderstand the file."""
 WIDTH = 130
-"""Characters of a line on the screen."""
+"""Most characters of a line on the screen."""
 DESCRIPTION_WIDTH = 30
+"""Most characters of a series description on the screen."""
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 HOW_TO = (
     "Change `sequence` to t1, t1c, t2, flair or null; name each sequence once. "
-    "Nothing else has to be changed. Files lie below `folder`, which is seen from here."
+    "Nothing else has to be changed. The files lie below `folder`, a path relative to this file."
 )
+"""Instructions for a person who edits series.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """The series of one visit: which shows which sequence, and why."""
+    """Identified series of one study, with the reasons."""
 
     folder: Path
-    findings: tuple[Finding, ...]
-    """For every series, in the order of series numbers."""
+    """Folder that holds the files."""
+    verdicts: tuple[SeriesVerdict, ...]
+    """Verdict on every series, in the order of series numbers."""
     chosen: Mapping[Modality, Series]
-    """One series for each sequence that was found."""
+    """Chosen series for each sequence that was found."""
     ties: tuple[Tie, ...] = ()
-    """Where several series fit one sequence, and what decided."""
+    """Sequences that several series fit, with the rule that decided."""
     notes: tuple[str, ...] = ()
-    """What else a reader should know: files left out, a sequence that only a reformatted series shows."""
+    """Further notes: files that were ignored, sequences that only a reformatted series shows."""
 
     @property
     def available(self) -> Modality:
-        """The sequences that were found."""
+        """Sequences that were found."""
         return union(self.chosen)
 
     def used_as(self, series: Series) -> Modality | None:
-        """The sequence a series was chosen for; None if it was not."""
+        """Return the sequence for which a series was chosen, or None."""
         return next((modality for modality, other in self.chosen.items() if other.key == series.key), None)
 
     def text(self) -> str:
-        """A table for the screen: chosen series are marked `*`; then ties, what is missing, and notes."""
-        rows = _folded([self._row(finding) for finding in self.findings])
+        """Return a table for the screen, with `*` at chosen series, then missing sequences, ties and notes."""
+        rows = _merged_rows([self._row(verdict) for verdict in self.verdicts])
         widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
         widths[-1] = max(WIDTH - sum(widths[:-1]) - 2 * len(widths) + 2, 20)
         lines = [line for row in (_HEAD, *rows) for line in _wrapped(row, widths)]
         return "\n".join([*lines, "", *self._sentences()])
 
     def to_json(self, beside: Path | None = None) -> str:
-        """The content of series.json. Paths of files are relative to the folder, the folder's to `beside` (its own
-        place if None)."""
-        where = Path(os.path.relpath(self.folder.absolute(), (beside or self.folder).absolute())).as_posix()
+        """Return the content of series.json.
+
+        File paths are relative to the folder. The path of the folder is relative to `beside`, the place of series.json;
+        by default that is the folder itself.
+        """
+        relative = Path(os.path.relpath(self.folder.absolute(), (beside or self.folder).absolute())).as_posix()
         document = {
             "schema": SCHEMA,
             "how_to": HOW_TO,
-            "folder": where,
-            "series": [self._entry(finding) for finding in self.findings],
+            "folder": relative,
+            "series": [self._entry(verdict) for verdict in self.verdicts],
             "ties": [_tie_sentence(tie) for tie in self.ties],
-            "files": {finding.series.key: self._files(finding.series) for finding in self.findings},
+            "files": {verdict.series.key: self._files(verdict.series) for verdict in self.verdicts},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        # A file name need not be UTF-8; what of it is not has to be escaped to be written at all.
+        # A file name need not be UTF-8; its other bytes are escaped, since they cannot be written otherwise.
         return _NOT_UTF8.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
 
     def write(self, path: str | Path) -> None:
-        """Writes series.json, whole or not at all. Raises: OutputError when the disk refuses."""
+        """Write series.json, atomically. Raises: OutputError when the disk refuses."""
         path = Path(path)
         write_text(path, self.to_json(path.parent))
 
-    def _row(self, finding: Finding) -> tuple[str, ...]:
-        used = self.used_as(finding.series)
-        sequence = finding.sequence.title if finding.sequence is not None else "-"
-        why = finding.why
-        if finding.sequence is not None and used is None:
-            why = f"not taken: {_not_taken(finding, self.chosen[finding.sequence])}; {why}"
+    def _row(self, verdict: SeriesVerdict) -> tuple[str, ...]:
+        used = self.used_as(verdict.series)
+        sequence = verdict.sequence.title if verdict.sequence is not None else "-"
+        why = verdict.why
+        if verdict.sequence is not None and used is None:
+            why = f"not taken: {_not_taken(verdict, self.chosen[verdict.sequence])}; {why}"
         return (
             "*" if used is not None else "",
-            _number(finding.series),
-            finding.series.key,
-            description(finding.series)[:DESCRIPTION_WIDTH],
-            _slices(finding.series),
+            _number(verdict.series),
+            verdict.series.key,
+            description(verdict.series)[:DESCRIPTION_WIDTH],
+            _slices(verdict.series),
             sequence,
-            f"{finding.score:g}" if finding.score else "",
+            f"{verdict.score:g}" if verdict.score else "",
             why,
         )
 
-    def _entry(self, finding: Finding) -> dict[str, object]:
-        used = self.used_as(finding.series)
+    def _entry(self, verdict: SeriesVerdict) -> dict[str, object]:
+        used = self.used_as(verdict.series)
         entry: dict[str, object] = {
-            "key": finding.series.key,
-            "number": _number(finding.series),
-            "description": description(finding.series),
+            "key": verdict.series.key,
+            "number": _number(verdict.series),
+            "description": description(verdict.series),
             "sequence": None if used is None else used.key,
-            "could_be": None if finding.sequence is None else finding.sequence.key,
-            "why": finding.why,
-            "score": round(finding.score, 1),
-            "geometry": _geometry(finding.series),
-            "source": finding.series.source,
-            "study": finding.series.study,
-            "evidence": [str(piece) for piece in finding.evidence],
+            "could_be": None if verdict.sequence is None else verdict.sequence.key,
+            "why": verdict.why,
+            "score": round(verdict.score, 1),
+            "geometry": _geometry(verdict.series),
+            "source": verdict.series.source,
+            "study": verdict.series.study,
+            "evidence": [str(piece) for piece in verdict.evidence],
         }
         return entry
 
@@ -119,7 +125,7 @@ class Identification:
     def _sentences(self) -> list[str]:
         found = ", ".join(f"{modality.title} = {_named(series)}" for modality, series in self.chosen.items())
         missing = [modality.title for modality in Modality if modality not in self.available]
-        lines = [f"Chosen: {found}." if found else "No series shows T1, T1c, T2 or FLAIR."]
+        lines = [f"Chosen: {found}." if found else "No series was identified as T1, T1c, T2 or FLAIR."]
         if missing and found:
             lines.append(f"Not found: {', '.join(missing)}. Any subset will do.")
         return [*lines, *map(_tie_sentence, self.ties), *self.notes]
@@ -129,7 +135,7 @@ _HEAD = ("", "no.", "key", "description", "plane, slices", "sequence", "points",
 
 
 def description(series: Series) -> str:
-    """What people call it: its description, else its protocol or file name."""
+    """Return the description of a series, or else its file name or protocol name."""
     names = (series.words.get(keyword, "") for keyword in ("SeriesDescription", "FileName", "ProtocolName"))
     return next((" ".join(name.split()) for name in names if name.strip()), "")
 
@@ -140,8 +146,8 @@ def _number(series: Series) -> str:
 
 
 def _named(series: Series) -> str:
-    told = description(series)
-    return f"{_number(series)} ({told})" if told and _number(series) else told or _number(series) or series.key
+    name, number = description(series), _number(series)
+    return f"{number} ({name})" if name and number else name or number or series.key
 
 
 def _geometry(series: Series) -> str:
@@ -153,31 +159,34 @@ def _geometry(series: Series) -> str:
 
 
 def _slices(series: Series) -> str:
-    """The plane, how many slices and how far apart: what readers judge a series by."""
+    """Plane, number of slices and their distance, as in `axial 24 x 5 mm`."""
     if series.shape is None or series.spacing_mm is None:
         return series.plane or ""
     return f"{series.plane or ''} {series.shape[2]} x {series.spacing_mm[2]:.2g} mm".strip()
 
 
-def _not_taken(finding: Finding, taken: Series) -> str:
+def _not_taken(verdict: SeriesVerdict, taken: Series) -> str:
     number = _number(taken) or taken.key
-    return f"made from another series, {number} is an original" if finding.second else f"{number} was"
+    return f"made from another series, {number} is an original" if verdict.second else f"{number} was"
 
 
 def _tie_sentence(tie: Tie) -> str:
     others = " and ".join(_number(other) or other.key for other in tie.others)
     return (
         f"{tie.sequence.title}: series {others} would fit as well as {_number(tie.taken) or tie.taken.key}, "
-        f"which was taken by the rule: {tie.because}."
+        f"which was chosen by the rule: {tie.because}."
     )
 
 
-def _folded(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Rows that differ by their key alone, as the volumes of a dynamic series do, as one."""
+def _merged_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Merge rows that differ only by their key, such as the volumes of a dynamic series."""
     groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for row in rows:
         groups.setdefault((*row[:2], *row[3:]), []).append(row)
-    return [(*of[0][:-1], f"{of[0][-1]} ({len(of)} alike)" if len(of) > 1 else of[0][-1]) for of in groups.values()]
+    return [
+        (*alike[0][:-1], f"{alike[0][-1]} ({len(alike)} alike)" if len(alike) > 1 else alike[0][-1])
+        for alike in groups.values()
+    ]
 
 
 def _wrapped(row: tuple[str, ...], widths: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table of rules: which words, numbers and image types speak for which sequence; and a user's own words."""
+"""Rules for `identify`: words, parameter ranges and image types with their points; also a user's own words."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from pydantic.dataclasses import dataclass as validated
 from glimpseg.errors import UsageError
 
 Vote: TypeAlias = Literal["t1", "t2", "flair", "drop", "contrast", "plain", "second"]
-"""What evidence can speak for: a weighting, against the series, contrast agent or none, that it is no original."""
+"""Conclusion that evidence supports. `t1`, `t2`, `flair`: the weighting. `drop`: not a structural image of a head.
+`contrast`, `plain`: with or without contrast agent. `second`: made from another series."""
 
 PACKAGED = Path(__file__).with_name("rules.yaml")
+"""File with the packaged rules."""
 JOINT = r"[\s_.,:/-]*"
-"""What may stand between two words of a rule."""
+"""Pattern of the characters that may separate two words of a rule."""
 EXTRA_POINTS = 12.0
-"""For a user's own word: it outweighs a packaged one, but no certain sign such as a b-value."""
+"""Points for a user's own word: more than a packaged word, less than a certain sign such as a b-value."""
 EXTRA_BYTES = 1 << 20
-"""A table of words is no longer than this."""
+"""Largest file with a user's own words."""
 EXTRA_KINDS: Mapping[str, Mapping[Vote, float]] = {
     "t1": {"t1": EXTRA_POINTS, "plain": EXTRA_POINTS},
     "t1c": {"t1": EXTRA_POINTS, "contrast": EXTRA_POINTS},
@@ -36,13 +38,13 @@ EXTRA_KINDS: Mapping[str, Mapping[Vote, float]] = {
     "plain": {"plain": EXTRA_POINTS},
     "drop": {"drop": 2 * EXTRA_POINTS},
 }
-"""What a user's file may say of a word."""
+"""Keys of a user's file of words, with the votes of each."""
 _STRICT = ConfigDict(extra="forbid")
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class WordRule:
-    """Words of a description and what they speak for."""
+    """Rule for words of a description: patterns and their votes."""
 
     words: tuple[str, ...]
     votes: Mapping[Vote, float] | None = None
@@ -50,29 +52,29 @@ class WordRule:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """Any of the words, for `re`."""
+        """Regular expression that matches any of the words."""
         return _compiled(self.words)
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class NumberRule:
-    """Ranges of parameters and what they speak for."""
+    """Rule for acquisition parameters: ranges and their votes. All conditions must hold."""
 
     between: Mapping[str, tuple[float, float]] | None = None
-    """By DICOM keyword, or Slices; both ends included."""
+    """Range of each parameter, by DICOM keyword or `Slices`; both ends included."""
     absent: tuple[str, ...] = ()
-    """Parameters that the header lacks or gives as 0."""
+    """Parameters that must be missing or 0."""
     echo: tuple[str, ...] = ()
-    """ScanningSequence names one of these."""
+    """Values of ScanningSequence, one of which must be present."""
     never: tuple[str, ...] = ()
-    """ScanningSequence names none of these."""
+    """Values of ScanningSequence that must not be present."""
     votes: Mapping[Vote, float]
     because: str
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class TypeRule:
-    """Elements of ImageType, or kinds of contrast, and what they speak for."""
+    """Rule for elements of ImageType, or for kinds of contrast: values and their votes."""
 
     any: tuple[str, ...]
     votes: Mapping[Vote, float]
@@ -81,7 +83,7 @@ class TypeRule:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Rules:
-    """The whole table, in the order in which it is tried."""
+    """Complete table of rules, in the order in which they are tried."""
 
     words: tuple[WordRule, ...]
     pulses: tuple[WordRule, ...]
@@ -92,12 +94,12 @@ class Rules:
 
 @cache
 def packaged_rules() -> Rules:
-    """The table that comes with the package."""
+    """Load the rules of the package, once a process."""
     return TypeAdapter(Rules).validate_python(yaml.safe_load(PACKAGED.read_text("utf-8")))
 
 
 def rules_with(extra: Path | None) -> Rules:
-    """The packaged table with a user's words before all others; the table alone for None.
+    """Return the packaged rules, preceded by a user's own words if a file is given.
 
     The file is YAML: lists of plain words under `t1`, `t1c`, `t2`, `flair`, `contrast`, `plain` or `drop`.
 
@@ -114,9 +116,9 @@ def rules_with(extra: Path | None) -> Rules:
 
 
 def folded(text: str) -> str:
-    """Without accents and dots, in small letters, with single spaces for underscores and gaps."""
-    apart = unicodedata.normalize("NFKD", text)
-    bare = "".join(character for character in apart if not unicodedata.combining(character))
+    """Normalise a text: no accents, lower case, and one space for each run of underscores and white space."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    bare = "".join(character for character in decomposed if not unicodedata.combining(character))
     return re.sub(r"[\s_]+", " ", bare).casefold().replace("\u0131", "i").strip()
 
 
@@ -142,7 +144,7 @@ def _read_extra(path: Path) -> Mapping[str, list[str]]:
 
 
 def _literal(word: str) -> str:
-    """A user's word as a pattern: nothing in it means more than itself, but joints are free."""
+    """Pattern for a user's word: its characters are literal, but any separator may stand between its parts."""
     return " ".join(re.escape(part) for part in re.split(r"[\s_.,:/-]+", folded(word)) if part) or re.escape(word)
 
 
@@ -154,11 +156,11 @@ def _compiled(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _loose(word: str) -> str:
-    """A space becomes any joint or none, however it is quantified; accents go, as they do in the text."""
+    """Replace each space, with its quantifier, by any separator or none; remove accents, as in the text."""
     bare = "".join(character for character in word if not unicodedata.combining(character))
     return re.sub(r" [?*]?", lambda _: JOINT, bare)
 
 
 def in_words(value: float) -> str:
-    """A parameter as people write it."""
+    """Format a parameter value with four digits; an infinite one as "any"."""
     return "any" if math.isinf(value) else f"{value:.4g}"

@@ -1,18 +1,18 @@
 """Folders of studies as releases and tools lay them out; a missing file is normal in all of them."""
 
-from glimpseg.data.layouts.bids_writing import write_derivative
+from glimpseg.data.layouts.bids_writer import write_derivative
 from glimpseg.data.layouts.brats import RELEASES, release_named, write_study
-from glimpseg.data.layouts.contract import Layout
-from glimpseg.data.layouts.finding import LAYOUTS, MADE, find_studies, find_usable
+from glimpseg.data.layouts.convert import write_studies
+from glimpseg.data.layouts.find import LAYOUTS, RESULT_FILES, find_studies, find_usable
+from glimpseg.data.layouts.layout import Layout
 from glimpseg.data.layouts.manifest import write_manifest
 from glimpseg.data.layouts.survey import Survey, survey
-from glimpseg.data.layouts.writing import write_studies
 from glimpseg.region import convention_named
 
 __all__ = [
     "LAYOUTS",
-    "MADE",
     "RELEASES",
+    "RESULT_FILES",
     "Layout",
     "Survey",
     "convention_named",

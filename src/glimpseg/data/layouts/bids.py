@@ -14,10 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glimpseg.data.layouts.bids_names import ANATOMY, DERIVATIVES, DESCRIPTION, BidsName, anatomy, parsed
-from glimpseg.data.layouts.bids_writing import GENERATOR, write
-from glimpseg.data.layouts.contract import NIFTI, Entry, Layout, Place, Reading, leads_nowhere, lost, stem, words
-from glimpseg.data.layouts.meaning import BACKGROUND, convention_of_labels
+from glimpseg.data.layouts.bids_names import ANATOMY, DERIVATIVES, DESCRIPTION, BidsName, anat_folder, parse_name
+from glimpseg.data.layouts.bids_writer import GENERATOR, write
+from glimpseg.data.layouts.label_names import BACKGROUND, convention_of_labels
+from glimpseg.data.layouts.layout import (
+    NIFTI,
+    FolderListing,
+    Layout,
+    ReadResult,
+    StudyEntry,
+    broken_link_notes,
+    is_broken_link,
+    printable,
+    stem_of,
+)
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 from glimpseg.region import Convention
@@ -39,38 +49,40 @@ class _Labelled:
 
     path: Path
     convention: Convention | None
-    doubt: str
+    label_problem: str
 
 
-def recognises(place: Place) -> bool:
+def recognises(place: FolderListing) -> bool:
     """A folder of subjects that have anatomical images."""
     return any(_visits(place.path, name) for name in place.folders if _VISIT.match(name))
 
 
-def read(place: Place) -> Reading:
+def read(place: FolderListing) -> ReadResult:
     """All visits that have an image of one of the four sequences."""
-    entries: list[Entry] = []
-    beside: list[Path] = []
+    entries: list[StudyEntry] = []
+    other_maps: list[Path] = []
     lost_ones: list[Path] = []
     roots = [place.path, *_pipelines(place.path)]
     for subject in sorted(filter(_VISIT.match, place.folders)):
         for name in _visits(place.path, subject):
-            images, problem = _images(anatomy(place.path, name), lost_ones)
+            images, problem = _images(anat_folder(place.path, name), lost_ones)
             if images:
                 references, others = _references(name, roots)
-                beside += others
+                other_maps += others
                 entries.append(_entry(name, images, problem, references))
-    return Reading(entries, beside, lost(lost_ones))
+    return ReadResult(entries, other_maps, broken_link_notes(lost_ones))
 
 
-def _entry(name: str, images: dict[Modality, Path], problem: str, references: Sequence[_Labelled]) -> Entry:
-    study = Study(words(name), images)
+def _entry(name: str, images: dict[Modality, Path], problem: str, references: Sequence[_Labelled]) -> StudyEntry:
+    study = Study(printable(name), images)
     if not references:
-        return Entry(study, "bids", "brats", problem=problem)
-    first, doubt = references[0], references[0].doubt
+        return StudyEntry(study, "bids", "brats", problem=problem)
+    first, reference_problem = references[0], references[0].label_problem
     if len(references) > 1:
-        doubt = f"{study.id} has two references: {_two(first.path, references[1].path)}"
-    return Entry(replace(study, reference=first.path, convention=first.convention), "bids", "brats", doubt, problem)
+        reference_problem = f"{study.id} has two references: {_two(first.path, references[1].path)}"
+    return StudyEntry(
+        replace(study, reference=first.path, convention=first.convention), "bids", "brats", reference_problem, problem
+    )
 
 
 def _visits(root: Path, subject: str) -> list[str]:
@@ -86,24 +98,24 @@ def _images(folder: Path, lost_ones: list[Path]) -> tuple[dict[Modality, Path], 
     found: dict[Modality, Path] = {}
     problem = ""
     for path in _nifti(folder):
-        name = parsed(stem(path.name))
+        name = parse_name(stem_of(path.name))
         modality = _SUFFIXES.get(name.suffix) if name else None
         if name is None or modality is None:
             continue
-        if leads_nowhere(path):
+        if is_broken_link(path):
             lost_ones.append(path)
             continue
         if modality is Modality.T1:
             modality = Modality.T1C if "ce" in name.entities else modality
             problem = problem or _contrast_elsewhere(path, name)
         if modality in found:
-            problem = f"{words(str(folder))} holds two {modality.title} images: {_two(found[modality], path)}"
+            problem = f"{printable(str(folder))} holds two {modality.title} images: {_two(found[modality], path)}"
         found.setdefault(modality, path)
     return found, problem
 
 
 def _two(first: Path, second: Path) -> str:
-    return f"{words(first.name)} and {words(second.name)}. {_CHOOSE}"
+    return f"{printable(first.name)} and {printable(second.name)}. {_CHOOSE}"
 
 
 def _contrast_elsewhere(path: Path, name: BidsName) -> str:
@@ -112,7 +124,7 @@ def _contrast_elsewhere(path: Path, name: BidsName) -> str:
     if "ce" in name.entities or not said:
         return ""
     return (
-        f"{words(path.name)} is T1 by its name, as it has no ce- entity, but {said[0]} speaks of contrast agent. "
+        f"{printable(path.name)} is T1 by its name, as it has no ce- entity, but {said[0]} speaks of contrast agent. "
         "Rename it to ce-gadolinium, or name the files in a manifest (a table with the columns study, t1, t1c, t2, "
         "flair, seg)."
     )
@@ -123,8 +135,8 @@ def _references(name: str, roots: Sequence[Path]) -> tuple[list[_Labelled], list
     found: list[_Labelled] = []
     others: list[Path] = []
     for root in roots:
-        for path in _nifti(anatomy(root, name)):
-            parts = parsed(stem(path.name))
+        for path in _nifti(anat_folder(root, name)):
+            parts = parse_name(stem_of(path.name))
             if parts is None or parts.suffix != "dseg" or not path.is_file():
                 continue
             labelled = _labelled(path, root)
@@ -143,20 +155,20 @@ def _labelled(path: Path, root: Path) -> _Labelled | None:
     try:
         convention = _named(table)
     except InputError as error:
-        return _Labelled(path, None, f"{words(str(table))}: {error}")
+        return _Labelled(path, None, f"{printable(str(table))}: {error}")
     return None if convention is None else _Labelled(path, convention, "")
 
 
 def _table(path: Path, root: Path) -> Path | None:
     """The table of a label map: beside it, or further up with fewer entities, as BIDS inherits."""
-    own = parsed(stem(path.name))
+    own = parse_name(stem_of(path.name))
     assert own is not None
     folder = path.parent
     while True:
         fitting = [
             table
             for table in sorted(folder.glob("*dseg.tsv"))
-            if (said := parsed(table.stem)) and said.entities.items() <= own.entities.items()
+            if (said := parse_name(table.stem)) and said.entities.items() <= own.entities.items()
         ]
         if fitting:
             return max(fitting, key=lambda table: table.name.count("_"))

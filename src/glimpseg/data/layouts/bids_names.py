@@ -23,7 +23,7 @@ class BidsName:
     suffix: str
 
 
-def parsed(stem: str) -> BidsName | None:
+def parse_name(stem: str) -> BidsName | None:
     """A name without its extension; None if it is not one of BIDS."""
     *parts, suffix = stem.split("_")
     matches = [_ENTITY.match(part) for part in parts]
@@ -32,7 +32,7 @@ def parsed(stem: str) -> BidsName | None:
     return BidsName({match[1]: match[2] for match in matches if match}, suffix)
 
 
-def bids_name(study: str) -> str:
+def bids_study_name(study: str) -> str:
     """How BIDS calls a study: `sub-01` and `sub-01_ses-02` as they are, of other ids their letters and digits.
 
     Raises: UsageError if there is none.
@@ -45,6 +45,6 @@ def bids_name(study: str) -> str:
     return f"sub-{label}"
 
 
-def anatomy(root: Path, name: str) -> Path:
+def anat_folder(root: Path, name: str) -> Path:
     """The folder of a visit's anatomical images."""
     return root.joinpath(*name.split("_"), ANATOMY)

@@ -16,14 +16,22 @@ from pathlib import Path
 import numpy as np
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.contract import Entry, Layout, Place, Reading, leads_nowhere, lost, words
-from glimpseg.data.layouts.volumes import images_of, reference_of
+from glimpseg.data.layouts.layout import (
+    FolderListing,
+    Layout,
+    ReadResult,
+    StudyEntry,
+    broken_link_notes,
+    is_broken_link,
+    printable,
+)
+from glimpseg.data.layouts.study_volumes import load_images, load_reference
 from glimpseg.errors import UsageError
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import CONVENTIONS, Convention
 from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.study import Study
-from glimpseg.volume import Grid, Volume, onto
+from glimpseg.volume import Grid, Volume, resample
 
 # Longest alias first, so that t1ce is not read as t1. `segm`: one BraTS 2020 case is named so by its release.
 _NAME = re.compile(
@@ -40,23 +48,23 @@ class Naming:
 
     name: str
     """As `region.Convention.layouts` has it."""
-    joint: str
-    words: Mapping[Modality, str]
+    separator: str
+    suffixes: Mapping[Modality, str]
 
     def file(self, study: str, what: Modality | None) -> str:
         """The file of one modality, or of the reference for None, inside the study's folder."""
-        return f"{study}{self.joint}{'seg' if what is None else self.words[what]}.nii.gz"
+        return f"{study}{self.separator}{'seg' if what is None else self.suffixes[what]}.nii.gz"
 
 
-def _spelled(t1: str, t1c: str, t2: str, flair: str) -> dict[Modality, str]:
+def _suffixes(t1: str, t1c: str, t2: str, flair: str) -> dict[Modality, str]:
     return {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
 
 
 NAMINGS = {
     naming.name: naming
     for naming in (
-        Naming("brats2021", "_", _spelled("t1", "t1ce", "t2", "flair")),
-        Naming("brats2023", "-", _spelled("t1n", "t1c", "t2w", "t2f")),
+        Naming("brats2021", "_", _suffixes("t1", "t1ce", "t2", "flair")),
+        Naming("brats2023", "-", _suffixes("t1n", "t1c", "t2w", "t2f")),
     )
 }
 
@@ -104,20 +112,20 @@ def write(release: str, folder: Path, studies: Iterable[Study]) -> None:
         for study in studies:
             place = temporary / study.id
             place.mkdir()
-            for modality, volume, dtype in images_of(study):
+            for modality, volume, dtype in load_images(study):
                 nifti.write_image(place / naming.file(study.id, modality), volume, dtype)
-            reference = reference_of(study)
+            reference = load_reference(study)
             if reference is not None:
                 numbers = Volume(convention.write(reference.voxels), reference.affine)
                 nifti.write_labels(place / naming.file(study.id, None), numbers)
 
 
-def recognises(place: Place) -> bool:
+def recognises(place: FolderListing) -> bool:
     """A folder with at least one file that is named by its sequence."""
     return any(_NAME.match(name) for name in place.files)
 
 
-def read(kinds: Sequence[str], place: Place) -> Reading:
+def read(kinds: Sequence[str], place: FolderListing) -> ReadResult:
     """The study in one folder, as a list of none or one, if its names are of one of the `kinds`."""
     images: dict[Modality, Path] = {}
     references: list[Path] = []
@@ -135,19 +143,20 @@ def read(kinds: Sequence[str], place: Place) -> Reading:
             problem = _two(f"{ALIASES[word].title} images", images[ALIASES[word]], path)
         else:
             images[ALIASES[word]] = path
-    notes = lost([path for path, _ in matches if leads_nowhere(path)])
+    notes = broken_link_notes([path for path, _ in matches if is_broken_link(path)])
     kind = _kind(images, joints)
     if not images or kind not in kinds:
-        return Reading(notes=notes)
-    doubt = _two("references", *references[:2]) if len(references) > 1 else ""
-    study = Study(words(place.path.name), images, references[0] if references else None)
+        return ReadResult(notes=notes)
+    reference_problem = _two("references", *references[:2]) if len(references) > 1 else ""
+    study = Study(printable(place.path.name), images, references[0] if references else None)
     numbering = "pediatric" if kind == "brats2023" and _PEDIATRIC.match(study.id) else kind
-    return Reading([Entry(study, kind, numbering, doubt, problem)], notes=notes)
+    entry = StudyEntry(study, kind, numbering, reference_problem=reference_problem, problem=problem)
+    return ReadResult([entry], notes=notes)
 
 
 def _two(what: str, first: Path, second: Path) -> str:
     return (
-        f"{words(str(first.parent))} holds two {what}: {words(first.name)} and {words(second.name)}. "
+        f"{printable(str(first.parent))} holds two {what}: {printable(first.name)} and {printable(second.name)}. "
         "Keep one study in a folder and one image of a sequence."
     )
 
@@ -155,10 +164,10 @@ def _two(what: str, first: Path, second: Path) -> str:
 def _kind(images: Mapping[Modality, Path], joints: set[str]) -> str:
     for naming in NAMINGS.values():
         expected = all(
-            path.name.lower().split(".nii")[0].endswith(naming.joint + naming.words[modality])
+            path.name.lower().split(".nii")[0].endswith(naming.separator + naming.suffixes[modality])
             for modality, path in images.items()
         )
-        if joints == {naming.joint} and expected:
+        if joints == {naming.separator} and expected:
             return naming.name
     return "brats"
 
@@ -168,7 +177,7 @@ def _as_brats(volume: Volume) -> Volume:
     ras = Grid(volume.voxels.shape, volume.affine)  # type: ignore[arg-type]
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
     flip[:2, 3] = np.array(ras.shape[:2]) - 1
-    return onto(volume, Grid(ras.shape, ras.affine @ flip))
+    return resample(volume, Grid(ras.shape, ras.affine @ flip))
 
 
 ANY = Layout(
@@ -176,14 +185,14 @@ ANY = Layout(
     "folders with files such as ID-t1c.nii.gz (BraTS 2023 and later) or ID_t1ce.nii.gz (before)",
     recognises,
     partial(read, ("brats2021", "brats2023", "brats")),
-    whole=False,
+    owns_subfolders=False,
 )
 BRATS2021 = Layout(
     "brats2021",
     "ID/ID_t1.nii.gz, ID_t1ce, ID_t2, ID_flair, ID_seg",
     recognises,
     partial(read, ("brats2021",)),
-    whole=False,
+    owns_subfolders=False,
     write=partial(write, "brats2020"),
 )
 BRATS2023 = Layout(
@@ -191,6 +200,6 @@ BRATS2023 = Layout(
     "ID/ID-t1n.nii.gz, ID-t1c, ID-t2w, ID-t2f, ID-seg",
     recognises,
     partial(read, ("brats2023",)),
-    whole=False,
+    owns_subfolders=False,
     write=partial(write, "brats2024"),
 )

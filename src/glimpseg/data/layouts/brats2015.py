@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from glimpseg.data.layouts.contract import Entry, Layout, Place, Reading, leads_nowhere, lost, words
+from glimpseg.data.layouts.layout import (
+    FolderListing,
+    Layout,
+    ReadResult,
+    StudyEntry,
+    broken_link_notes,
+    is_broken_link,
+    printable,
+)
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.study import Study
 
@@ -20,13 +28,13 @@ _NAME = re.compile(
 _GRADES = ("HGG", "LGG")
 
 
-def recognises(place: Place) -> bool:
+def recognises(place: FolderListing) -> bool:
     """A patient's folder: its folders, or its files, are named by their sequences."""
     below = any(_NAME.match(name) for name in place.folders)
     return below or any((match := _NAME.match(name)) and match["end"] for name in place.files)
 
 
-def read(place: Place) -> Reading:
+def read(place: FolderListing) -> ReadResult:
     """The study in one patient's folder."""
     images: dict[Modality, Path] = {}
     references: list[Path] = []
@@ -36,7 +44,7 @@ def read(place: Place) -> Reading:
         match = _NAME.match(path.name)
         if match is None or not match["end"]:
             continue
-        if leads_nowhere(path):
+        if is_broken_link(path):
             lost_ones.append(path)
         elif match["reference"]:
             references.append(path)
@@ -45,22 +53,23 @@ def read(place: Place) -> Reading:
         else:
             images[modality] = path
     if not images:
-        return Reading(notes=lost(lost_ones))
-    doubt = _two("references", *references[:2]) if len(references) > 1 else ""
+        return ReadResult(notes=broken_link_notes(lost_ones))
+    reference_problem = _two("references", *references[:2]) if len(references) > 1 else ""
     grade = place.path.parent.name.upper()
-    name = words(place.path.name)
+    name = printable(place.path.name)
     study = Study(f"{grade}_{name}" if grade in _GRADES else name, images, references[0] if references else None)
-    return Reading([Entry(study, "brats2015", "brats2015", doubt, problem)], notes=lost(lost_ones))
+    entry = StudyEntry(study, "brats2015", "brats2015", reference_problem=reference_problem, problem=problem)
+    return ReadResult([entry], notes=broken_link_notes(lost_ones))
 
 
-def _files(place: Place) -> list[Path]:
+def _files(place: FolderListing) -> list[Path]:
     here = [place.path / name for name in place.files]
     below = [place.path / name for name in place.folders if _NAME.match(name)]
     return sorted([*here, *(path for folder in below for path in folder.iterdir())])
 
 
 def _two(what: str, first: Path, second: Path) -> str:
-    return f"Two {what} of one study: {words(str(first))} and {words(second.name)}. Move one of them away."
+    return f"Two {what} of one study: {printable(str(first))} and {printable(second.name)}. Move one of them away."
 
 
 LAYOUT = Layout("brats2015", "PATIENT/VSD.Brain.XX.O.MR_T1c.N/VSD.Brain.XX.O.MR_T1c.N.mha", recognises, read)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glimpseg.data.layouts.contract import Place, words
-from glimpseg.data.layouts.meaning import BACKGROUND, convention_of_labels, convention_of_regions
+from glimpseg.data.layouts.label_names import BACKGROUND, convention_of_labels, convention_of_regions
+from glimpseg.data.layouts.layout import FolderListing, printable
 from glimpseg.errors import InputError
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import Convention
@@ -29,11 +29,11 @@ class Description:
     others: tuple[str, ...]
     """Names of other channels."""
     convention: Convention | None
-    doubt: str
+    label_problem: str
     ending: str
 
 
-def holds_images(place: Place) -> bool:
+def holds_images(place: FolderListing) -> bool:
     """Whether a folder has `dataset.json` and folders of images beside it."""
     return NAME in place.files and any(name in place.folders for name in FOLDERS)
 
@@ -44,7 +44,7 @@ def read_description(path: Path) -> Description:
     named = tree.get("channel_names", tree.get("modality"))
     if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):
         raise InputError(
-            f"{words(str(path))} should name its channels ('channel_names' or 'modality', by number), such as "
+            f"{printable(str(path))} should name its channels ('channel_names' or 'modality', by number), such as "
             '{"0": "T1", "1": "FLAIR"}. Add it.'
         )
     channels: dict[int, Modality] = {}
@@ -54,16 +54,23 @@ def read_description(path: Path) -> Description:
         if modality is None:
             others.append(str(name))
         elif modality in channels.values():
-            raise InputError(f"{words(str(path))} has two channels for {modality.title}. Name each sequence once.")
+            raise InputError(f"{printable(str(path))} has two channels for {modality.title}. Name each sequence once.")
         else:
             channels[int(number)] = modality
     if not channels:
         raise InputError(
-            f"{words(str(path))} names the channels {', '.join(map(words, others))}, none of which is T1, T1c, T2 or "
-            "FLAIR. Name the sequences by one of these words."
+            f"{printable(str(path))} names the channels {', '.join(map(printable, others))}, none of which is T1, T1c, "
+            "T2 or FLAIR. Name the sequences by one of these words."
         )
-    convention, doubt = _convention(tree, path)
-    return Description(path, channels, tuple(others), convention, doubt, str(tree.get("file_ending", ".nii.gz")))
+    convention, label_problem = _convention(tree, path)
+    return Description(
+        path=path,
+        channels=channels,
+        others=tuple(others),
+        convention=convention,
+        label_problem=label_problem,
+        ending=str(tree.get("file_ending", ".nii.gz")),
+    )
 
 
 def _tree(path: Path) -> dict[str, Any]:
@@ -74,13 +81,13 @@ def _tree(path: Path) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise TypeError("it holds no object")
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{words(str(path))} cannot be read as JSON ({error}). Correct it.") from error
+        raise InputError(f"{printable(str(path))} cannot be read as JSON ({error}). Correct it.") from error
     return tree
 
 
 def _convention(tree: Mapping[str, Any], path: Path) -> tuple[Convention | None, str]:
     """What the labels mean, and else why that is not known."""
-    where = words(str(path))
+    where = printable(str(path))
     try:
         labels = _by_name(tree.get(LABELS))
         if any(isinstance(numbers, list) and len(numbers) > 1 for numbers in labels.values()):
@@ -92,7 +99,7 @@ def _convention(tree: Mapping[str, Any], path: Path) -> tuple[Convention | None,
     except InputError as error:
         return None, f"{where}: {error}"
     if found is None:
-        names = ", ".join(repr(words(name)) for name in labels)
+        names = ", ".join(repr(printable(name)) for name in labels)
         return None, f"{where} names the labels {names}. Say what each number means: --labels 1=NCR,2=ED,3=ET."
     return found, ""
 
@@ -109,7 +116,9 @@ def _by_name(labels: Any) -> dict[str, int | list[int]]:
     for name, value in labels.items():
         numbers = value if isinstance(value, list) else [value]
         if not numbers or not all(isinstance(n, int) or (isinstance(n, str) and n.isdecimal()) for n in numbers):
-            raise InputError(f"its label '{words(name)}' is {value!r}, not a number or a list of numbers. Correct it.")
+            raise InputError(
+                f"its label '{printable(name)}' is {value!r}, not a number or a list of numbers. Correct it."
+            )
         whole = [int(n) for n in numbers]
         named[name] = whole if isinstance(value, list) else whole[0]
     return named

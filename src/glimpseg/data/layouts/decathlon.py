@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glimpseg.data.layouts.contract import NIFTI, Entry, Layout, Place, Reading, leads_nowhere, lost, stem, words
 from glimpseg.data.layouts.dataset_json import FOLDERS, NAME, Description, holds_images, read_description
+from glimpseg.data.layouts.layout import (
+    NIFTI,
+    FolderListing,
+    Layout,
+    ReadResult,
+    StudyEntry,
+    broken_link_notes,
+    is_broken_link,
+    printable,
+    stem_of,
+)
 from glimpseg.data.layouts.nnunet import is_channel_file
 from glimpseg.study import Frame, Study
 
 
-def recognises(place: Place) -> bool:
+def recognises(place: FolderListing) -> bool:
     """`dataset.json` beside images that are not numbered by channel."""
     if not holds_images(place):
         return False
@@ -23,7 +33,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
 
 
-def read(place: Place) -> Reading:
+def read(place: FolderListing) -> ReadResult:
     """All studies of the data set. Raises: InputError as `read_description`."""
     told = read_description(place.path / NAME)
     entries, lost_ones, notes = [], [], []
@@ -31,20 +41,22 @@ def read(place: Place) -> Reading:
         if images not in place.folders:
             continue
         for path in images_in(place.path / images):
-            if leads_nowhere(path):
+            if is_broken_link(path):
                 lost_ones.append(path)
                 continue
             reference = place.path / labels / path.name
             entries.append(_entry(path, reference if reference.is_file() else None, told))
     if told.others:
-        notes.append(f"Other channels than the four sequences were left aside: {', '.join(map(words, told.others))}.")
-    return Reading(entries, notes=[*notes, *lost(lost_ones)])
+        notes.append(
+            f"Other channels than the four sequences were left aside: {', '.join(map(printable, told.others))}."
+        )
+    return ReadResult(entries, notes=[*notes, *broken_link_notes(lost_ones)])
 
 
-def _entry(path: Path, reference: Path | None, told: Description) -> Entry:
+def _entry(path: Path, reference: Path | None, told: Description) -> StudyEntry:
     images = {modality: Frame(path, number) for number, modality in told.channels.items()}
-    study = Study(words(stem(path.name)), images, reference, told.convention)
-    return Entry(study, "msd", "msd", told.doubt)
+    study = Study(printable(stem_of(path.name)), images, reference, told.convention)
+    return StudyEntry(study, "msd", "msd", told.label_problem)
 
 
 LAYOUT = Layout("msd", "dataset.json, imagesTr/BRATS_001.nii.gz (4-D), labelsTr", recognises, read)

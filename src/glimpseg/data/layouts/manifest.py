@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from glimpseg.data.layouts.contract import IMAGES, Entry, Layout, Place, Reading, usable_id, words
+from glimpseg.data.layouts.layout import IMAGES, FolderListing, Layout, ReadResult, StudyEntry, printable, usable_id
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import ALIASES, Modality
 from glimpseg.region import convention_named
@@ -33,29 +33,29 @@ _HEAD_BYTES = 1 << 16
 """Of the beginning of a table, by which it is recognised."""
 
 
-def recognises(place: Place) -> bool:
+def recognises(place: FolderListing) -> bool:
     """A folder with a table whose columns are a study and sequences, and whose cells are images."""
     return bool(_manifests(place))
 
 
-def read(place: Place) -> Reading:
+def read(place: FolderListing) -> ReadResult:
     """All studies of the one manifest in a folder. Raises: InputError if there are more."""
     found = _manifests(place)
     if len(found) > 1:
-        names = ", ".join(words(path.name) for path in found)
-        raise InputError(f"{words(str(place.path))} holds {len(found)} manifests: {names}. Give the path of one.")
+        names = ", ".join(printable(path.name) for path in found)
+        raise InputError(f"{printable(str(place.path))} holds {len(found)} manifests: {names}. Give the path of one.")
     return read_manifest(found[0])
 
 
-def read_manifest(path: Path) -> Reading:
+def read_manifest(path: Path) -> ReadResult:
     """All studies of a manifest. Raises: InputError if it is none, naming the row for what is wrong in one."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = list(_rows(file))
     except (OSError, csv.Error) as error:
-        raise InputError(f"{words(str(path))} cannot be read as a table ({error}). Save it as CSV.") from error
+        raise InputError(f"{printable(str(path))} cannot be read as a table ({error}). Save it as CSV.") from error
     if not rows or not rows[0]:
-        raise InputError(f"{words(str(path))} is empty. {_WANTED}")
+        raise InputError(f"{printable(str(path))} is empty. {_WANTED}")
     columns = _columns(rows[0], path)
     entries = []
     for number, row in enumerate(rows[1:], 2):
@@ -64,11 +64,11 @@ def read_manifest(path: Path) -> Reading:
         try:
             entries.append(_entry(row, columns, path.parent))
         except (InputError, UsageError) as error:
-            problem = words(f"{path.name}, row {number}: {error}")
-            entries.append(Entry(Study(f"row-{number}", {}), "manifest", "brats", problem=problem))
-    unused = [words(name) for index, name in enumerate(rows[0]) if index not in columns]
-    notes = [f"{words(path.name)}: columns that were not used: {', '.join(unused)}."] if unused else []
-    return Reading(entries, notes=notes)
+            problem = printable(f"{path.name}, row {number}: {error}")
+            entries.append(StudyEntry(Study(f"row-{number}", {}), "manifest", "brats", problem=problem))
+    unused = [printable(name) for index, name in enumerate(rows[0]) if index not in columns]
+    notes = [f"{printable(path.name)}: columns that were not used: {', '.join(unused)}."] if unused else []
+    return ReadResult(entries, notes=notes)
 
 
 def write_manifest(path: str | Path, studies: Sequence[Study]) -> None:
@@ -119,11 +119,11 @@ def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
         plain = name.strip().lower()
         what = ALIASES.get(plain, _COLUMNS.get(plain))
         if what is not None and what in found.values():
-            raise InputError(f"{words(str(path))} has two columns for {_title(what)}. Keep one.")
+            raise InputError(f"{printable(str(path))} has two columns for {_title(what)}. Keep one.")
         if what is not None:
             found[index] = what
     if _STUDY not in found.values() or not any(isinstance(what, Modality) for what in found.values()):
-        raise InputError(f"{words(str(path))} has the columns {', '.join(map(words, names))}. {_WANTED}")
+        raise InputError(f"{printable(str(path))} has the columns {', '.join(map(printable, names))}. {_WANTED}")
     return found
 
 
@@ -131,7 +131,7 @@ def _title(what: str | Modality) -> str:
     return what.title if isinstance(what, Modality) else what
 
 
-def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Path) -> Entry:
+def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Path) -> StudyEntry:
     cells = {what: row[index].strip() for index, what in columns.items() if index < len(row) and row[index].strip()}
     images = {what: _image(folder, cell) for what, cell in cells.items() if isinstance(what, Modality)}
     if not images:
@@ -141,7 +141,7 @@ def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Pa
     study = Study(
         usable_id(cells.get(_STUDY, "")), images, others.get(_REFERENCE), convention, brain=others.get(_BRAIN)
     )
-    return Entry(study, "manifest", "brats")
+    return StudyEntry(study, "manifest", "brats")
 
 
 def _image(folder: Path, cell: str) -> Path | Frame:
@@ -154,7 +154,7 @@ def _image(folder: Path, cell: str) -> Path | Frame:
 
 def _file(folder: Path, cell: str) -> Path:
     if not _is_file(folder / cell):
-        raise InputError(f"'{words(cell)}' is no file. Correct the path, or leave the cell blank.")
+        raise InputError(f"'{printable(cell)}' is no file. Correct the path, or leave the cell blank.")
     return folder / cell
 
 
@@ -165,7 +165,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _manifests(place: Place) -> list[Path]:
+def _manifests(place: FolderListing) -> list[Path]:
     return [place.path / name for name in sorted(place.files) if _looks_right(place.path / name)]
 
 

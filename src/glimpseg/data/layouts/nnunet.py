@@ -10,9 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.contract import IMAGES, Entry, Layout, Place, Reading, leads_nowhere, lost, stem, words
 from glimpseg.data.layouts.dataset_json import FOLDERS, NAME, Description, holds_images, read_description
-from glimpseg.data.layouts.volumes import images_of, reference_of
+from glimpseg.data.layouts.layout import (
+    IMAGES,
+    FolderListing,
+    Layout,
+    ReadResult,
+    StudyEntry,
+    broken_link_notes,
+    is_broken_link,
+    printable,
+    stem_of,
+)
+from glimpseg.data.layouts.study_volumes import load_images, load_reference
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 from glimpseg.region import Label
@@ -26,10 +36,10 @@ _NAMES = {Modality.T1: "T1", Modality.T1C: "T1c", Modality.T2: "T2", Modality.FL
 
 def is_channel_file(name: str) -> bool:
     """Whether a file is one channel of a study."""
-    return bool(_CHANNEL.match(stem(name)))
+    return bool(_CHANNEL.match(stem_of(name)))
 
 
-def recognises(place: Place) -> bool:
+def recognises(place: FolderListing) -> bool:
     """`dataset.json` beside images that are numbered by channel."""
     return holds_images(place) and any(
         is_channel_file(path.name)
@@ -39,25 +49,25 @@ def recognises(place: Place) -> bool:
     )
 
 
-def read(place: Place) -> Reading:
+def read(place: FolderListing) -> ReadResult:
     """All studies of the data set. Raises: InputError as `read_description`, and for files that are no images."""
     told = read_description(place.path / NAME)
     if told.ending not in IMAGES:
         raise InputError(
-            f"{words(str(told.path))}: images that end in {told.ending!r} are not read. Convert them to .nii.gz."
+            f"{printable(str(told.path))}: images that end in {told.ending!r} are not read. Convert them to .nii.gz."
         )
-    entries: list[Entry] = []
+    entries: list[StudyEntry] = []
     lost_ones: list[Path] = []
     for folder, labels in FOLDERS.items():
         if folder in place.folders:
             found = _channels(place.path / folder, told)
-            lost_ones += [path for images in found.values() for path in images.values() if leads_nowhere(path)]
+            lost_ones += [path for images in found.values() for path in images.values() if is_broken_link(path)]
             for name, images in found.items():
                 there = {m: path for m, path in images.items() if path.is_file()}
                 if there:
                     entries.append(_entry(name, there, place.path / labels / f"{name}{told.ending}", told))
-    notes = [f"Other channels than the four sequences were left aside: {', '.join(map(words, told.others))}."]
-    return Reading(entries, notes=[*(notes if told.others else []), *lost(lost_ones)])
+    notes = [f"Other channels than the four sequences were left aside: {', '.join(map(printable, told.others))}."]
+    return ReadResult(entries, notes=[*(notes if told.others else []), *broken_link_notes(lost_ones)])
 
 
 def _channels(folder: Path, told: Description) -> dict[str, dict[Modality, Path]]:
@@ -71,9 +81,9 @@ def _channels(folder: Path, told: Description) -> dict[str, dict[Modality, Path]
     return found
 
 
-def _entry(name: str, images: dict[Modality, Path], reference: Path, told: Description) -> Entry:
-    study = Study(words(name), images, reference if reference.is_file() else None, told.convention)
-    return Entry(study, "nnunet", "brats", told.doubt)
+def _entry(name: str, images: dict[Modality, Path], reference: Path, told: Description) -> StudyEntry:
+    study = Study(printable(name), images, reference if reference.is_file() else None, told.convention)
+    return StudyEntry(study, "nnunet", "brats", told.label_problem)
 
 
 def write(folder: Path, studies: Iterable[Study]) -> None:
@@ -87,9 +97,9 @@ def write(folder: Path, studies: Iterable[Study]) -> None:
     cases, highest = 0, int(Label.ET)
     with atomic_folder(folder) as temporary:
         for study in studies:
-            reference = reference_of(study)
+            reference = load_reference(study)
             images = temporary / ("imagesTs" if reference is None else "imagesTr")
-            for modality, volume, dtype in images_of(study):
+            for modality, volume, dtype in load_images(study):
                 number = list(Modality).index(modality)
                 nifti.write_image(images / f"{study.id}_{number:04d}.nii.gz", volume, dtype)
             if reference is not None:

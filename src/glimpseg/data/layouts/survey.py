@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.contract import words
-from glimpseg.data.layouts.finding import AUTO, Found, find, walk, with_conventions
+from glimpseg.data.layouts.find import AUTO, FolderContents, read_folder, walk_folders, with_conventions
+from glimpseg.data.layouts.layout import printable
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.region import Convention
@@ -79,7 +79,7 @@ class Survey:
         ):
             if entries:
                 lines += ["", f"{title} ({len(entries)})", *_some([f"  {entry}" for entry in entries])]
-        return "".join(f"{words(part)}\n" for line in lines for part in line.split("\n"))
+        return "".join(f"{printable(part)}\n" for line in lines for part in line.split("\n"))
 
 
 def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) -> Survey:
@@ -89,7 +89,7 @@ def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) ->
     Raises: InputError if there is no such folder, or it holds several layouts; UsageError for an unknown `layout` or
         `labels`.
     """
-    found = find(Path(folder), layout)
+    found = read_folder(Path(folder), layout)
     problems = found.problems
     entries = [entry for entry in found.entries if entry.study.images]
     try:
@@ -132,13 +132,13 @@ def _grids(studies: Sequence[Study]) -> tuple[dict[GridKind, int], list[str]]:
     return dict(counts.most_common()), problems
 
 
-def _ignored(found: Found) -> list[Path]:
+def _ignored(found: FolderContents) -> list[Path]:
     if found.folder.is_file():
         return []
-    used = {path for entry in found.entries for path in _files(entry.study)} | found.beside
+    used = {path for entry in found.entries for path in _files(entry.study)} | found.set_aside
     return sorted(
         (place.path / name).relative_to(found.folder)
-        for place, _ in walk(found.folder)
+        for place, _ in walk_folders(found.folder)
         for name in place.files
         if name.lower().endswith(IMAGE_FILES) and place.path / name not in used
     )

@@ -1,1 +1,1 @@
-"""Scans as the scanner gives them: is the head still there, are the sequences registered, and what to do if not."""
+"""Raw scans: check skull-stripping and registration, then register the sequences and find the brain if needed."""

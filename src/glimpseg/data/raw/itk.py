@@ -1,34 +1,33 @@
-"""Between our volumes (RAS, indices x y z) and SimpleITK's (LPS, arrays z y x), both ways and exactly."""
+"""Exact conversion between our volumes (RAS, indices x y z) and SimpleITK images (LPS, arrays z y x)."""
 
 from __future__ import annotations
 
-import logging
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
     import SimpleITK
 
-log = logging.getLogger(__name__)
-
 INSTALL = "pip install 'glimpseg[register]'"
+"""Command that installs SimpleITK."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""World axes of ITK and DICOM from those of NIfTI; its own inverse."""
+"""Matrix from the world axes of NIfTI (RAS) to those of ITK and DICOM (LPS); it is its own inverse."""
 EXACT = 1e-5
-"""Cosines of two axes that headers in single precision round to when they are perpendicular."""
+"""Largest cosine between two perpendicular axes that rounding of headers to single precision causes."""
 SHEARED = 0.02
-"""Cosine of two axes from which on the lattice is sheared (1.1 degrees): no rotation of a scanner, but a gantry's
-tilt or a resampling by an affine registration."""
+"""Cosine between two axes above which a grid counts as sheared (1.1 degrees from perpendicular). The cause is a gantry
+tilt or a resampling by an affine registration, not the orientation of the scan."""
 
 
 def simpleitk() -> ModuleType:
-    """The library. Raises: UsageError with what to install."""
+    """Import SimpleITK. Raises: UsageError that names the command to install it."""
     try:
         import SimpleITK
     except ImportError as error:
@@ -40,25 +39,27 @@ def simpleitk() -> ModuleType:
 
 
 def as_itk(volume: Volume) -> SimpleITK.Image:
-    """The volume as float32, at the same places in the world.
+    """Convert a volume to a SimpleITK image, float32, at the same world coordinates.
 
-    Raises: UsageError without SimpleITK; InputError for a sheared lattice.
+    Raises: UsageError without SimpleITK; InputError for a sheared grid.
     """
     itk = simpleitk()
-    turned = volume.ras()
-    axes, spacing = axes_of(turned.grid)
-    image = itk.GetImageFromArray(np.ascontiguousarray(turned.voxels.T, dtype=np.float32))
+    ras = volume.ras()
+    axes, spacing = perpendicular_axes(ras.grid)
+    image = itk.GetImageFromArray(np.ascontiguousarray(ras.voxels.T, dtype=np.float32))
     image.SetSpacing(spacing.tolist())
-    image.SetOrigin((LPS @ turned.affine)[:3, 3].tolist())
+    image.SetOrigin((LPS @ ras.affine)[:3, 3].tolist())
     image.SetDirection((LPS[:3, :3] @ axes).ravel().tolist())
     return image
 
 
-def axes_of(grid: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-    """The lattice's axes as perpendicular unit vectors (columns), and the spacing along them in mm.
+def perpendicular_axes(grid: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    """Return the axes of a grid as perpendicular unit vectors (columns), and the spacing along them in mm.
 
-    ITK knows no others. Axes that are nearly perpendicular are turned to the nearest ones that are, with a warning
-    when that moves a voxel by more than rounding does. Raises: InputError for a sheared lattice.
+    ITK supports perpendicular axes only. Nearly perpendicular axes are replaced by the nearest perpendicular ones, with
+    a warning when this moves a voxel by more than rounding does.
+
+    Raises: InputError for a sheared grid.
     """
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     axes = grid.affine[:3, :3] / spacing
@@ -72,14 +73,17 @@ def axes_of(grid: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"
     left, _, right = np.linalg.svd(axes)
     if shear > EXACT:
         moved = np.abs((left @ right - axes) @ (spacing * (np.array(grid.shape) - 1) / 2)).max()
-        log.warning("The axes of an image are not quite perpendicular; they are taken so (up to %.2f mm).", moved)
+        warn(f"The axes of an image are not quite perpendicular; they are taken so (up to {moved:.2f} mm).")
     return left @ right, spacing
 
 
-def matrix_of(transform: SimpleITK.Transform) -> Float[np.ndarray, "4 4"]:
-    """A rigid ITK transform, from a point of the fixed image to its place in the moving one, in RAS millimetres."""
-    places = [np.zeros(3), *np.eye(3)]
-    mapped = np.array([transform.TransformPoint(place.tolist()) for place in places])
+def ras_matrix(transform: SimpleITK.Transform) -> Float[np.ndarray, "4 4"]:
+    """Convert a rigid ITK transform to a matrix in RAS millimetres.
+
+    The matrix maps a point of the fixed image to the corresponding point of the moving image.
+    """
+    points = [np.zeros(3), *np.eye(3)]
+    mapped = np.array([transform.TransformPoint(point.tolist()) for point in points])
     matrix = np.eye(4)
     matrix[:3, :3] = (mapped[1:] - mapped[0]).T
     matrix[:3, 3] = mapped[0]

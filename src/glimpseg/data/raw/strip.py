@@ -1,8 +1,7 @@
-"""The brain of a T1 or T1c image, by deepbet: a network whose weights come with its package."""
+"""Skull-stripping of a T1 or T1c image with deepbet, a network whose package includes its weights."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,22 +9,24 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.volume import Volume
 
-log = logging.getLogger(__name__)
-
 INSTALL = "pip install 'glimpseg[skullstrip]'"
+"""Command that installs deepbet."""
 THICK_RATIO = 2.0
-"""T1c is stripped in place of T1 if the slices of T1 are thicker by this. Ours."""
+"""Ratio of the slice thickness of T1 to that of T1c above which T1c is stripped in place of T1. Our choice."""
 LARGEST_ML = 2300.0
-"""deepbet's mask holds the fluid around the brain too: 1960 ml in Colin's head as MNI has it."""
+"""Largest plausible mask. The mask of deepbet includes the fluid around the brain: 1960 ml in the Colin 27 head in MNI
+space."""
 SMALLEST_ML = 700.0
+"""Mask volume below which the user is warned."""
 
 
-def stripped_by(images: Mapping[Modality, Volume]) -> Modality:
-    """The sequence from which deepbet takes the brain: T1, or T1c where T1 is absent or much coarser.
+def skull_strip_source(images: Mapping[Modality, Volume]) -> Modality:
+    """Choose the sequence that deepbet strips: T1, or T1c if T1 is absent or much coarser.
 
     Raises: InputError if there is neither.
     """
@@ -41,12 +42,12 @@ def stripped_by(images: Mapping[Modality, Volume]) -> Modality:
     return given[0]
 
 
-def brain_of(image: Volume) -> Volume:
-    """The brain mask (uint8, 0 or 1) of a T1-weighted head, on its grid; on the processor, in some seconds.
+def brain_mask(image: Volume) -> Volume:
+    """Compute the brain mask (uint8, 0 or 1) of a T1-weighted head on its grid; on the CPU, in some seconds.
 
-    Raises: UsageError without deepbet; InputError if what it finds is no brain.
+    Raises: UsageError without deepbet; InputError if the result is no brain.
     """
-    mask = Volume(_masked(_deepbet(), image), image.affine)
+    mask = Volume(_mask_voxels(_deepbet(), image), image.affine)
     size = float(mask.voxels.sum()) * mask.grid.voxel_ml
     if not 0 < size <= LARGEST_ML:
         raise InputError(
@@ -54,7 +55,7 @@ def brain_of(image: Volume) -> Volume:
             "image; make a mask with another tool (mri_synthstrip, hd-bet), and pass it with --brain-mask."
         )
     if size < SMALLEST_ML:
-        log.warning("deepbet found only %.0f ml of brain. Is the field of view a slab? Look at the mask.", size)
+        warn(f"deepbet found only {size:.0f} ml of brain. Is the field of view a slab? Look at the mask.")
     return mask
 
 
@@ -68,14 +69,14 @@ def _deepbet() -> Any:
             "the images are stripped after all)."
         ) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's word on the form of deepbet's weights
+        warnings.simplefilter("ignore", DeprecationWarning)  # from torch, about the format of the weights of deepbet
         return BrainExtraction(no_gpu=True)
 
 
-def _masked(network: Any, image: Volume) -> np.ndarray:
+def _mask_voxels(network: Any, image: Volume) -> np.ndarray:
     try:
         _, mask, _ = network.run(nibabel.Nifti1Image(image.voxels.astype(np.float32), image.affine))
-    except (ValueError, AssertionError, RuntimeError) as error:  # how deepbet says that it found nothing
+    except (ValueError, AssertionError, RuntimeError) as error:  # deepbet raises these when it finds nothing
         raise InputError(
             f"deepbet found no brain ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Make a "
             "mask with another tool (mri_synthstrip, hd-bet), and pass it with --brain-mask."

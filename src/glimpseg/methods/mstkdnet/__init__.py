@@ -74,7 +74,7 @@ FLIPS = Augment(rotation=0, zooming=0, noise=0, blur=0, brightness=0, contrast=0
 """Augmentation of the authors: each axis is mirrored with probability 1/2."""
 
 
-def paper(config: Config, epoch: int) -> Recipe:
+def paper_recipe(config: Config, epoch: int) -> Recipe:
     """Return a recipe with the paper's crops, intensities and schedule: 100 epochs of one study at a time.
 
     Args:
@@ -142,10 +142,10 @@ RECIPES = {
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, max_norm=1.0, ema=0.99, save_every=50),
     ),
     # 80 % of the labelled training cases, as the authors' settings suggest; their lists are unpublished.
-    "brats2024": paper(Config(), 1080),
-    "fets2024": paper(Config(), 1001),
+    "brats2024": paper_recipe(Config(), 1080),
+    "fets2024": paper_recipe(Config(), 1001),
     # As released: FeTS, without the style module.
-    "official": paper(OFFICIAL, 1001),
+    "official": paper_recipe(OFFICIAL, 1001),
     # The corrected network, and a small one, with the training budget of `unet/brats`.
     "brats": Recipe(
         method="mstkdnet",

@@ -13,7 +13,7 @@ from glimpseg.method import take_weights
 from glimpseg.methods.mstkdnet.config import OFFICIAL
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
 from glimpseg.modality import Modality
-from glimpseg.nets.positions import cube_of
+from glimpseg.nets.positions import cubic_crop
 from glimpseg.region import Label
 
 _TRUNK = (
@@ -136,4 +136,4 @@ def _crop_of(tokens: int) -> tuple[int, int, int]:
     """Return the released crop for its 120 tokens, else a cube."""
     if tokens == 120:
         return OFFICIAL.crop
-    return cube_of(tokens, OFFICIAL.stride)
+    return cubic_crop(tokens, OFFICIAL.stride)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from glimpseg.methods.mstkdnet.config import PATCH, TAPS, Config
 from glimpseg.modality import Modality
-from glimpseg.nets.positions import positions_on
+from glimpseg.nets.positions import resampled_positions
 
 
 class Residual(nn.Module):
@@ -63,20 +63,20 @@ class Layer(nn.Module):
         return tokens + self.drop(self.outer(self.drop(self.inner(self.mlp_norm(tokens)).relu()))), attention
 
 
-def doubled(inputs: int, outputs: int) -> nn.Module:
+def upsampling(inputs: int, outputs: int) -> nn.Module:
     """Return a transposed convolution that doubles the resolution."""
     return nn.ConvTranspose3d(inputs, outputs, 2, 2)
 
 
-def convolved(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
+def convolution_block(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
     """Return convolution, instance norm and ReLU."""
     conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=null_biases)
     return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.ReLU())
 
 
-def raised(inputs: int, outputs: int, null_biases: bool) -> nn.Sequential:
+def upsampling_block(inputs: int, outputs: int, null_biases: bool) -> nn.Sequential:
     """Return a transposed convolution that doubles the resolution, then convolution, instance norm and ReLU."""
-    return nn.Sequential(doubled(inputs, outputs), *convolved(outputs, outputs, null_biases))
+    return nn.Sequential(upsampling(inputs, outputs), *convolution_block(outputs, outputs, null_biases))
 
 
 class Bottleneck(nn.Module):
@@ -91,21 +91,25 @@ class Bottleneck(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], width))
         self.drop = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.deepest = doubled(width, d8)
+        self.deepest = upsampling(width, d8)
         self.branches = nn.ModuleList(
-            nn.Sequential(*(raised(*ends, null) for ends in pairwise(widths)))
+            nn.Sequential(*(upsampling_block(*ends, null) for ends in pairwise(widths)))
             for widths in ((width, d8, d4, d2), (width, d8, d4), (width, d8))
         )
         self.merges = nn.ModuleList(
             (
                 # Halved twice: the original UNETR ends at the image's resolution, this one at the bottleneck's.
-                nn.Sequential(convolved(d4, d2, null, 2), convolved(d2, d2, null, 2), doubled(d2, d1)),
-                nn.Sequential(convolved(d8, d4, null), convolved(d4, d4, null), doubled(d4, d2)),
-                nn.Sequential(*(convolved(i, d8, null) for i in (2 * d8, d8, d8)), doubled(d8, d4)),
+                nn.Sequential(
+                    convolution_block(d4, d2, null, 2), convolution_block(d2, d2, null, 2), upsampling(d2, d1)
+                ),
+                nn.Sequential(convolution_block(d8, d4, null), convolution_block(d4, d4, null), upsampling(d4, d2)),
+                nn.Sequential(*(convolution_block(i, d8, null) for i in (2 * d8, d8, d8)), upsampling(d8, d4)),
             )
         )
-        self.enter = nn.Sequential(convolved(inputs, d1 // 2, null), convolved(d1 // 2, d1, null))
-        self.leave = nn.Sequential(convolved(d2, d1, null), convolved(d1, d1, null), nn.Conv3d(d1, inputs, 1))
+        self.enter = nn.Sequential(convolution_block(inputs, d1 // 2, null), convolution_block(d1 // 2, d1, null))
+        self.leave = nn.Sequential(
+            convolution_block(d2, d1, null), convolution_block(d1, d1, null), nn.Conv3d(d1, inputs, 1)
+        )
 
     def forward(
         self, deepest: Float[Tensor, "b c u v w"], keep_attention: bool
@@ -124,7 +128,7 @@ class Bottleneck(nn.Module):
         embedded = self.embed(deepest)
         grid = embedded.shape[2:]
         tokens = rearrange(embedded, "b c u v w -> b (u v w) c")
-        tokens = self.drop(tokens + positions_on(grid, self.position, self.grid))
+        tokens = self.drop(tokens + resampled_positions(grid, self.position, self.grid))
         taps, attentions = [], []
         for number, layer in enumerate(self.layers, 1):
             tapped = number % self.every == 0
@@ -138,7 +142,7 @@ class Bottleneck(nn.Module):
         return self.leave(torch.cat([self.enter(deepest), scales[0]], 1)), scales, attentions
 
 
-class Seen(NamedTuple):
+class NetworkOutput(NamedTuple):
     """Output of a network, all of which can be distilled."""
 
     logits: Float[Tensor, "b k x y z"]
@@ -151,11 +155,11 @@ class Seen(NamedTuple):
     attentions: Sequence[Float[Tensor, "b h n n"]]
     """Attention matrices of the four used layers; empty unless asked for."""
 
-    def detached(self) -> Seen:
+    def detached(self) -> NetworkOutput:
         """Return a copy that passes no gradient on."""
         logits, entry, style, content, scales, attentions = self
         logits, entry, style, content = (value.detach() for value in (logits, entry, style, content))
-        return Seen(
+        return NetworkOutput(
             logits, entry, style, content, *([value.detach() for value in part] for part in (scales, attentions))
         )
 
@@ -183,15 +187,15 @@ class Network(nn.Module):
         self.merge = nn.ModuleList(Residual(width, config.groups) for width in widths[:-1])
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> Seen:
+    def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> NetworkOutput:
         """Return the output for an image whose absent channels are 0. Eq. (1)."""
         maps, rest = self.features(image, keep_attention)
-        return Seen(self.segment(maps[0]).float(), *rest)
+        return NetworkOutput(self.segment(maps[0]).float(), *rest)
 
     def features(
         self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False
     ) -> tuple[list[Float[Tensor, "b ..."]], tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]]:
-        """Return the decoder's features, finest first, and the fields of `Seen` after its logits."""
+        """Return the decoder's features, finest first, and the fields of `NetworkOutput` after its logits."""
         entries: list[Tensor] = []
         levels: list[Tensor] = []
         for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):
@@ -216,7 +220,7 @@ class Discriminator(nn.Module):
     HEAD = (2, 3, 2)
     """Kernel of the released head, in voxels; it covers what three halvings leave of a 160 x 192 x 128 crop's deepest
     level."""
-    LEAST = 8
+    SMALLEST_SIDE = 8
     """Smallest side, in voxels, for three halvings."""
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -229,7 +233,7 @@ class Discriminator(nn.Module):
 
     def forward(self, style: Float[Tensor, "b c u v w"]) -> Float[Tensor, "b"]:
         """Return a logit for each sample, above 0 if the style is classified as one of missing modalities. Eq. (12)."""
-        x = functional.interpolate(style, [max(side, self.LEAST) for side in style.shape[2:]])
+        x = functional.interpolate(style, [max(side, self.SMALLEST_SIDE) for side in style.shape[2:]])
         for down in self.down:
             x = functional.leaky_relu(down(x), 0.2)
         return self.judge(functional.adaptive_avg_pool3d(x, self.HEAD)).float().flatten()

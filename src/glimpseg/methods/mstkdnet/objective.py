@@ -16,12 +16,12 @@ from glimpseg.data.crops import Batch
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, frozen
 from glimpseg.methods.mstkdnet.config import Config
-from glimpseg.methods.mstkdnet.network import Discriminator, Layer, Network, Residual, Seen
+from glimpseg.methods.mstkdnet.network import Discriminator, Layer, Network, NetworkOutput, Residual
 from glimpseg.modality import ALL, Modality
 from glimpseg.nets.recompute import outermost
 from glimpseg.region import Label, Region
 
-AT_ONCE = 2**23
+ENTRIES_AT_ONCE = 2**23
 """Largest number of attention entries that are compared at a time, over both networks, all layers, heads and samples:
 some 300 MB. The released crop has a sixth of it for each sample."""
 
@@ -50,12 +50,12 @@ def mean_square(one: Float[Tensor, "b ..."], other: Float[Tensor, "b ..."]) -> F
     return (one.float() - other.float()).square().flatten(1).mean(1)
 
 
-def scale_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
+def scale_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
     """Return the distance between the scales of both UNETR decoders (MS-TKD). Eq. (6)."""
     return torch.stack([mean_square(*pair) for pair in zip(teacher.scales, student.scales, strict=True)]).sum(0)
 
 
-def attention_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
+def attention_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
     """Return the distance between the attentions of teacher and student (MS-TKD).
 
     Each attention entry is multiplied by the largest, the smallest and the mean value of that entry over the used
@@ -67,17 +67,17 @@ def attention_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
     """
     both = (*teacher.attentions, *student.attentions)
     tokens = both[0].shape[-1]
-    rows = max(1, AT_ONCE * tokens // sum(attention.numel() for attention in both))
+    rows = max(1, ENTRIES_AT_ONCE * tokens // sum(attention.numel() for attention in both))
     if rows >= tokens:
-        return rows_distance(*both)
+        return attention_rows_distance(*both)
     total = both[0].new_zeros(len(both[0]))
     for part in zip(*(attention.split(rows, 2) for attention in both), strict=True):
-        apart: Tensor = checkpoint(rows_distance, *part, use_reentrant=False, preserve_rng_state=False)
+        apart: Tensor = checkpoint(attention_rows_distance, *part, use_reentrant=False, preserve_rng_state=False)
         total = total + apart * (part[0].shape[2] / tokens)
     return total
 
 
-def rows_distance(*both: Float[Tensor, "b h r n"]) -> Float[Tensor, "b"]:
+def attention_rows_distance(*both: Float[Tensor, "b h r n"]) -> Float[Tensor, "b"]:
     """Return the attention distance of some rows.
 
     Args:
@@ -149,7 +149,7 @@ def style_products(layers: Sequence[Float[Tensor, "b c x y z"]]) -> list[Float[T
         return [layer @ flat[number - 1].mT / layer.shape[-1] for number, layer in enumerate(flat)]
 
 
-def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
+def gram_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
     """Return the distance between the Gram matrices of teacher and student (GSME).
 
     The matrices hold the channel products of each two of entry, style and content. Each layer is scaled to a mean
@@ -157,7 +157,7 @@ def gram_distance(teacher: Seen, student: Seen) -> Float[Tensor, "b"]:
     not make it smaller. Eq. (11).
     """
 
-    def products(seen: Seen) -> list[Tensor]:
+    def products(seen: NetworkOutput) -> list[Tensor]:
         layers = (seen.entry, seen.style, seen.content)
         return style_products([functional.rms_norm(layer.float(), layer.shape[1:], eps=1e-12) for layer in layers])
 
@@ -210,7 +210,7 @@ class MSTKDNet(Segmenter):
 
         They are independent sigmoids: the channels do not sum to 1.
         """
-        seen: Seen = self.student(blanked(image, available))
+        seen: NetworkOutput = self.student(blanked(image, available))
         return seen.logits.sigmoid()
 
     def pyramid(
@@ -224,16 +224,16 @@ class MSTKDNet(Segmenter):
         assert batch.target is not None, "supervised training needs a reference for every crop"
         # The teacher also runs where no sample is complete, because every rank needs the same gradients to add.
         keep = bool(self.config.attention)
-        teacher: Seen = self.teacher(blanked(batch.image, batch.available), keep)
-        student: Seen = self.student(blanked(batch.image, draw_subsets(batch.available)), keep)
+        teacher: NetworkOutput = self.teacher(blanked(batch.image, batch.available), keep)
+        student: NetworkOutput = self.student(blanked(batch.image, draw_subsets(batch.available)), keep)
         target, complete = label_maps(batch.target, self.labels), batch.available.all(1)
         terms = self.terms(teacher, student, target, complete=complete, fraction=progress.fraction)
         return terms | self.adversaries(teacher, student, complete)
 
     def terms(
         self,
-        teacher: Seen,
-        student: Seen,
+        teacher: NetworkOutput,
+        student: NetworkOutput,
         target: Float[Tensor, "b k x y z"],
         complete: Bool[Tensor, "b"],
         fraction: float,
@@ -250,7 +250,7 @@ class MSTKDNet(Segmenter):
         Eq. (13).
         """
         config = self.config
-        by_teacher = _masked_dice(teacher, target, complete)
+        by_teacher = _complete_dice(teacher, target, complete)
         by_student = squared_dice(student.logits.sigmoid(), target)
         fixed = teacher.detached() if config.detach_teacher else teacher
         prediction = class_distance(fixed.logits.sigmoid(), student.logits.sigmoid())
@@ -260,38 +260,40 @@ class MSTKDNet(Segmenter):
             prediction = torch.cat([prediction[:, :-1], by_teacher[None, -1:].expand(len(prediction), 1)], 1)
             ends = (fixed.logits, student.logits)
 
-        def taught(weight: float, distance: Callable[[], Float[Tensor, "b"]]) -> Float[Tensor, ""]:
+        def distilled(weight: float, distance: Callable[[], Float[Tensor, "b"]]) -> Float[Tensor, ""]:
             return weight * _mean(distance(), complete) if weight else target.new_zeros(())
 
         ramped = config.prediction * prediction_weight(fraction, config.ramp)
         return {
             "segment/teacher": config.teacher * by_teacher.sum(),
             "segment/student": config.student * by_student.sum(),
-            "content": taught(config.content, lambda: mean_square(fixed.content, student.content)),
-            "mstkd/features": taught(config.features, lambda: scale_distance(fixed, student)),
-            "mstkd/attention": taught(config.attention, lambda: attention_distance(fixed, student)),
-            "dmld/prediction": taught(ramped, lambda: prediction.sum(1)),
-            "dmld/logits": taught(
+            "content": distilled(config.content, lambda: mean_square(fixed.content, student.content)),
+            "mstkd/features": distilled(config.features, lambda: scale_distance(fixed, student)),
+            "mstkd/attention": distilled(config.attention, lambda: attention_distance(fixed, student)),
+            "dmld/prediction": distilled(ramped, lambda: prediction.sum(1)),
+            "dmld/logits": distilled(
                 config.logits, lambda: logit_divergence(*ends, config.temperature, config.standardise)
             ),
-            "gsme/gram": taught(config.gram, lambda: gram_distance(fixed, student)),
+            "gsme/gram": distilled(config.gram, lambda: gram_distance(fixed, student)),
         }
 
-    def adversaries(self, teacher: Seen, student: Seen, complete: Bool[Tensor, "b"]) -> dict[str, Float[Tensor, ""]]:
+    def adversaries(
+        self, teacher: NetworkOutput, student: NetworkOutput, complete: Bool[Tensor, "b"]
+    ) -> dict[str, Float[Tensor, ""]]:
         """Return the adversarial terms of student and discriminator (GSME).
 
         The student learns to be classified as a teacher, the discriminator to tell them apart. The gradients of their
         sum are those of two alternating steps. Eq. (14).
         """
 
-        def judged(logits: Tensor, missing: float) -> Tensor:
-            wanted = torch.full_like(logits, missing)
-            return _mean(functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), complete)
+        def adversarial(logits: Tensor, missing: float) -> Tensor:
+            target = torch.full_like(logits, missing)
+            return _mean(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), complete)
 
         return {
-            "gsme/adversary": self.config.adversary * judged(frozen(self.discriminator)(student.style), 0.0),
-            "gsme/discriminator": judged(self.discriminator(teacher.style.detach()), 0.0)
-            + judged(self.discriminator(student.style.detach()), 1.0),
+            "gsme/adversary": self.config.adversary * adversarial(frozen(self.discriminator)(student.style), 0.0),
+            "gsme/discriminator": adversarial(self.discriminator(teacher.style.detach()), 0.0)
+            + adversarial(self.discriminator(student.style.detach()), 1.0),
         }
 
     def parameter_groups(self) -> list[dict]:
@@ -345,7 +347,9 @@ def _mean(values: Float[Tensor, "b"], kept: Bool[Tensor, "b"]) -> Float[Tensor, 
     return (values * kept).mean()
 
 
-def _masked_dice(seen: Seen, target: Float[Tensor, "b k x y z"], kept: Bool[Tensor, "b"]) -> Float[Tensor, "k"]:
+def _complete_dice(
+    seen: NetworkOutput, target: Float[Tensor, "b k x y z"], kept: Bool[Tensor, "b"]
+) -> Float[Tensor, "k"]:
     """Return the squared Dice over the kept samples, times their share."""
     some = kept[:, None, None, None, None]
     return squared_dice(seen.logits.sigmoid() * some, target * some) * kept.float().mean()

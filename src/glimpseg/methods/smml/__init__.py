@@ -52,7 +52,7 @@ from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 __all__ = ["CHECKPOINTS", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 
 
-def released(config: Config, epoch: int) -> Recipe:
+def released_recipe(config: Config, epoch: int) -> Recipe:
     """Return the authors' schedule: 1000 epochs, each of as many batches of 2 as the case list fills.
 
     Args:
@@ -107,11 +107,11 @@ RECIPES = {
         ),
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
-    "brats2015": released(Config(start=0.101), 121),
-    "brats2018": released(Config(start=0.101), 100),
-    "brats2020": released(Config(start=0.101), 110),
+    "brats2015": released_recipe(Config(start=0.101), 121),
+    "brats2018": released_recipe(Config(start=0.101), 100),
+    "brats2020": released_recipe(Config(start=0.101), 110),
     # As released, on BraTS 2020.
-    "official": released(OFFICIAL, 110),
+    "official": released_recipe(OFFICIAL, 110),
     # The corrected network with the training budget of `unet/brats`.
     "brats": Recipe(
         method="smml",

@@ -12,7 +12,7 @@ from glimpseg.method import take_weights
 from glimpseg.methods.smml.config import OFFICIAL
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
-from glimpseg.nets.positions import cube_of
+from glimpseg.nets.positions import cubic_crop
 from glimpseg.nets.pyramid import ORDER
 from glimpseg.region import Label
 
@@ -66,7 +66,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> SMML:
             f"These weights tell {last.shape[0]} classes apart; only those of BraTS 2018 and 2020, with 4, have a "
             "meaning here. BraTS 2015 splits the tumour's core otherwise."
         )
-    crop = cube_of(positions.shape[1], OFFICIAL.network.stride)
+    crop = cubic_crop(positions.shape[1], OFFICIAL.network.stride)
     config = replace(OFFICIAL, network=replace(OFFICIAL.network, crop=crop))
     network = SMML(config, LABELS)
     if not any(name.startswith(("1.unet3d.", "2.unet3d.")) for name in given):

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glimpseg.data.crops import Batch
-from glimpseg.losses import Maps, coarsened, one_hot, region_fusion_terms, soft_dice, weighted_cross_entropy
+from glimpseg.losses import (
+    FusionOutputs,
+    downsample_target,
+    one_hot,
+    region_fusion_terms,
+    soft_dice_loss,
+    weighted_cross_entropy,
+)
 from glimpseg.method import Progress, Segmenter, blanked, subsets_within
 from glimpseg.methods.smml.config import Config
 from glimpseg.methods.smml.network import HALVED, Block, Refiner
@@ -20,7 +27,7 @@ from glimpseg.nets.pyramid import CHANNELS
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import Features, TokenFusion
 from glimpseg.region import Label
-from glimpseg.runtime.distributed import gathered
+from glimpseg.runtime.distributed import gather_from_ranks
 
 PROBABILITY_FLOOR = 0.005
 """Lower bound of probabilities in a logarithm, as in mmFormer's cross-entropy."""
@@ -132,7 +139,7 @@ def prototypes(
 
     Eq. (7).
     """
-    share = coarsened(target, deepest.shape[2:]).flatten(2)  # b k n
+    share = downsample_target(target, deepest.shape[2:]).flatten(2)  # b k n
     total = share.sum(2)
     with torch.autocast(deepest.device.type, enabled=False):  # their differences are small
         sums = share @ deepest.float().flatten(2).mT  # b k c
@@ -160,11 +167,11 @@ def relation_distance(own: Nodes, peer: Nodes, entropy_weights: bool = True) -> 
 
     Eq. (8).
     """
-    present = (gathered(own.present.float()) > 0).flatten()
-    unsure = gathered((own.entropy + peer.entropy).detach()).flatten()
+    present = (gather_from_ranks(own.present.float()) > 0).flatten()
+    unsure = gather_from_ranks((own.entropy + peer.entropy).detach()).flatten()
     weights = torch.where(present, unsure if entropy_weights else torch.ones_like(unsure), unsure.new_zeros(()))
     weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    both = [functional.normalize(gathered(nodes.features).flatten(0, 1), dim=1) for nodes in (own, peer)]
+    both = [functional.normalize(gather_from_ranks(nodes.features).flatten(0, 1), dim=1) for nodes in (own, peer)]
     with torch.autocast(both[0].device.type, enabled=False):
         one, other = (features @ features.T for features in both)
     rows = ((one - other).square() * present).sum(1) / present.sum().clamp_min(1)
@@ -178,7 +185,7 @@ class BranchOutput(NamedTuple):
     """Modalities that the branch has seen, in the order of `Modality`."""
     logits: Float[Tensor, "b k x y z"]
     probabilities: Float[Tensor, "b k x y z"]
-    maps: Maps
+    maps: FusionOutputs
     nodes: Nodes
 
     def detached(self) -> BranchOutput:
@@ -344,7 +351,7 @@ class SMML(Segmenter):
         if self.refiners is not None:
             refined = self.refined(number, own, batch, target).softmax(1)
             terms["refine/ce"] = config.refinement * weighted_cross_entropy(refined, target).mean()
-            terms["refine/dice"] = config.refinement * soft_dice(refined, target, smooth=(0, 1e-7))
+            terms["refine/dice"] = config.refinement * soft_dice_loss(refined, target, smooth=(0, 1e-7))
             if config.agreement and late:
                 terms["refine/agree"] = config.agreement * divergence(refined.detach(), own.probabilities).mean()
         return terms

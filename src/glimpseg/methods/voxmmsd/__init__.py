@@ -45,7 +45,7 @@ from glimpseg.recipe import Backbone, Data, Optim, Recipe
 __all__ = ["METHOD", "OFFICIAL", "RECIPES", "Config"]
 
 
-def paper(config: Config, preprocess: Preprocess) -> Recipe:
+def paper_recipe(config: Config, preprocess: Preprocess) -> Recipe:
     """Return a recipe with the authors' schedule and network: 60,000 steps of two studies.
 
     Args:
@@ -101,7 +101,7 @@ RECIPES = {
             save_every=50,
         ),
     ),
-    "brats2023": paper(Config(), Preprocess()),
+    "brats2023": paper_recipe(Config(), Preprocess()),
     # As released.
-    "official": paper(OFFICIAL, Preprocess(scale="bytes", clip=None, margin_mm=0)),
+    "official": paper_recipe(OFFICIAL, Preprocess(scale="bytes", clip=None, margin_mm=0)),
 }

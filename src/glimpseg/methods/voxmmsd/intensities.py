@@ -12,7 +12,7 @@ from glimpseg.methods.voxmmsd.config import Intensities
 
 
 @dataclass(frozen=True)
-class Change:
+class IntensityChange:
     """Intensity changes of one view; one number for each modality, applied in this order."""
 
     noise: Float[np.ndarray, "m x y z"]
@@ -26,7 +26,7 @@ class Change:
     """Gamma; 1: no change."""
 
 
-def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generator) -> Change:
+def random_change(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generator) -> IntensityChange:
     """Return random changes of one view.
 
     The number of random draws does not depend on their values.
@@ -43,7 +43,7 @@ def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generat
         return np.where(happens, values, otherwise)
 
     below, above = rng.uniform(settings.contrasts[0], 1, m), rng.uniform(1, settings.contrasts[1], m)
-    return Change(
+    return IntensityChange(
         noise=settings.noise_sd * rng.standard_normal(shape, np.float32),
         blur_voxels=some(settings.blur, 0.5, rng.uniform(*settings.blur_voxels, m), 0.0),
         gain=some(settings.gain, 0.5, rng.uniform(*settings.gains, 1), 1.0),
@@ -53,8 +53,8 @@ def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generat
     )
 
 
-def applied(
-    change: Change, view: Float[np.ndarray, "m x y z"], unit: Float[np.ndarray, "m"]
+def apply_change(
+    change: IntensityChange, view: Float[np.ndarray, "m x y z"], unit: Float[np.ndarray, "m"]
 ) -> Float[np.ndarray, "m x y z"]:
     """Return the changed view.
 
@@ -65,12 +65,12 @@ def applied(
     """
     wide = unit[:, None, None, None].astype(np.float32)
     return np.stack(
-        [_of_channel(change, channel, values, unit) for channel, values in enumerate(view + change.noise * wide)]
+        [_changed_channel(change, channel, values, unit) for channel, values in enumerate(view + change.noise * wide)]
     )
 
 
-def _of_channel(
-    change: Change, channel: int, values: Float[np.ndarray, "x y z"], unit: Float[np.ndarray, "m"]
+def _changed_channel(
+    change: IntensityChange, channel: int, values: Float[np.ndarray, "x y z"], unit: Float[np.ndarray, "m"]
 ) -> Float[np.ndarray, "x y z"]:
     if change.blur_voxels[channel]:
         values = gaussian_filter(values, change.blur_voxels[channel])

@@ -21,11 +21,11 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.method import Learner, Progress, Segmenter, by_role
 from glimpseg.methods.voxmmsd.config import Config
-from glimpseg.methods.voxmmsd.views import Pair, Pairs, collated, pair
+from glimpseg.methods.voxmmsd.views import PairBatch, ViewPair, collate_pairs, view_pair
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
 from glimpseg.recipe import begun, cosine
-from glimpseg.runtime.distributed import gathered
+from glimpseg.runtime.distributed import gather_from_ranks
 
 
 class Projector(nn.Sequential):
@@ -115,30 +115,30 @@ class VoxMMSD(Learner):
         state = self.student.state_dict()
         return {role: state[name] for name, role in self._names.items()}
 
-    def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Pair:
+    def crop_view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> ViewPair:
         """Return two views of a study, and voxels that are visible in both."""
-        return pair(case, sampling.patch, self.config, rng)
+        return view_pair(case, sampling.patch, self.config, rng)
 
-    def collate(self, samples: Sequence[Pair]) -> tuple[Pairs, tuple[()]]:
+    def collate(self, samples: Sequence[ViewPair]) -> tuple[PairBatch, tuple[()]]:
         """Return the batch, and no augmentation to be done on the device."""
-        return collated(samples), ()
+        return collate_pairs(samples), ()
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Return both terms, from one pass of the student and one of the teacher over all views. Eq. (11)."""
-        assert isinstance(batch, Pairs), "pretraining needs its own views"
+        assert isinstance(batch, PairBatch), "pretraining needs its own views"
         levels = self.student.pyramid(batch.image, batch.available)
-        student = self.projector(at_voxels(levels, batch.voxels, batch.image.shape[2:]))
+        student = self.projector(voxel_features(levels, batch.voxels, batch.image.shape[2:]))
         with torch.no_grad():  # the same numbers as with a graph, in less memory
             slow = self.teacher.pyramid(batch.image, batch.available)
-            teacher = self.projector(at_voxels(slow, batch.voxels, batch.image.shape[2:]))
+            teacher = self.projector(voxel_features(slow, batch.voxels, batch.image.shape[2:]))
         temperatures = self.config.student_temperature, self.temperature(progress)
-        distilled = distillation(student, teacher, self.centre, temperatures)
+        distilled = distillation_loss(student, teacher, self.centre, temperatures)
         self._rows.append(teacher.mean(0, keepdim=True))
         restored = self.restorer(levels)
         restored = restored.tanh() if self.config.scaling == "crop" else restored
         return {
             "distillation": self.config.distillation * distilled,
-            "restoration": self.config.restoration * restoration(restored, batch),
+            "restoration": self.config.restoration * restoration_loss(restored, batch),
         }
 
     def temperature(self, progress: Progress) -> float:
@@ -161,7 +161,7 @@ class VoxMMSD(Learner):
         slow: list[Tensor] = list(self.teacher.parameters())
         fast: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(slow, fast, 1 - self.momentum(progress))
-        rows = gathered(torch.cat(self._rows)).mean(0, keepdim=True)
+        rows = gather_from_ranks(torch.cat(self._rows)).mean(0, keepdim=True)
         self._rows.clear()
         self.centre.lerp_(rows, 1 - self.config.centre_momentum)
 
@@ -172,7 +172,7 @@ class VoxMMSD(Learner):
         return [{"params": kinds[True]}, {"params": kinds[False], "weight_decay": 0.0}]
 
 
-def at_voxels(
+def voxel_features(
     levels: Sequence[Float[Tensor, "b ..."]], voxels: Int[Tensor, "b n 3"], shape: Sequence[int]
 ) -> Float[Tensor, "bn c"]:
     """Return the features of each voxel at every level, concatenated.
@@ -197,7 +197,7 @@ def at_voxels(
     return torch.cat(found, 2).flatten(0, 1)
 
 
-def distillation(
+def distillation_loss(
     student: Float[Tensor, "n d"],
     teacher: Float[Tensor, "n d"],
     centre: Float[Tensor, "1 d"],
@@ -222,7 +222,7 @@ def distillation(
     return -(torch.cat([other, one]) * predicted).sum(1).mean()
 
 
-def restoration(restored: Float[Tensor, "b m x y z"], pairs: Pairs) -> Float[Tensor, ""]:
+def restoration_loss(restored: Float[Tensor, "b m x y z"], pairs: PairBatch) -> Float[Tensor, ""]:
     """Return the mean absolute difference from the original crops, in units of each crop's intensity range.
 
     It is over every voxel, hidden or not, of every modality that a study has. Eq. (4).

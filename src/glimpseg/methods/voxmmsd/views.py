@@ -1,6 +1,6 @@
 """Two views of one study: crops with most blocks of each modality hidden, and voxels that are visible in both.
 
-All random numbers are drawn in `pair` and the functions it calls with `rng`; the other functions are deterministic.
+All random numbers are drawn in `view_pair`, and in the functions that it gives `rng`; all others are deterministic.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from glimpseg.data.crops import Batch
 from glimpseg.errors import InputError
 from glimpseg.methods.voxmmsd import intensities
 from glimpseg.methods.voxmmsd.config import Config
-from glimpseg.modality import Modality, as_mask
+from glimpseg.modality import Modality, to_flags
 
 ATTEMPTS = 20
 """Draws of crops and blocks before fewer voxels than `Config.voxels` are accepted. Authors' code: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class ViewPair:
     """Two views of one study; axis `v` counts them."""
 
     seen: Float[np.ndarray, "v m x y z"]
@@ -41,7 +41,7 @@ class Pair:
 
 
 @dataclass(kw_only=True)
-class Pairs(Batch):
+class PairBatch(Batch):
     """Batch of view pairs; every tensor holds all first views, then all second ones."""
 
     whole: Float[Tensor, "vb m x y z"]
@@ -49,14 +49,14 @@ class Pairs(Batch):
     voxels: Int[Tensor, "vb n 3"]
 
 
-def collated(pairs: Sequence[Pair]) -> Pairs:
+def collate_pairs(pairs: Sequence[ViewPair]) -> PairBatch:
     """Return a batch: all first views, then all second ones."""
 
     def stacked(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs], 1)).flatten(0, 1)
 
-    available = torch.stack([as_mask(pair.available) for pair in pairs])
-    return Pairs(
+    available = torch.stack([to_flags(pair.available) for pair in pairs])
+    return PairBatch(
         image=stacked("seen"),
         available=torch.cat([available, available]),
         whole=stacked("whole"),
@@ -66,7 +66,7 @@ def collated(pairs: Sequence[Pair]) -> Pairs:
     )
 
 
-def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> Pair:
+def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> ViewPair:
     """Return two views of a study, and voxels that are visible in both; if too few are, some are taken more than once.
 
     Args:
@@ -78,7 +78,7 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     Raises: InputError for a study without a voxel that is visible in both views, in all draws.
     """
     channels = np.array([modality in case.available for modality in Modality])
-    views, starts, found = overlapping(case, patch, config, rng)
+    views, starts, found = overlapping_views(case, patch, config, rng)
     if not len(found):
         raise InputError(
             f"Study {case.id} shows no voxel in two crops of {'x'.join(map(str, patch))} voxels. Is its brain all but "
@@ -87,11 +87,11 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     chosen = found[rng.choice(len(found), config.voxels, replace=len(found) < config.voxels)]
     seen = []
     for one in views:
-        change = intensities.sample(config.intensities, one.whole.shape, rng)
-        shown = intensities.applied(change, one.whole if config.hide_last else one.masked, one.unit)
+        change = intensities.random_change(config.intensities, one.whole.shape, rng)
+        shown = intensities.apply_change(change, one.whole if config.hide_last else one.masked, one.unit)
         shown = np.where(one.kept, shown, 0) if config.hide_last else shown
         seen.append(np.where(channels[:, None, None, None], shown, 0).astype(np.float32))
-    return Pair(
+    return ViewPair(
         seen=np.stack(seen),
         whole=np.stack([one.whole for one in views]),
         unit=np.stack([one.unit for one in views]),
@@ -101,7 +101,7 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     )
 
 
-def overlapping(
+def overlapping_views(
     case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
     """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
@@ -125,12 +125,12 @@ def overlapping(
             places[1], uniforms[1] = places[0], uniforms[0]
         starts = np.where(room >= 0, places, -places)
         views = [
-            view(case, start, patch, blocks=blocks, config=config)
+            crop_view(case, start, patch, blocks=blocks, config=config)
             for start, blocks in zip(starts, uniforms, strict=True)
         ]
         where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
         drawn = rng.choice(channels, (2, len(where)))
-        found = where[seen_twice([one.visible for one in views], where, starts, drawn)]
+        found = where[visible_in_both([one.visible for one in views], where, starts, drawn)]
         if best is None or len(found) > len(best[2]):
             best = views, starts, found
         if len(best[2]) >= (config.voxels if attempt < ATTEMPTS else 1):
@@ -159,7 +159,7 @@ class View:
         return np.where(self.kept, self.whole, np.float32(0))
 
 
-def view(
+def crop_view(
     case: Case,
     start: Int[np.ndarray, "3"],
     patch: tuple[int, int, int],
@@ -194,7 +194,7 @@ def scaled_view(
         blocks: uniform random numbers, one for each block of each modality.
         config: settings.
     """
-    kept = expanded(blocks <= 1 - config.hidden, raw.shape[1:], config)
+    kept = blocks_to_voxels(blocks <= 1 - config.hidden, raw.shape[1:], config)
     if config.scaling == "crop":  # the darkest voxel of a crop counts as hidden
         whole = zero_to_one(raw)
         unit = np.ones(len(raw), np.float32)
@@ -214,7 +214,7 @@ def blocks_along(patch: Sequence[int], config: Config) -> tuple[int, ...]:
     return tuple(side // config.block for side in patch)
 
 
-def expanded(
+def blocks_to_voxels(
     shown: Shaped[np.ndarray, "m i j k"], shape: Sequence[int], config: Config
 ) -> Shaped[np.ndarray, "m x y z"]:
     """Return a value for each voxel from a value for each block.
@@ -257,7 +257,7 @@ def candidates(
     return found + low
 
 
-def seen_twice(
+def visible_in_both(
     visible: Sequence[Bool[np.ndarray, "m x y z"]],
     where: Int[np.ndarray, "n 3"],
     starts: Int[np.ndarray, "2 3"],

@@ -1,0 +1,54 @@
+"""Pseudonyms: keyed digests that replace identifiers in derived objects."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+NO_DATE, NO_TIME = "19000101", "000000"
+"""Stand where a date or time must not be empty and must not be told."""
+PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """Replaces what identifies: the same by the same under one key, and nothing that can be found without the key.
+
+    Give one to every object that is to refer to another, the measurements to their segmentation for instance. Whoever
+    keeps the key can repeat the replacement, for the images too.
+    """
+
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def uid(self, original: str) -> str:
+        """A UID of the kind that is made of a random number (root 2.25)."""
+        return f"2.25.{uuid.UUID(bytes=self._digest('uid', original)[:16], version=4).int}"
+
+    def person(self, original: str) -> str:
+        """Name and identifier of somebody."""
+        return f"P{self._digest('person', original).hex()[:12].upper()}"
+
+    def _digest(self, kind: str, original: str) -> bytes:
+        return hmac.digest(self.key, f"{kind} {original}".encode(), "sha256")
+
+
+def mark_pseudonymous(dataset: Dataset) -> None:
+    """Says in a derived object that nobody is named in it, and empties its own dates and times."""
+    from pydicom.dataset import Dataset
+
+    for element in dataset.iterall():
+        if element.VR in ("DA", "TM", "DT") and element.value:
+            element.value = {"DA": NO_DATE, "TM": NO_TIME, "DT": NO_DATE + NO_TIME}[element.VR]
+    dataset.StudyDate = dataset.StudyTime = ""
+    dataset.PatientIdentityRemoved = "YES"
+    dataset.DeidentificationMethod = "glimpseg: only required attributes, UIDs by keyed digest"
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = PROFILE
+    dataset.DeidentificationMethodCodeSequence = [item]
+    dataset.LongitudinalTemporalInformationModified = "REMOVED"

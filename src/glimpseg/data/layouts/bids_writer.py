@@ -1,0 +1,131 @@
+"""Writing BIDS: a raw data set with its references beside it, and the derivatives of a segmentation.
+
+sub-01/anat/sub-01_{T1w,ce-gadolinium_T1w,T2w,FLAIR}.nii.gz
+derivatives/reference/sub-01/anat/sub-01_space-orig_desc-tumor_dseg.nii.gz
+derivatives/glimpseg/sub-01/anat/sub-01_space-orig_desc-tumor_dseg.nii.gz, .json, .tsv
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glimpseg.data import nifti
+from glimpseg.data.layouts.bids_names import (
+    BIDS_VERSION,
+    DERIVATIVES,
+    DESCRIPTION,
+    PARTICIPANTS,
+    anat_folder,
+    bids_study_name,
+)
+from glimpseg.data.layouts.layout import refuse_duplicates
+from glimpseg.data.layouts.study_volumes import load_images, load_reference
+from glimpseg.errors import UsageError
+from glimpseg.modality import Modality
+from glimpseg.region import Label
+from glimpseg.runtime.atomic import atomic_folder, write_json, write_text
+from glimpseg.study import Study
+from glimpseg.version import __version__
+from glimpseg.volume import Volume
+
+GENERATOR, REFERENCE, RAW = "glimpseg", "reference", "raw"
+"""What is written: a segmentation's derivatives, references as derivatives, images."""
+_SUFFIXES = {Modality.T1: "T1w", Modality.T1C: "ce-gadolinium_T1w", Modality.T2: "T2w", Modality.FLAIR: "FLAIR"}
+_TABLE = {
+    Label.NCR: ("Necrosis and non-enhancing tumor core", "#c62828"),
+    Label.ED: ("Edema and infiltration", "#2e7d32"),
+    Label.ET: ("Enhancing tumor", "#f9a825"),
+    Label.RC: ("Resection cavity", "#1565c0"),
+}
+_README = {
+    RAW: "Native and contrast-enhanced T1, T2 and FLAIR; a sequence may be missing. Written by glimpseg.\n"
+    "Expert label maps, where there are any, lie in derivatives/reference.",
+    REFERENCE: "Parts of brain tumours as experts drew or corrected them, on the grid of the images.",
+    GENERATOR: "Parts of brain tumours as a model found them; dataset_description.json names it.\n"
+    "Research software, not a medical device: not for diagnosis or treatment.",
+}
+
+
+def write(folder: Path, studies: Sequence[Study]) -> None:
+    """Writes a raw data set, whole or not at all; references as the derivatives of a pipeline named `reference`.
+
+    Ids that are not BIDS's keep their letters and digits; `participants.tsv` has them as they were.
+
+    Raises: UsageError if the folder holds files, or two studies would have one name; InputError for a study that
+        cannot be read.
+    """
+    names = [bids_study_name(study.id) for study in studies]
+    refuse_duplicates(names, "BIDS")
+    with atomic_folder(folder) as temporary:
+        _describe(temporary, RAW, "MRI of brain tumours", [])
+        _participants(temporary, dict(zip(names, (study.id for study in studies), strict=True)))
+        for name, study in zip(names, studies, strict=True):
+            for modality, volume, dtype in load_images(study):
+                path = anat_folder(temporary, name) / f"{name}_{_SUFFIXES[modality]}.nii.gz"
+                nifti.write_image(path, volume, dtype)
+            reference = load_reference(study)
+            if reference is not None:
+                root = temporary / DERIVATIVES / REFERENCE
+                _describe(root, REFERENCE, "Expert label maps", [{"Name": "Manual", "Description": "Drawn by experts"}])
+                _label_map(root, name, reference, {"Manual": True})
+
+
+def write_derivative(
+    dataset: str | Path, study: str, labels: Volume, *, model: str, version: str, sources: Sequence[str] = ()
+) -> Path:
+    """Writes what a model found in one study, into `derivatives/glimpseg` of a BIDS data set: the label map, its JSON
+    and its table, each whole or not at all. Returns the label map's path.
+
+    `labels` holds `Label` values on the study's own grid. `model` and `version` name what found them; one such
+    folder holds the results of one model. `sources` are paths in the data set that the model was given.
+
+    Raises: UsageError if the folder holds another model's results; OutputError when the disk refuses.
+    """
+    root = Path(dataset) / DERIVATIVES / GENERATOR
+    makers = [{"Name": GENERATOR, "Version": __version__}, {"Name": model, "Version": version}]
+    _describe(root, GENERATOR, "Brain-tumour segmentations", makers)
+    given = {"Sources": [f"bids::{source}" for source in sources]} if sources else {}
+    return _label_map(root, bids_study_name(study), labels, {"Manual": False, **given})
+
+
+def _label_map(root: Path, name: str, labels: Volume, more: Mapping[str, Any]) -> Path:
+    path = anat_folder(root, name) / f"{name}_space-orig_desc-tumor_dseg.nii.gz"
+    stem = path.name.removesuffix(".nii.gz")
+    rows = [f"{int(label)}\t{label.name}\t{words}\t{colour}" for label, (words, colour) in _TABLE.items()]
+    write_text(path.with_name(f"{stem}.tsv"), "\n".join(["index\tabbreviation\tname\tcolor", *rows]) + "\n")
+    tree = {"Description": "Parts of a brain tumour", "SpatialReference": "orig", **more}
+    write_json(path.with_name(f"{stem}.json"), tree)
+    nifti.write_labels(path, labels)  # last: where it lies, the others do
+    return path
+
+
+def _describe(root: Path, kind: str, name: str, makers: Sequence[Mapping[str, str]]) -> None:
+    """Raises: UsageError if something else is described there."""
+    path = root / DESCRIPTION
+    tree: dict[str, Any] = {"Name": name, "BIDSVersion": BIDS_VERSION}
+    tree["DatasetType"] = "raw" if kind == RAW else "derivative"
+    if makers:
+        tree["GeneratedBy"] = list(makers)
+    text = json.dumps(tree, indent=1) + "\n"
+    if path.is_file() and path.read_text("utf-8") != text:
+        raise UsageError(
+            f"{root} holds the results of another model or version (see its {DESCRIPTION}). Name another output, or "
+            "move that folder away."
+        )
+    if not path.is_file():
+        write_text(root / "README.md", f"# {name}\n\n{_README[kind]}\n")
+        write_text(path, text)
+
+
+def _participants(root: Path, ids: Mapping[str, str]) -> None:
+    """One row for each subject; their ids elsewhere, those of several visits joined."""
+    subjects: dict[str, list[str]] = {}
+    for name, study in ids.items():
+        subjects.setdefault(name.split("_")[0], []).append(study)
+    rows = [f"{subject}\t{', '.join(studies)}" for subject, studies in subjects.items()]
+    write_text(root / PARTICIPANTS, "\n".join(["participant_id\tsource_id", *rows]) + "\n")
+    described = {"source_id": {"Description": "Id of the study in the data set that this one was written from"}}
+    write_json(root / "participants.json", described)

@@ -1,0 +1,266 @@
+"""Studies in a folder of any layout, each with the files it has and the convention of its labels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from glimpseg.data import nifti
+from glimpseg.data.layouts import bids, brats, brats2015, decathlon, manifest, nnunet
+from glimpseg.data.layouts.layout import FolderListing, Layout, ReadResult, StudyEntry, printable
+from glimpseg.errors import InputError, UsageError
+from glimpseg.region import Convention, convention_named, detect_convention
+from glimpseg.results.folder import COMPARISON, RECORD
+from glimpseg.study import Study
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+_RECOGNISED = (
+    manifest.LAYOUT, nnunet.LAYOUT, decathlon.LAYOUT, bids.LAYOUT, brats2015.LAYOUT, brats.ANY,
+)  # fmt: skip
+"""What `auto` tells apart; `brats` has both namings."""
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_RECOGNISED, brats.BRATS2021, brats.BRATS2023)}
+
+RESULT_FILES = frozenset({RECORD, COMPARISON, "run.json"})
+"""Files by which `evaluate`, `compare` and `segment` mark their folders."""
+MAXIMAL_NAMED = 10
+"""Problems that one message lists."""
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """What a folder holds, before anything is refused."""
+
+    folder: Path
+    entries: Sequence[StudyEntry]
+    set_aside: frozenset[Path]
+    notes: Sequence[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps studies from being used."""
+        return list(dict.fromkeys(entry.problem for entry in self.entries if entry.problem))
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Of its studies; several only among the spellings of BraTS."""
+        return tuple(sorted({entry.layout for entry in self.entries}))
+
+
+def find_studies(
+    folder: str | Path,
+    *,
+    layout: str = AUTO,
+    labels: str | None = None,
+    references: Literal["optional", "required", "ignored"] = "optional",
+) -> list[Study]:
+    """All studies below `folder`, sorted by id, each with the files it has; without their references if those are
+    ignored, which then may be of several conventions, or broken. A manifest may be given itself.
+
+    `layout` is one of `LAYOUTS`, or `auto`: it is recognised from what is there. The label convention is what the data
+    set says of its labels; where it says nothing, it is read from the layout and the numbers of *all* references
+    together. `labels` names it instead, as `region.convention_named` takes it.
+
+    Raises: InputError when nothing is found, in several layouts, when two studies share an id, a study has two images
+        of one sequence, or the labels' meaning is in doubt; UsageError for an unknown `layout` or `labels`.
+    """
+    found = read_folder(Path(folder), layout)
+    for note in found.notes:
+        log.warning("%s", note)
+    if found.problems:
+        raise InputError(join_problems(found.problems))
+    entries = found.entries
+    if references == "required":
+        entries = [entry for entry in entries if entry.study.reference is not None]
+    if references == "ignored":
+        entries = [
+            replace(e, study=replace(e.study, reference=None, convention=None), reference_problem="") for e in entries
+        ]
+    if not entries:
+        raise InputError(_nothing(found.folder, layout, " with a reference" if references == "required" else ""))
+    return sorted(with_conventions(entries, labels, found.folder), key=lambda study: study.id)
+
+
+def find_usable(folder: str | Path, *, layout: str = AUTO) -> tuple[list[Study], dict[str, str]]:
+    """As `find_studies` without references, but a study with a problem stops none of the others: it stands, by its id,
+    among the problems that are returned with the rest.
+
+    Raises: InputError when there is no study at all, or several layouts; UsageError for an unknown `layout`.
+    """
+    found = read_folder(Path(folder), layout)
+    if not found.entries:
+        raise InputError(_nothing(found.folder, layout, ""))
+    for note in found.notes:
+        log.warning("%s", note)
+    good = [replace(e.study, reference=None, convention=None) for e in found.entries if not e.problem]
+    bad = {entry.study.id: entry.problem for entry in found.entries if entry.problem}
+    return sorted(good, key=lambda study: study.id), bad
+
+
+def read_folder(folder: Path, layout: str) -> FolderContents:
+    """Everything below a folder, or in a manifest, of one layout. Nothing is read but names and small text files.
+
+    Raises: InputError if there is no such folder, or it holds studies of several layouts; UsageError for an unknown
+        `layout`.
+    """
+    known = _RECOGNISED if layout == AUTO else (layout_named(layout),)
+    folder = folder.absolute()
+    if folder.is_file() and folder.suffix.lower() in manifest.SUFFIXES and manifest.LAYOUT in known:
+        readings = [(manifest.LAYOUT, folder, manifest.read_manifest(folder))]
+    elif folder.is_dir():
+        readings = [(which, place.path, which.read(place)) for which, place in _places(folder, known)]
+    else:
+        raise InputError(f"{folder} is not a folder. Give the folder that holds the studies, or a manifest.")
+    _refuse_mixed_layouts(readings)
+    entries = [entry for _, _, reading in readings for entry in reading.entries]
+    return FolderContents(
+        folder,
+        _twins_told(entries),
+        frozenset(path for _, _, reading in readings for path in reading.set_aside),
+        _together([note for _, _, reading in readings for note in reading.notes]),
+    )
+
+
+def layout_named(name: str) -> Layout:
+    """One of `LAYOUTS`. Raises: UsageError."""
+    if name not in LAYOUTS:
+        raise UsageError(f"'{name}' is not a layout. Choose one of {AUTO}, {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
+def with_conventions(entries: Sequence[StudyEntry], labels: str | None, folder: Path) -> list[Study]:
+    """The studies, each with the convention of its reference; None for all if there is neither a reference nor a name.
+
+    Raises: InputError when a reference's meaning is in doubt; UsageError for an unknown `labels`.
+    """
+    if labels is not None:
+        named = convention_named(labels)
+        return [replace(entry.study, convention=named) for entry in entries]
+    reference_problems = sorted(
+        {entry.reference_problem for entry in entries if entry.reference_problem and entry.study.reference is not None}
+    )
+    if reference_problems:
+        raise InputError(join_problems(reference_problems))
+    unnamed = [entry for entry in entries if entry.study.convention is None]
+    convention = _detected(unnamed, folder)
+    return [replace(e.study, convention=e.study.convention or convention) for e in entries]
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """Problems as one message, the first ten in full."""
+    rest = len(problems) - MAXIMAL_NAMED
+    return "\n".join([*problems[:MAXIMAL_NAMED], *([f"... and {rest} more of this kind."] if rest > 0 else [])])
+
+
+def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
+    """All folders below, links followed, each once (a link to a parent, say), and none that glimpseg made of other
+    studies; with each the list of folders to go on to, from which may be taken away."""
+    seen: set[Path] = set()
+    for place, below, files in os.walk(folder, followlinks=True, onerror=_closed):
+        real = Path(place).resolve()
+        if real in seen or RESULT_FILES.intersection(files):
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield FolderListing(Path(place), tuple(below), tuple(name for name in files if not name.startswith("."))), below
+
+
+def _closed(error: OSError) -> None:
+    log.warning("%s could not be looked into (%s).", printable(Path(str(error.filename)).name), error.strerror)
+
+
+def _places(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, FolderListing]]:
+    for place, below in walk_folders(folder):
+        recognised = [layout for layout in known if layout.recognises(place)]
+        whole = [layout for layout in recognised if layout.owns_subfolders]
+        if len(whole) > 1:
+            raise InputError(
+                f"{printable(str(place.path))} looks like the layouts {' and '.join(layout.name for layout in whole)}. "
+                "Name the one that is meant (--layout)."
+            )
+        if whole:
+            below.clear()
+        for layout in whole or recognised:
+            yield layout, place
+
+
+def _refuse_mixed_layouts(readings: Sequence[tuple[Layout, Path, ReadResult]]) -> None:
+    first: dict[str, Path] = {}
+    for layout, path, reading in readings:
+        if reading.entries:
+            first.setdefault(layout.name, path)
+    if len(first) > 1:
+        places = "; ".join(f"{name} in {printable(str(path))}" for name, path in first.items())
+        raise InputError(
+            f"Studies of several layouts were found: {places}. Read each apart, or name the one that is meant "
+            "(--layout)."
+        )
+
+
+def _together(notes: Sequence[str]) -> list[str]:
+    """Each once; more than a few of single folders are counted."""
+    unique = list(dict.fromkeys(notes))
+    rest = len(unique) - MAXIMAL_NAMED
+    return [*unique[:MAXIMAL_NAMED], *([f"... and {rest} more notes of this kind."] if rest > 0 else [])]
+
+
+def _twins_told(entries: Sequence[StudyEntry]) -> list[StudyEntry]:
+    """The same entries; of those that share an id, each says so."""
+    named: dict[str, list[Study]] = {}
+    for entry in entries:
+        named.setdefault(entry.study.id, []).append(entry.study)
+    return [
+        replace(entry, problem=entry.problem or _twins(named[entry.study.id]))
+        if len(named[entry.study.id]) > 1
+        else entry
+        for entry in entries
+    ]
+
+
+def _twins(studies: Sequence[Study]) -> str:
+    places = [printable(str(next(iter(study.images.values()), ""))) for study in studies[:2]]
+    return f"Two studies are called {studies[0].id}: {places[0]} and {places[1]}. Rename one of them."
+
+
+def _nothing(folder: Path, layout: str, which: str) -> str:
+    expected = [LAYOUTS[layout]] if layout != AUTO else _RECOGNISED
+    looks = "; ".join(f"{one.name}: {one.example}" for one in reversed(expected))
+    return f"No study{which} was found below {printable(str(folder))}. Expected one of these: {looks}."
+
+
+def _detected(entries: Sequence[StudyEntry], folder: Path) -> Convention | None:
+    """By the numbers of all references together."""
+    having = [(e.study.reference, e.numbering) for e in entries if isinstance(e.study.reference, Path)]
+    if not having:
+        return None
+    numberings = {numbering for _, numbering in having}
+    if len(numberings) > 1:
+        raise InputError(
+            f"{printable(str(folder))} mixes the layouts {', '.join(sorted(numberings))}; their labels need not mean "
+            "the same. Read each apart, or name the convention (--labels)."
+        )
+    numbers = {path: set(np.unique(nifti.read_labels(path).voxels).tolist()) for path, _ in having}
+    _refuse_mixed(numbers)
+    pooled = set[int]().union(*numbers.values())
+    return detect_convention(pooled, numberings.pop(), f"{printable(str(folder))} ({len(having)} references)")
+
+
+def _refuse_mixed(numbers: Mapping[Path, set[int]]) -> None:
+    """3 in some references, 4 in others and both in none: more likely two conventions of enhancing tumour than BraTS
+    2024, where most patients with a cavity have enhancing tumour, too."""
+    having = {number: [path for path, found in numbers.items() if number in found] for number in (3, 4)}
+    if having[3] and having[4] and not set(having[3]) & set(having[4]):
+        raise InputError(
+            f"{len(having[3])} references hold the label 3 ({printable(having[3][0].name)}), {len(having[4])} others "
+            f"the label 4 ({printable(having[4][0].name)}), and none holds both: they seem to mix two conventions, in "
+            "which enhancing tumour is 3 or 4. Read each kind apart; if all are BraTS 2024, say so (--labels "
+            "brats2024)."
+        )

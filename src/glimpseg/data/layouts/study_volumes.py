@@ -1,0 +1,44 @@
+"""A study's files as volumes, for layouts that write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from glimpseg.data import nifti
+from glimpseg.errors import InputError
+from glimpseg.modality import Modality
+from glimpseg.study import Study
+from glimpseg.volume import Volume
+
+
+def load_images(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generic]]]:
+    """Each sequence in channel order, and the type that stores its values exactly: int16 or float32.
+
+    Raises: InputError for a file that cannot be read.
+    """
+    for modality in Modality:
+        if modality in study.images:
+            image = study.images[modality]
+            volume = image if isinstance(image, Volume) else nifti.read_volume(image)
+            yield modality, volume, _stored_as(volume.voxels)
+
+
+def load_reference(study: Study) -> Volume | None:
+    """The reference as `Label` values on its own grid; None if there is none.
+
+    Raises: InputError if it cannot be read, or its convention is unknown.
+    """
+    if isinstance(study.reference, Path) and study.convention is None:
+        raise InputError(f"Study {study.id}: the label convention is unknown. Name it (--labels).")
+    if isinstance(study.reference, Path):
+        return nifti.read_labels(study.reference, study.convention)
+    return study.reference
+
+
+def _stored_as(voxels: np.ndarray) -> type[np.generic]:
+    limits = np.iinfo(np.int16)
+    whole = np.array_equal(voxels, np.rint(voxels)) and limits.min <= voxels.min() and voxels.max() <= limits.max
+    return np.int16 if whole else np.float32

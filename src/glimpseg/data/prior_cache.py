@@ -1,0 +1,69 @@
+"""Prior (pseudo-label) maps on disk: one safetensors file beside each prepared study, read crop by crop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from glimpseg.data.cache import CachedCase, Slices
+from glimpseg.errors import InputError
+from glimpseg.runtime.atomic import atomic_file
+
+SUFFIX = ".prior.safetensors"
+"""End of the file name."""
+
+
+def content_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return a key for the file name: a hash of the settings and of the names of the cache entries."""
+    return hashlib.sha256(json.dumps([dict(about), list(names)], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mapping[str, Any]) -> None:
+    """Write the prior maps of one study.
+
+    Args:
+        path: file to write, atomically.
+        labels: `Label` values from each present modality.
+        record: provenance; its entry `study` is the id of the study.
+    """
+    metadata = {"record": json.dumps(dict(record), sort_keys=True), "digest": _digest(labels)}
+    with atomic_file(path) as temporary:
+        save_file({"prior": np.ascontiguousarray(labels)}, temporary, metadata)
+
+
+def with_prior(case: Path, prior: Path | None) -> CachedCase:
+    """Open a cached study together with its prior maps, if any.
+
+    Raises: InputError for a damaged file, or for a prior of another study.
+    """
+    found = CachedCase(case)
+    if prior is None:
+        return found
+    try:
+        with safe_open(prior, "np") as file:
+            labels, digest = file.get_tensor("prior"), file.metadata()["digest"]
+            study = json.loads(file.metadata()["record"])["study"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The prior {prior} is damaged ({error}). Delete it; it will be made again.") from error
+    if _digest(labels) != digest:
+        raise InputError(f"The prior {prior} is damaged: its checksum differs. Delete it; it will be made again.")
+    shape = (len(found.available), *found.shape)
+    if labels.shape != shape or study != found.id:
+        raise InputError(
+            f"The prior {prior} is of {study} and has {labels.shape} voxels, the study {found.id} has {shape}. "
+            "It belongs to another. Delete it; it will be made again."
+        )
+    found.prior = Slices(prior)["prior"]
+    return found
+
+
+def _digest(labels: UInt8[np.ndarray, "..."]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()

@@ -1,0 +1,139 @@
+"""Trained models, found by their path and ready to segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from glimpseg import methods
+from glimpseg.errors import ModelError
+from glimpseg.method import Segmenter
+from glimpseg.model.backend import Backend, resolved_backend
+from glimpseg.model.checkpoint import newest_valid
+from glimpseg.model.expectations import EXPECTATIONS, Expectations, read_expectations
+from glimpseg.model.folder import WEIGHTS, StoredModel, read_model
+from glimpseg.model.shipped import place_of
+from glimpseg.recipe import Recipe
+from glimpseg.runtime.precision import precision_context, resolve_precision
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Trained network with its recipe and provenance."""
+
+    network: Segmenter
+    recipe: Recipe
+    provenance: Mapping[str, Any]
+    path: Path
+    expectations: Expectations | None = None
+    """Expected performance, if it was measured (`calibrate`) for the way in which the model is used here."""
+    computed_by: str = "torch"
+    """Inference backend that was asked for: `torch`, `openvino` or `onnx`."""
+
+    @property
+    def name(self) -> str:
+        """Method and the first eight characters of the weights' digest."""
+        return f"{self.recipe.method}-{self.provenance['sha256'][WEIGHTS][:8]}"
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Recipe fields of `Segmenter.choices`, with the values in use."""
+        return {name: getattr(self.recipe.config, name) for name in self.network.choices}
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.network.parameters()).device
+
+    @cached_property
+    def precision(self) -> str:
+        """Precision under torch: fp32 if the model was trained so, else bf16 where the processor has it natively."""
+        trained = self.recipe.optim.precision
+        return resolve_precision("fp32" if trained == "fp32" else "auto", self.device)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The inference backend; it keeps its compiled copies of the network for further windows."""
+        return Backend(self.network, self.computed_by, self.precision, self.device)
+
+    @property
+    def by_torch(self) -> Model:
+        """The same model, computed by torch."""
+        return self if self.computed_by == "torch" else replace(self, computed_by="torch")
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return the context in which torch runs the network."""
+        return precision_context(self.precision, self.device)
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    choices: Mapping[str, Any] = MappingProxyType({}),
+    backend: str = "torch",
+) -> Model:
+    """Load a trained model.
+
+    Args:
+        path: As for `stored_model`.
+        device: Device to compute on.
+        choices: Values of recipe fields that the method leaves open until the model is used (`Segmenter.choices`).
+        backend: `torch`, `openvino`, `onnx`, or `auto` (`backend.resolved_backend`).
+
+    Raises:
+        ModelError: There is no model, a file is missing or damaged, or it is of another format or method.
+        UsageError: A field in `choices` is no choice, or the backend cannot be used.
+    """
+    stored = stored_model(path)
+    if stored.recipe.backbone is not None:
+        raise ModelError(
+            f"{stored.path} holds a {stored.recipe.method}, which is pretraining and segments nothing. Train from it: "
+            f"glimpseg train METHOD/RECIPE --init {stored.path}"
+        )
+    recipe = methods.chosen(stored.recipe, choices)
+    network: Segmenter = methods.build(recipe)
+    spacing_mm = recipe.data.preprocess.spacing_mm
+    computed_by = resolved_backend(backend, torch.device(device), spacing_mm, network.whole_up_to)
+    if not any(name.startswith(network.training_only) for name in stored.weights):
+        network.drop_training_parts()
+    try:
+        network.load_state_dict(stored.weights)
+    except RuntimeError as error:
+        raise ModelError(f"{stored.mismatch}: {str(error).splitlines()[0]}") from error
+    model = Model(network.to(device).eval(), recipe, stored.provenance, stored.path, computed_by=computed_by)
+    if EXPECTATIONS not in stored.provenance["sha256"]:
+        return model
+    expectations = read_expectations(stored.path)
+    return replace(model, expectations=expectations) if expectations.choices == model.chosen else model
+
+
+def stored_model(path: str | Path) -> StoredModel:
+    """Read a model without building its network.
+
+    Args:
+        path: A model folder, a checkpoint, a run folder (its finished model, else its newest checkpoint), or the text
+            `box` for the model that comes with the package.
+
+    Raises: ModelError if there is no model, if a file is missing or damaged, or if it is of another format or method.
+    """
+    return read_model(_model_folder(place_of(path)))
+
+
+def _model_folder(path: Path) -> Path:
+    if (path / "model").is_dir():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        newest = newest_valid(path)
+        if newest is None:
+            raise ModelError(f"The run {path} has no whole checkpoint yet. Wait for its first, or train on.")
+        return newest
+    if not path.is_dir():
+        raise ModelError(f"{path} is not a folder. Give a model or run folder with -m; `glimpseg train` makes one.")
+    return path

@@ -1,0 +1,163 @@
+"""From tissues to the four images of a scanner: signal, coils, slices, noise, file values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glimpseg.modality import Modality
+from glimpseg.phantom.anatomy import Brain
+from glimpseg.phantom.artefacts import axis_matrices
+from glimpseg.phantom.distractors import infarct_shares, vessel_share, white_matter_lesion_share
+from glimpseg.phantom.lattice import Fields, separable
+from glimpseg.phantom.plan import Acquisition, Brightening, Plan, Scanner
+from glimpseg.phantom.settings import keyed_generator
+from glimpseg.phantom.signal import tissue_signal
+from glimpseg.phantom.tumour import PARTS, Lesion
+
+TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
+"""Variation of normal tissues' T1: relative standard deviation, correlation length in mm."""
+RESIDUAL_MEAN = 0.7
+"""Mean of the atlas' T1 average inside the brain."""
+INT16_CEILING = 32000
+
+
+def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -> Float[Tensor, "m n"]:
+    """Signal of every brain voxel in every sequence, relative to normal white matter's."""
+    basis, names = _tissue_shares(plan, brain, fields)
+    textures = torch.stack(
+        [share * sd * brain.gather(fields.on(brain.lattice, f"texture {name}", length))
+         for share, (name, (sd, length)) in zip(basis[:2], TEXTURE.items(), strict=True)]
+    )  # fmt: skip
+    weights, slopes = _normal_signals(plan.scanner, names)
+    total = weights.to(fields.device) @ basis + slopes.to(fields.device) @ textures
+    if lesion is not None:
+        total[:, lesion.touched] *= 1 - lesion.shares.sum(0)
+        total[:, lesion.touched] += _lesion_signal(plan.scanner, lesion)
+    for channel, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True)):
+        nuclei = acquisition.nuclei * (brain.t1 - RESIDUAL_MEAN)
+        total[channel] *= 1 + nuclei if modality in Modality.T1 | Modality.T1C else 1 - nuclei
+    return total
+
+
+def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:
+    """Shares of all tissues without the tumour, and their names; they sum to 1."""
+    white, grey, fluid = brain.normal
+    ill, vessel = white_matter_lesion_share(plan, brain, fields), vessel_share(plan, brain, fields)
+    kept = (1 - ill) * (1 - vessel)
+    basis = torch.stack([white * kept, grey * kept, fluid * kept, ill * (1 - vessel), vessel])
+    if plan.distractors.infarct is not None:
+        swollen, hollow = infarct_shares(plan.distractors.infarct, brain, fields)
+        basis = basis * (1 - swollen - hollow)
+        basis[2] += hollow
+        basis[3] += swollen
+    return basis, ("white", "grey", "fluid", "oedema", "vessel")
+
+
+def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m 2"]]:
+    """Signal of each tissue in each sequence, white matter 1, and its slope in log T1 for those with texture."""
+    weights, slopes = torch.zeros(len(Modality), len(names)), torch.zeros(len(Modality), len(TEXTURE))
+    for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
+        after_contrast = modality is Modality.T1C
+        gains = [acquisition.gains.get(name, 1.0) for name in names]
+        signal = [
+            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], after_contrast)
+            for gain, name in zip(gains, names, strict=True)
+        ]
+        longer = [
+            gain * tissue_signal(acquisition.sequence, scanner.tissues[name], after_contrast, t1_factor=1.01)
+            for gain, name in zip(gains, TEXTURE, strict=False)
+        ]
+        weights[channel] = torch.stack(signal) / signal[0]
+        if acquisition.flatness != 1:
+            weights[channel, 1] **= acquisition.flatness
+        slopes[channel] = (torch.stack(longer) / torch.stack(signal[: len(TEXTURE)]) - 1) / 0.01
+    return weights, slopes * weights[:, : len(TEXTURE)]
+
+
+def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
+    """What the lesion's tissues add in the voxels it touches, relative to normal white matter."""
+    total = torch.zeros((len(Modality), len(lesion.touched)), device=lesion.shares.device)
+    for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
+        after_contrast = modality is Modality.T1C
+        unit = float(tissue_signal(acquisition.sequence, scanner.tissues["white"], after_contrast))
+        for share, name in zip(lesion.shares, PARTS, strict=True):
+            uptake = lesion.uptake if name == "enhancing" else 1.0
+            signal = tissue_signal(
+                acquisition.sequence,
+                scanner.tissues[name],
+                after_contrast,
+                t1_factor=lesion.t1_factor,
+                t2_factor=lesion.t2_factor,
+                uptake=uptake,
+            )
+            signal = acquisition.gains.get(name, 1.0) * signal
+            if acquisition.flatness != 1 and modality in Modality.T1 | Modality.T1C:
+                # What is darker than white matter differs from it as much more, or less, as grey matter does.
+                signal = torch.where(signal < unit, unit * (signal / unit) ** acquisition.flatness, signal)
+            total[channel] += share * signal / unit
+    return total
+
+
+def scan_images(plan: Plan, brain: Brain, signal: Float[Tensor, "m n"], fields: Fields) -> Float[Tensor, "m n"]:
+    """The images' brain voxels as whole numbers from 1 to 32000."""
+    return torch.stack(
+        [_scan_sequence(plan, brain, signal[k], acquisition, fields=fields, name=modality.key)
+         for k, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True))]
+    )  # fmt: skip
+
+
+def _scan_sequence(
+    plan: Plan, brain: Brain, signal: Tensor, acquisition: Acquisition, *, fields: Fields, name: str
+) -> Float[Tensor, "n"]:
+    tissues = plan.scanner.tissues
+    after_contrast = name == Modality.T1C.key
+    fluid = tissue_signal(acquisition.sequence, tissues["fluid"], after_contrast) / tissue_signal(
+        acquisition.sequence, tissues["white"], after_contrast
+    )
+    coils = brain.gather(fields.on(brain.lattice, f"bias {name}", acquisition.bias_mm))
+    sensitivity = torch.exp(acquisition.bias * coils)
+    if acquisition.brightening is not None:
+        sensitivity = sensitivity * _central_gain(acquisition.brightening, brain).to(fields.device)
+    if acquisition.stripes:
+        sensitivity = sensitivity * brain.gather(_slice_gains(plan.seed, acquisition, brain, name)).to(fields.device)
+    along = axis_matrices(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
+    # Noise passes through the same slices and resampling as the signal; dividing by their gain keeps its level.
+    gain = math.prod(float(np.sqrt((m[len(m) // 2] ** 2).sum())) for m in along)
+    count = len(signal)
+    noisy = signal * sensitivity + acquisition.noise / gain * fields.white(count, f"noise {name}")
+    # Around the brain lies fluid, so blurred slices do not darken the cortex as a cut-out would.
+    seen = brain.gather(separable(brain.scatter(noisy, fill=acquisition.surround * float(fluid)), along))
+    magnitude = torch.hypot(seen, acquisition.noise * fields.white(count, f"noise {name} imaginary"))
+    if acquisition.ceiling is not None:
+        magnitude = magnitude.clamp(max=acquisition.ceiling)
+    values = (acquisition.scale * magnitude**acquisition.gamma).round().clamp(1, INT16_CEILING)
+    return values * _coverage_mask(acquisition, brain) if any(acquisition.cut_mm) else values
+
+
+def _central_gain(brightening: Brightening, brain: Brain) -> Float[Tensor, "n"]:
+    """Factor on the signal of each brain voxel."""
+    away = brain.positions_mm(torch.device("cpu")) - torch.tensor(brightening.middle_mm)[:, None]
+    return 1 + brightening.strength * torch.exp(-0.5 * (away / brightening.width_mm).square().sum(0))
+
+
+def _slice_gains(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Float[Tensor, "x y z"]:
+    """Brightness of each slice; neighbours differ, as where odd slices are taken before even ones."""
+    axis = acquisition.slice_axis
+    at = torch.from_numpy(brain.lattice.axes[axis])
+    number = ((at - at[0]) / max(acquisition.slice_mm, brain.lattice.spacing_mm)).floor().long()
+    drawn = keyed_generator(seed, f"stripes {name}").standard_normal(int(number.max()) + 1).astype(np.float32)
+    slices = 1 + acquisition.stripes * torch.from_numpy(drawn)[number]
+    return slices.reshape([-1 if k == axis else 1 for k in range(3)]).expand(brain.lattice.shape)
+
+
+def _coverage_mask(acquisition: Acquisition, brain: Brain) -> Float[Tensor, "n"]:
+    """1 where the sequence reaches, 0 at the bottom and the top that it lacks."""
+    height = torch.from_numpy(brain.lattice.axes[2].astype(np.float32)).expand(brain.lattice.shape)
+    height = brain.gather(height).to(brain.depth_mm.device)
+    bottom, top = acquisition.cut_mm
+    return ((height >= height.min() + bottom) & (height <= height.max() - top)).float()

@@ -1,0 +1,330 @@
+"""Reads thousands of damaged NIfTI, DICOM and archive files, each made from a seed, and counts how that ends.
+
+    python tests/robustness/fuzz_files.py [--nifti 1000] [--dicom 1000] [--archives 1000] [--seed 0]
+
+A file may be read, or refused with one of glimpseg's own errors. Anything else is a finding: another exception, a
+Python warning, a process that dies, more than 5 s of a processor, a file left behind. Memory is limited to 1 GB beyond
+the imports. Each finding names the number of its file; `--only nifti:123` makes and reads that one again in this
+process, and shows the trace.
+
+The files are read by a process that is replaced when it dies or hangs. Where glimpseg itself would start a reading
+process (DICOM), the reader is forked from this one instead, which spares its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import runpy
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fuzz_makers as makers
+import numpy as np
+
+SECONDS = 5.0
+"""Of a processor; more is a hang (reliability table, row 39)."""
+PATIENCE_S = 30.0
+"""By the clock, on a machine that may be busy with other things."""
+SPARE_BYTES = 1 << 30
+"""What the reading process may take beyond its imports."""
+SETTLE_SECONDS = 300.0
+"""For imports, before the first file."""
+KINDS = {"nifti": makers.nifti, "dicom": makers.dicom, "archive": makers.archive}
+
+
+class Hang(Exception):
+    """A forked reader took too long."""
+
+
+@dataclass
+class Tally:
+    """What became of the files of one kind."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    findings: list[str] = field(default_factory=list)
+    peak_mb: float = 0.0
+    slowest_s: float = 0.0
+    seconds: float = 0.0
+
+    def take(self, name: str, answer: dict[str, Any]) -> None:
+        """Counts one answer."""
+        self.outcomes[answer["outcome"]] += 1
+        self.peak_mb = max(self.peak_mb, answer.get("peak_mb", 0.0))
+        self.slowest_s = max(self.slowest_s, answer["seconds"])
+        if answer["outcome"] not in ("read", "refused"):
+            self.findings.append(f"{name}: {answer['outcome']}: {answer['text']}")
+
+
+def main() -> int:
+    """Prints a table and the findings; the exit code says whether there were any."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nifti", type=int, default=1000)
+    parser.add_argument("--dicom", type=int, default=1000)
+    parser.add_argument("--archives", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="Kind and number of one file.")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(arguments.work, arguments.only)
+        return 0
+    if arguments.only:
+        return once(arguments.only, arguments.seed)
+    wanted = {"nifti": arguments.nifti, "dicom": arguments.dicom, "archive": arguments.archives}
+    tallies = {kind: fuzz(kind, range(count), arguments.seed) for kind, count in wanted.items() if count}
+    print(table(tallies))
+    for kind, tally in tallies.items():
+        for finding in tally.findings:
+            print(f"{kind}:{finding}")
+    return int(any(tally.findings for tally in tallies.values()))
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """One line for each kind, as Markdown."""
+    heads = ["read", "refused", "exception", "warning", "died", "hang", "left behind"]
+    lines = [f"| kind | files | {' | '.join(heads)} | peak MB | slowest s | s |", "|---" * (len(heads) + 5) + "|"]
+    for kind, tally in tallies.items():
+        counts = " | ".join(str(tally.outcomes[head]) for head in heads)
+        times = f"{tally.peak_mb:.0f} | {tally.slowest_s:.2f} | {tally.seconds:.0f}"
+        lines.append(f"| {kind} | {tally.outcomes.total()} | {counts} | {times} |")
+    return "\n".join(lines)
+
+
+def fuzz(kind: str, numbers: Sequence[int], seed: int) -> Tally:
+    """Files of one kind through a process that reads them."""
+    tally, begun = Tally(), time.monotonic()
+    missing = makers.missing(kind)
+    if missing:
+        print(f"{kind}: left out, {missing}", file=sys.stderr)
+        return tally
+    with tempfile.TemporaryDirectory() as place:
+        worker = Worker(Path(place), kind)
+        for number in numbers:
+            tally.take(str(number), worker.ask(kind, number, seed))
+        worker.end()
+    tally.seconds = time.monotonic() - begun
+    return tally
+
+
+class Worker:
+    """The process that reads, started again whenever it dies or hangs."""
+
+    def __init__(self, place: Path, kind: str) -> None:
+        self.place, self.kind = place, kind
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, kind: str, number: int, seed: int) -> dict[str, Any]:
+        """How one file ended."""
+        process = self.process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps([kind, number, seed]).encode() + b"\n")
+        process.stdin.flush()
+        begun = time.monotonic()
+        answer = self._line(process, 2 * PATIENCE_S)  # a forked reader is stopped by the worker itself, sooner
+        if answer is None:
+            self.end()
+            died = process.returncode is not None and process.returncode != -9
+            text = f"exit code {process.returncode}" if died else f"more than {2 * PATIENCE_S:g} s"
+            return {"outcome": "died" if died else "hang", "text": text, "seconds": time.monotonic() - begun}
+        if answer["seconds"] > SECONDS:
+            answer |= {"outcome": "hang", "text": f"{answer['seconds']:.1f} s"}
+        return answer
+
+    def end(self) -> None:
+        """Stops the process, and removes what it worked on."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout):
+                assert stream is not None
+                stream.close()
+            self.process = None
+        for path in self.place.iterdir():
+            shutil.rmtree(path)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--work", str(self.place), "--only", self.kind]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        if self._line(self.process, SETTLE_SECONDS) is None:
+            raise RuntimeError("the reading process did not start")
+        return self.process
+
+    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
+        assert process.stdout is not None
+        if not select.select([process.stdout], [], [], seconds)[0]:
+            return None
+        line = process.stdout.readline()
+        if not line:
+            process.wait()
+            return None
+        return json.loads(line)
+
+
+# The process that reads
+
+
+def work(place: Path, only: str) -> None:
+    """Reads the files that are asked for on stdin, one answer a line on stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    prepare_process(only)
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        kind, number, seed = json.loads(line)
+        print(json.dumps(ended(kind, number, seed, place)), file=answers, flush=True)
+
+
+def prepare_process(only: str) -> None:
+    """Imports, limits, and a reader that is forked rather than started."""
+    from glimpseg.data import nifti, preprocess, unpack  # noqa: F401
+    from glimpseg.runtime import sandbox
+
+    if only == "dicom":
+        import highdicom  # noqa: F401
+
+        from glimpseg.data.dicom import find, read, stacks  # noqa: F401
+
+        find.run_sandboxed = read.run_sandboxed = forked  # type: ignore[assignment]
+    sandbox.limit_memory(SPARE_BYTES)
+    warnings.simplefilter("error")
+
+
+def ended(kind: str, number: int, seed: int, place: Path) -> dict[str, Any]:
+    """Makes one file, reads it, and says how that ended."""
+    case, scratch = place / "case", place / "scratch"
+    for folder in (case, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    tempfile.tempdir = str(scratch)
+    path = KINDS[kind](np.random.default_rng([seed, number]), case)
+    before = set(place.rglob("*"))
+    begun = _processor_s()
+    outcome, text = _read(kind, path)
+    answer = {"outcome": outcome, "text": text, "seconds": _processor_s() - begun}
+    left = set(place.rglob("*")) - before
+    if left and outcome in ("read", "refused"):
+        answer |= {"outcome": "left behind", "text": ", ".join(str(path.relative_to(place)) for path in left)}
+    return {
+        **answer,
+        "peak_mb": max(_own_peak_kilobytes(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024,
+    }
+
+
+def _own_peak_kilobytes() -> int:
+    """Largest memory of this process. `ru_maxrss` would count the memory of the process that started it, too."""
+    words = Path("/proc/self/status").read_text("ascii").split()
+    return int(words[words.index("VmHWM:") + 1])
+
+
+def _processor_s() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _read(kind: str, path: Path) -> tuple[str, str]:
+    from glimpseg.errors import InputError
+
+    try:
+        makers.READERS[kind](path)
+    except InputError as error:
+        text = str(error)
+        return ("refused", text) if len(text) > 20 else ("exception", f"a message without words: {text!r}")
+    except Hang:
+        return "hang", "the forked reader"
+    except Warning as error:
+        return "warning", f"{type(error).__name__}: {error} {_where(error)}"
+    except Exception as error:
+        return "exception", f"{type(error).__name__}: {error} {_where(error)}"
+    return "read", ""
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "glimpseg" in frame.filename] or list(frames)
+    return f"({Path(ours[-1].filename).name}:{ours[-1].lineno}, {Path(frames[-1].filename).name}:{frames[-1].lineno})"
+
+
+def forked(module: str, arguments: Sequence[str | Path], *, seconds: float) -> None:
+    """Does what `sandbox.run_sandboxed` does, in a copy of this process."""
+    from glimpseg.runtime.sandbox import SandboxError
+
+    del seconds
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if not child:
+            _be_reader(module, arguments, said.fileno())
+        status = _waited(child)
+        said.seek(0)
+        lines = said.read().decode("utf-8", "replace").strip().splitlines()
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        raise SandboxError(lines[-1] if lines else f"reader ended with {code}")
+
+
+def _be_reader(module: str, arguments: Sequence[str | Path], descriptor: int) -> None:
+    os.dup2(descriptor, 2)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    sys.argv = [module, *map(str, arguments)]
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _waited(child: int) -> int:
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.002)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    raise Hang
+
+
+def once(name: str, seed: int) -> int:
+    """One file again, in this process, with its trace. The file is kept."""
+    kind, _, number = name.partition(":")
+    place = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    path = KINDS[kind](np.random.default_rng([seed, int(number)]), place)
+    print(path)
+    makers.READERS[kind](path)
+    print("read")
+    return 0
+
+
+def counted(kind: str, numbers: Sequence[int], seed: int = 0) -> Iterator[str]:
+    """The findings among some files: what the tests ask for."""
+    yield from fuzz(kind, numbers, seed).findings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

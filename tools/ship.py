@@ -1,0 +1,422 @@
+"""Puts a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
+
+    python tools/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
+
+MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
+`calibrate` made; `--begun` names the runs whose models its training began with, first to last; EVALUATION is of the
+phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOOKS is the log of looks at real cases.
+Numbers of MODEL_CARD.md come from these files; what is not given is said to be missing. Nothing is written if the
+weights exceed 24 MB, or a weight does not fit fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from glimpseg import methods
+from glimpseg.errors import InputError, ModelError
+from glimpseg.modality import ALL, Modality, parse
+from glimpseg.model.expectations import Expectations
+from glimpseg.model.folder import WEIGHTS, StoredModel
+from glimpseg.model.halving import save_halved, trained_digest
+from glimpseg.model.loading import Model, load_model, stored_model
+from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
+from glimpseg.phantom import Settings, generate
+from glimpseg.phantom.dataset import MANIFEST, as_study
+from glimpseg.report.evaluation import metric_table
+from glimpseg.results.folder import Evaluation, read_evaluation
+from glimpseg.results.scores import METRICS, POSTPROCESSED
+from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots
+from glimpseg.segmentation.predict import segment_study
+from real_cases import Look, read_looks
+
+CARD = "MODEL_CARD.md"
+LIMIT_MB = 24.0
+"""Of the weights: a wheel that one mails and keeps."""
+SEED = 900_200
+"""Of the phantom on which fp16 is compared with fp32."""
+LOG_LINES = 12
+DIGEST = 12
+"""Characters of a digest that a person compares."""
+
+
+def main() -> int:
+    """Ships the model and prints what it came to."""
+    arguments = _arguments()
+    found = stored_model(arguments.model)
+    evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
+    looks = read_looks(arguments.real) if arguments.real else []
+    before = begun_with(found, arguments.begun)
+    begun = [in_words(*both) for both in zip(before, arguments.begun, strict=True)]
+    scored = scored_phantoms(arguments.phantoms, evaluation, [*before, found]) if evaluation else ""
+    if arguments.real and not looks:
+        raise InputError(f"{arguments.real} holds no look. Make it with tools/real_cases.py --log.")
+    journal = metrics_of(arguments.run or arguments.model)
+    with tempfile.TemporaryDirectory() as temporary:
+        save_halved(found, Path(temporary) / BOX)
+        half = load_model(Path(temporary) / BOX)
+        size = (half.path / WEIGHTS).stat().st_size / 1e6
+    refuse_other_weights(found, evaluation, looks)
+    if size > LIMIT_MB:
+        raise ModelError(
+            f"The weights come to {size:.1f} MB, and {LIMIT_MB:g} MB is the limit. Train a smaller network."
+        )
+    comparison = list(compared(load_model(found.path), half, arguments.spacing))
+    print("\n".join(comparison))
+    text = card(found, half, size, comparison, journal, begun, evaluation, scored, looks)
+    save_halved(found, arguments.target, {CARD: text})
+    shipped = load_model(arguments.target)
+    print(f"{shipped.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
+    return 0
+
+
+def refuse_other_weights(found: StoredModel, evaluation: Evaluation | None, looks: Sequence[Look]) -> None:
+    """Raises InputError for numbers that are of other weights than those that are shipped."""
+    digest = trained_digest(found.provenance)
+    if evaluation is not None:
+        model = evaluation.record["model"]
+        of = model.get("halved_from", model["weights"])
+        if of != digest:
+            raise InputError(
+                f"{evaluation.folder} is of the weights {of[:8]}, not of {digest[:8]}. Evaluate this model."
+            )
+    if looks and digest not in {look.weights for look in looks}:
+        raise InputError(f"The log of looks has none at the weights {digest[:8]}. Run tools/real_cases.py with them.")
+
+
+def compared(full: Model, half: Model, spacing_mm: float) -> Iterator[str]:
+    """How many labels of a phantom change when the weights are rounded to fp16, in words."""
+    study = as_study(generate(SEED, Settings.at_spacing(spacing_mm)))
+    for subset in (ALL, Modality.FLAIR):
+        one, other = (segment_study(study.restricted_to(subset), m, raw="no").labels.voxels for m in (full, half))
+        changed, tumour = int((one != other).sum()), int(((one > 0) | (other > 0)).sum())
+        share = f"{changed / tumour:.5%} of those that either calls tumour" if tumour else "neither calls any tumour"
+        yield (
+            f"Phantom {SEED} at {spacing_mm:g} mm from {subset.title}: {changed} of {one.size} voxels have another "
+            f"label in fp16, {share}."
+        )
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The records of a run, the last of each step; none if there are none."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    records = {}
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill
+        records[record["step"]] = record
+    return [records[step] for step in sorted(records)]
+
+
+def card(
+    found: StoredModel,
+    half: Model,
+    megabytes: float,
+    comparison: Sequence[str],
+    journal: Sequence[Mapping[str, Any]],
+    begun: Sequence[str],
+    evaluation: Evaluation | None,
+    scored: str,
+    looks: Sequence[Look],
+) -> str:
+    """The text of MODEL_CARD.md."""
+    place = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(place), undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    told, digest = half.expectations, trained_digest(found.provenance)
+    ours = [look for look in looks if look.weights == digest]
+    return environment.get_template("model_card.md.j2").render(
+        model=half,
+        found=found,
+        megabytes=megabytes,
+        parameters=f"{sum(value.numel() for value in found.weights.values()) / 1e6:.2f} million",
+        digest=half.provenance["sha256"][WEIGHTS],
+        recipe_name=recipe_name(found),
+        regions=[region.name for region in half.network.regions],
+        cost=cost(journal, found),
+        begun=begun,
+        stream=found.recipe.data.stream,
+        phantoms=phantoms_seen(found),
+        patch=" x ".join(map(str, found.recipe.data.sampling.patch)),
+        settings=list(stream_settings(found)),
+        tables=[] if evaluation is None else list(phantom_tables(evaluation)),
+        population=scored,
+        expectations=told,
+        calibration=markdown(calibration_table(told, half)) if told else "",
+        real=markdown(real_table(ours)) if ours else "",
+        means=markdown(means_table(ours)) if len({look.case for look in ours}) > 1 else "",
+        looks=markdown(looks_table(looks, digest)) if looks else "",
+        comparison=comparison,
+        log=markdown(log_table(journal)) if journal else "Not given.",
+    )
+
+
+def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
+    """The models that its training began with, one after the other: those of `runs`, first to last.
+
+    Raises: InputError if a run is missing, or is not what the next one began with.
+    """
+    init = found.provenance.get("init")
+    if init is None:
+        if runs:
+            raise InputError(f"{found.path} began with no other model. Leave out --begun {runs[-1]}.")
+        return []
+    if not runs:
+        raise InputError(f"{found.path} began with the model {init['weights'][:8]}. Name its run: --begun RUN.")
+    before = stored_model(runs[-1])
+    if before.provenance["sha256"][WEIGHTS] != init["weights"]:
+        raise InputError(f"{runs[-1]} holds another model than {init['weights'][:8]}, which {found.path} began with.")
+    return [*begun_with(before, runs[:-1]), before]
+
+
+def in_words(before: StoredModel, run: Path) -> str:
+    """An earlier training in words."""
+    record, stream = before.provenance, before.recipe.data.stream
+    seeds = f"{phantoms_seen(before)} phantoms from seed {stream.first_seed}; " if stream else ""
+    return (
+        f"{recipe_name(before)}, commit {record.get('commit') or 'not recorded'}, weights "
+        f"`{record['sha256'][WEIGHTS][:8]}`; {seeds}{cost(metrics_of(run), before)}"
+    )
+
+
+def recipe_name(found: StoredModel) -> str:
+    """The recipe it is nearest to, and the fields that differ."""
+    own = dict(flat(methods.as_tree(found.recipe)))
+    known = {
+        f"{found.recipe.method}/{name}": dict(flat(methods.as_tree(recipe)))
+        for name, recipe in methods.module(found.recipe.method).RECIPES.items()
+    }
+    changes = {
+        name: {field: own.get(field) for field in own.keys() | tree.keys() if own.get(field) != tree.get(field)}
+        for name, tree in known.items()
+    }
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    text = ", ".join(f"`{field}={value}`" for field, value in sorted(changes[nearest].items()))
+    return f"`{nearest}`" + (f" with {text}" if text else "")
+
+
+def flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves of a tree of mappings by their dotted names."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, tree
+
+
+def cost(journal: Sequence[Mapping[str, Any]], found: StoredModel) -> str:
+    """Hours that the steps took, from the log."""
+    if not journal:
+        return "not recorded: no log was given"
+    steps = [0, *(record["step"] for record in journal)]
+    spans = (b - a for a, b in itertools.pairwise(steps))
+    hours = sum(span * record["seconds_per_step"] for span, record in zip(spans, journal, strict=True)) / 3600
+    device, threads = str(found.provenance.get("device") or "cpu"), int(found.provenance.get("threads", 1))
+    where = f"{threads} threads of a CPU" if device == "cpu" else f"one {device} device"
+    busy = f", at most {hours * threads:.2f} processor-hours" if device == "cpu" else ""
+    return f"{steps[-1]} steps in {hours:.2f} hours on {where}, by the times of its log{busy}"
+
+
+def phantoms_seen(found: StoredModel) -> int:
+    """How many phantoms the steps so far have cut crops from."""
+    stream = found.recipe.data.stream
+    if stream is None:
+        return 0
+    samples = int(found.provenance.get("steps") or 0) * found.recipe.data.sampling.batch
+    return math.ceil(samples / stream.crops)
+
+
+def stream_settings(found: StoredModel) -> Iterator[tuple[str, str]]:
+    """What the phantoms were drawn from, name and value."""
+    stream = found.recipe.data.stream
+    if stream is None:
+        return
+    for name, value in flat(asdict(stream.settings(found.recipe.data.preprocess.spacing_mm))):
+        yield name, written_value(value)
+
+
+def written_value(value: object) -> str:
+    """A setting as text, a list as a tuple."""
+    return str(tuple(value) if isinstance(value, list) else value)
+
+
+def scored_phantoms(folder: Path | None, evaluation: Evaluation, models: Sequence[StoredModel]) -> str:
+    """Of what the evaluation is, in words, from the phantoms' own record. `models` are those that were trained one
+    after the other, the last the one that was evaluated.
+
+    Raises: InputError if the folder holds other studies than were scored, or one that was trained on.
+    """
+    scores, digest = evaluation.scores, str(evaluation.record["data"])[:DIGEST]
+    said = f"{len(scores.studies)} studies, protocol {', '.join(evaluation.summary['protocol'])}, digest `{digest}`"
+    if folder is None:
+        return f"{said}. What they were drawn from was not given."
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    seeds = {entry["study"]: entry["seed"] for entry in manifest["studies"]}
+    if not set(scores.studies) <= seeds.keys():
+        raise InputError(
+            f"{folder} does not hold the studies of {evaluation.folder}. Name the phantoms that it scored."
+        )
+    ours, trained = [seeds[study] for study in scores.studies], dict(stream_settings(models[-1]))
+    for model in models:
+        stream = model.recipe.data.stream
+        if stream and any(0 <= seed - stream.first_seed < phantoms_seen(model) for seed in ours):
+            raise InputError(
+                f"{folder} holds seeds that the model was trained on. Make others: glimpseg phantom --seed."
+            )
+    drawn = {name: written_value(value) for name, value in flat(manifest["settings"])}
+    other = [f"{name} {value}" for name, value in drawn.items() if value != trained.get(name)]
+    return (
+        f"Phantoms of `{manifest['generator']}`, seeds {min(ours)} to {max(ours)}, none of which it was trained on: "
+        f"{said}. What they were drawn from differs from the training's in: {', '.join(other) or 'nothing'}."
+    )
+
+
+def phantom_tables(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """Dice and HD95 of every subset, as far as they were computed: title, note, table."""
+    for name in ("dice", "hd95"):
+        if name in evaluation.scores.metrics:
+            made = metric_table(evaluation, METRICS[name])
+            hidden = [column for column, title in enumerate(made.columns) if title == POSTPROCESSED]
+            yield made.title, made.note, markdown(made, hidden)
+
+
+def calibration_table(told: Expectations, model: Model) -> Table:
+    """Calibration error before and after, by subset and region."""
+    regions = model.network.regions
+    rows = []
+    for subset, found in told.subsets.items():
+        cells = dots(subset.key)
+        for region in regions:
+            one = found.get(region)
+            cells += [percent(one.ece_before), percent(one.ece_after)] if one else [MISSING, MISSING]
+            cells.append(Cell(f"{one.temperature:.2f}{'*' if one.pooled else ''}") if one else MISSING)
+        rows.append(cells)
+    titles = [f"{region.name} {what}" for region in regions for what in ("before", "after", "temperature")]
+    note = "*: the temperature of all subsets together, for want of cases."
+    return Table("calibration", "Calibration", [*dot_titles(), *titles], rows, note=note)
+
+
+def real_table(looks: Sequence[Look]) -> Table:
+    """Every case and subset of the last look at each."""
+    regions = list(dict.fromkeys(look.region for look in looks))
+    rows: dict[tuple[str, str, str], dict[str, Look]] = {}
+    for look in looks:
+        rows.setdefault((look.case, look.truth, look.sequences), {})[look.region] = look
+    lines = []
+    for (case, truth, sequences), found in rows.items():
+        shown = [found.get(region) for region in regions]
+        dice = [scored(look) if look else MISSING for look in shown]
+        far = [Cell(f"{look.hd95_mm:.1f}") if look and look.reference_ml else MISSING for look in shown]
+        lines.append([Cell(case), Cell(truth), *dots(sequences), *dice, *far])
+    titles = [*regions, *(f"HD95 {region}" for region in regions)]
+    return Table("real", "Real cases", ["case", "reference by", *dot_titles(), *titles], lines)
+
+
+def scored(look: Look) -> Cell:
+    """Dice, or what was found where the reference has nothing."""
+    return percent(look.dice) if look.reference_ml else Cell(f"none; {look.predicted_ml:.1f} ml found")
+
+
+def means_table(looks: Sequence[Look]) -> Table:
+    """Mean Dice over the cases that have the region, for each subset, and over the subsets."""
+    regions = list(dict.fromkeys(look.region for look in looks))
+    last = {(look.case, look.sequences, look.region): look for look in looks if look.reference_ml}
+    rows = []
+    for sequences in dict.fromkeys(look.sequences for look in looks):
+        found = {r: [look.dice for (_, s, one), look in last.items() if s == sequences and one == r] for r in regions}
+        cases = max(map(len, found.values()))
+        rows.append([*dots(sequences), *(percent(mean(found[region])) for region in regions), Cell(str(cases), cases)])
+    return Table("means", "Means", [*dot_titles(), *regions, "cases"], rows)
+
+
+def looks_table(looks: Sequence[Look], digest: str) -> Table:
+    """One line for each day and candidate."""
+    rows: dict[tuple[str, str, str], list[Look]] = {}
+    for look in looks:
+        rows.setdefault((look.date, look.candidate, look.weights), []).append(look)
+    lines = []
+    for (date, candidate, weights), seen in rows.items():
+        cases = ", ".join(dict.fromkeys(look.case for look in seen))
+        whole = [look for look in seen if len(parse(look.sequences)) == max(len(parse(o.sequences)) for o in seen)]
+        dice = ", ".join(
+            f"{region} {100 * mean([look.dice for look in whole if look.region == region and look.reference_ml]):.1f}"
+            for region in dict.fromkeys(look.region for look in seen)
+        )
+        shipped = "this model" if weights == digest else ""
+        lines.append([Cell(date), Cell(candidate), Cell(f"`{weights[:8]}`"), Cell(cases), Cell(dice), Cell(shipped)])
+    return Table(
+        "looks", "Looks", ["date", "candidate", "weights", "cases", "mean Dice with most sequences", ""], lines
+    )
+
+
+def log_table(journal: Sequence[Mapping[str, Any]]) -> Table:
+    """The loss over the run, at about a dozen steps evenly apart."""
+    picked = [journal[n] for n in np.unique(np.linspace(0, len(journal) - 1, LOG_LINES).round().astype(int))]
+    names = [name for name in picked[-1] if name == "loss" or name.startswith("loss/")]
+    rows = [
+        [
+            Cell(str(record["step"])),
+            *(Cell(f"{record[name]:.4f}") if name in record else MISSING for name in names),
+            Cell(f"{record['seconds_per_step']:.2f}"),
+        ]
+        for record in picked
+    ]
+    return Table("log", "Log", ["step", *(name.removeprefix("loss/") for name in names), "s a step"], rows)
+
+
+def markdown(made: Table, hidden: Sequence[int] = ()) -> str:
+    """A table for a page of text; small numbers follow in brackets."""
+    kept = [column for column in range(len(made.columns)) if column not in hidden]
+    rows = [[written(row[column]) for column in kept] for row in made.lines]
+    head = [made.columns[column] for column in kept]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([*lines, *(["", made.note] if made.note.startswith("*") else [])])
+
+
+def written(cell: Cell) -> str:
+    """A cell as text."""
+    return f"{cell.text} ({cell.small})" if cell.small else cell.text
+
+
+def percent(value: float) -> Cell:
+    """A share in percent; nothing for NaN."""
+    return MISSING if math.isnan(value) else Cell(f"{100 * value:.1f}", value)
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN of nothing."""
+    return float(np.mean(values)) if values else math.nan
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--run", type=Path, help="the run whose log tells the cost; default: MODEL")
+    parser.add_argument("--begun", type=Path, nargs="*", default=[], help="earlier runs, first to last")
+    parser.add_argument("--evaluation", type=Path, help="folder that `evaluate` wrote, of held-out phantoms")
+    parser.add_argument("--phantoms", type=Path, help="the phantoms that were evaluated; phantoms.json describes them")
+    parser.add_argument("--real", type=Path, help="log of looks that tools/real_cases.py wrote")
+    parser.add_argument("--target", type=Path, default=WEIGHTS_FOLDER / BOX)
+    parser.add_argument("--spacing", type=float, default=1.0, help="mm, of the phantom that compares fp16 with fp32")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
