@@ -116,7 +116,7 @@ class PreNorm(nn.Sequential):
         self.conv = convolution(inputs, outputs, kernel, stride=stride, padding_mode=padding_mode)
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Transformer layer: attention and perceptron, each after a layer norm; the position is added to its input."""
 
     def __init__(self, config: Config) -> None:
@@ -151,7 +151,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
     def forward(
         self,
@@ -356,7 +356,7 @@ class TokenFusion(nn.Module):
 
 NETWORKS = (Encoder, Tokens, Transformer, JointDecoder, SingleDecoder)
 """Modules of a `TokenFusion` to compile: `Learner.networks`."""
-STAGES = (Stage, Layer, PreNorm)
+STAGES = (Stage, TransformerLayer, PreNorm)
 """Modules of a `TokenFusion` to checkpoint: `Learner.stages`."""
 
 NAMES = (

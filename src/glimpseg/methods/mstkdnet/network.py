@@ -31,7 +31,7 @@ class Residual(nn.Module):
         return x + self.conv2(functional.relu(self.norm2(inner)))
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Transformer layer: attention and perceptron, each after a layer norm."""
 
     def __init__(self, config: Config) -> None:
@@ -90,7 +90,7 @@ class Bottleneck(nn.Module):
         self.embed = nn.Conv3d(inputs, width, PATCH, PATCH)
         self.position = nn.Parameter(torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], width))
         self.drop = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
         self.deepest = upsampling(width, d8)
         self.branches = nn.ModuleList(
             nn.Sequential(*(upsampling_block(*ends, null) for ends in pairwise(widths)))

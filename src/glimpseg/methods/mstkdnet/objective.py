@@ -16,7 +16,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.errors import UsageError
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, frozen
 from glimpseg.methods.mstkdnet.config import Config
-from glimpseg.methods.mstkdnet.network import Discriminator, Layer, Network, NetworkOutput, Residual
+from glimpseg.methods.mstkdnet.network import Discriminator, Network, NetworkOutput, Residual, TransformerLayer
 from glimpseg.modality import ALL, Modality
 from glimpseg.nets.recompute import outermost
 from glimpseg.region import Label, Region
@@ -203,7 +203,7 @@ class MSTKDNet(Segmenter):
     @property
     def stages(self) -> tuple[nn.Module, ...]:
         """Residual blocks and layers of the transformers."""
-        return tuple(outermost(self, (Residual, Layer)))
+        return tuple(outermost(self, (Residual, TransformerLayer)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
         """Return the student's probability of each label, and of no label.

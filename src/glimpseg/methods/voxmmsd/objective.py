@@ -115,7 +115,7 @@ class VoxMMSD(Learner):
         state = self.student.state_dict()
         return {role: state[name] for name, role in self._names.items()}
 
-    def crop_view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> ViewPair:
+    def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> ViewPair:
         """Return two views of a study, and voxels that are visible in both."""
         return view_pair(case, sampling.patch, self.config, rng)
 
