@@ -46,9 +46,7 @@ def downsample_target(target: Float[Tensor, "b k x y z"], shape: torch.Size) -> 
 
 
 def one_hot(target: Int[Tensor, "b x y z"], labels: Sequence[int]) -> Float[Tensor, "b k x y z"]:
-    """One-hot maps of a label map: first the background, then each of `labels` in this order; other values are
-    background.
-    """
+    """One-hot maps of a label map: the background, then each of `labels` in order; other values are background."""
     maps = torch.stack([target == label for label in labels], 1)
     return torch.cat([~maps.any(1, keepdim=True), maps], 1).float()
 

@@ -44,8 +44,11 @@ class Region(enum.Enum):
 
     >>> labels = np.array([0, 1, 2, 3, 4])  # background, NCR, ED, ET, RC
     >>> for region in Region:
-    ...     print(region.name, region.title, region.mask(labels).astype(int)) WT whole tumour [0 1 1 1 0] TC tumour core
-    [0 1 0 1 0] ET enhancing tumour [0 0 0 1 0] RC resection cavity [0 0 0 0 1]
+    ...     print(region.name, region.title, region.mask(labels).astype(int))
+    WT whole tumour [0 1 1 1 0]
+    TC tumour core [0 1 0 1 0]
+    ET enhancing tumour [0 0 0 1 0]
+    RC resection cavity [0 0 0 0 1]
     """
 
     WT = (Label.NCR, Label.ED, Label.ET)
@@ -164,9 +167,7 @@ def convention_named(name: str) -> Convention:
 
 
 def convention_of(meaning: Mapping[int, Label]) -> Convention:
-    """Return the convention with exactly this meaning of numbers: one of `CONVENTIONS`, or a new one named by its
-    meaning.
-    """
+    """Return the convention with this meaning of numbers: one of `CONVENTIONS`, or a new one named by its meaning."""
     ordered = dict(sorted(meaning.items()))
     known = [convention for convention in CONVENTIONS.values() if convention.meaning == ordered]
     spelled = ",".join(f"{number}={label.name}" for number, label in ordered.items())

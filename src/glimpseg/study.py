@@ -45,9 +45,9 @@ class Study:
     brain: Volume | Path | None = None
     """Brain mask from another source. If None, the brain is where the images differ from their constant border."""
     registered: bool = False
-    """True if the images are registered to each other, or were found to be (`data.raw`). Their grids may then be
-    rotated
-    against each other.
+    """True if the images are registered to each other, or were found to be (`data.raw`).
+
+    Their grids may then be rotated against each other.
     """
 
     @property

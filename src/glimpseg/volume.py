@@ -27,8 +27,9 @@ MINIMAL_OVERLAP = 0.5
 CONSTANT_SHARE = 0.5
 """Share of an array's outermost voxels that must have the same value for it to count as background."""
 LARGE_VOXELS = 1 << 25
-"""Largest number of voxels that is processed at once; larger volumes are processed in slabs. It is 128 MB in float32,
-twice the size of a head of 1 mm voxels in 256 cubed.
+"""Largest number of voxels that is processed at once; larger volumes are processed in slabs.
+
+It is 128 MB in float32, twice the size of a head of 1 mm voxels in 256 cubed.
 """
 SLAB_VOXELS = 1 << 23
 """Approximate number of voxels in a slab."""
@@ -134,9 +135,7 @@ def axis_slices(length: int, voxels: int) -> Iterator[slice]:
 
 
 def downsample_large(volume: Volume) -> Volume:
-    """Keep every second voxel along the axis with the smallest spacing, repeatedly, until the volume is no longer
-    large.
-    """
+    """Keep every second voxel along the axis with the smallest spacing, until the volume is no longer large."""
     whole = volume
     while volume.voxels.size > LARGE_VOXELS:
         steps = [1, 1, 1]
@@ -184,9 +183,9 @@ def resample(volume: Volume, grid: Grid) -> Volume:
 
 
 def resample_labels(labels: Volume, grid: Grid) -> Volume:
-    """Resample a label map: each voxel gets the label with the largest interpolated share, which avoids aliasing of
-    thin
-    parts.
+    """Resample a label map: each voxel gets the label with the largest interpolated share.
+
+    This avoids aliasing of thin parts.
     """
     return _resample_with(labels, grid, _interpolate_labels)
 
@@ -202,14 +201,15 @@ def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
 
 
 def foreground(voxels: Float[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """Return a mask of the voxels that differ from the constant border, with holes filled; all voxels if no border is
-    constant.
+    """Return a mask of the voxels that differ from the constant border, with holes filled.
+
+    All voxels are in the mask if no border is constant.
     """
     return ~connected_to_border(voxels == background_value(voxels))
 
 
 def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice] | None:
-    """Return the bounding box of a mask; None if the mask is empty. Ten times faster than `scipy.ndimage.find_objects`."""
+    """Return the bounding box of a mask; None if it is empty. Ten times faster than `scipy.ndimage.find_objects`."""
     sides = [slice(None)] * 3
     # The axis with the largest stride comes first: its slices are contiguous in memory, and the rest is small.
     for axis in np.argsort(np.abs(mask.strides))[::-1]:

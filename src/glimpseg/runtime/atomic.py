@@ -55,8 +55,7 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
-    """Write a folder atomically: yield a temporary folder beside `path`, and rename it to `path` at the end of the
-    block.
+    """Write a folder atomically: yield a temporary folder beside `path`, and rename it at the end of the block.
 
     The permissions of its files are those that the process's umask allows. If the block raises, the temporary folder is
     removed and `path` is unchanged.

@@ -120,8 +120,9 @@ def gather_from_ranks(values: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Return True if `flag` is True on any rank. All ranks then stop after the same step; otherwise one would wait for
-    ever.
+    """Return True if `flag` is True on any rank.
+
+    All ranks then stop after the same step; otherwise one would wait for ever.
     """
     if rank_and_world()[1] == 1:
         return flag
