@@ -17,6 +17,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation.compare import compare
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import Modality, parse
 from glimpseg.model.folder import save_model
 from glimpseg.report import comparison, write_html
@@ -39,7 +40,7 @@ def runs(archive, tmp_path_factory):
         torch.manual_seed(seed)
         save_model(place / f"model{seed}", methods.build(recipe).state_dict(), recipe, {"steps": 0})
         model = predict.load(place / f"model{seed}", "cpu")
-        evaluate(model, studies, place / f"run{seed}", subsets=SUBSETS, metrics=METRICS)
+        evaluate(model, studies, place / f"run{seed}", EvaluationOptions(subsets=SUBSETS, metrics=METRICS))
     return [place / "run0", place / "run1"]
 
 
@@ -59,7 +60,12 @@ def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, arch
     imported = {"imported": {"file": "model_last.pth", "sha256": "00" * 32}}
     save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, imported)
     studies = find_studies(archive)
-    evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        predict.load(tmp_path / "m", "cpu"),
+        studies,
+        tmp_path / "e",
+        EvaluationOptions(subsets=SUBSETS, metrics=METRICS),
+    )
     compare([runs[0], tmp_path / "e"], tmp_path / "c", metrics=METRICS)
     for page in (write_html(tmp_path / "e"), write_html(tmp_path / "c")):
         assert "weights imported from model_last.pth" in page.read_text("utf-8")
@@ -70,7 +76,12 @@ def test_of_two_methods_only_what_both_have_is_said_to_differ(runs, archive, tmp
     torch.manual_seed(5)
     save_model(tmp_path / "m", methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)
-    evaluate(predict.load(tmp_path / "m", "cpu"), studies, tmp_path / "e", subsets=SUBSETS[:1], metrics=["dice"])
+    evaluate(
+        predict.load(tmp_path / "m", "cpu"),
+        studies,
+        tmp_path / "e",
+        EvaluationOptions(subsets=SUBSETS[:1], metrics=["dice"]),
+    )
     compare([*runs, tmp_path / "e"], tmp_path / "c", metrics=["dice"])
     changes = json.loads((tmp_path / "c" / "comparison.json").read_text())["runs"]["C"]["changes"]
     assert {"method", "seed"} <= set(changes)
@@ -110,7 +121,7 @@ def test_p_values_are_scipys_and_adjusted_over_the_family(runs, tmp_path):
 
 
 def test_a_run_against_its_copy_differs_in_nothing(runs, model, archive, tmp_path):
-    evaluate(model, find_studies(archive), tmp_path / "copy", subsets=SUBSETS, metrics=METRICS)
+    evaluate(model, find_studies(archive), tmp_path / "copy", EvaluationOptions(subsets=SUBSETS, metrics=METRICS))
     lines = compare([runs[0], tmp_path / "copy"], tmp_path / "c")
     assert {(line.difference, line.p, line.effect) for line in lines} == {(0.0, 1.0, 0.0)}
 
@@ -138,7 +149,9 @@ def test_cases_lie_side_by_side(runs, tmp_path):
 def test_other_cases_are_left_out_and_named(runs, model, tmp_path, caplog):
     for seed in (1, 2, 7):
         write_head(tmp_path / "data", f"S{seed}", seed)
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
+    )
     lines = compare([runs[0], tmp_path / "e"], tmp_path / "c")
     assert {line.cases for line in lines} == {2}
     record = json.loads((tmp_path / "c" / "comparison.json").read_text())
@@ -151,7 +164,9 @@ def test_other_cases_are_left_out_and_named(runs, model, tmp_path, caplog):
 def test_a_case_that_lacks_a_subset_counts_in_the_others(model, runs, tmp_path):
     for seed, sequences in ((0, "t1c"), (1, "t1c+flair"), (2, "t1c+flair")):
         write_head(tmp_path / "data", f"S{seed}", seed, tuple(parse(sequences)))
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
+    )
     lines = compare([runs[1], tmp_path / "e"], tmp_path / "c", metrics=["dice"])
     cases = {line.subset: line.cases for line in lines}
     assert cases == {"t1c": 3, "flair": 2, "t1c+flair": 2, "mean": 2}
@@ -163,23 +178,30 @@ def test_a_case_without_any_common_subset_keeps_its_place(model, tmp_path):
         write_head(tmp_path / "data", f"S{seed}", seed, tuple(parse(sequences)))
     studies = find_studies(tmp_path / "data")
     write_head(tmp_path / "more", "S0", 0, (Modality.FLAIR,))
-    evaluate(model, studies, tmp_path / "a", subsets=SUBSETS, metrics=["dice"])
+    evaluate(model, studies, tmp_path / "a", EvaluationOptions(subsets=SUBSETS, metrics=["dice"]))
     both = [*find_studies(tmp_path / "more"), *studies[1:]]
-    evaluate(model, both, tmp_path / "b", subsets=[parse("flair")], metrics=["dice"])
+    evaluate(model, both, tmp_path / "b", EvaluationOptions(subsets=[parse("flair")], metrics=["dice"]))
     lines = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "c", metrics=["dice"])
     assert {(line.subset, line.cases, line.difference) for line in lines} == {("flair", 2, 0.0), ("mean", 2, 0.0)}
 
 
 def test_fewer_than_two_cases_are_refused(runs, model, tmp_path):
     write_head(tmp_path / "data", "S1", 1)
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
+    )
     with pytest.raises(InputError, match="at least two cases"):
         compare([runs[0], tmp_path / "e"], tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
 def test_other_protocols_are_refused(runs, model, archive, tmp_path):
-    evaluate(model, find_studies(archive), tmp_path / "e", protocol="rfnet", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        model,
+        find_studies(archive),
+        tmp_path / "e",
+        EvaluationOptions(protocol="rfnet", subsets=SUBSETS, metrics=METRICS),
+    )
     with pytest.raises(InputError, match="A was made under clinical, B was made under rfnet"):
         compare([runs[0], tmp_path / "e"], tmp_path / "c")
 
@@ -190,7 +212,9 @@ def test_other_references_are_refused(runs, model, tmp_path):
     labels = head(1)[1].copy()
     labels[labels == 2] = 0
     nibabel.save(nibabel.Nifti1Image(labels, AFFINE), place / "S1-seg.nii.gz")
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
+    )
     with pytest.raises(InputError, match="S1 was scored against different references"):
         compare([runs[0], tmp_path / "e"], tmp_path / "c")
 
@@ -199,7 +223,9 @@ def test_references_of_equal_volume_are_told_apart(runs, model, tmp_path):
     for seed in range(2):
         place = write_head(tmp_path / "data", f"S{seed}", seed)
     nibabel.save(nibabel.Nifti1Image(head(1)[1][::-1].copy(), AFFINE), place / "S1-seg.nii.gz")
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=METRICS)
+    evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
+    )
     with pytest.raises(InputError, match="S1 was scored against different references"):
         compare([runs[0], tmp_path / "e"], tmp_path / "c")
 
@@ -216,7 +242,7 @@ def test_other_rules_are_refused(runs, tmp_path):
 
 
 def test_what_is_not_compared_is_said(runs, model, archive, tmp_path, caplog):
-    evaluate(model, find_studies(archive), tmp_path / "e", subsets=SUBSETS[:2], metrics=["dice"])
+    evaluate(model, find_studies(archive), tmp_path / "e", EvaluationOptions(subsets=SUBSETS[:2], metrics=["dice"]))
     compare([runs[0], tmp_path / "e"], tmp_path / "c")
     assert "HD95 is not compared: B lacks it" in caplog.text
     record = json.loads((tmp_path / "c" / "comparison.json").read_text())
@@ -285,7 +311,12 @@ def test_published_tables_come_with_their_protocols_and_cautions(runs, tmp_path)
 
 
 def test_published_tables_follow_the_list_that_was_evaluated(runs, model, archive, tmp_path):
-    evaluate(model, find_studies(archive), tmp_path / "e", subsets=SUBSETS, metrics=["dice"], split="brats2018-2/test")
+    evaluate(
+        model,
+        find_studies(archive),
+        tmp_path / "e",
+        EvaluationOptions(subsets=SUBSETS, metrics=["dice"], split="brats2018-2/test"),
+    )
     compare([tmp_path / "e", runs[1]], tmp_path / "c", metrics=["dice"])
     assert json.loads((tmp_path / "c" / "comparison.json").read_text())["published"] == "BraTS2018"
 
@@ -327,7 +358,9 @@ def test_a_page_of_an_evaluation_says_what_failed_and_what_was_left_out(model, t
     write_head(tmp_path / "data", "S1<b>", 1, reference=False)
     place = write_head(tmp_path / "data", "S2", 2)
     nibabel.save(nibabel.Nifti1Image(head(2)[1], np.eye(4)), place / "S2-seg.nii.gz")
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=SUBSETS, metrics=["dice"])
+    evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=["dice"])
+    )
     page = write_html(tmp_path / "e").read_text()
     assert "could not be scored" in page
     assert "S1&lt;b&gt;" in page

@@ -1,7 +1,8 @@
-"""Layouts, preparing, cache, augmentation and the order of crops."""
+"""Layouts, preprocessing, cache, augmentation and the order of crops."""
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -15,8 +16,8 @@ from glimpseg.data.cache import CachedCase, cache_key, cache_study, in_memory
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
-from glimpseg.data.rfnet import prepare_rfnet
 from glimpseg.errors import InputError
+from glimpseg.evaluation.protocol import PROTOCOLS
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.study import Study
 from glimpseg.volume import Volume
@@ -132,7 +133,7 @@ def test_a_constant_image_is_level_under_either_scale():
 def test_rfnets_intensities_from_present_sequences_are_theirs_where_all_share_a_brain():
     """Inside the joint crop; it alone, and so what lies outside, needs all four."""
     settings = dataclasses.replace(preprocess.RFNET, spacing_mm=3.0)
-    whole, theirs = prepare(study(), settings), prepare_rfnet(study(), settings)
+    whole, theirs = prepare(study(), settings), PROTOCOLS["rfnet"].prepare(study(), settings)
     place = np.round(np.linalg.inv(whole.grid.affine) @ theirs.grid.affine @ [0, 0, 0, 1]).astype(int)[:3]
     low = np.maximum(place, 0)
     high = np.minimum(place + theirs.image.shape[1:], whole.image.shape[1:])
@@ -360,11 +361,14 @@ def test_what_is_drawn_later_does_not_depend_on_what_came_before():
 # Order of crops
 
 
+CROPS = SimpleNamespace(view=loader.random_crop, collate=loader.collate)
+
+
 def all_batches(archive_paths, threads=1, steps=range(6), parts=(range(2),)):
     source = CachedStudies(archive_paths)
     sampling = Sampling(patch=(16, 16, 16), batch=2)
     schedule = loader.Schedule(sampling=sampling, seed=7, steps=steps, shares=parts)
-    return list(loader.batches(source, loader, schedule, device=torch.device("cpu"), threads=threads))
+    return list(loader.batches(source, CROPS, schedule, device=torch.device("cpu"), threads=threads))
 
 
 @pytest.fixture(scope="module")

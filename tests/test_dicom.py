@@ -1,4 +1,4 @@
-"""Series found and read, and segmentations written in their geometry: every voxel where it was, and nobody named."""
+"""DICOM: series are found and read, and segmentations are written in their geometry without naming patients."""
 
 import contextlib
 import logging
@@ -42,7 +42,7 @@ needs_dciodvfy = pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodv
 
 
 def turned(degrees=(20, -12)):
-    """An oblique lattice."""
+    """Return an oblique affine."""
     about_x, about_z = np.radians(degrees)
     x, z = np.eye(4), np.eye(4)
     x[1:3, 1:3] = [[np.cos(about_x), -np.sin(about_x)], [np.sin(about_x), np.cos(about_x)]]
@@ -61,14 +61,17 @@ def some_labels(affine=AFFINE):
 
 @pytest.fixture
 def headers_here(monkeypatch):
-    """Headers are read in this process, without limits, which saves a second for each test; some tests go without."""
+    """Read headers in this process without limits, which saves a second per test.
+
+    Some tests do without this fixture.
+    """
     monkeypatch.setattr(find, "run_sandboxed", run_here)
     monkeypatch.setattr(stacks, "limit_memory", lambda *_: None)
 
 
 @pytest.fixture
 def here(headers_here, monkeypatch):
-    """So are pixels."""
+    """Read headers and pixels in this process."""
     monkeypatch.setattr(read, "run_sandboxed", run_here)
     monkeypatch.setattr(pixels, "limit_memory", lambda *_: None)
 
@@ -80,7 +83,7 @@ def one_series(folder):
 
 @pytest.fixture
 def axial(tmp_path):
-    """A folder with an axial series."""
+    """Folder with an axial series."""
     phantoms.write_series(tmp_path / "in", VOXELS, AFFINE)
     return tmp_path / "in"
 
@@ -100,7 +103,7 @@ STORED = {
 
 
 def stored(folder, affine=AFFINE, writer=phantoms.write_series, compression=None, lower=0, **changes):
-    """A series in one of the forms of `STORED`; returns the image that was written."""
+    """Write a series in one form of `STORED`; return the written image."""
     voxels = VOXELS - np.int16(lower)
     paths = writer(folder, voxels, affine, **changes)
     if compression:
@@ -228,7 +231,7 @@ def test_files_that_are_there_twice_count_once(axial, here, caplog):
 
 
 def refused(folder, tmp_path):
-    """The message with which a folder is refused, at whichever step."""
+    """Return the message with which a folder is refused, at any step."""
     with pytest.raises(InputError) as caught:
         series = one_series(folder)
         read_series(series)
@@ -237,7 +240,7 @@ def refused(folder, tmp_path):
 
 
 def shift(folder, by_slice_mm):
-    """Moves each slice sideways, as a tilted gantry does."""
+    """Move each slice sideways, as a tilted gantry does."""
     for path in folder.iterdir():
         dataset = pydicom.dcmread(path)
         x, y, z = dataset.ImagePositionPatient
@@ -459,7 +462,7 @@ def test_it_is_filed_under_patient_and_study_of_its_source(axial, tmp_path, here
         assert marked[keyword].value == source[keyword].value
     assert marked.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert marked.SeriesInstanceUID != source.SeriesInstanceUID
-    assert "PatientAge" not in marked  # not needed, so not taken
+    assert "PatientAge" not in marked  # not required, so not copied
 
 
 @pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192"])
@@ -483,7 +486,7 @@ def test_a_wrong_value_of_the_source_does_not_stop_the_output(axial, tmp_path, h
 
 
 def volumes(path):
-    """Region by region what a report says, in ml."""
+    """Return the volume of each region in a report, ml."""
     report = highdicom.sr.srread(path)
     groups = [
         *report.content.get_volumetric_roi_measurement_groups(),

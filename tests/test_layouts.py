@@ -1,4 +1,4 @@
-"""Trees in every layout, written by other programs, are found again exactly; whatever is in doubt is refused."""
+"""Layouts: trees written by other programs are read back exactly, and unclear trees are refused."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", trees.TREES)
 
 
 def tree(folder, layout, studies=None):
-    """A tree of a layout, and the studies in it by the ids that they should have."""
+    """Write a tree of a layout; return the studies in it by their expected ids."""
     studies = trees.kept_by(layout, studies or trees.made_studies())
     folder.mkdir(exist_ok=True)
     trees.TREES[layout](folder, studies)
@@ -56,7 +56,7 @@ def tree(folder, layout, studies=None):
 
 
 def assert_same(found, expected):
-    """Ids, sequences, voxels, labels and grids."""
+    """Compare ids, sequences, voxels, labels and grids."""
     assert [study.id for study in found] == sorted(expected)
     for study in found:
         wanted = expected[study.id]
@@ -143,7 +143,7 @@ def test_references_can_be_required_or_ignored(tmp_path, layout):
     assert not any(study.reference or study.convention for study in ignored)
 
 
-# Messes
+# Damaged and ambiguous trees
 
 
 @EVERY_LAYOUT
@@ -216,7 +216,7 @@ ODDITIES = (b'"', b"{", b"[", b"0", b"9999999999", b"-1", b"null", b"\0", b",", 
 
 
 def mutated(content, rng):
-    """A few bytes changed, taken away, put in or cut off."""
+    """Change, remove, insert or cut off a few bytes."""
     content = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 5, 20))):
         place, kind = rng.randrange(len(content) + 1), rng.random()
@@ -277,7 +277,7 @@ def test_each_release_of_brats_has_its_convention(tmp_path, ids, numbers, name):
 
 
 def numbered(folder, ids, numbers):
-    """Two studies under ids, whose references hold numbers."""
+    """Write two studies whose references hold the given label numbers."""
     labels = np.resize(np.array([0, *sorted(numbers)], np.uint8), trees.SHAPE)
     for number in range(2):
         name = ids.format(number)
@@ -368,7 +368,7 @@ def test_regions_that_leave_a_doubt_are_refused(regions, order, why):
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
 def test_an_mha_lies_where_simpleitk_puts_it(tmp_path, axes):
-    """Against SimpleITK's own NIfTI of the same image, read by nibabel; turned by 20 degrees."""
+    """Compare with SimpleITK's NIfTI of the same image, read by nibabel; the image is turned by 20 degrees."""
     c, s = np.cos(0.35), np.sin(0.35)
     turn = np.array([[c, -s, 0, 3], [s, c, 0, -5], [0, 0, 1, 7], [0, 0, 0, 1]])
     order = nibabel.orientations.axcodes2ornt(axes)
@@ -393,7 +393,7 @@ def test_an_mha_of_any_type_holds_what_simpleitk_wrote(tmp_path, kind, deflated)
 
 
 def mha(path, voxels=b"", deflate=False, **changes):
-    """A file written by hand: 2 x 3 x 4 bytes, whose values are 0 to 23."""
+    """Write a MetaImage by hand: 2 x 3 x 4 bytes with the values 0 to 23."""
     header = {
         "ObjectType": "Image", "NDims": "3", "CompressedData": str(deflate), "TransformMatrix": "0 1 0 -1 0 0 0 0 1",
         "Offset": "10 20 30", "ElementSpacing": "1 2 3", "DimSize": "2 3 4", "ElementType": "MET_UCHAR",
@@ -409,7 +409,7 @@ def mha(path, voxels=b"", deflate=False, **changes):
 
 @pytest.mark.parametrize("deflate", [True, False])
 def test_an_mha_is_read_as_its_format_says(tmp_path, deflate):
-    """By hand: rows of the matrix are axes, in LPS; the first index runs fastest."""
+    """Expected values by hand: rows of the matrix are axes, in LPS; the first index runs fastest."""
     volume = nifti.read_volume(mha(tmp_path / "a.mha", deflate=deflate))
     assert volume.voxels[1, 0, 0] == 1
     assert volume.voxels[0, 1, 0] == 2
@@ -516,7 +516,7 @@ def test_frames_of_one_file_are_different_entries_of_the_cache(tmp_path):
 
 
 def with_tree(folder, **changes):
-    """Two studies of nnU-Net's with another dataset.json."""
+    """Write two studies in nnU-Net's layout with changes to dataset.json."""
     trees.nnunet(folder, [trees.made_study("A", ALL), trees.made_study("B", (T1,))])
     told = json.loads((folder / "dataset.json").read_text())
     told.update(changes)
@@ -670,7 +670,7 @@ def test_other_images_of_a_study_are_ignored(tmp_path):
 
 
 def table(folder, text, name="studies.csv"):
-    """A manifest beside two images."""
+    """Write a manifest beside two images."""
     for number in range(2):
         trees.save(folder / f"{number}.nii.gz", np.random.default_rng(number).random(trees.SHAPE).astype(np.float32))
     path = folder / name
@@ -826,8 +826,8 @@ WRITTEN = sorted(name for name, layout in LAYOUTS.items() if layout.write)
 
 
 @st.composite
-def archives(draw):
-    """A few studies of any sequences, with or without reference."""
+def datasets(draw):
+    """Draw a few studies with any sequences, with or without a reference."""
     letters = st.text("ABCxyz019", min_size=1, max_size=6)
     names = draw(st.lists(letters, min_size=1, max_size=3, unique_by=str.lower))
     return [
@@ -837,7 +837,7 @@ def archives(draw):
 
 
 @pytest.mark.parametrize("layout", WRITTEN)
-@given(studies=archives())
+@given(studies=datasets())
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_is_written_is_read_again(tmp_path_factory, layout, studies):
     folder = tmp_path_factory.mktemp("written") / "set"
@@ -949,7 +949,7 @@ def test_ids_that_are_not_bidss_become_theirs(tmp_path):
     assert path.name.startswith("sub-BraTSGLI00005100_space-orig")
 
 
-# The BIDS validator's word
+# BIDS validator
 
 
 def validated(folder):

@@ -16,6 +16,7 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.method import Progress
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet import objective
@@ -527,7 +528,9 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
     record = json.loads((folder / PROVENANCE).read_text())
     assert record["dataset"].startswith("3 of 4 studies have all four sequences and teach")
     assert ALL.key in record["data"]["available"]
-    evaluated = evaluate(load_model(folder), find_studies(studies), tmp_path / "ev", subsets=(Modality.FLAIR,))
+    evaluated = evaluate(
+        load_model(folder), find_studies(studies), tmp_path / "ev", EvaluationOptions(subsets=(Modality.FLAIR,))
+    )
     page = write_html(evaluated.folder).read_text("utf-8")
     assert "3 of 4 studies have all four sequences and teach; the others train the student alone" in page
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from glimpseg.data.preprocess import Preprocess
 from glimpseg.data.prior_cache import SUFFIX, open_case, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.checkpoint import checkpoints, save_checkpoint
 from glimpseg.model.folder import WEIGHTS
@@ -86,7 +88,8 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
     sampling = Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment)
     schedule = loader.Schedule(sampling=sampling, seed=0, steps=range(8), shares=[range(2)])
-    feed = loader.batches(CachedStudies(cases[0], files), loader, schedule, device=CPU)
+    crops = SimpleNamespace(view=loader.random_crop, collate=loader.collate)
+    feed = loader.batches(CachedStudies(cases[0], files), crops, schedule, device=CPU)
     tumour = 0
     for (batch,) in feed:
         for channel in range(4):
@@ -221,7 +224,7 @@ def test_a_synthetic_prior_is_named_in_every_output(archive, tmp_path, caplog):
     (study, *_) = find_studies(archive)
     segment_study(study, model).save(tmp_path / "s")
     assert json.loads((tmp_path / "s" / "run.json").read_text())["model"]["prior"]["uses_reference"] is True
-    done = evaluate(model, [study], tmp_path / "e", subsets=[ALL], metrics=["dice"])
+    done = evaluate(model, [study], tmp_path / "e", EvaluationOptions(subsets=[ALL], metrics=["dice"]))
     assert "an upper bound, no result" in done.trained
 
 

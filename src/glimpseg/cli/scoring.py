@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Backend, Choice, Device, Labels, ModelArgument, Output, Overwrite, Split, changes_of
+from glimpseg.cli.options import (
+    Backend,
+    Choice,
+    Device,
+    Labels,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Resume,
+    Split,
+    changes_of,
+)
 from glimpseg.errors import InputError, UsageError
 
 
@@ -29,7 +40,7 @@ def evaluate(
     ] = "all",
     split: Split = None,
     change: Choice = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
+    resume: Resume = False,
     labels: Labels = None,
     device: Device = "auto",
     backend: Backend = "torch",
@@ -40,6 +51,7 @@ def evaluate(
     from glimpseg.data.layouts import find_studies
     from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import evaluate as evaluation
+    from glimpseg.evaluation.options import EvaluationOptions
     from glimpseg.evaluation.protocol import protocol_named
     from glimpseg.modality import SUBSETS, parse
     from glimpseg.results.scores import metrics_named
@@ -57,10 +69,7 @@ def evaluate(
         predict.load(model, device, changes_of(change), backend),
         studies,
         output,
-        protocol=protocol,
-        subsets=shown,
-        metrics=wanted,
-        split=split,
+        EvaluationOptions(protocol=protocol, subsets=shown, metrics=wanted, split=split),
         resume=resume,
         overwrite=overwrite,
     )

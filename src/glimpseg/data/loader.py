@@ -29,7 +29,7 @@ from glimpseg.modality import Modality, to_flags
 from glimpseg.runtime.pipeline import ahead
 
 BATCHES_AHEAD = 3
-"""Batches made before they are asked for."""
+"""Number of batches that are prepared ahead."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

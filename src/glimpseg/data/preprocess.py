@@ -104,12 +104,12 @@ class Prepared:
     @property
     def levels(self) -> Float[np.ndarray, "m"]:
         """Intensity of air in each channel, the value for padding beyond the crop; 0 for absent modalities."""
-        found = np.zeros(len(self.image), np.float32)
+        levels = np.zeros(len(self.image), np.float32)
         for channel, (values, inside) in enumerate(zip(self.image, self.inside, strict=True)):
             air = values[~inside]
             if inside.any() and air.size:
-                found[channel] = np.median(air[:: max(air.size // AIR_SAMPLE, 1)])
-        return found
+                levels[channel] = np.median(air[:: max(air.size // AIR_SAMPLE, 1)])
+        return levels
 
     def box(self, subset: Modality) -> tuple[slice, slice, slice]:
         """Return the bounding box of the brain in the modalities of `subset`, with margin, on the working grid."""
@@ -269,8 +269,8 @@ def _refuse_same_voxels(study: Study, volume: Volume, modality: Modality, other:
         )
 
 
-def _image(image: Volume | Path | Frame, called: str) -> Volume:
-    return image if isinstance(image, Volume) else nifti.read_volume(image, called)
+def _image(image: Volume | Path | Frame, name: str) -> Volume:
+    return image if isinstance(image, Volume) else nifti.read_volume(image, name)
 
 
 def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str | None:
@@ -343,12 +343,11 @@ def _in_words(grid: Grid) -> str:
 
 
 def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, slice]:
-    found = bounding_box(brain)
-    if found is None:
+    box = bounding_box(brain)
+    if box is None:
         raise InputError("No brain was found: every sequence is background. Check the images or give a brain mask.")
     x, y, z = (
-        slice(max(side.start - margin, 0), min(side.stop + margin, n))
-        for side, n in zip(found, brain.shape, strict=True)
+        slice(max(side.start - margin, 0), min(side.stop + margin, n)) for side, n in zip(box, brain.shape, strict=True)
     )
     return x, y, z
 

@@ -44,9 +44,9 @@ def open_case(case: Path, prior: Path | None) -> CachedCase:
 
     Raises: InputError for a damaged file, or for a prior of another study.
     """
-    found = CachedCase(case)
+    cached = CachedCase(case)
     if prior is None:
-        return found
+        return cached
     try:
         with safe_open(prior, "np") as file:
             labels, digest = file.get_tensor("prior"), file.metadata()["digest"]
@@ -55,14 +55,14 @@ def open_case(case: Path, prior: Path | None) -> CachedCase:
         raise InputError(f"The prior {prior} is damaged ({error}). Delete it; it will be made again.") from error
     if _digest(labels) != digest:
         raise InputError(f"The prior {prior} is damaged: its checksum differs. Delete it; it will be made again.")
-    shape = (len(found.available), *found.shape)
-    if labels.shape != shape or study != found.id:
+    shape = (len(cached.available), *cached.shape)
+    if labels.shape != shape or study != cached.id:
         raise InputError(
-            f"The prior {prior} is of {study} and has {labels.shape} voxels, the study {found.id} has {shape}. "
+            f"The prior {prior} is of {study} and has {labels.shape} voxels, the study {cached.id} has {shape}. "
             "It belongs to another. Delete it; it will be made again."
         )
-    found.prior = Slices(prior)["prior"]
-    return found
+    cached.prior = Slices(prior)["prior"]
+    return cached
 
 
 def _digest(labels: UInt8[np.ndarray, "..."]) -> str:

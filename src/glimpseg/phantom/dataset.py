@@ -58,8 +58,10 @@ def write_phantoms(
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as parent:
-    ...     settings = phantom.Settings.at_spacing(4.0) ...     folders = write_phantoms(Path(parent) / "phantoms", [1,
-    2], settings, "brats2023") ...     [folder.name for folder in folders] FOLDERS
+    ...     settings = phantom.Settings.at_spacing(4.0)
+    ...     folders = write_phantoms(Path(parent) / "phantoms", [1, 2], settings, "brats2023")
+    ...     [folder.name for folder in folders]
+    ['PHANTOM-00001-000', 'PHANTOM-00002-000']
     """
     if not 0 <= incomplete <= 1:
         raise UsageError(f"--incomplete is a share of the studies, from 0 to 1, not {incomplete}.")

@@ -71,7 +71,8 @@ def write_seg(
     with libraries.silenced():
         with hide_library_errors(source):
             images = inherited_headers(headers, pseudonyms)
-            dataset = _segmentation(onto_source(labels, source, geometry), geometry, images, kind, model)
+            placed = onto_source(labels, source, geometry)
+            dataset = _build_segmentation(placed, geometry, images, kind=kind, model=model)
         write_derived(path, dataset, source, pseudonyms)
 
 
@@ -146,7 +147,7 @@ def series_number(images: Sequence[Dataset], offset: int) -> int:
     return int(images[0].get("SeriesNumber") or 0) % 1_000_000 + offset
 
 
-def _segmentation(
+def _build_segmentation(
     labels: highdicom.Volume,
     geometry: highdicom.VolumeGeometry,
     images: Sequence[Dataset],
@@ -168,7 +169,7 @@ def _segmentation(
         source_images=images,
         pixel_array=volume,
         segmentation_type=kind,
-        segment_descriptions=_descriptions(present, model),
+        segment_descriptions=_segment_descriptions(present, model),
         series_instance_uid=highdicom.UID(),
         series_number=series_number(images, SERIES_OFFSET),
         sop_instance_uid=highdicom.UID(),
@@ -186,7 +187,7 @@ def _segmentation(
     return dataset
 
 
-def _descriptions(present: Sequence[Label], model: str) -> list[highdicom.seg.SegmentDescription]:
+def _segment_descriptions(present: Sequence[Label], model: str) -> list[highdicom.seg.SegmentDescription]:
     import highdicom
     from pydicom.sr.codedict import codes as dictionary
 

@@ -65,26 +65,32 @@ def write_sr(
         InputError: as `write_seg`, or if the segmentation is of another series.
         OutputError: if writing fails.
     """
-    import pydicom
-
     libraries.require()
     headers = source_headers(source)
     geometry = source_geometry(source, headers)
     with libraries.silenced():
         with hide_library_errors(source):
             images = inherited_headers(headers, pseudonyms)
-            found = onto_source(labels, source, geometry)
-        try:
-            seg_header = pydicom.dcmread(segmentation, stop_before_pixels=True)
-        except Exception as error:
-            raise InputError(f"{Path(segmentation).name} is no segmentation ({type(error).__name__}).") from None
-        if seg_header.get("StudyInstanceUID") != images[0].StudyInstanceUID or "SegmentSequence" not in seg_header:
-            raise InputError(f"{Path(segmentation).name} is no segmentation of this study. Give what write_seg wrote.")
-        ml = float(geometry.voxel_volume) / 1000
-        volumes = {region: float(np.isin(found.array, region.value).sum()) * ml for region in regions}
+            placed = onto_source(labels, source, geometry)
+        seg_header = _read_seg_header(Path(segmentation), images[0].StudyInstanceUID)
+        voxel_ml = float(geometry.voxel_volume) / 1000
+        volumes = {region: float(np.isin(placed.array, region.value).sum()) * voxel_ml for region in regions}
         with hide_library_errors(source):
             dataset = _structured_report(volumes, seg_header, images, model)
         write_derived(path, dataset, source, pseudonyms)
+
+
+def _read_seg_header(path: Path, study_uid: str) -> Dataset:
+    """Read the header of a segmentation. Raises: InputError if it is none, or of another study."""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise InputError(f"{path.name} is no segmentation ({type(error).__name__}).") from None
+    if header.get("StudyInstanceUID") != study_uid or "SegmentSequence" not in header:
+        raise InputError(f"{path.name} is no segmentation of this study. Give what write_seg wrote.")
+    return header
 
 
 def _structured_report(
@@ -103,7 +109,7 @@ def _structured_report(
         observation_context=highdicom.sr.ObservationContext(observer_device_context=device),
         procedure_reported=codes.PROCEDURE.concept(),
         imaging_measurements=[
-            _measurement_group(region, ml, seg_header, images, model) for region, ml in volumes.items()
+            _measurement_group(region, ml, seg_header, images, model=model) for region, ml in volumes.items()
         ],
     )
     dataset = highdicom.sr.Comprehensive3DSR(
@@ -120,7 +126,9 @@ def _structured_report(
     return dataset
 
 
-def _measurement_group(region: Region, ml: float, seg_header: Dataset, images: Sequence[Dataset], model: str) -> Group:
+def _measurement_group(
+    region: Region, ml: float, seg_header: Dataset, images: Sequence[Dataset], *, model: str
+) -> Group:
     """Return the measurement group of one region.
 
     It refers to the region's segment if the region is one label that occurs, else to the whole segmentation.

@@ -81,12 +81,11 @@ def read_headers(paths: Iterable[Path]) -> DicomContents:
             if kind is not None and kind not in (headers.MR_CLASS, *headers.ENHANCED_CLASSES):
                 found.other += 1
             elif kind is not None and complete:
-                one = Slice(path, header)
-                (
-                    hash(_lattice_key(one)),
-                    _most_at_one_position([one]),
-                )  # a file without usable geometry must fail here, not with its series
-                found.slices.append(one)
+                image = Slice(path, header)
+                # A file without usable geometry must fail here, not later with its whole series.
+                hash(_lattice_key(image))
+                _most_at_one_position([image])
+                found.slices.append(image)
             else:
                 found.damaged += 1
         except headers.NotDicom:
@@ -99,12 +98,12 @@ def read_headers(paths: Iterable[Path]) -> DicomContents:
 def check_one_patient(slices: Sequence[Slice]) -> None:
     """Check that all files are of one patient. Raises: InputError, without any name, if two files disagree."""
     known: dict[tuple[str, ...], Slice] = {}
-    for one in slices:
-        known.setdefault(tuple(str(value(one.header, keyword)) for keyword in headers.PATIENT_KEYWORDS), one)
+    for image in slices:
+        known.setdefault(tuple(str(value(image.header, keyword)) for keyword in headers.PATIENT_KEYWORDS), image)
     people = list(known.values())
-    for number, one in enumerate(people):
+    for number, image in enumerate(people):
         for other in people[:number]:
-            keyword = headers.differing_identity(other.header, one.header)
+            keyword = headers.differing_identity(other.header, image.header)
             if keyword:
                 raise InputError(
                     f"The folder holds images of more than one patient (they differ in {keyword}). One study of one "
@@ -119,10 +118,10 @@ def drop_duplicates(slices: Sequence[Slice]) -> list[Slice]:
         InputError: if two files have the same UID and different content.
     """
     by_uid: dict[str, list[Slice]] = defaultdict(list)
-    for one in slices:
-        by_uid[str(one.header.SOPInstanceUID)].append(one)
+    for image in slices:
+        by_uid[str(image.header.SOPInstanceUID)].append(image)
     for same in by_uid.values():
-        if len(same) > 1 and len({_file_digest(one.path) for one in same}) > 1:
+        if len(same) > 1 and len({_file_digest(image.path) for image in same}) > 1:
             raise InputError(
                 f"{len(same)} files call themselves the same image (SOPInstanceUID) and differ in content. Which one "
                 "is right cannot be told: export the study again into an empty folder."
@@ -161,17 +160,17 @@ def _split_by_attributes(slices: list[Slice], keywords: Sequence[str]) -> list[l
 
 def _group_by(slices: Sequence[Slice], by: Callable[[Slice], Hashable]) -> list[list[Slice]]:
     groups: dict[Hashable, list[Slice]] = defaultdict(list)
-    for one in slices:
-        groups[by(one)].append(one)
+    for image in slices:
+        groups[by(image)].append(image)
     return list(groups.values())
 
 
-def _attribute_text(keyword: str, one: Slice) -> str:
-    return str(value(one.header, keyword))
+def _attribute_text(keyword: str, image: Slice) -> str:
+    return str(value(image.header, keyword))
 
 
-def _lattice_key(one: Slice) -> Hashable:
-    header = one.header
+def _lattice_key(image: Slice) -> Hashable:
+    header = image.header
     if geometry.is_enhanced(header):
         return str(header.SOPInstanceUID)  # each enhanced file is one stack
     rounded = [
@@ -183,8 +182,8 @@ def _lattice_key(one: Slice) -> Hashable:
 
 def _most_at_one_position(slices: Sequence[Slice]) -> int:
     places: Counter[Hashable] = Counter()
-    for one in slices:
-        place = value(one.header, "ImagePositionPatient")
+    for image in slices:
+        place = value(image.header, "ImagePositionPatient")
         if place is None:
             return 1  # images without positions cannot be separated
         places[tuple(round((headers.first_number(part) or 0.0) / SAME_POSITION_MM) for part in place)] += 1
@@ -193,10 +192,10 @@ def _most_at_one_position(slices: Sequence[Slice]) -> int:
 
 def series_fields(stack: Sequence[Slice], key: str) -> dict[str, Any]:
     """Return the fields of a `Series`, ready for JSON."""
-    stack = sorted(stack, key=lambda one: headers.first_number(value(one.header, "InstanceNumber")) or 0.0)
+    stack = sorted(stack, key=lambda image: headers.first_number(value(image.header, "InstanceNumber")) or 0.0)
     plane = shape = spacing = None
     try:
-        datasets = [one.header for one in stack]
+        datasets = [image.header for image in stack]
         places, cosines = geometry.positions(datasets), geometry.orientations(datasets)
         distances = places @ geometry.slice_normal(cosines[0])
         if not geometry.is_enhanced(datasets[0]):
@@ -209,11 +208,13 @@ def series_fields(stack: Sequence[Slice], key: str) -> dict[str, Any]:
     except Exception:  # any invalid header: the series is listed, and `read_series` names the error
         plane = shape = spacing = None
     header = stack[0].header
-    times = [headers.second_of_day(one.header, "AcquisitionTime", "AcquisitionDateTime", "SeriesTime") for one in stack]
+    times = [
+        headers.second_of_day(image.header, "AcquisitionTime", "AcquisitionDateTime", "SeriesTime") for image in stack
+    ]
     injected = headers.second_of_day(header, "ContrastBolusStartTime")
     return {
         "key": key,
-        "files": [str(one.path) for one in stack],
+        "files": [str(image.path) for image in stack],
         "study": digest(str(header.StudyInstanceUID)),
         "words": headers.texts(header),
         "numbers": headers.numbers(header),
@@ -233,7 +234,9 @@ def find_series_fields(folder: Path) -> dict[str, Any]:
     slices = drop_duplicates(found.slices)
     found.repeated = len(found.slices) - len(slices)
     series = []
-    for group in _group_by(slices, lambda one: (str(one.header.StudyInstanceUID), str(one.header.SeriesInstanceUID))):
+    for group in _group_by(
+        slices, lambda image: (str(image.header.StudyInstanceUID), str(image.header.SeriesInstanceUID))
+    ):
         uid = str(group[0].header.SeriesInstanceUID)
         stacks = split_stacks(group)
         names = [digest(uid)] if len(stacks) == 1 else [digest(f"{uid} {number}") for number in range(len(stacks))]
@@ -242,7 +245,7 @@ def find_series_fields(folder: Path) -> dict[str, Any]:
                 series.append(series_fields(stack, name))
             except Exception:  # any invalid header
                 found.damaged += len(stack)
-    series.sort(key=lambda one: (one["study"], one["numbers"].get("SeriesNumber", 0.0), one["key"]))
+    series.sort(key=lambda fields: (fields["study"], fields["numbers"].get("SeriesNumber", 0.0), fields["key"]))
     counts = {name: getattr(found, name) for name in ("foreign", "other", "damaged", "repeated")}
     return {"series": series, **counts}
 

@@ -112,11 +112,11 @@ def _sequence(entry: Any, path: Path) -> Modality | None:
     name = entry["sequence"]
     if name is None:
         return None
-    found = ALIASES.get(name.strip().lower()) if isinstance(name, str) else None
-    if found is None:
+    modality = ALIASES.get(name.strip().lower()) if isinstance(name, str) else None
+    if modality is None:
         near = _nearest(name, tuple(ALIASES)) if isinstance(name, str) else ""
         raise InputError(f"{path.name}: {name!r} is not a sequence{near}. Write t1, t1c, t2, flair or null.")
-    return found
+    return modality
 
 
 def _text(entry: Mapping[str, Any], key: str, path: Path) -> str:

@@ -80,9 +80,8 @@ def _entry(name: str, images: dict[Modality, Path], problem: str, references: Se
     first, reference_problem = references[0], references[0].label_problem
     if len(references) > 1:
         reference_problem = f"{study.id} has two references: {_describe_pair(first.path, references[1].path)}"
-    return StudyEntry(
-        replace(study, reference=first.path, convention=first.convention), "bids", "brats", reference_problem, problem
-    )
+    study = replace(study, reference=first.path, convention=first.convention)
+    return StudyEntry(study, "bids", "brats", reference_problem=reference_problem, problem=problem)
 
 
 def _study_names(root: Path, subject: str) -> list[str]:

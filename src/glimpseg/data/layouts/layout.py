@@ -35,8 +35,7 @@ class StudyEntry:
     layout: str
     """Name of the layout on screens and in `--layout`."""
     numbering: str
-    """Candidate conventions of the reference, if the dataset names none: those with this word in `Convention.layouts`.
-    """
+    """Key to the candidate conventions if the dataset names none: those with this word in `Convention.layouts`."""
     reference_problem: str = ""
     """Reason why the reference cannot be used; "" if there is none.
 

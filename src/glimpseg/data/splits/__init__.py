@@ -56,8 +56,8 @@ def select_studies(studies: Sequence[Study], name: str) -> list[Study]:
     listed = case_ids(name)
     cases = _by_plain_id(name.split("/")[0])
     matched = {study.id: _case(study.id, cases, listed) for study in studies}
-    found = [study for study in studies if matched[study.id] in listed]
-    if not found:
+    selected = [study for study in studies if matched[study.id] in listed]
+    if not selected:
         raise InputError(
             f"None of the {len(listed)} cases of {name} (such as {listed[0]}) is among the "
             f"{len(studies)} studies given (such as {studies[0].id if studies else 'none'}). Folders must have the "
@@ -67,10 +67,10 @@ def select_studies(studies: Sequence[Study], name: str) -> list[Study]:
     if missing:
         some = ", ".join(sorted(missing)[:NAMED_AT_MOST]) + (" and others" if len(missing) > NAMED_AT_MOST else "")
         log.warning(
-            f"Only {len(found)} of the {len(listed)} cases of {name} were found; missing: {some}. Scores on part of a "
-            "list cannot be compared with scores on the whole list."
+            f"Only {len(selected)} of the {len(listed)} cases of {name} were found; missing: {some}. Scores on part of "
+            "a list cannot be compared with scores on the whole list."
         )
-    return found
+    return selected
 
 
 def _plain(study: str) -> str:
