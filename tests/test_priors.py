@@ -7,6 +7,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
     sampling = Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment)
     schedule = loader.Schedule(sampling=sampling, seed=0, steps=range(8), shares=[range(2)])
-    feed = loader.batches(CachedStudies(cases[0], files), loader, schedule, device=CPU)
+    crops = SimpleNamespace(view=loader.random_crop, collate=loader.collate)
+    feed = loader.batches(CachedStudies(cases[0], files), crops, schedule, device=CPU)
     tumour = 0
     for (batch,) in feed:
         for channel in range(4):

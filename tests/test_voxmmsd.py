@@ -370,7 +370,7 @@ def test_a_backbone_is_a_method_that_segments(recipe, changes, backbone, words):
 
 
 def test_a_part_is_of_something(tmp_path):
-    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--part=encoder"])
+    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--transfer=encoder"])
     assert "--init" in str(said.exception)
 
 

@@ -86,8 +86,9 @@ def write_phantoms(
 
 
 def kept_sequences(seed: int, incomplete: float) -> Modality:
-    """Return the sequences that the study of a seed keeps: all, or with probability `incomplete` one of the other 14
-    subsets.
+    """Return the sequences that the study of a seed keeps.
+
+    These are all four, or with probability `incomplete` one of the other 14 subsets.
     """
     rng = np.random.default_rng([seed, 14])
     which = int(rng.integers(len(SUBSETS) - 1))
