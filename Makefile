@@ -17,7 +17,7 @@ PARALLEL := --numprocesses 2 --dist worksteal -p no:cacheprovider
 # Files with the marker `numerics`; the others need not be imported.
 NUMERICS := $(shell grep -l 'mark\.numerics' tests/test_*.py)
 
-.PHONY: demo demo-train test test-all test-numerics mutants check docs format clean
+.PHONY: demo demo-train test test-all test-numerics mutants check docs docs-fresh format clean
 
 demo: $(VENV)/.package
 	$(BIN)/glimpseg demo -o $(DEMO) --overwrite $(if $(STUDY),--study '$(STUDY)')
@@ -48,6 +48,10 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
+
+docs-fresh: $(VENV)/.dev
+	rm -rf docs/.jupyter_cache docs/_build
+	$(MAKE) docs
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

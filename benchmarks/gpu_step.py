@@ -55,6 +55,7 @@ from glimpseg.runtime.device import resolved_device
 from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
 from glimpseg.training.compiling import compile_networks
 from glimpseg.training.loop import fit
+from glimpseg.training.options import TrainOptions
 from turns import Contest, add_options, in_turns, tell
 
 GIB = 2**30
@@ -202,7 +203,12 @@ def waiting(recipe: Recipe, device: torch.device, wanted: argparse.Namespace) ->
     optim = replace(recipe.optim, steps=2 * wanted.steps, warmup=0, log_every=wanted.steps, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        fit(replace(recipe, optim=optim), One(in_memory(made)), run, device=device, threads=wanted.threads, quiet=True)
+        fit(
+            replace(recipe, optim=optim),
+            One(in_memory(made)),
+            run,
+            TrainOptions(device=device, threads=wanted.threads, quiet=True),
+        )
         last = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     step = last["seconds_per_step"]
     return Contest(

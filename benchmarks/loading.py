@@ -25,7 +25,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from glimpseg.data.cache import CachedCase, cached
+from glimpseg.data.cache import CachedCase, cache_study
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.phantom import Settings
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder) / "archive", [SEED], Settings(), "brats2023")
         (study,) = find_studies(Path(folder) / "archive")
-        case = CachedCase(cached(study, SETTINGS, Path(folder) / "cache"))
+        case = CachedCase(cache_study(study, SETTINGS, Path(folder) / "cache"))
         files = sorted((Path(folder) / "archive").rglob("*.nii.gz"))
         size = tuple(min(wanted.crop, side) for side in case.shape)
         start = [(side - n) // 2 for side, n in zip(case.shape, size, strict=True)]

@@ -1,9 +1,16 @@
-"""The documentation's build. It asks nothing of any network: matplotlib draws the formulas, fonts are the system's."""
+"""Build settings of the documentation. The build needs no network: matplotlib draws the formulas.
+
+The pages in `tutorials/` are notebooks, and the build runs them. Their outputs are kept in `.jupyter_cache`, so that a
+notebook runs again only when its code has changed. `make docs-fresh` runs all of them anew.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -17,10 +24,20 @@ author = "The glimpseg contributors"
 copyright = author  # noqa: A001
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", ".jupyter_cache"]
+
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).with_name(".jupyter_cache"))
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+"""Seconds for one cell."""
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `!glimpseg` in notebooks
+os.environ["COLUMNS"] = "100"
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
@@ -35,7 +52,7 @@ html_theme_options = {
 
 
 def drawn(translator: Any, node: nodes.Element) -> None:
-    """Puts a formula into the page as an SVG in the colour of the text."""
+    """Write a formula into the page, as an SVG in the colour of the text."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "font.size": 11, "savefig.transparent": True}):
         depth = mathtext.math_to_image(f"${node.astext().strip()}$", buffer, dpi=72, format="svg", color="red")
@@ -49,5 +66,5 @@ def drawn(translator: Any, node: nodes.Element) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Registers the renderer of formulas."""
+    """Register the renderer of formulas."""
     app.add_html_math_renderer("drawn", inline_renderers=(drawn, None), block_renderers=(drawn, None))

@@ -29,7 +29,7 @@ CHECKED = [
     for name in (
         "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify", "data.identify.appearance",
         "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_cache",
-        "data.raw", "evaluation.calibrate", "losses", "method", "methods.mmformer", "methods.mstkdnet",
+        "data.raw", "evaluation.calibrate", "evaluation.histogram", "losses", "method", "methods.mmformer", "methods.mstkdnet",
         "methods.rfnet", "methods.smml", "methods.unet", "methods.voxmmsd", "methods.voxunet",
         "model.expectations", "model.transfer", "nets.attention", "nets.positions", "nets.pyramid",
         "nets.token_fusion", "phantom", "picture", "priors", "segmentation.predict",
@@ -50,7 +50,7 @@ from glimpseg.modality import Modality  # noqa: E402
 from glimpseg.model.folder import save_model  # noqa: E402
 from glimpseg.runtime.sandbox import SandboxError  # noqa: E402
 from glimpseg.segmentation.result import Segmentation  # noqa: E402
-from glimpseg.training.logger import Journal  # noqa: E402
+from glimpseg.training.logger import TrainingLogger  # noqa: E402
 
 torch.set_num_threads(THREADS)
 # A busy machine is no failure, and the same commit gives the same verdict twice.
@@ -155,7 +155,7 @@ def no_pictures(monkeypatch):
     """`preview.png` is an empty figure and `progress.png` is not drawn, for tests that do not look at them: pictures
     take two thirds of the time of a small study, and two fifths of that of a short training."""
     monkeypatch.setattr(Segmentation, "preview", lambda found: Figure(figsize=(1, 1)))
-    monkeypatch.setattr(Journal, "draw", lambda journal: None)
+    monkeypatch.setattr(TrainingLogger, "draw", lambda logger: None)
 
 
 # The command line

@@ -1,6 +1,6 @@
 """Synthetic DICOM series made from volumes: classic slices, enhanced multi-frame files, compressed by dcmtk.
 
-Who is on them is invented, and every word that names the patient is in `CANARIES`, so that a test can look for it.
+The patients are invented. `CANARIES` holds every word that names them, so that a test can search for it.
 """
 
 import shutil
@@ -12,19 +12,19 @@ import nibabel
 import numpy as np
 
 PLANES = {"axial": "HPL", "sagittal": "LFP", "coronal": "AFL"}
-"""Where slice, row and column numbers grow, as scanners store them."""
+"""Directions in which slice, row and column numbers grow, as scanners store them."""
 COMPRESSIONS = {
     "jpeg-lossless": ("dcmcjpeg", "+e1"),
     "jpeg-lossless-any": ("dcmcjpeg", "+el"),
     "jpeg-ls": ("dcmcjpls", "+el"),
     "rle": ("dcmcrle",),
 }
-"""By name, dcmtk's program for it; the first is the selection value 1 of most archives."""
+"""dcmtk program of each compression; the first is JPEG lossless with selection value 1, which most archives use."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody invented."""
+    """An invented patient."""
 
     name: str = "QUIXOTEXX^ALONSOXX"
     id: str = "PIDXX4711"
@@ -33,22 +33,22 @@ class Person:
 
 
 CANARIES = ("quixotexx", "alonsoxx", "pidxx4711", "19470116", "accxx0815", "dulcineaxx", "20240229")
-"""What must never be found in messages, tables or names of files; lower case."""
+"""Words that must never appear in messages, tables or file names; lower case."""
 
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What a scanner writes of one series beside its voxels; `tags` (by DICOM keyword) comes last and wins."""
+    """Header values of one series. `tags` (by DICOM keyword) override all others."""
 
     description: str = "t1_se_tra"
     plane: str = "axial"
     """A key of `PLANES`, or "as stored": the first axis of the array counts columns, the last one slices."""
     reversed: bool = False
-    """Instance numbers count from the last slice."""
+    """True if instance numbers count from the last slice."""
     number: int = 1
     person: Person = field(default_factory=Person)
     study: str = "1"
-    """Makes the study's UID; series of one visit share it."""
+    """Determines the study's UID; series of one study share it."""
     frame_of_reference: str = "1"
     slope: float = 1.0
     intercept: float = 0.0
@@ -57,14 +57,14 @@ class Acquisition:
 
 
 def uid(*parts):
-    """The same UID for the same words."""
+    """Return a UID that depends only on the words."""
     from pydicom.uid import generate_uid
 
     return str(generate_uid(entropy_srcs=["glimpseg phantom", *map(str, parts)]))
 
 
 def as_dicom(voxels, affine, acquisition):
-    """highdicom's volume of an array (x y z) with a RAS affine, in the order in which a scanner stores it."""
+    """Return highdicom's volume of an array (x y z) with a RAS affine, in the order in which a scanner stores it."""
     import highdicom
 
     volume = highdicom.Volume.from_nibabel(
@@ -77,10 +77,15 @@ def as_dicom(voxels, affine, acquisition):
 
 
 def write_series(folder, voxels, affine, acquisition=None, **changes):
-    """Writes one file for each slice into `folder` and returns their paths, in the order of instance numbers.
+    """Write one file for each slice into `folder` and return their paths, in the order of instance numbers.
 
-    `voxels` are whole numbers of 16 bits, x y z; `affine` takes their indices to RAS millimetres. `changes` are fields
-    of `Acquisition`: `write_series(place, voxels, affine, description="t2_tse", tags={"EchoTime": 90})`.
+    Args:
+        folder: folder to write into.
+        voxels: whole numbers of 16 bits, x y z.
+        affine: maps voxel indices to RAS millimetres.
+        acquisition: header values; None uses the defaults.
+        changes: fields of `Acquisition`: `write_series(folder, voxels, affine, description="t2_tse", tags={"EchoTime":
+            90})`.
     """
     acquisition = replace(acquisition or Acquisition(), **changes)
     volume = as_dicom(np.asarray(voxels), affine, acquisition)
@@ -95,7 +100,7 @@ def write_series(folder, voxels, affine, acquisition=None, **changes):
 
 
 def write_enhanced(folder, voxels, affine, acquisition=None, **changes):
-    """Writes one Enhanced MR file that holds all slices as frames, and returns its path in a list."""
+    """Write one Enhanced MR file that holds all slices as frames, and return its path in a list."""
     acquisition = replace(acquisition or Acquisition(), **changes)
     volume = as_dicom(np.asarray(voxels), affine, acquisition)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,12 +110,12 @@ def write_enhanced(folder, voxels, affine, acquisition=None, **changes):
 
 
 def has_dcmtk():
-    """Whether dcmtk's programs can be called."""
+    """True if dcmtk's programs are installed."""
     return all(shutil.which(program) for program, *_ in COMPRESSIONS.values())
 
 
 def compress(paths, name):
-    """Compresses files in place by dcmtk; `name` is a key of `COMPRESSIONS`."""
+    """Compress files in place with dcmtk; `name` is a key of `COMPRESSIONS`."""
     program, *options = COMPRESSIONS[name]
     for path in paths:
         target = path.with_suffix(".packed")
@@ -119,11 +124,11 @@ def compress(paths, name):
 
 
 def change(path, **tags):
-    """Rewrites attributes of one file; a value of None removes it."""
+    """Change attributes of one file; a value of None removes the attribute."""
     import pydicom
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tests write wrong values too
+        warnings.simplefilter("ignore")  # some tests write invalid values
         dataset = pydicom.dcmread(path)
         for keyword, value in tags.items():
             if value is None:
@@ -273,7 +278,7 @@ def _frame(position, number, acquisition):
 
 
 def _shared_tags(shared, dataset, tags):
-    """Timing of an enhanced file stands in its functional groups; other attributes stand as they are."""
+    """Set timing attributes in the functional groups of an enhanced file, and others in the file itself."""
     for keyword, value in tags.items():
         if keyword == "EchoTime":
             shared.MREchoSequence[0].EffectiveEchoTime = float(value)

@@ -1,4 +1,4 @@
-"""Small made studies, and trees of them in each layout, written by nibabel, SimpleITK, json and csv: not by us."""
+"""Small synthetic studies and trees of them in each layout, written by nibabel, SimpleITK, json and csv."""
 
 import csv
 import json
@@ -15,13 +15,13 @@ AFFINE = np.array([[-1.5, 0, 0, 4.5], [0, -2.0, 0, 6.25], [0, 0, 3.0, -7.0], [0,
 SHAPE = (6, 7, 5)
 T1, T1C, T2, FLAIR = Modality
 MSD_NUMBERS = {1: 2, 2: 1, 3: 3}
-"""Ours to the Decathlon's, whose 1 is oedema and whose 2 is the core."""
+"""glimpseg's label numbers to the Decathlon's: there 1 is oedema and 2 is the core."""
 OLD_NUMBERS = {1: 1, 2: 2, 3: 4}
 PLAIN_NUMBERS = {1: 1, 2: 2, 3: 3}
 
 
 def made_study(name, subset, seed=0, reference=True):
-    """Whole-numbered images, none like another, and a reference that holds NCR, ED and ET."""
+    """Make a study with different whole-numbered images and a reference that holds NCR, ED and ET."""
     rng = np.random.default_rng([seed, *name.encode()])
     images = {m: Volume(rng.integers(1, 1000, SHAPE).astype(np.float32), AFFINE) for m in subset}
     labels = rng.integers(0, 4, SHAPE).astype(np.uint8)
@@ -30,7 +30,7 @@ def made_study(name, subset, seed=0, reference=True):
 
 
 def made_studies(count=6, seed=0):
-    """Studies that lack sequences, and the last of them its reference, at random."""
+    """Make studies with random subsets of sequences; the last one has no reference."""
     rng = np.random.default_rng(seed)
     return [
         made_study(f"S{n:02d}", SUBSETS[rng.integers(len(SUBSETS))], seed, reference=n < count - 1)
@@ -48,7 +48,7 @@ def put(path, volume):
 
 
 def numbered(study, numbers):
-    """The reference under other numbers."""
+    """Return the reference with other label numbers."""
     labels = np.zeros_like(study.reference.voxels)
     for ours, theirs in numbers.items():
         labels[study.reference.voxels == ours] = theirs
@@ -72,7 +72,7 @@ def brats2023(folder, studies):
 
 
 def as_sitk(voxels, affine=AFFINE):
-    """An image in ITK's world, whose first two axes point the other way."""
+    """Make a SimpleITK image; in ITK's coordinates the first two axes point the other way."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
@@ -97,7 +97,10 @@ def brats2015(folder, studies):
 
 
 def msd(folder, studies):
-    """All studies have the sequences of the first: a four-dimensional file lacks none."""
+    """Write the Decathlon's layout.
+
+    All studies get the sequences of the first, because the files are four-dimensional.
+    """
     order = [m for m in (FLAIR, T1, T1C, T2) if m in studies[0].images]
     names = {FLAIR: "FLAIR", T1: "T1w", T1C: "t1gd", T2: "T2w"}
     for study in studies:
@@ -114,7 +117,7 @@ def msd(folder, studies):
 
 
 def nnunet(folder, studies, tree=None):
-    """Labels are regions, as nnU-Net's own conversion of BraTS has them."""
+    """Write nnU-Net's layout with regions as labels, as nnU-Net's own conversion of BraTS has them."""
     order = (T1C, FLAIR, T2, T1)
     for study in studies:
         kind = "Tr" if study.reference is not None else "Ts"
@@ -172,14 +175,14 @@ TREES = {
 
 
 def id_in(layout, number, study):
-    """What a study of a tree is called when it is read."""
+    """Return the id of a study after reading."""
     if layout == "brats2015":
         return f"{'HGG' if number % 2 else 'LGG'}_{study.id}"
     return f"sub-{study.id}" if layout == "bids" else study.id
 
 
 def kept_by(layout, studies, subset=T1 | FLAIR | T2):
-    """What a layout can hold of studies: in the Decathlon's, all have the same sequences."""
+    """Return the studies as a layout can store them: in the Decathlon's, all have the same sequences."""
     if layout != "msd":
         return studies
     return [made_study(s.id, subset, 1, reference=s.reference is not None) for s in studies]

@@ -19,6 +19,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import prepare
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, parse, to_flags
 from glimpseg.model import backend as module
@@ -304,7 +305,10 @@ def test_an_evaluation_says_what_computed_it(model, study, instead, tmp_path, ca
     instead(imitation(model.network, upside_down))
     with caplog.at_level(logging.WARNING):
         done = evaluate(
-            replace(model, computed_by="openvino"), [study], tmp_path / "e", subsets=[parse("t1c")], metrics=["dice"]
+            replace(model, computed_by="openvino"),
+            [study],
+            tmp_path / "e",
+            EvaluationOptions(subsets=[parse("t1c")], metrics=["dice"]),
         )
     assert done.record["computed"]["backend"] == "openvino"
     assert done.record["backend"]["name"] == "torch"

@@ -22,6 +22,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.calibrate import calibrate
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.metrics import dice
 from glimpseg.modality import ALL, SUBSETS, Modality
 from glimpseg.model import shipped
@@ -31,6 +32,7 @@ from glimpseg.model.halving import halved, save_halved
 from glimpseg.model.loading import load_model, stored_model
 from glimpseg.phantom.dataset import as_study, write_phantoms
 from glimpseg.region import Region
+from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.segmentation.predict import load, segment_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -168,8 +170,8 @@ def test_an_installation_without_it_says_what_to_do(tmp_path, monkeypatch, elsew
 
 def test_segment_without_a_model_takes_it(package, tmp_path, elsewhere):
     study = write_head(tmp_path)
-    found = glimpseg.segment(flair=flair(study), device="cpu")
-    again = glimpseg.segment(flair=flair(study), model=package, device="cpu")
+    found = glimpseg.segment(flair=flair(study), model=load("box", "cpu"))
+    again = glimpseg.segment(flair=flair(study), model=load(package, "cpu"))
     assert found.model.path == package
     assert np.array_equal(found.labels.voxels, again.labels.voxels)
 
@@ -226,7 +228,12 @@ def test_expectations_are_shipped_and_their_calibration_stands_in_the_card(run_f
 
 def test_the_card_holds_the_tables_of_an_evaluation_of_these_weights(run_folder, archive, tmp_path, monkeypatch):
     studies = find_studies(archive)[:2]
-    done = evaluate(load(run_folder, "cpu"), studies, tmp_path / "e", subsets=(Modality.T2, ALL), metrics=["dice"])
+    done = evaluate(
+        load(run_folder, "cpu"),
+        studies,
+        tmp_path / "e",
+        EvaluationOptions(subsets=(Modality.T2, ALL), metrics=["dice"]),
+    )
     shipping(monkeypatch, run_folder, "--evaluation", tmp_path / "e", "--target", tmp_path / "box", "--spacing", 4)
     card = (tmp_path / "box" / "MODEL_CARD.md").read_text()
     (shown,) = (line for line in card.splitlines() if line.startswith("| ○ | ○ | ○ | ● |"))
@@ -239,7 +246,7 @@ def test_an_evaluation_of_other_weights_is_refused(run_folder, model_folder, arc
     torch.manual_seed(1)
     save_model(other, methods.build(recipe).state_dict(), recipe, {"steps": 0})
     studies = find_studies(archive)[:1]
-    evaluate(load(other, "cpu"), studies, tmp_path / "e", subsets=(ALL,), metrics=["dice"])
+    evaluate(load(other, "cpu"), studies, tmp_path / "e", EvaluationOptions(subsets=(ALL,), metrics=["dice"]))
     with pytest.raises(InputError, match="Evaluate this model"):
         shipping(monkeypatch, run_folder, "--evaluation", tmp_path / "e", "--target", tmp_path / "box")
     assert not (tmp_path / "box").exists()
@@ -249,7 +256,7 @@ def shipped_with_phantoms(seed, run_folder, tmp_path, monkeypatch):
     """Ships the run, which has seen the phantoms 1000000 to 1000003, with an evaluation on the phantom of a seed."""
     write_phantoms(tmp_path / "ph", [seed], phantom.Settings.at_spacing(4.0, healthy=0.25), "brats2023")
     studies = find_studies(tmp_path / "ph")
-    evaluate(load(run_folder, "cpu"), studies, tmp_path / "e", subsets=(ALL,), metrics=["dice"])
+    evaluate(load(run_folder, "cpu"), studies, tmp_path / "e", EvaluationOptions(subsets=(ALL,), metrics=["dice"]))
     words = ["--evaluation", tmp_path / "e", "--phantoms", tmp_path / "ph", "--target", tmp_path / "box"]
     shipping(monkeypatch, run_folder, *words, "--spacing", 4)
 
@@ -337,7 +344,11 @@ def test_every_subset_of_a_real_case_is_scored_by_the_packages_metrics(cases, mo
     scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
     looks = real_cases.read_looks(tmp_path / "out" / "real_cases.csv")
     assert {look.sequences for look in looks} == {"t1c", "flair", "t1c+flair"}
-    found = segment_study(find_studies(cases)[0].restricted_to(Modality.FLAIR), load(model_folder, "cpu"), raw="no")
+    found = segment_study(
+        find_studies(cases)[0].restricted_to(Modality.FLAIR),
+        load(model_folder, "cpu"),
+        InferenceOptions(raw="no", uncertainty="none"),
+    )
     truth = np.asarray(nibabel.load(cases / "P1" / "drawn.nii.gz").dataobj)
     (look,) = (look for look in looks if (look.sequences, look.region) == ("flair", "WT"))
     assert look.dice == pytest.approx(dice(found.labels.voxels > 0, truth > 0), abs=1e-4)
@@ -364,7 +375,11 @@ def test_only_what_is_covered_is_scored(cases, model_folder, tmp_path, monkeypat
     scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
     looks = real_cases.read_looks(tmp_path / "out" / "real_cases.csv")
     (look,) = (look for look in looks if (look.sequences, look.region) == ("flair", "WT"))
-    found = segment_study(find_studies(cases)[0].restricted_to(Modality.FLAIR), load(model_folder, "cpu"), raw="no")
+    found = segment_study(
+        find_studies(cases)[0].restricted_to(Modality.FLAIR),
+        load(model_folder, "cpu"),
+        InferenceOptions(raw="no", uncertainty="none"),
+    )
     assert look.reference_ml == pytest.approx(((truth > 0) & (half > 0)).sum() * 0.027, abs=0.01)
     assert look.predicted_ml == pytest.approx(((found.labels.voxels > 0) & (half > 0)).sum() * 0.027, abs=0.01)
 
@@ -408,7 +423,7 @@ def test_the_demo_segments_a_phantom_and_a_study_of_the_users(package, tmp_path,
         assert Path("demo", picture).is_file()
     assert json.loads(Path("demo/study/run.json").read_text())["sequences"]["used"] == ["t1c", "t2"]
     assert Path("demo/evaluation/report.html").is_file()
-    assert any("known truth:\nDice (%" in line for line in lines)
+    assert any("reference of the phantom:\nDice (%" in line for line in lines)
 
 
 def test_the_demo_segments_one_study_and_not_an_archive(package, archive, elsewhere):
@@ -459,5 +474,7 @@ def test_the_card_is_of_the_shipped_file():
 @pytest.mark.parametrize("subset", [ALL, Modality.FLAIR], ids=lambda subset: subset.key)
 def test_the_shipped_model_finds_the_tumour_of_a_phantom_it_never_saw(subset):
     made = as_study(phantom.generate(900_301, phantom.Settings.at_spacing(2.0)))
-    found = segment_study(made.restricted_to(subset), load("box", "cpu"), raw="no")
+    found = segment_study(
+        made.restricted_to(subset), load("box", "cpu"), InferenceOptions(raw="no", uncertainty="none")
+    )
     assert dice(found.labels.voxels > 0, made.reference.voxels > 0) > 0.8

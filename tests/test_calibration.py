@@ -13,8 +13,9 @@ from scipy import optimize, special
 
 from glimpseg import metrics
 from glimpseg.errors import InputError
-from glimpseg.evaluation import calibrate
-from glimpseg.evaluation.calibrate import Counts, Histogram, Temperature
+from glimpseg.evaluation import calibrate, conclusion
+from glimpseg.evaluation.counts import Counts, read_counts, write_counts
+from glimpseg.evaluation.histogram import Histogram, Temperature, fit_temperatures
 from glimpseg.modality import SUBSETS, Modality, parse
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
@@ -149,7 +150,9 @@ def test_a_reliability_is_kept_as_plain_numbers():
 def odds(value, count, true, found=0):
     """A histogram of voxels of one probability, given as odds; so many belong to the region, so many were found."""
     order = np.arange(count)
-    return Histogram.of(np.full(count, value / (1 + value), np.float64), order < true, order < found)
+    return Histogram.from_voxels(
+        np.full(count, value / (1 + value), np.float64), truth=order < true, mask=order < found
+    )
 
 
 def logit_bin(logit):
@@ -160,20 +163,22 @@ def logit_bin(logit):
 def test_voxels_are_counted_in_bins_of_a_64th_of_a_logit():
     # Logits 0 (bin 2048), ln 3 = 1.0986 (2118.3) and ln 1/3 (1977.7).
     probability = np.array([0.5, 0.75, 0.25, 0.75])
-    found = Histogram.of(probability, np.array([True, True, False, False]), np.array([False, True, False, True]))
+    found = Histogram.from_voxels(
+        probability, truth=np.array([True, True, False, False]), mask=np.array([False, True, False, True])
+    )
     assert len(found.voxels) == 49 * 64
     assert dict(zip(*np.unique(np.repeat(np.arange(3136), found.voxels), return_counts=True), strict=True)) == {
         1977: 1, 2048: 1, 2118: 2,
     }  # fmt: skip
     assert [int(found.positives[i]) for i in (1977, 2048, 2118)] == [0, 1, 1]
-    assert [int(found.found[i]) for i in (1977, 2048, 2118)] == [0, 0, 2]
+    assert [int(found.predicted[i]) for i in (1977, 2048, 2118)] == [0, 0, 2]
     assert [float(found.logits[i]) for i in (1977, 2048, 2118)] == pytest.approx([-math.log(3), 0, 2 * math.log(3)])
     assert found.logits.dtype == np.float64
     assert found.studies == 1
 
 
 def test_certain_voxels_lie_at_the_ends_of_the_range():
-    found = Histogram.of(np.array([0.0, 1.0, 1.0]), np.zeros(3, bool), np.ones(3, bool))
+    found = Histogram.from_voxels(np.array([0.0, 1.0, 1.0]), truth=np.zeros(3, bool), mask=np.ones(3, bool))
     assert (found.voxels[0], found.voxels[-1]) == (1, 2)
     assert (found.logits[0], found.logits[-1]) == (-32, 34)  # 2 * 17
     assert len(found.voxels) == len(found.logits) == 49 * 64
@@ -183,8 +188,8 @@ def test_certain_voxels_lie_at_the_ends_of_the_range():
 def test_histograms_add_up_bin_by_bin():
     total = odds(3, 4, 1, 2) + odds(3, 2, 2, 1) + odds(1, 5, 0)
     three, even = logit_bin(math.log(3)), logit_bin(0)
-    assert (total.voxels[three], total.positives[three], total.found[three]) == (6, 3, 3)
-    assert (total.voxels[even], total.positives[even], total.found[even]) == (5, 0, 0)
+    assert (total.voxels[three], total.positives[three], total.predicted[three]) == (6, 3, 3)
+    assert (total.voxels[even], total.positives[even], total.predicted[even]) == (5, 0, 0)
     assert total.logits[three] == pytest.approx(6 * math.log(3))
     assert total.studies == 2
     nothing = Histogram.empty()
@@ -256,7 +261,7 @@ def test_reliability_at_a_temperature_is_as_by_hand():
 
 
 def test_certainty_belongs_to_the_last_bin_of_a_reliability():
-    certain = Histogram.of(np.array([1.0]), np.array([True]), np.array([True]))
+    certain = Histogram.from_voxels(np.array([1.0]), truth=np.array([True]), mask=np.array([True]))
     assert certain.reliability().voxels.tolist() == [0] * 14 + [1]
 
 
@@ -281,7 +286,7 @@ def of_studies(number, value, true):
 
 
 def test_a_subset_of_eight_studies_has_its_own_temperature_and_one_of_seven_that_of_all():
-    found = calibrate._temperatures(
+    found = fit_temperatures(
         {(T1, Region.WT): of_studies(8, 9, 6), (T2, Region.WT): of_studies(7, 9, 9), (T1, Region.ET): odds(9, 10, 6)}
     )
     own = found[T1, Region.WT]
@@ -297,14 +302,8 @@ def test_a_subset_of_eight_studies_has_its_own_temperature_and_one_of_seven_that
 
 
 def test_two_studies_are_enough_for_the_temperature_of_all():
-    found = calibrate._temperatures({(T1, Region.ET): of_studies(2, 9, 6)})
+    found = fit_temperatures({(T1, Region.ET): of_studies(2, 9, 6)})
     assert found[T2, Region.ET].value == pytest.approx(math.log(9) / math.log(1.5), rel=1e-6)
-
-
-def test_what_the_fitting_half_did_not_have_stays_as_it_is():
-    assert calibrate._of({}, (T1, Region.WT)) == Temperature(1.0, True)
-    known = Temperature(2.0, False)
-    assert calibrate._of({(T1, Region.WT): known}, (T1, Region.WT)) is known
 
 
 def line(study, subset, region, value):
@@ -321,7 +320,7 @@ def test_the_error_of_an_estimate_is_its_distance_from_the_true_dice():
             (T1, Region.ET): odds(9, 10, 5, 0),  # not found: no estimate
         },
     )
-    found = calibrate._errors(counts, {(T1, Region.WT): Temperature(2.0, False)})
+    found = conclusion._estimate_errors(counts, {(T1, Region.WT): Temperature(2.0, False)})
     assert found == {
         (T1, Region.WT): pytest.approx(15 / 17.5 - 0.5),
         (T2, Region.WT): pytest.approx(1 - 18 / 19),
@@ -338,7 +337,7 @@ def test_gains_are_paired_over_the_cases_and_averaged_over_the_regions():
     lines = [
         line(*key, region, v) for key, pair in values.items() for region, v in zip(("WT", "ET"), pair, strict=True)
     ]
-    found = calibrate._gains(Scores(lines), [Region.WT, Region.ET], Bootstrap(3))
+    found = conclusion._gains(Scores(lines), [Region.WT, Region.ET], Bootstrap(3))
     assert list(found) == [T1]  # T2 alone was not measured
     (gain,) = found[T1]
     assert gain.sequence is T2
@@ -350,7 +349,7 @@ def test_gains_are_paired_over_the_cases_and_averaged_over_the_regions():
 
 def test_a_subset_names_the_gain_of_each_sequence_that_it_lacks():
     lines = [line("a", subset.key, "WT", 0.1 * len(subset)) for subset in SUBSETS]
-    found = calibrate._gains(Scores(lines), [Region.WT], Bootstrap(1))
+    found = conclusion._gains(Scores(lines), [Region.WT], Bootstrap(1))
     assert {s: [g.sequence for g in gains] for s, gains in found.items()} == {
         subset: [one for one in Modality if one not in subset] for subset in SUBSETS if len(subset) < 4
     }
@@ -363,8 +362,8 @@ def test_half_of_the_studies_give_temperatures_and_the_others_say_what_they_are_
     for number, (value, true) in enumerate(zip(dice, (6, 6, 5), strict=True)):
         counts = Counts([line(f"S{number}", "t1", "WT", value)], {(T1, Region.WT): odds(9, 10, true, 10)})
         files.append(tmp_path / f"{number}.npz")
-        calibrate._write_counts(files[-1], counts)
-    told = calibrate._concluded(model, files, "three")
+        write_counts(files[-1], counts)
+    told = conclusion.expectations_from(model, files, "three")
     assert (told.population, told.studies, told.fitted_on) == ("three", 3, 2)
     one = told.of(T1)[Region.WT]
     assert one.temperature == pytest.approx(math.log(9) / math.log(1.5), rel=1e-6)
@@ -383,14 +382,14 @@ def test_counts_are_read_as_they_were_written(tmp_path):
         [line("a", "t1", "WT", 0.25), line("a", "t1+t2", "ET", 1.0)],
         {(T1, Region.WT): odds(9, 10, 4, 3), (parse("t1+t2"), Region.ET): odds(1 / 3, 6, 0, 2)},
     )
-    calibrate._write_counts(tmp_path / "x.npz", counts)
-    found = calibrate._read_counts(tmp_path / "x.npz")
+    write_counts(tmp_path / "x.npz", counts)
+    found = read_counts(tmp_path / "x.npz")
     assert found.lines == counts.lines
     assert set(found.histograms) == set(counts.histograms)
     for key, one in counts.histograms.items():
         other = found.histograms[key]
         assert other.studies == one.studies
-        for name in ("voxels", "logits", "positives", "found"):
+        for name in ("voxels", "logits", "positives", "predicted"):
             assert np.array_equal(getattr(other, name), getattr(one, name)), name
             assert getattr(other, name).dtype == getattr(one, name).dtype
 
@@ -398,5 +397,5 @@ def test_counts_are_read_as_they_were_written(tmp_path):
 def test_which_half_a_study_belongs_to_follows_from_its_name_alone():
     # The SHA-256 of "abc", from the standard (FIPS 180-4).
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert calibrate._draw(Study("abc", {})) == expected
-    assert len(calibrate._draw(Study("caf\udce9", {}))) == 64  # a name that is no UTF-8 has its place, too
+    assert calibrate._random_order(Study("abc", {})) == expected
+    assert len(calibrate._random_order(Study("caf\udce9", {}))) == 64  # a name that is no UTF-8 has its place, too

@@ -15,6 +15,7 @@ from glimpseg.model.checkpoint import checkpoints
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.training import compiling
 from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -30,7 +31,7 @@ def _nothing_compiled_stays():
 
 
 def trained(run, archive, **changes):
-    train(small_recipe(optim__steps=3, **changes), run, data=archive, device=CPU)
+    train(small_recipe(optim__steps=3, **changes), run, TrainOptions(data=archive, device=CPU))
     return load_file(run / "model" / WEIGHTS)
 
 
@@ -66,7 +67,7 @@ def test_a_compiled_run_resumes_to_the_same_weights(archive, tmp_path, monkeypat
     shutil.rmtree(checkpoints(tmp_path / "run")[0])
     shutil.rmtree(tmp_path / "run" / "model")
     recipe = small_recipe(optim__steps=3, optim__compile=True, optim__save_every=1)
-    train(recipe, tmp_path / "run", data=archive, device=CPU, resume=True)
+    train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU, resume=True))
     again = load_file(tmp_path / "run" / "model" / WEIGHTS)
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
@@ -126,7 +127,7 @@ def test_on_a_processor_bf16_is_not_compiled(monkeypatch, caplog):
 def test_auto_compiles_for_cuda_under_linux_where_triton_is(monkeypatch, setting, device, platform, triton, wanted):
     monkeypatch.setattr(compiling, "find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr("sys.platform", platform)
-    assert compiling.is_wanted(setting, device) == wanted
+    assert compiling.should_compile(setting, device) == wanted
 
 
 COMPARED = """

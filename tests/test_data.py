@@ -1,7 +1,8 @@
-"""Layouts, preparing, cache, augmentation and the order of crops."""
+"""Layouts, preprocessing, cache, augmentation and the order of crops."""
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 from conftest import AFFINE, WORDS, head, write_head
 from glimpseg.data import augment, loader, preprocess
 from glimpseg.data.augment import Augment
-from glimpseg.data.cache import CachedCase, cache_key, cached, in_memory
+from glimpseg.data.cache import CachedCase, cache_key, cache_study, in_memory
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
-from glimpseg.data.rfnet import prepare_rfnet
 from glimpseg.errors import InputError
+from glimpseg.evaluation.protocol import PROTOCOLS
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.study import Study
 from glimpseg.volume import Volume
@@ -132,7 +133,7 @@ def test_a_constant_image_is_level_under_either_scale():
 def test_rfnets_intensities_from_present_sequences_are_theirs_where_all_share_a_brain():
     """Inside the joint crop; it alone, and so what lies outside, needs all four."""
     settings = dataclasses.replace(preprocess.RFNET, spacing_mm=3.0)
-    whole, theirs = prepare(study(), settings), prepare_rfnet(study(), settings)
+    whole, theirs = prepare(study(), settings), PROTOCOLS["rfnet"].prepare(study(), settings)
     place = np.round(np.linalg.inv(whole.grid.affine) @ theirs.grid.affine @ [0, 0, 0, 1]).astype(int)[:3]
     low = np.maximum(place, 0)
     high = np.minimum(place + theirs.image.shape[1:], whole.image.shape[1:])
@@ -205,7 +206,7 @@ def test_a_reference_on_another_grid_is_refused():
 
 def test_a_cached_study_gives_the_crops_of_one_in_memory(archive, tmp_path):
     (first, *_) = find_studies(archive)
-    stored = CachedCase(cached(first, SETTINGS, tmp_path))
+    stored = CachedCase(cache_study(first, SETTINGS, tmp_path))
     held = in_memory(prepare(first, SETTINGS))
     for start in ((0, 0, 0), (-5, 3, 20), (60, 0, 0)):
         for a, b in zip(stored.crop(start, (16, 16, 16)), held.crop(start, (16, 16, 16)), strict=True):
@@ -225,7 +226,7 @@ def test_the_key_follows_content_and_settings(archive, tmp_path):
 
 
 def test_a_flipped_bit_in_the_cache_is_noticed(archive, tmp_path):
-    path = cached(find_studies(archive)[0], SETTINGS, tmp_path)
+    path = cache_study(find_studies(archive)[0], SETTINGS, tmp_path)
     content = bytearray(path.read_bytes())
     content[-5000] ^= 16
     path.write_bytes(content)
@@ -323,7 +324,7 @@ def test_rfnets_rotations_fill_images_with_minus_one_and_labels_with_background(
     image, target = crop(shape=(16, 16, 16))
     c, s = np.cos(np.radians(9)), np.sin(np.radians(9))
     turned = transform(nearest=True, matrix=np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]))
-    changed, labels = augment.moved([turned], image + 5, target + 1)
+    changed, labels = augment.apply_spatial([turned], image + 5, target + 1)
     outside = labels[:, None].expand_as(changed) == 0
     assert outside.any()
     assert torch.equal(changed[outside], torch.full_like(changed[outside], -1))
@@ -360,20 +361,20 @@ def test_what_is_drawn_later_does_not_depend_on_what_came_before():
 # Order of crops
 
 
+CROPS = SimpleNamespace(view=loader.random_crop, collate=loader.collate)
+
+
 def all_batches(archive_paths, threads=1, steps=range(6), parts=(range(2),)):
     source = CachedStudies(archive_paths)
     sampling = Sampling(patch=(16, 16, 16), batch=2)
-    return list(
-        loader.batches(
-            source, loader, sampling, seed=7, steps=steps, parts=parts, device=torch.device("cpu"), threads=threads
-        )
-    )
+    schedule = loader.Schedule(sampling=sampling, seed=7, steps=steps, shares=parts)
+    return list(loader.batches(source, CROPS, schedule, device=torch.device("cpu"), threads=threads))
 
 
 @pytest.fixture(scope="module")
 def paths(archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    return [cached(s, SETTINGS, folder) for s in find_studies(archive)]
+    return [cache_study(s, SETTINGS, folder) for s in find_studies(archive)]
 
 
 def test_the_number_of_threads_changes_no_crop(paths):
@@ -408,13 +409,16 @@ def test_tumour_crops_hold_tumour(paths):
     sampling = Sampling(patch=(16, 16, 16), tumour_share=1.0)
     case = CachedCase(paths[0])
     for seed in range(20):
-        assert loader.view(case, sampling, np.random.default_rng(seed)).target.any()
+        assert loader.random_crop(case, sampling, np.random.default_rng(seed)).target.any()
 
 
 def test_a_study_smaller_than_the_crop_is_padded_with_air(tmp_path):
     settings = dataclasses.replace(preprocess.RFNET, spacing_mm=3.0)
     made = prepare(study(modalities=(Modality.T1, Modality.T2)), settings)
-    for case in (in_memory(made), CachedCase(cached(study(modalities=(Modality.T1, Modality.T2)), settings, tmp_path))):
+    for case in (
+        in_memory(made),
+        CachedCase(cache_study(study(modalities=(Modality.T1, Modality.T2)), settings, tmp_path)),
+    ):
         image = case.crop([-2, 0, 0], [4, 8, 8]).image
         for channel, modality in enumerate(Modality):
             expected = made.levels[channel] if modality in made.available else 0
@@ -425,7 +429,7 @@ def test_a_study_smaller_than_the_crop_is_padded_with_air(tmp_path):
 def test_a_study_smaller_than_the_crop_is_padded(paths):
     case = CachedCase(paths[0])
     sampling = Sampling(patch=(64, 64, 64), tumour_share=0.0)
-    made = loader.view(case, sampling, np.random.default_rng(0))
+    made = loader.random_crop(case, sampling, np.random.default_rng(0))
     whole = case.crop((0, 0, 0), case.shape).image
     assert np.count_nonzero(made.image) == np.count_nonzero(whole)
 

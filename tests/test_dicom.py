@@ -1,4 +1,4 @@
-"""Series found and read, and segmentations written in their geometry: every voxel where it was, and nobody named."""
+"""DICOM: series are found and read, and segmentations are written in their geometry without naming patients."""
 
 import contextlib
 import logging
@@ -42,7 +42,7 @@ needs_dciodvfy = pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodv
 
 
 def turned(degrees=(20, -12)):
-    """An oblique lattice."""
+    """Return an oblique affine."""
     about_x, about_z = np.radians(degrees)
     x, z = np.eye(4), np.eye(4)
     x[1:3, 1:3] = [[np.cos(about_x), -np.sin(about_x)], [np.sin(about_x), np.cos(about_x)]]
@@ -61,14 +61,17 @@ def some_labels(affine=AFFINE):
 
 @pytest.fixture
 def headers_here(monkeypatch):
-    """Headers are read in this process, without limits, which saves a second for each test; some tests go without."""
+    """Read headers in this process without limits, which saves a second per test.
+
+    Some tests do without this fixture.
+    """
     monkeypatch.setattr(find, "run_sandboxed", run_here)
     monkeypatch.setattr(stacks, "limit_memory", lambda *_: None)
 
 
 @pytest.fixture
 def here(headers_here, monkeypatch):
-    """So are pixels."""
+    """Read headers and pixels in this process."""
     monkeypatch.setattr(read, "run_sandboxed", run_here)
     monkeypatch.setattr(pixels, "limit_memory", lambda *_: None)
 
@@ -80,7 +83,7 @@ def one_series(folder):
 
 @pytest.fixture
 def axial(tmp_path):
-    """A folder with an axial series."""
+    """Folder with an axial series."""
     phantoms.write_series(tmp_path / "in", VOXELS, AFFINE)
     return tmp_path / "in"
 
@@ -100,7 +103,7 @@ STORED = {
 
 
 def stored(folder, affine=AFFINE, writer=phantoms.write_series, compression=None, lower=0, **changes):
-    """A series in one of the forms of `STORED`; returns the image that was written."""
+    """Write a series in one form of `STORED`; return the written image."""
     voxels = VOXELS - np.int16(lower)
     paths = writer(folder, voxels, affine, **changes)
     if compression:
@@ -216,19 +219,19 @@ def test_other_files_are_counted_and_left_aside(axial, here, caplog):
     report.save_as(axial / "report.dcm")
     os.mkfifo(axial / "pipe")
     assert len(one_series(axial).files) == SHAPE[2]
-    assert "1 files that are no DICOM, 1 other objects" in caplog.text
-    assert "1 DICOM files are damaged" in caplog.text
+    assert "1 files that are not DICOM, 1 other DICOM objects" in caplog.text
+    assert "1 damaged DICOM files were ignored" in caplog.text
 
 
 def test_files_that_are_there_twice_count_once(axial, here, caplog):
     for path in list(axial.iterdir()):
         shutil.copy(path, axial / f"copy-{path.name}")
     assert len(one_series(axial).files) == SHAPE[2]
-    assert "10 files are there more than once" in caplog.text
+    assert "10 duplicate files were ignored" in caplog.text
 
 
 def refused(folder, tmp_path):
-    """The message with which a folder is refused, at whichever step."""
+    """Return the message with which a folder is refused, at any step."""
     with pytest.raises(InputError) as caught:
         series = one_series(folder)
         read_series(series)
@@ -237,7 +240,7 @@ def refused(folder, tmp_path):
 
 
 def shift(folder, by_slice_mm):
-    """Moves each slice sideways, as a tilted gantry does."""
+    """Move each slice sideways, as a tilted gantry does."""
     for path in folder.iterdir():
         dataset = pydicom.dcmread(path)
         x, y, z = dataset.ImagePositionPatient
@@ -348,7 +351,7 @@ def test_a_decoder_that_crashes_takes_nothing_with_it(ending, axial, tmp_path, m
 def test_a_deflated_bomb_is_never_inflated(axial, here, caplog):
     path = next(axial.glob("*-i0001.dcm"))
     dataset = pydicom.dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = headers.DEFLATED
+    dataset.file_meta.TransferSyntaxUID = headers.DEFLATED_SYNTAX
     squeeze = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     with pydicom.filebase.DicomBytesIO() as buffer:
         pydicom.filewriter.write_file_meta_info(buffer, dataset.file_meta)
@@ -356,7 +359,7 @@ def test_a_deflated_bomb_is_never_inflated(axial, here, caplog):
     body = b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(64)) + squeeze.flush()
     (axial / "bomb.dcm").write_bytes(bytes(128) + b"DICM" + meta + body)
     assert len(one_series(axial).files) == SHAPE[2]
-    assert "1 DICOM files are damaged" in caplog.text
+    assert "1 damaged DICOM files were ignored" in caplog.text
 
 
 def test_a_uid_that_names_a_path_writes_nothing_elsewhere(axial, tmp_path, here):
@@ -459,7 +462,7 @@ def test_it_is_filed_under_patient_and_study_of_its_source(axial, tmp_path, here
         assert marked[keyword].value == source[keyword].value
     assert marked.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert marked.SeriesInstanceUID != source.SeriesInstanceUID
-    assert "PatientAge" not in marked  # not needed, so not taken
+    assert "PatientAge" not in marked  # not required, so not copied
 
 
 @pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192"])
@@ -483,7 +486,7 @@ def test_a_wrong_value_of_the_source_does_not_stop_the_output(axial, tmp_path, h
 
 
 def volumes(path):
-    """Region by region what a report says, in ml."""
+    """Return the volume of each region in a report, ml."""
     report = highdicom.sr.srread(path)
     groups = [
         *report.content.get_volumetric_roi_measurement_groups(),
@@ -545,7 +548,7 @@ def test_pseudonyms_name_nobody(tmp_path, here):
     series, pseudonyms = one_series(tmp_path / "in"), Pseudonyms()
     write_seg(tmp_path / "seg.dcm", some_labels(), series, model=MODEL, pseudonyms=pseudonyms)
     write_sr(tmp_path / "sr.dcm", some_labels(), tmp_path / "seg.dcm", series, model=MODEL, pseudonyms=pseudonyms)
-    old = {str(dataset[keyword].value) for dataset in original for keyword in attributes.UIDS}
+    old = {str(dataset[keyword].value) for dataset in original for keyword in attributes.UID_KEYWORDS}
     for name in ("seg.dcm", "sr.dcm"):
         content = (tmp_path / name).read_bytes().lower()
         assert not [word for word in (*phantoms.CANARIES, *old) if word.lower().encode() in content]

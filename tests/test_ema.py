@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from glimpseg.method import Learner, Progress, ema
+from glimpseg.method import Learner, Progress
 from glimpseg.recipe import Optim
-from glimpseg.training.loop import _Training
+from glimpseg.training.ema import averaged_copy
+from glimpseg.training.state import TrainingState
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ class Number(Learner):
 def averages(values, decay):
     """The average after each of these weights."""
     learner = Number()
-    averaged, found = ema(learner, decay), []
+    averaged, found = averaged_copy(learner, decay), []
     for value in values:
         learner.weight.data.fill_(value)
         averaged.update_parameters(learner)
@@ -64,7 +65,7 @@ def test_the_decay_is_the_most_that_is_kept():
 
 def test_buffers_are_the_latest_and_no_average():
     learner = Number()
-    averaged = ema(learner, 0.999)
+    averaged = averaged_copy(learner, 0.999)
     for value in (1.0, 4.0, 9.0):
         learner.statistic.fill_(value)
         averaged.update_parameters(learner)
@@ -73,7 +74,7 @@ def test_buffers_are_the_latest_and_no_average():
 
 def test_the_average_has_its_own_weights():
     learner = Number(3.0)
-    averaged = ema(learner, 0.999)
+    averaged = averaged_copy(learner, 0.999)
     averaged.update_parameters(learner)
     learner.weight.data.fill_(5.0)
     assert averaged.module.weight.item() == 3
@@ -89,7 +90,7 @@ def trained(decay, steps=2):
         steps=steps, ema=decay,
     )  # fmt: skip
     learner = Number()
-    training = _Training.of(learner, optim, CPU)
+    training = TrainingState.begin(learner, optim, CPU)
     for step in range(steps):
         learner.losses(None, None)["weight"].backward()
         training.step(optim, Progress(step, steps))
@@ -111,9 +112,9 @@ def test_without_an_average_the_last_weights_are_the_model():
 
 def test_an_average_goes_on_where_it_stopped():
     """Weights and count: the next step keeps 3/12."""
-    state = trained(0.999).state(2)
+    state = trained(0.999).save(2)
     optim = Optim(optimizer="sgd", momentum=0.0, nesterov=False, learning_rate=1.0, power=0, weight_decay=0.0, steps=3)
-    training = _Training.of(Number(), optim, CPU)
+    training = TrainingState.begin(Number(), optim, CPU)
     training.restore(state)
     training.learner.losses(None, None)["weight"].backward()
     training.step(optim, Progress(2, 3))

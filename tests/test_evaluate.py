@@ -20,10 +20,12 @@ from glimpseg import metrics
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess, prepare
-from glimpseg.data.rfnet import prepare_rfnet, rfnet_box
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation import evaluate as module
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
+from glimpseg.evaluation.protocol import PROTOCOLS
+from glimpseg.evaluation.rfnet_preprocessing import rfnet_box
 from glimpseg.evaluation.scoring import Reference
 from glimpseg.method import Segmenter, blanked
 from glimpseg.modality import ALL, SUBSETS, Modality, parse
@@ -53,7 +55,7 @@ def studies(archive):
 @pytest.fixture(scope="module")
 def whole(model, studies, tmp_path_factory):
     """An evaluation that nothing disturbed."""
-    return evaluate(model, studies, tmp_path_factory.mktemp("whole") / "e", subsets=FEW)
+    return evaluate(model, studies, tmp_path_factory.mktemp("whole") / "e", EvaluationOptions(subsets=FEW))
 
 
 # What is scored
@@ -122,7 +124,7 @@ def reference_and_prediction(predicted_et):
 @pytest.mark.parametrize(("voxels", "dice"), [(499, 0.0), (500, 2 * 500 / (500 + 512))])
 def test_fewer_than_500_voxels_of_enhancement_count_as_none_in_et_pp_alone(voxels, dice):
     reference, found = reference_and_prediction(voxels)
-    rated = {one.region: one.values for one in reference.rate(found, None)}
+    rated = {one.name: one.values for one in reference.score(found, None)}
     assert rated["ET_pp"]["dice"] == pytest.approx(dice)
     assert rated["ET"]["dice"] == pytest.approx(2 * voxels / (voxels + 512))
     assert rated["WT"]["dice"] == 1
@@ -130,7 +132,7 @@ def test_fewer_than_500_voxels_of_enhancement_count_as_none_in_et_pp_alone(voxel
 
 def test_removed_enhancement_costs_the_diagonal():
     reference, found = reference_and_prediction(100)
-    rated = {one.region: one for one in reference.rate(found, None)}
+    rated = {one.name: one for one in reference.score(found, None)}
     assert rated["ET_pp"].values["hd95"] == pytest.approx(24 * 3**0.5)
     assert rated["ET_pp"].predicted_ml == 0
 
@@ -138,7 +140,7 @@ def test_removed_enhancement_costs_the_diagonal():
 def test_a_study_that_lacks_sequences_is_scored_where_it_can_and_counted(model, tmp_path):
     write_head(tmp_path / "data", "S0", 0)
     write_head(tmp_path / "data", "S1", 1, (Modality.T1C, Modality.FLAIR))
-    found = evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", metrics=["dice"])
+    found = evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(metrics=["dice"]))
     assert len([line for line in found.scores.lines if line.study == "S1" and line.region == "WT"]) == 3
     assert found.record["incomplete"] == 1
     assert found.summary["subsets"]["t1c+flair"]["WT"]["dice"]["cases"] == 2
@@ -147,7 +149,7 @@ def test_a_study_that_lacks_sequences_is_scored_where_it_can_and_counted(model, 
 
 
 def test_only_the_metrics_asked_for_are_there(model, studies, tmp_path):
-    found = evaluate(model, studies[:1], tmp_path / "e", subsets=FEW[:1], metrics=["hd95"])
+    found = evaluate(model, studies[:1], tmp_path / "e", EvaluationOptions(subsets=FEW[:1], metrics=["hd95"]))
     assert found.scores.metrics == ["hd95"]
 
 
@@ -303,18 +305,18 @@ def test_a_stopped_evaluation_resumes_to_the_same_scores(model, studies, whole, 
     for predictions in (1, 4, 5):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             stop_after(patch, predictions)
-            evaluate(model, studies, tmp_path / "e", subsets=FEW, resume=True)
+            evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW), resume=True)
         assert not (tmp_path / "e" / "scores.csv").exists()
-    evaluate(model, studies, tmp_path / "e", subsets=FEW, resume=True)
+    evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW), resume=True)
     assert files(tmp_path / "e") == files(whole.folder)
 
 
 def test_what_is_done_is_not_done_again(model, studies, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 7)  # two studies whole, the third begun
-        evaluate(model, studies, tmp_path / "e", subsets=FEW)
+        evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW))
     count = stop_after(monkeypatch, -1)
-    evaluate(model, studies, tmp_path / "e", subsets=FEW, resume=True)
+    evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW), resume=True)
     assert count[0] == 2 * 3
 
 
@@ -322,21 +324,21 @@ def test_a_study_whose_files_changed_is_scored_again(model, tmp_path, monkeypatc
     for seed in range(2):
         write_head(tmp_path / "data", f"S{seed}", seed)
     studies = find_studies(tmp_path / "data")
-    evaluate(model, studies, tmp_path / "e", subsets=FEW, metrics=["dice"])
+    evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW, metrics=["dice"]))
     labels = head(0)[1].copy()
     labels[labels == 2] = 0
     nibabel.save(nibabel.Nifti1Image(labels, AFFINE), tmp_path / "data" / "S0" / "S0-seg.nii.gz")
     count = stop_after(monkeypatch, -1)
-    evaluate(model, studies, tmp_path / "e", subsets=FEW, metrics=["dice"], resume=True)
+    evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW, metrics=["dice"]), resume=True)
     assert count[0] == 3
     assert "S0 have changed" in caplog.text
 
 
 def test_a_damaged_study_file_is_made_again(model, studies, whole, tmp_path):
-    evaluate(model, studies, tmp_path / "e", subsets=FEW)
+    evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW))
     path = tmp_path / "e" / "studies" / "S1.json"
     path.write_bytes(path.read_bytes()[:500])
-    evaluate(model, studies, tmp_path / "e", subsets=FEW, resume=True)
+    evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW), resume=True)
     assert files(tmp_path / "e") == files(whole.folder)
 
 
@@ -362,21 +364,21 @@ def test_an_evaluation_killed_three_times_gives_the_same_files(model_folder, arc
 def test_an_unfinished_evaluation_is_neither_read_nor_overwritten_unasked(model, studies, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 4)
-        evaluate(model, studies, tmp_path / "e", subsets=FEW)
+        evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW))
     with pytest.raises(InputError, match="not finished"):
         read_evaluation(tmp_path / "e")
     with pytest.raises(UsageError, match="--resume"):
-        evaluate(model, studies, tmp_path / "e", subsets=FEW)
+        evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW))
 
 
 def test_resuming_under_other_rules_is_refused(model, studies, whole):
     with pytest.raises(UsageError, match="begun otherwise"):
-        evaluate(model, studies, whole.folder, subsets=FEW, metrics=["dice"], resume=True)
+        evaluate(model, studies, whole.folder, EvaluationOptions(subsets=FEW, metrics=["dice"]), resume=True)
 
 
 def test_a_finished_evaluation_is_left_alone(model, studies, whole):
-    with pytest.raises(UsageError, match="already holds files"):
-        evaluate(model, studies, whole.folder, subsets=FEW)
+    with pytest.raises(UsageError, match="already holds an evaluation"):
+        evaluate(model, studies, whole.folder, EvaluationOptions(subsets=FEW))
 
 
 # Bad input
@@ -388,7 +390,9 @@ def test_a_reference_on_another_grid_fails_alone(model, tmp_path):
     moved = AFFINE.copy()
     moved[0, 3] += 3
     nibabel.save(nibabel.Nifti1Image(head(1)[1], moved), tmp_path / "data" / "S1" / "S1-seg.nii.gz")
-    found = evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=FEW, metrics=["dice"])
+    found = evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=FEW, metrics=["dice"])
+    )
     assert found.scores.studies == ["S0", "S2"]
     assert "lies on another grid" in found.record["failed"]["S1"]
 
@@ -396,7 +400,9 @@ def test_a_reference_on_another_grid_fails_alone(model, tmp_path):
 def test_studies_without_a_reference_are_left_out_and_named(model, tmp_path, caplog):
     write_head(tmp_path / "data", "S0", 0)
     write_head(tmp_path / "data", "S1", 1, reference=False)
-    found = evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=FEW, metrics=["dice"])
+    found = evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=FEW, metrics=["dice"])
+    )
     assert found.record["without_reference"] == ["S1"]
     assert "S1 has no reference" in caplog.text
 
@@ -411,20 +417,22 @@ def test_nothing_to_score_against_is_refused(model, tmp_path):
 def test_subsets_that_no_study_has_are_refused(model, tmp_path):
     write_head(tmp_path / "data", "S0", 0, (Modality.T1,))
     with pytest.raises(InputError, match="any subset asked for"):
-        evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=FEW)
+        evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=FEW))
 
 
 def test_an_evaluation_that_another_process_writes_is_left_alone(model, studies, whole):
     before = files(whole.folder)
     with folder_lock(whole.folder), pytest.raises(UsageError, match="Another process"):
-        evaluate(model, studies, whole.folder, subsets=FEW, overwrite=True)
+        evaluate(model, studies, whole.folder, EvaluationOptions(subsets=FEW), overwrite=True)
     assert files(whole.folder) == before
 
 
 def test_studies_that_have_none_of_the_subsets_are_left_out_and_named(model, tmp_path, caplog):
     write_head(tmp_path / "data", "S0", 0)
     write_head(tmp_path / "data", "S1", 1, (Modality.T1,))
-    found = evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", subsets=FEW, metrics=["dice"])
+    found = evaluate(
+        model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=FEW, metrics=["dice"])
+    )
     assert found.record["without_subset"] == ["S1"]
     assert (found.record["incomplete"], found.scores.studies) == (0, ["S0"])
     assert "S1 has the sequences of none" in caplog.text
@@ -437,21 +445,26 @@ def test_an_evaluation_that_comes_to_nothing_overwrites_none(model, whole, tmp_p
     subsets = FEW if protocol == "clinical" else SUBSETS  # none that S0 has; or one, but the protocol needs all four
     with pytest.raises(InputError):
         studies = find_studies(tmp_path / "data")
-        evaluate(model, studies, tmp_path / "e", protocol=protocol, subsets=subsets, overwrite=True)
+        evaluate(model, studies, tmp_path / "e", EvaluationOptions(protocol=protocol, subsets=subsets), overwrite=True)
     assert files(tmp_path / "e") == files(whole.folder)
     assert read_evaluation(tmp_path / "e").scores.studies == whole.scores.studies
 
 
 def test_an_evaluation_is_overwritten_when_the_new_one_is_done(model, studies, whole, tmp_path):
     shutil.copytree(whole.folder, tmp_path / "e")
-    evaluate(model, studies[:1], tmp_path / "e", subsets=FEW, metrics=["dice"], overwrite=True)
+    evaluate(model, studies[:1], tmp_path / "e", EvaluationOptions(subsets=FEW, metrics=["dice"]), overwrite=True)
     assert read_evaluation(tmp_path / "e").scores.studies == ["S0"]
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
 def test_a_folder_of_results_among_the_studies_is_no_study(model, tmp_path):
     write_head(tmp_path / "data", "S0", 0)
-    evaluate(model, find_studies(tmp_path / "data"), tmp_path / "data" / "e", subsets=FEW, metrics=["dice"])
+    evaluate(
+        model,
+        find_studies(tmp_path / "data"),
+        tmp_path / "data" / "e",
+        EvaluationOptions(subsets=FEW, metrics=["dice"]),
+    )
     assert [study.id for study in find_studies(tmp_path / "data")] == ["S0"]
 
 
@@ -473,7 +486,7 @@ def test_a_damaged_record_is_refused(model, studies, whole, tmp_path):
     (tmp_path / "e" / "evaluation.json").write_text('{"finished": tr')
     for resume in (False, True):
         with pytest.raises(InputError, match="damaged"):
-            evaluate(model, studies, tmp_path / "e", subsets=FEW, resume=resume)
+            evaluate(model, studies, tmp_path / "e", EvaluationOptions(subsets=FEW), resume=resume)
 
 
 def test_labels_of_two_conventions_are_refused(tmp_path):
@@ -523,7 +536,7 @@ def test_short_sides_grow_to_128(low, high, expected):
 
 def test_under_rfnet_absent_sequences_shape_crop_and_normalisation(archive):
     study = find_studies(archive)[0]
-    prepared = prepare_rfnet(study, Preprocess(spacing_mm=3.0))
+    prepared = PROTOCOLS["rfnet"].prepare(study, Preprocess(spacing_mm=3.0))
     one = prepared.restricted_to(Modality.T1)
     assert one.grid.shape == prepared.grid.shape
     images, _ = head(0)
@@ -537,7 +550,9 @@ def test_under_rfnet_absent_sequences_shape_crop_and_normalisation(archive):
 
 
 def test_rfnet_scores_on_the_own_grid_what_lies_in_the_crop(model, studies, tmp_path):
-    found = evaluate(model, studies[:1], tmp_path / "e", protocol="rfnet", subsets=FEW, metrics=["dice", "hd95"])
+    found = evaluate(
+        model, studies[:1], tmp_path / "e", EvaluationOptions(protocol="rfnet", subsets=FEW, metrics=["dice", "hd95"])
+    )
     assert {line.protocol for line in found.scores.lines} == {"rfnet"}
     labels = nibabel.load(tmp_path / "e" / "labels" / "S0" / "t1c.nii.gz")
     assert labels.shape == head()[1].shape
@@ -548,17 +563,17 @@ def test_rfnet_scores_on_the_own_grid_what_lies_in_the_crop(model, studies, tmp_
 def test_rfnet_refuses_studies_that_lack_a_sequence(model, tmp_path):
     write_head(tmp_path / "data", "S0", 0, (Modality.T1, Modality.FLAIR))
     with pytest.raises(InputError, match="T1c \\+ T2 is missing"):
-        evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", protocol="rfnet")
+        evaluate(model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(protocol="rfnet"))
 
 
 def test_rfnet_resamples_nothing(studies):
     with pytest.raises(InputError, match="resamples nothing"):
-        prepare_rfnet(studies[0], Preprocess(spacing_mm=1.0))
+        PROTOCOLS["rfnet"].prepare(studies[0], Preprocess(spacing_mm=1.0))
 
 
 def test_an_unknown_protocol_is_refused(model, studies, tmp_path):
     with pytest.raises(UsageError, match="clinical, rfnet"):
-        evaluate(model, studies, tmp_path / "e", protocol="rfnett")
+        evaluate(model, studies, tmp_path / "e", EvaluationOptions(protocol="rfnett"))
 
 
 def test_all_is_every_sequence():

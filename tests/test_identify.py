@@ -1,4 +1,4 @@
-"""Which series is which sequence: by words and parameters, within a study, in an edited file, and by the voxels."""
+"""Identify sequences: by words and parameters, within a study, in an edited series.json, and by the voxels."""
 
 import json
 import os
@@ -270,7 +270,7 @@ def write_nifti(path, sidecar=None, shape=(12, 12, 12), spacing=12.0):
 
 @pytest.fixture
 def converted(tmp_path):
-    """A study as dcm2niix leaves it: names that tell nothing, sidecars that do, in seconds."""
+    """A study from dcm2niix: file names without information, sidecars with times in seconds."""
     folder = tmp_path / "one-study"
     for number, (description, tr, te, ti) in enumerate(
         [
@@ -524,7 +524,7 @@ def test_what_is_no_series_json_is_refused(tmp_path, content):
 
 @pytest.fixture(scope="module")
 def brain():
-    """A phantom of a seed that the measures were not derived from, prepared."""
+    """A phantom whose seed was not used to derive the measures, and a function that prepares images of it."""
     study = as_study(phantom.generate(60001, phantom.Settings.at_spacing(3.0)))
     return study.images, lambda images: prepare(Study("phantom", images), Preprocess(spacing_mm=3.0))
 

@@ -1,4 +1,4 @@
-"""Trees in every layout, written by other programs, are found again exactly; whatever is in doubt is refused."""
+"""Layouts: trees written by other programs are read back exactly, and unclear trees are refused."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", trees.TREES)
 
 
 def tree(folder, layout, studies=None):
-    """A tree of a layout, and the studies in it by the ids that they should have."""
+    """Write a tree of a layout; return the studies in it by their expected ids."""
     studies = trees.kept_by(layout, studies or trees.made_studies())
     folder.mkdir(exist_ok=True)
     trees.TREES[layout](folder, studies)
@@ -56,7 +56,7 @@ def tree(folder, layout, studies=None):
 
 
 def assert_same(found, expected):
-    """Ids, sequences, voxels, labels and grids."""
+    """Compare ids, sequences, voxels, labels and grids."""
     assert [study.id for study in found] == sorted(expected)
     for study in found:
         wanted = expected[study.id]
@@ -143,7 +143,7 @@ def test_references_can_be_required_or_ignored(tmp_path, layout):
     assert not any(study.reference or study.convention for study in ignored)
 
 
-# Messes
+# Damaged and ambiguous trees
 
 
 @EVERY_LAYOUT
@@ -163,7 +163,7 @@ def test_a_link_that_leads_nowhere_is_a_missing_file_and_is_told(tmp_path, layou
     with caplog.at_level(logging.WARNING):
         found = find_studies(tmp_path)
     assert [study.available for study in found] == [T1, T1 | T2]
-    assert f"1 files are links that lead nowhere ({path.name})" in caplog.text
+    assert f"1 files are links without a target ({path.name})" in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["brats2023", "bids", "manifest"])
@@ -202,7 +202,7 @@ def test_a_folder_that_is_closed_to_us_is_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     with caplog.at_level(logging.WARNING):
         assert len(find_studies(tmp_path)) == 5
-    assert "S00 could not be looked into (Permission denied)" in caplog.text
+    assert "S00 could not be opened (Permission denied)" in caplog.text
 
 
 MUTATED = {
@@ -216,7 +216,7 @@ ODDITIES = (b'"', b"{", b"[", b"0", b"9999999999", b"-1", b"null", b"\0", b",", 
 
 
 def mutated(content, rng):
-    """A few bytes changed, taken away, put in or cut off."""
+    """Change, remove, insert or cut off a few bytes."""
     content = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 5, 20))):
         place, kind = rng.randrange(len(content) + 1), rng.random()
@@ -277,7 +277,7 @@ def test_each_release_of_brats_has_its_convention(tmp_path, ids, numbers, name):
 
 
 def numbered(folder, ids, numbers):
-    """Two studies under ids, whose references hold numbers."""
+    """Write two studies whose references hold the given label numbers."""
     labels = np.resize(np.array([0, *sorted(numbers)], np.uint8), trees.SHAPE)
     for number in range(2):
         name = ids.format(number)
@@ -368,7 +368,7 @@ def test_regions_that_leave_a_doubt_are_refused(regions, order, why):
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
 def test_an_mha_lies_where_simpleitk_puts_it(tmp_path, axes):
-    """Against SimpleITK's own NIfTI of the same image, read by nibabel; turned by 20 degrees."""
+    """Compare with SimpleITK's NIfTI of the same image, read by nibabel; the image is turned by 20 degrees."""
     c, s = np.cos(0.35), np.sin(0.35)
     turn = np.array([[c, -s, 0, 3], [s, c, 0, -5], [0, 0, 1, 7], [0, 0, 0, 1]])
     order = nibabel.orientations.axcodes2ornt(axes)
@@ -393,7 +393,7 @@ def test_an_mha_of_any_type_holds_what_simpleitk_wrote(tmp_path, kind, deflated)
 
 
 def mha(path, voxels=b"", deflate=False, **changes):
-    """A file written by hand: 2 x 3 x 4 bytes, whose values are 0 to 23."""
+    """Write a MetaImage by hand: 2 x 3 x 4 bytes with the values 0 to 23."""
     header = {
         "ObjectType": "Image", "NDims": "3", "CompressedData": str(deflate), "TransformMatrix": "0 1 0 -1 0 0 0 0 1",
         "Offset": "10 20 30", "ElementSpacing": "1 2 3", "DimSize": "2 3 4", "ElementType": "MET_UCHAR",
@@ -409,7 +409,7 @@ def mha(path, voxels=b"", deflate=False, **changes):
 
 @pytest.mark.parametrize("deflate", [True, False])
 def test_an_mha_is_read_as_its_format_says(tmp_path, deflate):
-    """By hand: rows of the matrix are axes, in LPS; the first index runs fastest."""
+    """Expected values by hand: rows of the matrix are axes, in LPS; the first index runs fastest."""
     volume = nifti.read_volume(mha(tmp_path / "a.mha", deflate=deflate))
     assert volume.voxels[1, 0, 0] == 1
     assert volume.voxels[0, 1, 0] == 2
@@ -516,7 +516,7 @@ def test_frames_of_one_file_are_different_entries_of_the_cache(tmp_path):
 
 
 def with_tree(folder, **changes):
-    """Two studies of nnU-Net's with another dataset.json."""
+    """Write two studies in nnU-Net's layout with changes to dataset.json."""
     trees.nnunet(folder, [trees.made_study("A", ALL), trees.made_study("B", (T1,))])
     told = json.loads((folder / "dataset.json").read_text())
     told.update(changes)
@@ -541,7 +541,7 @@ def test_a_channel_that_is_no_sequence_of_ours_is_left_aside_and_told(tmp_path):
     with_tree(tmp_path, channel_names={"0": "T1ce", "1": "ADC", "2": "T2", "3": "T1"})
     told = survey(tmp_path)
     assert told.studies[0].available == T1C | T2 | T1
-    assert "left aside: ADC" in told.text()
+    assert "were ignored: ADC" in told.text()
     assert [path.name for path in told.ignored] == ["A_0001.nii.gz"]
 
 
@@ -608,7 +608,7 @@ def test_an_anatomical_label_map_is_no_reference(tmp_path):
     assert not survey(tmp_path).ignored
 
 
-def test_two_references_of_a_visit_are_in_doubt_only_where_one_is_needed(tmp_path):
+def test_two_references_of_a_study_are_refused_only_where_one_is_needed(tmp_path):
     study = trees.made_study("01", (T1,))
     trees.bids(tmp_path, [study])
     trees.save(tmp_path / "derivatives/second/sub-01/anat/sub-01_dseg.nii.gz", study.reference.voxels)
@@ -658,7 +658,7 @@ def test_an_image_that_may_be_another_one_is_not_chosen(tmp_path, name, why):
     assert ([s.id for s in good], list(bad)) == (["sub-02"], ["sub-01"])
 
 
-def test_other_images_of_a_visit_are_nobodys_business(tmp_path):
+def test_other_images_of_a_study_are_ignored(tmp_path):
     trees.bids(tmp_path, [trees.made_study("01", (T1,))])
     for name in ("sub-01_T2starw", "sub-01_PDw", "holiday_T1w", "sub-01_desc-brain_mask"):
         trees.save(tmp_path / "sub-01" / "anat" / f"{name}.nii.gz", np.ones(trees.SHAPE, np.float32))
@@ -670,7 +670,7 @@ def test_other_images_of_a_visit_are_nobodys_business(tmp_path):
 
 
 def table(folder, text, name="studies.csv"):
-    """A manifest beside two images."""
+    """Write a manifest beside two images."""
     for number in range(2):
         trees.save(folder / f"{number}.nii.gz", np.random.default_rng(number).random(trees.SHAPE).astype(np.float32))
     path = folder / name
@@ -735,7 +735,7 @@ def test_a_table_of_something_else_is_no_manifest(tmp_path):
 
 
 def test_columns_that_were_not_used_are_named(tmp_path):
-    assert "not used: t1cc" in survey(table(tmp_path, "study,t1,t1cc\nA,0.nii.gz,1.nii.gz\n")).text()
+    assert "unused columns: t1cc" in survey(table(tmp_path, "study,t1,t1cc\nA,0.nii.gz,1.nii.gz\n")).text()
 
 
 def test_a_brain_mask_and_a_convention_may_stand_in_a_manifest(tmp_path):
@@ -809,7 +809,7 @@ def test_a_survey_lists_what_cannot_be_read_and_goes_on(tmp_path):
 def test_a_survey_tells_labels_in_doubt(tmp_path):
     numbered(tmp_path, "BraTS-PED-0000{}-000", {1, 2, 3})
     told = survey(tmp_path)
-    assert told.labels == "in doubt, see below"
+    assert told.labels == "unclear, see below"
     assert "Name the convention" in told.text()
     assert survey(tmp_path, labels="brats2023").labels == "brats2023: 1 NCR, 2 ED, 3 ET"
 
@@ -826,8 +826,8 @@ WRITTEN = sorted(name for name, layout in LAYOUTS.items() if layout.write)
 
 
 @st.composite
-def archives(draw):
-    """A few studies of any sequences, with or without reference."""
+def datasets(draw):
+    """Draw a few studies with any sequences, with or without a reference."""
     letters = st.text("ABCxyz019", min_size=1, max_size=6)
     names = draw(st.lists(letters, min_size=1, max_size=3, unique_by=str.lower))
     return [
@@ -837,7 +837,7 @@ def archives(draw):
 
 
 @pytest.mark.parametrize("layout", WRITTEN)
-@given(studies=archives())
+@given(studies=datasets())
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_is_written_is_read_again(tmp_path_factory, layout, studies):
     folder = tmp_path_factory.mktemp("written") / "set"
@@ -949,7 +949,7 @@ def test_ids_that_are_not_bidss_become_theirs(tmp_path):
     assert path.name.startswith("sub-BraTSGLI00005100_space-orig")
 
 
-# The BIDS validator's word
+# BIDS validator
 
 
 def validated(folder):

@@ -10,19 +10,9 @@ from glimpseg.data.cache import in_memory
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Prepared
 from glimpseg.errors import ModelError, UsageError
-from glimpseg.method import (
-    Learner,
-    Progress,
-    Segmenter,
-    authors_name,
-    blanked,
-    by_role,
-    draw_subsets,
-    frozen,
-    subsets_within,
-    take_weights,
-)
+from glimpseg.method import Learner, Progress, Segmenter, blanked, draw_subsets, frozen, names_by_role, subsets_within
 from glimpseg.modality import ALL, SUBSETS, Modality, from_flags, to_flags
+from glimpseg.nets.authors import authors_name, take_weights
 from glimpseg.region import Label, Region
 from glimpseg.runtime import precision
 from glimpseg.volume import Grid
@@ -65,7 +55,7 @@ def test_a_view_and_a_batch_are_the_loaders():
     image, grid = np.random.default_rng(0).normal(size=(4, 5, 5, 5)).astype(np.float32), Grid((5, 5, 5), np.eye(4))
     case = in_memory(Prepared("S", image, np.ones(image.shape, bool), ALL, np.ones((5, 5, 5), np.uint8), grid, grid))
     sampling, learner = Sampling(patch=(3, 3, 3)), Plain(TUMOUR)
-    own, loaders = (view(case, sampling, np.random.default_rng(1)) for view in (learner.view, loader.view))
+    own, loaders = (view(case, sampling, np.random.default_rng(1)) for view in (learner.view, loader.random_crop))
     assert np.array_equal(own.image, loaders.image)
     assert own.image.shape == (4, 3, 3, 3)
     batch, (transform,) = learner.collate([own])
@@ -90,7 +80,7 @@ def test_a_learner_asks_for_nothing_unless_it_says_so():
     learner = Plain(TUMOUR)
     assert (learner.needs_prior, learner.fixed_windows, learner.whole_up_to, learner.shares) == (False, False, 1, False)
     assert (learner.networks, learner.stages, learner.training_only, learner.choices) == ((), (), (), ())
-    assert Learner.archive_note({Modality.T1: 3}) is None
+    assert Learner.dataset_note({Modality.T1: 3}) is None
 
 
 def test_a_segmenter_without_parts_cannot_be_pretrained():
@@ -234,7 +224,7 @@ def test_the_gradient_through_a_frozen_module_is_its_slope():
 class TwoEncoders(Plain):
     """A copy of one encoder for each of two sequences."""
 
-    parts = {"encoder": r"encoders\.(?:t1|t2)\.(.+)", "decoder": r"up\.(.+)"}  # noqa: RUF012
+    pretrainable = {"encoder": r"encoders\.(?:t1|t2)\.(.+)", "decoder": r"up\.(.+)"}  # noqa: RUF012
 
     def __init__(self):
         super().__init__(TUMOUR)
@@ -243,7 +233,7 @@ class TwoEncoders(Plain):
 
 
 def test_copies_share_a_role_and_what_has_none_is_left_out():
-    assert by_role(TwoEncoders()) == {
+    assert names_by_role(TwoEncoders()) == {
         "encoder.weight": ["encoders.t1.weight", "encoders.t2.weight"],
         "decoder.weight": ["up.weight"],
         "decoder.bias": ["up.bias"],

@@ -16,7 +16,8 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.layouts import find_studies
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
-from glimpseg.method import Progress, authors_name
+from glimpseg.evaluation.options import EvaluationOptions
+from glimpseg.method import Progress
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet import objective
 from glimpseg.methods.mstkdnet.network import NetworkOutput
@@ -33,9 +34,11 @@ from glimpseg.modality import ALL, Modality
 from glimpseg.model import importing
 from glimpseg.model.folder import PROVENANCE, save_model
 from glimpseg.model.loading import load_model
+from glimpseg.nets.authors import authors_name
 from glimpseg.region import Label, Region
 from glimpseg.report import write_html
 from glimpseg.training import loop
+from glimpseg.training.options import TrainOptions
 
 STEP_GIB = 10
 """Memory in which one step of the official networks at 64^3 surely fits."""
@@ -511,9 +514,7 @@ def test_an_archive_without_a_complete_study_is_refused_before_anything_is_writt
         loop.train(
             small_recipe("mstkdnet"),
             tmp_path / "run",
-            data=tmp_path / "studies",
-            device=torch.device("cpu"),
-            quiet=True,
+            TrainOptions(data=tmp_path / "studies", device=torch.device("cpu"), quiet=True),
         )
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     assert not (tmp_path / "run" / "cache").exists()
@@ -524,11 +525,13 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
     shutil.copytree(archive, studies)
     next(studies.glob("S0/*t1c*")).unlink()
     recipe = small_recipe("mstkdnet", optim__steps=2)
-    folder = loop.train(recipe, tmp_path / "run", data=studies, device=torch.device("cpu"), quiet=True)
+    folder = loop.train(recipe, tmp_path / "run", TrainOptions(data=studies, device=torch.device("cpu"), quiet=True))
     record = json.loads((folder / PROVENANCE).read_text())
-    assert record["archive"].startswith("3 of 4 studies have all four sequences and teach")
+    assert record["dataset"].startswith("3 of 4 studies have all four sequences and teach")
     assert ALL.key in record["data"]["available"]
-    evaluated = evaluate(load_model(folder), find_studies(studies), tmp_path / "ev", subsets=(Modality.FLAIR,))
+    evaluated = evaluate(
+        load_model(folder), find_studies(studies), tmp_path / "ev", EvaluationOptions(subsets=(Modality.FLAIR,))
+    )
     page = write_html(evaluated.folder).read_text("utf-8")
     assert "3 of 4 studies have all four sequences and teach; the others train the student alone" in page
 

@@ -1,4 +1,4 @@
-"""A real archive: a study goes in, comes out by DICOMweb, is segmented, and the segmentation comes back bit by bit."""
+"""Round trip through a PACS (Orthanc): store a study, fetch it by DICOMweb, segment it, store and read back the SEG."""
 
 import json
 import shutil
@@ -47,8 +47,8 @@ VOXELS = np.random.default_rng(0).integers(0, 1000, (12, 14, 10)).astype(np.int1
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """The client of an archive that lives as long as this module's tests, for this machine alone."""
+def pacs(tmp_path_factory):
+    """Client of a PACS on the loopback address, for the tests of this module."""
     place = tmp_path_factory.mktemp("orthanc")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -91,74 +91,74 @@ def _wait(server, address, log):
     pytest.fail("Orthanc did not answer in time.")
 
 
-def stow(archive, *paths):
+def stow(pacs, *paths):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        archive.store_instances([pydicom.dcmread(path) for path in paths])
+        pacs.store_instances([pydicom.dcmread(path) for path in paths])
 
 
-def fetch(archive, folder, study):
-    """Every instance of a study, under names that are ours."""
+def fetch(pacs, folder, study):
+    """Fetch every instance of a study under new file names."""
     folder.mkdir()
-    for number, dataset in enumerate(archive.retrieve_study(study)):
+    for number, dataset in enumerate(pacs.retrieve_study(study)):
         dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
     return folder
 
 
 def threshold(volume):
-    """What stands in for a network here: bright is enhancing, medium is oedema."""
+    """Segment by thresholds instead of a network: bright is enhancing tumour, medium is oedema."""
     values = np.select([volume.voxels > 900, volume.voxels > 700], [Label.ET, Label.ED], 0)
     return Volume(values.astype(np.uint8), volume.affine)
 
 
 @pytest.mark.parametrize("form", ["classic", "enhanced", "compressed"])
-def test_a_study_goes_through_an_archive_and_its_segmentation_comes_back(form, archive, tmp_path):
+def test_a_study_goes_through_a_pacs_and_its_segmentation_comes_back(form, pacs, tmp_path):
     writer = phantoms.write_enhanced if form == "enhanced" else phantoms.write_series
     paths = writer(tmp_path / "scanner", VOXELS, AFFINE, plane="sagittal", study=form)
     if form == "compressed":
         if not phantoms.has_dcmtk():
             pytest.skip("dcmtk is not installed")
         phantoms.compress(paths, "jpeg-lossless")
-    stow(archive, *paths)
+    stow(pacs, *paths)
     study = phantoms.uid("PIDXX4711", form)
 
-    (series,) = find_series(fetch(archive, tmp_path / "fetched", study))
+    (series,) = find_series(fetch(pacs, tmp_path / "fetched", study))
     image = read_series(series)
     assert np.array_equal(image.ras().voxels, VOXELS)
     labels = threshold(image)
     for kind in ("BINARY", "LABELMAP"):
         write_seg(tmp_path / f"{kind}.dcm", labels, series, kind=kind, model="threshold")
     write_sr(tmp_path / "sr.dcm", labels, tmp_path / "BINARY.dcm", series, model="threshold")
-    stow(archive, tmp_path / "BINARY.dcm", tmp_path / "LABELMAP.dcm", tmp_path / "sr.dcm")
+    stow(pacs, tmp_path / "BINARY.dcm", tmp_path / "LABELMAP.dcm", tmp_path / "sr.dcm")
 
-    again = fetch(archive, tmp_path / "again", study)
-    (series,) = find_series(again)  # the same one: what we stored is no MR image
+    again = fetch(pacs, tmp_path / "again", study)
+    (series,) = find_series(again)  # the same series: the stored objects are no MR images
     found = [path for path in again.iterdir() if pydicom.dcmread(path, stop_before_pixels=True).Modality == "SEG"]
     assert len(found) == 2
     for path in found:
         back = read_seg(path, labels.grid)
         assert back.voxels.tobytes() == labels.voxels.tobytes()
     assert len(series.files) == len(paths)
-    stored = archive.search_for_series(study)
+    stored = pacs.search_for_series(study)
     assert sorted(one["00080060"]["Value"][0] for one in stored) == ["MR", "SEG", "SEG", "SR"]
 
 
-def test_the_command_segments_what_an_archive_gave_and_the_archive_keeps_it(archive, model_folder, tmp_path):
+def test_the_command_segments_what_a_pacs_gave_and_the_pacs_keeps_it(pacs, model_folder, tmp_path):
     description, _ = SERIES[Modality.FLAIR]
     written = write_visit(tmp_path / "scanner", 0, [Modality.FLAIR])
     assert description in {pydicom.dcmread(path).SeriesDescription for path in (tmp_path / "scanner").iterdir()}
-    stow(archive, *(tmp_path / "scanner").iterdir())
+    stow(pacs, *(tmp_path / "scanner").iterdir())
     study = pydicom.dcmread(next((tmp_path / "scanner").iterdir())).StudyInstanceUID
 
-    fetched = fetch(archive, tmp_path / "fetched", study)
+    fetched = fetch(pacs, tmp_path / "fetched", study)
     types = "dicom-seg,dicom-sr"
     arguments = ["segment", "-i", fetched, "-m", model_folder, "-o", tmp_path / "out", "--output-type", types]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exception is None, done.exception
     place = tmp_path / "out" / "fetched"
-    stow(archive, place / "seg.dcm", place / "measurements.dcm")
+    stow(pacs, place / "seg.dcm", place / "measurements.dcm")
 
-    again = fetch(archive, tmp_path / "again", study)
+    again = fetch(pacs, tmp_path / "again", study)
     (path,) = [path for path in again.iterdir() if pydicom.dcmread(path, stop_before_pixels=True).Modality == "SEG"]
     mask = nibabel.load(place / "seg.nii.gz")
     labels = Volume(np.asarray(mask.dataobj).astype(np.uint8), mask.affine)

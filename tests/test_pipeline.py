@@ -85,3 +85,15 @@ def test_items_are_taken_in_the_callers_thread():
     list(ahead(items(), lambda number: seen.append(threading.current_thread()), 1))
     assert seen[0] is threading.current_thread()
     assert seen[1] is not threading.current_thread()
+
+
+def test_items_that_were_taken_are_finished_on_request_when_a_later_one_fails():
+    finished = []
+
+    def items():
+        yield from range(3)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(ahead(items(), finished.append, 4, finish=True))
+    assert finished == [0, 1, 2]

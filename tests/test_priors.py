@@ -7,6 +7,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from glimpseg.data.cache import CachedCase
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
 from glimpseg.data.preprocess import Preprocess
-from glimpseg.data.prior_cache import SUFFIX, with_prior, write_prior
+from glimpseg.data.prior_cache import SUFFIX, open_case, write_prior
 from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.evaluation.evaluate import evaluate
+from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.checkpoint import checkpoints, save_checkpoint
 from glimpseg.model.folder import WEIGHTS
@@ -39,6 +41,7 @@ from glimpseg.region import Label, Region
 from glimpseg.segmentation.predict import load, segment_study
 from glimpseg.training.dataset import prepare, prepare_studies
 from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -83,15 +86,10 @@ def test_a_prior_that_is_the_reference_is_the_reference_after_any_transform(case
     files = [tmp_path / f"{number}{SUFFIX}" for number in range(len(made))]
     for path, crop in zip(files, made, strict=True):
         write_prior(path, np.stack([crop.target] * 4).astype(np.uint8), {"study": f"S{files.index(path)}"})
-    feed = loader.batches(
-        CachedStudies(cases[0], files),
-        loader,
-        Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment),
-        seed=0,
-        steps=range(8),
-        parts=[range(2)],
-        device=CPU,
-    )
+    sampling = Sampling(patch=(24, 24, 24), tumour_share=1.0, augment=augment)
+    schedule = loader.Schedule(sampling=sampling, seed=0, steps=range(8), shares=[range(2)])
+    crops = SimpleNamespace(view=loader.random_crop, collate=loader.collate)
+    feed = loader.batches(CachedStudies(cases[0], files), crops, schedule, device=CPU)
     tumour = 0
     for (batch,) in feed:
         for channel in range(4):
@@ -105,7 +103,7 @@ def test_outside_a_study_and_of_an_absent_sequence_nothing_is_supposed(tmp_path)
     (path,) = prepare_studies(find_studies(tmp_path / "archive"), small_recipe("smml"), tmp_path / "cache")
     shape = CachedCase(path).shape
     write_prior(tmp_path / "p", np.full((2, *shape), Label.ED, np.uint8), {"study": "S0"})
-    crop = with_prior(path, tmp_path / "p").crop((-4, 0, 0), (8, 8, 8))
+    crop = open_case(path, tmp_path / "p").crop((-4, 0, 0), (8, 8, 8))
     assert (crop.prior[[1, 3], 4:] == Label.ED).all()
     assert not crop.prior[:, :4].any()
     assert not crop.prior[[0, 2]].any()
@@ -122,7 +120,7 @@ def test_a_damaged_or_foreign_prior_is_refused(cases, tmp_path, damage):
     (tmp_path / "p").write_bytes(content[: 50 if damage == "cut" else None])
     words = {"flipped": "checksum", "cut": "damaged", "another": "belongs to another", "size": "belongs to another"}
     with pytest.raises(InputError, match=words[damage]):
-        with_prior(cases[0][0], tmp_path / "p")
+        open_case(cases[0][0], tmp_path / "p")
 
 
 # Synthetic
@@ -192,7 +190,7 @@ def test_no_prior_is_made_for_a_list_to_validate_or_test_on(archive, tmp_path, k
 def test_a_prior_that_is_missing_or_for_nothing_is_refused(archive, tmp_path, method, changes, message):
     recipe = small_recipe(method, **changes)
     with pytest.raises(UsageError, match=message):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     with pytest.raises(UsageError, match=message):
         prepare(find_studies(archive), recipe, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
@@ -201,9 +199,9 @@ def test_a_prior_that_is_missing_or_for_nothing_is_refused(archive, tmp_path, me
 def test_sam_needs_a_list_of_studies_and_weights_before_anything_is_made(transformers, archive, tmp_path, folder):
     recipe = recipe_with({"kind": "sam"})
     with pytest.raises(UsageError, match="a stream of phantoms has none"):
-        train(recipe_with({"kind": "sam", "weights": str(folder)}), tmp_path / "run", device=CPU)
+        train(recipe_with({"kind": "sam", "weights": str(folder)}), tmp_path / "run", TrainOptions(device=CPU))
     with pytest.raises(UsageError, match=re.escape("--set data.prior.weights=FOLDER")):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match=re.escape("--set data.prior.weights=FOLDER")):
         prepare(find_studies(archive), recipe, tmp_path / "c", device=CPU)
@@ -219,14 +217,14 @@ def test_sam_needs_a_list_of_studies_and_weights_before_anything_is_made(transfo
 def test_a_synthetic_prior_is_named_in_every_output(archive, tmp_path, caplog):
     recipe = recipe_with({"kind": "synthetic"}, optim__steps=2)
     with caplog.at_level(logging.WARNING, "glimpseg"):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert "what comes of it is no result" in caplog.text
     model = load(tmp_path / "run", "cpu")
     assert model.provenance["data"]["prior"].items() >= {"kind": "synthetic", "uses_reference": True}.items()
     (study, *_) = find_studies(archive)
     segment_study(study, model).save(tmp_path / "s")
     assert json.loads((tmp_path / "s" / "run.json").read_text())["model"]["prior"]["uses_reference"] is True
-    done = evaluate(model, [study], tmp_path / "e", subsets=[ALL], metrics=["dice"])
+    done = evaluate(model, [study], tmp_path / "e", EvaluationOptions(subsets=[ALL], metrics=["dice"]))
     assert "an upper bound, no result" in done.trained
 
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from conftest import small_recipe
 from glimpseg.data.preprocess import Prepared, prepare
-from glimpseg.data.rfnet import prepare_rfnet
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation import evaluate
 from glimpseg.evaluation.protocol import PROTOCOLS, protocol_named
+from glimpseg.evaluation.rfnet_preprocessing import prepare_rfnet
 from glimpseg.method import Segmenter
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model
@@ -90,21 +90,22 @@ def test_the_weighting_of_a_protocol(name, weighting):
 def test_an_evaluation_weighs_windows_by_its_protocol(prepared, model, monkeypatch, tmp_path, name, shared):
     scored = []
 
-    class Case:
-        def __init__(self, *arguments):
+    class Scorer:
+        def __init__(self, *arguments, **options):
             pass
 
-        def add(self, found):
-            scored.append(found.probabilities[Region.ET].voxels[:, 1, 1].tolist())
+        def add(self, prediction):
+            scored.append(prediction.probabilities[Region.ET].voxels[:, 1, 1].tolist())
 
         def finish(self):
             pass
 
-    monkeypatch.setattr(evaluate, "_Case", Case)
+    monkeypatch.setattr(evaluate, "StudyScorer", Scorer)
     monkeypatch.setattr(evaluate, "study_digest", lambda study: "")
     protocol = replace(protocol_named(name), prepare=lambda study, settings: prepared)
-    plan = {"subsets": ["t1"], "metrics": list(evaluate.OF_PROBABILITIES)}
-    evaluate._score_all(model, protocol, [Study("S", {})], tmp_path, plan)
+    monkeypatch.setattr(evaluate, "protocol_named", {name: protocol}.get)
+    plan = {"protocol": name, "subsets": ["t1"], "metrics": list(evaluate.OF_PROBABILITIES)}
+    evaluate._score_remaining(model, [Study("S", {})], tmp_path, plan)
     assert scored == [pytest.approx(shared, abs=1e-6)]
 
 
@@ -116,7 +117,9 @@ def test_an_evaluation_prepares_by_its_protocol(model, monkeypatch, tmp_path):
     asked = []
     protocol = replace(protocol_named("rfnet"), prepare=refuse)
     monkeypatch.setattr(evaluate, "study_digest", lambda study: "")
-    failures = evaluate._score_all(model, protocol, [Study("S", {})], tmp_path, {"subsets": [], "metrics": []})
+    monkeypatch.setattr(evaluate, "protocol_named", {"rfnet": protocol}.get)
+    plan = {"protocol": "rfnet", "subsets": [], "metrics": []}
+    failures = evaluate._score_remaining(model, [Study("S", {})], tmp_path, plan)
     assert failures == {"S": "not today"}
     assert asked == [("S", model.recipe.data.preprocess)]
 

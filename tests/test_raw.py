@@ -1,4 +1,4 @@
-"""Raw scans: is the head still there, do the sequences lie at one place, and what is done if not."""
+"""Raw scans: skull-strip check, registration check, registration, and the brain mask."""
 
 import logging
 import sys
@@ -94,7 +94,7 @@ def slab(image, low, high):
     return Volume(image.voxels[box], image.grid.crop(box).affine)
 
 
-# Is the head still there?
+# Skull-strip check.
 
 
 @pytest.mark.parametrize("modality", Modality, ids=lambda m: m.key)
@@ -157,7 +157,7 @@ def test_one_head_among_the_images_is_enough(study, raw):
     assert check_study_head([study.images[T1], study.images[T2]]).verdict is Verdict.NO
 
 
-# Between NIfTI's world and ITK's.
+# Conversion between NIfTI and ITK.
 
 
 OBLIQUE = motion((7, -11, 20), (3, 5, -8)) @ np.array([[1.0, 0, 0, -9], [0, 2.0, 0, 4], [0, 0, 3.0, 7], [0, 0, 0, 1]])
@@ -212,7 +212,7 @@ def test_without_simpleitk_the_command_is_named(monkeypatch, study):
         register(read_unchanged(study))
 
 
-# Do the sequences lie at one place?
+# Registration check.
 
 
 def test_registered_sequences_lie_at_one_place(study, sitk):
@@ -233,7 +233,7 @@ def test_a_shift_or_turn_is_seen_and_measured(study, sitk, degrees, mm, common):
     assert check.turn_degrees == pytest.approx(max(degrees), abs=1)
 
 
-def test_images_without_a_common_place_are_apart(study, sitk):
+def test_images_without_a_common_place_are_misaligned(study, sitk):
     check = check_alignment(study.images[T1C], elsewhere(study.images[T1], motion(mm=(0, 900, 0))))
     assert check.verdict is Verdict.YES
     assert "cannot be registered" in check.text
@@ -262,7 +262,7 @@ def test_displacement_is_that_of_a_ball_of_eighty_millimetres():
 
 
 ONE = (FLAIR, "moved far")
-"""What the quick part of the suite looks at."""
+"""The only case of the quick part of the suite."""
 MOTIONS = {
     "moved": ((3, -2, 4), (4, -6, 3)),
     "moved far": ((10, 5, -12), (20, -30, 25)),
@@ -295,35 +295,35 @@ def test_registration_gives_the_same_bits_twice(study, sitk):
     assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() > 0
 
 
-# What is needed is done.
+# Preparation of a raw study.
 
 
 @pytest.fixture(scope="module")
-def apart(study):
-    """FLAIR lies 20 mm and 12 degrees elsewhere."""
+def misaligned(study):
+    """A study whose FLAIR is moved by 20 mm and 12 degrees."""
     matrix = motion((0, 0, 12), (10, -15, 8))
-    return Study("apart", {T1C: study.images[T1C], FLAIR: elsewhere(study.images[FLAIR], matrix)})
+    return Study("misaligned", {T1C: study.images[T1C], FLAIR: elsewhere(study.images[FLAIR], matrix)})
 
 
 @pytest.fixture(scope="module")
-def brought(apart, sitk):
-    """What was apart, together."""
-    return register_and_strip(apart)
+def aligned(misaligned, sitk):
+    """The misaligned study after registration."""
+    return register_and_strip(misaligned)
 
 
-def test_sequences_that_lie_apart_are_brought_together(study, brought):
-    back = brought.study.images[FLAIR]
+def test_misaligned_sequences_are_registered(study, aligned):
+    back = aligned.study.images[FLAIR]
     assert np.array_equal(back.voxels, study.images[FLAIR].voxels)  # no voxel was interpolated
     assert np.abs(back.grid.corners_mm() - study.images[FLAIR].grid.corners_mm()).max() < 2
-    assert same_grid(brought.study.images[T1C].grid, study.images[T1C].grid)
-    assert any(note.startswith("FLAIR was registered to T1c") for note in brought.notes)
+    assert same_grid(aligned.study.images[T1C].grid, study.images[T1C].grid)
+    assert any(note.startswith("FLAIR was registered to T1c") for note in aligned.notes)
 
 
-def test_what_was_brought_together_is_prepared_as_if_it_had_never_lain_apart(study, apart, brought):
+def test_a_registered_study_is_prepared_like_one_that_was_never_moved(study, misaligned, aligned):
     settings = Preprocess(spacing_mm=3.0)
     with pytest.raises(InputError, match="turned by 12"):
-        prepare(apart, settings)
-    together = prepare(brought.study, settings)
+        prepare(misaligned, settings)
+    together = prepare(aligned.study, settings)
     never = prepare(study.restricted_to(T1C | FLAIR), settings)
     whole = [np.zeros(never.own.shape), np.zeros(never.own.shape)]
     for values, case in zip(whole, (together, never), strict=True):
@@ -335,48 +335,48 @@ def test_what_was_brought_together_is_prepared_as_if_it_had_never_lain_apart(stu
 
 def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
     pair = study.restricted_to(T1C | T2)
-    brought = register_and_strip(pair)
-    assert all(brought.study.images[m].affine is pair.images[m].affine for m in (T1C, T2))
-    assert brought.study.brain is None
-    assert len(brought.notes) == 2
+    aligned = register_and_strip(pair)
+    assert all(aligned.study.images[m].affine is pair.images[m].affine for m in (T1C, T2))
+    assert aligned.study.brain is None
+    assert len(aligned.notes) == 2
 
 
-def test_labels_come_back_to_the_grid_of_every_sequence(study, apart, brought):
+def test_labels_come_back_to_the_grid_of_every_sequence(study, misaligned, aligned):
     labels = study.reference
-    assert np.array_equal(brought.labels_on_given_grid(labels).voxels, labels.voxels)  # the reference's own grid
-    there = brought.labels_on_given_grid(labels, FLAIR)
-    assert same_grid(there.grid, apart.images[FLAIR].grid)
+    assert np.array_equal(aligned.labels_on_given_grid(labels).voxels, labels.voxels)  # the reference's own grid
+    there = aligned.labels_on_given_grid(labels, FLAIR)
+    assert same_grid(there.grid, misaligned.images[FLAIR].grid)
     both = (there.voxels > 0) & (labels.voxels > 0)  # FLAIR's voxels are the phantom's own
     assert 2 * both.sum() / ((there.voxels > 0).sum() + (labels.voxels > 0).sum()) > 0.95
 
 
-def test_values_come_back_by_interpolation(study, apart):
-    brought = read_unchanged(apart)
-    there = brought.values_on_given_grid(study.images[T1C], FLAIR)
-    expected = resample(study.images[T1C], apart.images[FLAIR].grid)
+def test_values_come_back_by_interpolation(study, misaligned):
+    aligned = read_unchanged(misaligned)
+    there = aligned.values_on_given_grid(study.images[T1C], FLAIR)
+    expected = resample(study.images[T1C], misaligned.images[FLAIR].grid)
     assert np.array_equal(there.voxels, expected.voxels)
 
 
-def test_a_sequence_that_is_not_there_gets_no_labels(study, apart):
+def test_a_sequence_that_is_not_there_gets_no_labels(study, misaligned):
     with pytest.raises(UsageError, match=r"no T2 .* one of T1c \+ FLAIR"):
-        read_unchanged(apart).labels_on_given_grid(study.reference, T2)
+        read_unchanged(misaligned).labels_on_given_grid(study.reference, T2)
     with pytest.raises(UsageError, match="no T2 to register to"):
-        read_unchanged(apart, T2)
+        read_unchanged(misaligned, T2)
 
 
-def test_a_mask_goes_with_the_sequence_it_was_drawn_on(study, apart, sitk):
-    image = apart.images[FLAIR]
+def test_a_mask_goes_with_the_sequence_it_was_drawn_on(study, misaligned, sitk):
+    image = misaligned.images[FLAIR]
     mask = Volume(foreground(image.voxels).astype(np.uint8), image.affine)
-    brought = register(read_unchanged(Study("masked", apart.images, brain=mask)))
-    assert same_grid(brought.study.brain.grid, brought.study.images[FLAIR].grid)
-    assert check_study(Study("masked", {T1C: apart.images[T1C]}, brain=mask)).head is None
+    aligned = register(read_unchanged(Study("masked", misaligned.images, brain=mask)))
+    assert same_grid(aligned.study.brain.grid, aligned.study.images[FLAIR].grid)
+    assert check_study(Study("masked", {T1C: misaligned.images[T1C]}, brain=mask)).head is None
 
 
-# The brain, by deepbet.
+# Brain mask by deepbet.
 
 
 class FakeExtraction:
-    """Stands in for deepbet: what is brighter than half of the brain's usual signal, as its largest part."""
+    """Replacement of deepbet: the largest object brighter than half of the usual brain signal."""
 
     def __init__(self, no_gpu):
         assert no_gpu
@@ -397,10 +397,10 @@ def deepbet(monkeypatch):
 
 def test_a_raw_study_gets_a_brain_for_every_sequence(study, raw, deepbet, sitk):
     pair = raw.restricted_to(T1 | T2)
-    brought = register_and_strip(pair)
-    assert "deepbet found the brain in T1" in brought.notes[-1]
-    prepared = prepare(brought.study, Preprocess(spacing_mm=3.0))
-    brain = brought.study.brain
+    aligned = register_and_strip(pair)
+    assert "deepbet found the brain in T1" in aligned.notes[-1]
+    prepared = prepare(aligned.study, Preprocess(spacing_mm=3.0))
+    brain = aligned.study.brain
     for channel in (0, 2):
         assert prepared.inside[channel].sum() == pytest.approx(brain.voxels.sum(), rel=0.05)
     there = resample_labels(brain, study.images[T1].grid).voxels > 0

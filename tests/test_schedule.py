@@ -11,7 +11,8 @@ from glimpseg.errors import TrainingError
 from glimpseg.method import Learner, Progress
 from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe, begun, cosine
 from glimpseg.region import Label
-from glimpseg.training.loop import _due, _Training
+from glimpseg.training.loop import is_due
+from glimpseg.training.state import TrainingState
 
 QUARTER = math.sqrt(0.5)
 """Cosine of 45 degrees, a quarter of the way along half a cosine."""
@@ -131,7 +132,7 @@ class Pair(Learner):
 
 def stepped(optim, step):
     learner = Pair()
-    training = _Training.of(learner, optim, torch.device("cpu"))
+    training = TrainingState.begin(learner, optim, torch.device("cpu"))
     sum(learner.losses(None, None).values()).backward()
     return learner, training.optimizer.param_groups, training.step(optim, Progress(step, optim.steps))
 
@@ -202,7 +203,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(monkeypatch
 
 @pytest.mark.parametrize(("done", "due"), [(1, False), (4, True), (5, False), (8, True), (10, True), (9, False)])
 def test_something_is_due_every_so_many_steps_and_at_the_end(done, due):
-    assert _due(done, every=4, steps=10) is due
+    assert is_due(done, every=4, steps=10) is due
 
 
 # Recipes that cannot be

@@ -47,7 +47,7 @@ def prepared(reference, inside=None, corner=(0, 0, 0), shape=SHAPE):
 
 def rated(reference, predicted, wanted=ALL_BUT_CALIBRATION, probabilities=None, **place):
     case = Reference(prepared(reference, **place), REGIONS, wanted)
-    return {found.region: found for found in case.rate(predicted, probabilities)}
+    return {found.name: found for found in case.score(predicted, probabilities)}
 
 
 # A row of voxels along x, 1 mm apart: the reference has ET at 3 4 5 6 and NCR at 7 8, the prediction ET at 5 6 7 8.
@@ -145,7 +145,7 @@ def test_only_what_was_asked_for_is_scored():
 
 def test_regions_come_in_the_order_given_and_et_twice():
     case = Reference(prepared(ROW), (Region.ET, Region.WT), ["dice"])
-    assert [found.region for found in case.rate(SHIFTED, None)] == ["ET", "ET_pp", "WT"]
+    assert [found.name for found in case.score(SHIFTED, None)] == ["ET", "ET_pp", "WT"]
 
 
 # ET after post-processing: below 0.5 ml (84 voxels of 0.006 ml) none

@@ -14,6 +14,7 @@ from glimpseg.cli.entry import EXIT_CODES
 from glimpseg.errors import TrainingError, UsageError
 from glimpseg.runtime import precision, selftest
 from glimpseg.training.loop import fit
+from glimpseg.training.options import TrainOptions
 
 CPU = torch.device("cpu")
 HONEST = torch.conv3d
@@ -126,7 +127,7 @@ def test_training_on_a_graphics_processor_that_is_wrong_is_refused(monkeypatch, 
 
     monkeypatch.setattr(selftest, "check_convolutions", wrong)
     with pytest.raises(TrainingError, match="computed wrongly on mps"):
-        fit(small_recipe(), lambda _: None, tmp_path / "run", device=torch.device("mps"))
+        fit(small_recipe(), lambda _: None, tmp_path / "run", TrainOptions(device=torch.device("mps")))
     assert asked == [("mps", "fp32")]
     assert not (tmp_path / "run").exists()
 

@@ -11,6 +11,7 @@ from conftest import small_recipe
 from glimpseg.errors import InputError
 from glimpseg.model.checkpoint import newest_valid
 from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "short_runs.py"
 MOST = 100_000
@@ -28,7 +29,11 @@ def short_runs():
 def run_folder(archive, tmp_path_factory):
     """A run of two steps."""
     run = tmp_path_factory.mktemp("run") / "run"
-    train(small_recipe(optim__steps=2, optim__save_every=1), run, data=archive, device=torch.device("cpu"), quiet=True)
+    train(
+        small_recipe(optim__steps=2, optim__save_every=1),
+        run,
+        TrainOptions(data=archive, device=torch.device("cpu"), quiet=True),
+    )
     return run
 
 

@@ -15,7 +15,7 @@ from glimpseg import methods
 from glimpseg.data.crops import Batch
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.losses import one_hot, region_fusion_terms
-from glimpseg.method import Progress, authors_name
+from glimpseg.method import Progress
 from glimpseg.methods import mmformer, smml
 from glimpseg.methods.smml import authors
 from glimpseg.methods.smml.network import Refiner
@@ -34,6 +34,7 @@ from glimpseg.model import importing
 from glimpseg.model.folder import save_model
 from glimpseg.model.loading import load_model
 from glimpseg.nets import token_fusion
+from glimpseg.nets.authors import authors_name
 from glimpseg.nets.pyramid import CHANNELS
 from glimpseg.region import Label
 from glimpseg.runtime.precision import precision_context

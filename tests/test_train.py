@@ -27,7 +27,9 @@ from glimpseg.model.digests import weights_digest
 from glimpseg.model.folder import WEIGHTS, save_model
 from glimpseg.model.loading import load_model
 from glimpseg.recipe import Optim
-from glimpseg.training.loop import _Training, train
+from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
+from glimpseg.training.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -45,7 +47,9 @@ def weights(run):
 @pytest.fixture(scope="module")
 def undisturbed(archive, tmp_path_factory):
     """A whole run. Who is refused to train in it takes its lock, so that each process of the tests has a copy."""
-    run = made_once(tmp_path_factory, "run", lambda folder: train(small_recipe(), folder, data=archive, device=CPU))
+    run = made_once(
+        tmp_path_factory, "run", lambda folder: train(small_recipe(), folder, TrainOptions(data=archive, device=CPU))
+    )
     return shutil.copytree(run, tmp_path_factory.mktemp("run") / "whole")
 
 
@@ -87,7 +91,7 @@ def test_the_model_knows_its_data(undisturbed):
 
 
 def test_two_runs_of_one_recipe_are_one(archive, undisturbed, tmp_path):
-    train(small_recipe(), tmp_path / "again", data=archive, device=CPU)
+    train(small_recipe(), tmp_path / "again", TrainOptions(data=archive, device=CPU))
     assert weights(tmp_path / "again") == weights(undisturbed)
 
 
@@ -96,7 +100,7 @@ def test_recomputed_activations_train_the_same_weights(archive, tmp_path, precis
     """In bf16, too: coarse convolutions are in fp32 both times."""
     for again in (False, True):
         recipe = small_recipe(optim__recompute=again, optim__precision=precision, optim__steps=4)
-        train(recipe, tmp_path / str(again), data=archive, device=CPU)
+        train(recipe, tmp_path / str(again), TrainOptions(data=archive, device=CPU))
     assert weights(tmp_path / "True") == weights(tmp_path / "False")
 
 
@@ -108,10 +112,10 @@ def test_a_run_begun_before_a_field_existed_is_resumed(archive, undisturbed, tmp
     for field in ("compile", "recompute"):
         del tree["optim"][field]
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    train(small_recipe(), run, TrainOptions(data=archive, device=CPU, resume=True))
     assert weights(run) == weights(undisturbed)
-    with pytest.raises(UsageError, match="another recipe"):
-        train(small_recipe(optim__recompute=True), run, data=archive, device=CPU, resume=True)
+    with pytest.raises(UsageError, match=r"begun otherwise \(optim\.recompute: false, now true\)"):
+        train(small_recipe(optim__recompute=True), run, TrainOptions(data=archive, device=CPU, resume=True))
 
 
 OLD_RECIPE = """
@@ -137,7 +141,7 @@ def test_a_run_with_an_old_field_name_is_resumed(archive, undisturbed, tmp_path)
     tree = yaml.safe_load((run / "recipe.yaml").read_text())
     tree["init"] = {"weights": None, "part": tree["init"]["transfer"]}
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    train(small_recipe(), run, TrainOptions(data=archive, device=CPU, resume=True))
     assert weights(run) == weights(undisturbed)
 
 
@@ -147,14 +151,14 @@ def test_compile_is_written_as_yaml_writes_truth(text, value):
 
 
 def test_another_seed_is_another_run(archive, undisturbed, tmp_path):
-    train(small_recipe(seed=1), tmp_path / "other", data=archive, device=CPU)
+    train(small_recipe(seed=1), tmp_path / "other", TrainOptions(data=archive, device=CPU))
     assert weights(tmp_path / "other") != weights(undisturbed)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_that_failed_midway_resumes_to_the_same_weights(archive, tmp_path, monkeypatch, precision):
     recipe = small_recipe(optim__precision=precision, optim__steps=4)
-    train(recipe, tmp_path / "whole", data=archive, device=CPU)
+    train(recipe, tmp_path / "whole", TrainOptions(data=archive, device=CPU))
     honest = Learner.after_step
 
     def break_down(self, progress):
@@ -164,9 +168,9 @@ def test_a_run_that_failed_midway_resumes_to_the_same_weights(archive, tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Learner, "after_step", break_down)
-        train(recipe, tmp_path / "broken", data=archive, device=CPU)
+        train(recipe, tmp_path / "broken", TrainOptions(data=archive, device=CPU))
     assert newest_valid(tmp_path / "broken").name == "step-00000002"
-    train(recipe, tmp_path / "broken", data=archive, device=CPU, resume=True)
+    train(recipe, tmp_path / "broken", TrainOptions(data=archive, device=CPU, resume=True))
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
@@ -182,12 +186,12 @@ def test_what_a_method_keeps_beside_its_network_is_resumed_too(archive, tmp_path
     """RFNet and mmFormer keep nothing; Vox-MMSD has a test of its own."""
     recipe = small_recipe(method, **changes, optim__steps=3, optim__save_every=1)
     run = tmp_path / "run"
-    train(recipe, run, data=archive, device=CPU)
+    train(recipe, run, TrainOptions(data=archive, device=CPU))
     whole = weights(run)
     shutil.rmtree(checkpoints(run)[0])
     shutil.rmtree(run / "model")
     assert newest_valid(run).name == "step-00000002"
-    train(recipe, run, data=archive, device=CPU, resume=True)
+    train(recipe, run, TrainOptions(data=archive, device=CPU, resume=True))
     assert weights(run) == whole
 
 
@@ -199,7 +203,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(archive, undist
     content[-100] ^= 1
     newest.write_bytes(content)
     assert newest_valid(run).name == "step-00000010"
-    train(small_recipe(), run, data=archive, device=CPU, resume=True)
+    train(small_recipe(), run, TrainOptions(data=archive, device=CPU, resume=True))
     assert weights(run) == weights(undisturbed)
 
 
@@ -285,7 +289,7 @@ def test_two_ranks_compute_what_one_does_that_accumulates(tmp_path, method):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(recipe, alone, data=archive, device=CPU)
+        train(recipe, alone, TrainOptions(data=archive, device=CPU))
     finally:
         torch.set_num_threads(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -413,32 +417,32 @@ def test_a_rank_that_is_killed_ends_the_others_with_its_name_and_cause(archive, 
 
 def test_a_run_is_not_overwritten(archive, undisturbed):
     with pytest.raises(UsageError, match="Add --resume"):
-        train(small_recipe(), undisturbed, data=archive, device=CPU)
+        train(small_recipe(), undisturbed, TrainOptions(data=archive, device=CPU))
 
 
 def test_a_run_is_not_resumed_under_another_recipe(archive, undisturbed):
-    with pytest.raises(UsageError, match="another recipe"):
-        train(small_recipe(seed=9), undisturbed, data=archive, device=CPU, resume=True)
+    with pytest.raises(UsageError, match=r"begun otherwise \(seed: 0, now 9\)"):
+        train(small_recipe(seed=9), undisturbed, TrainOptions(data=archive, device=CPU, resume=True))
 
 
 def test_a_run_whose_recipe_file_is_gone_is_still_not_resumed_under_another(archive, undisturbed, tmp_path):
     moved = shutil.copytree(undisturbed, tmp_path / "moved")
     (moved / "recipe.yaml").unlink()
-    with pytest.raises(UsageError, match="another recipe"):
-        train(small_recipe(seed=9), moved, data=archive, device=CPU, resume=True)
+    with pytest.raises(UsageError, match=r"begun otherwise \(seed: 0, now 9\)"):
+        train(small_recipe(seed=9), moved, TrainOptions(data=archive, device=CPU, resume=True))
 
 
 def test_a_run_is_not_resumed_on_other_data(archive, undisturbed, tmp_path):
     write_head(tmp_path / "other", "S9", 9)
     with pytest.raises(UsageError, match="other data"):
-        train(small_recipe(), undisturbed, data=tmp_path / "other", device=CPU, resume=True)
+        train(small_recipe(), undisturbed, TrainOptions(data=tmp_path / "other", device=CPU, resume=True))
 
 
 def test_a_published_list_chooses_what_is_learned_from(tmp_path):
     for name in ("BraTS20_Training_002", "BraTS20_Training_001"):  # of the lists for training and for test
         write_head(tmp_path / "data", name)
     recipe = small_recipe(optim__steps=1)
-    model = train(recipe, tmp_path / "run", data=tmp_path / "data", split="brats2020/train", device=CPU)
+    model = train(recipe, tmp_path / "run", TrainOptions(data=tmp_path / "data", split="brats2020/train", device=CPU))
     described = json.loads((model / "provenance.json").read_text())["data"]
     assert (described["studies"], described["split"]) == (1, "brats2020/train")
 
@@ -448,7 +452,7 @@ def test_only_one_process_trains_in_a_run(archive, tmp_path):
 
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UsageError, match="Another process"):
-        train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
+        train(small_recipe(), tmp_path / "run", TrainOptions(data=archive, device=CPU))
 
 
 def test_a_loss_that_is_nan_stops_with_its_name_and_its_batch(archive, tmp_path, monkeypatch):
@@ -460,7 +464,7 @@ def test_a_loss_that_is_nan_stops_with_its_name_and_its_batch(archive, tmp_path,
 
     monkeypatch.setattr(UNet, "losses", poisoned)
     with pytest.raises(TrainingError, match="'cross_entropy' is nan at step 5"):
-        train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
+        train(small_recipe(), tmp_path / "run", TrainOptions(data=archive, device=CPU))
     saved = load_file(tmp_path / "run" / "failed" / "step-00000005.safetensors")
     assert saved["image"].shape == (2, 4, 16, 16, 16)
     assert newest_valid(tmp_path / "run").name == "step-00000004"
@@ -471,7 +475,7 @@ def test_a_study_that_cannot_be_read_is_named(tmp_path):
     broken = write_head(tmp_path / "data", "S1", 1) / "S1-t2f.nii.gz"
     broken.write_bytes(broken.read_bytes()[:2000])
     with pytest.raises(InputError, match=r"1 of 2 studies cannot be used(.|\n)*S1"):
-        train(small_recipe(), tmp_path / "run", data=tmp_path / "data", device=CPU)
+        train(small_recipe(), tmp_path / "run", TrainOptions(data=tmp_path / "data", device=CPU))
 
 
 @pytest.mark.parametrize("method", NETWORKS)
@@ -479,19 +483,19 @@ def test_studies_that_lack_sequences_train_too(tmp_path, method):
     write_head(tmp_path / "data", "S0", 0, (Modality.T1C,))
     write_head(tmp_path / "data", "S1", 1, (Modality.T2, Modality.FLAIR))
     write_head(tmp_path / "data", "S2", 2)
-    train(small_recipe(method, optim__steps=2), tmp_path / "run", data=tmp_path / "data", device=CPU)
+    train(small_recipe(method, optim__steps=2), tmp_path / "run", TrainOptions(data=tmp_path / "data", device=CPU))
     counts = load_model(tmp_path / "run").provenance["data"]["available"]
     assert counts == {"t1c": 1, "t2+flair": 1, "t1+t1c+t2+flair": 1}
 
 
 def test_without_data_the_recipes_phantoms_are_learned_from(tmp_path):
-    train(small_recipe(optim__steps=2, data__stream__crops=2), tmp_path / "run", device=CPU)
+    train(small_recipe(optim__steps=2, data__stream__crops=2), tmp_path / "run", TrainOptions(device=CPU))
     assert load_model(tmp_path / "run").provenance["data"] == {"stream": "phantom-1"}
 
 
 def test_a_recipe_without_a_stream_asks_for_data(tmp_path):
     with pytest.raises(UsageError, match="--data"):
-        train(small_recipe(data__stream=None), tmp_path / "run", device=CPU)
+        train(small_recipe(data__stream=None), tmp_path / "run", TrainOptions(device=CPU))
 
 
 @pytest.mark.parametrize(
@@ -512,7 +516,7 @@ def test_a_recipe_field_that_is_wrong_is_named(path, value, message):
 @pytest.mark.parametrize("patch", [[16, 16, 18], [2, 16, 16]])
 def test_a_crop_that_the_network_cannot_take_is_refused_before_training(archive, tmp_path, patch):
     with pytest.raises(UsageError, match="multiples of 4 and at least 4"):
-        train(small_recipe(data__sampling__patch=patch), tmp_path / "run", data=archive, device=CPU)
+        train(small_recipe(data__sampling__patch=patch), tmp_path / "run", TrainOptions(data=archive, device=CPU))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "amsgrad"])
@@ -530,7 +534,7 @@ def test_adams_decay_is_coupled_and_no_gradient_is_clipped(optimizer):
             return {"one": 1e4 * self.pulled.sum() + 0 * self.still.sum()}
 
     learner = One()
-    training = _Training.of(learner, optim, CPU)
+    training = TrainingState.begin(learner, optim, CPU)
     sum(learner.losses(None, None).values()).backward()
     assert training.step(optim, Progress(0, 10))["gradient_norm"] == pytest.approx(1e4)
     assert learner.still.tolist() == pytest.approx([1.99, -2.99], abs=1e-5)
@@ -551,7 +555,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(archive, tmp_pat
 
     monkeypatch.setattr(UNet, "losses", infinite)
     with pytest.raises(TrainingError, match="norm is nan at step 5, though every loss term is finite"):
-        train(small_recipe(), tmp_path / "run", data=archive, device=CPU)
+        train(small_recipe(), tmp_path / "run", TrainOptions(data=archive, device=CPU))
     state, _ = load_state(newest_valid(tmp_path / "run"))
     assert state.step == 4
     assert all(torch.isfinite(value).all() for value in state.tensors.values())
@@ -571,7 +575,7 @@ def test_each_group_is_clipped_by_itself():
 
     optim = Optim(optimizer="sgd", learning_rate=1.0, weight_decay=0, max_norm=1.0, warmup=0, steps=10, ema=0)
     learner = Two()
-    training = _Training.of(learner, optim, CPU)
+    training = TrainingState.begin(learner, optim, CPU)
     sum(learner.losses(None, None).values()).backward()
     assert training.step(optim, Progress(0, 10))["gradient_norm"] == pytest.approx(np.hypot(0.5, 1e3))
     # Nesterov's first step is 1.99 times the gradient.
@@ -582,7 +586,7 @@ def test_each_group_is_clipped_by_itself():
 def test_the_released_schedule_has_one_rate_an_epoch_and_keeps_its_largest_moments(archive, tmp_path):
     changes = {"optimizer": "amsgrad", "epoch": 3, "max_norm": None, "warmup": 0, "log_every": 1, "learning_rate": 2e-4}
     recipe = small_recipe(**{f"optim__{name}": value for name, value in changes.items()})
-    train(recipe, tmp_path / "run", data=archive, device=CPU)
+    train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = [2e-4 * (1 - step // 3 / 4) ** 0.9 for step in range(12)]
     assert [line["learning_rate"] for line in lines] == pytest.approx(expected, abs=1e-6)

@@ -24,7 +24,7 @@ FILES = {"S1/S1-t1c.nii.gz": b"one", "S1/S1-t2f.nii.gz": b"two", "S2/deeper/t1.n
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
-    """Where temporary folders are made; nothing may stay in it."""
+    """Folder for temporary folders; it must be empty at the end."""
     place = tmp_path / "scratch"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
@@ -61,7 +61,7 @@ def tree(folder):
 
 
 def outside(tmp_path):
-    """What there is beside the archive and the (checked) scratch folder."""
+    """Files beside the archive and the (checked) scratch folder."""
     return sorted(path.name for path in tmp_path.iterdir() if path.name not in ("scratch",))
 
 

@@ -23,7 +23,7 @@ from glimpseg.data.cache import in_memory
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import RFNET, Preprocess, prepare
 from glimpseg.errors import InputError, ModelError, UsageError
-from glimpseg.method import Progress, Segmenter, by_role
+from glimpseg.method import Progress, Segmenter, names_by_role
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL, Config, Intensities
 from glimpseg.methods.voxmmsd.intensities import apply_change, random_change
@@ -36,8 +36,10 @@ from glimpseg.model.loading import load_model, stored_model
 from glimpseg.model.transfer import transfer
 from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.recipe import Init, Optim
-from glimpseg.training.dataset import some_of
-from glimpseg.training.loop import _Training, train
+from glimpseg.training.dataset import labelled_share
+from glimpseg.training.loop import train
+from glimpseg.training.options import TrainOptions
+from glimpseg.training.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -68,7 +70,7 @@ def pretrained(tmp_path_factory):
     write_head(place / "data", "S0", 0, reference=False)
     write_head(place / "data", "S1", 1, (Modality.T1C, Modality.FLAIR), reference=False)
     write_head(place / "data", "S2", 2, (Modality.T2,), reference=False)
-    train(pretraining(), place / "run", data=place / "data", device=CPU)
+    train(pretraining(), place / "run", TrainOptions(data=place / "data", device=CPU))
     return place
 
 
@@ -274,7 +276,7 @@ def test_norms_and_biases_do_not_decay():
 
 def test_the_decay_that_rises_leaves_alone_what_does_not_decay():
     optim = Optim(steps=10, weight_decay=1e-5, weight_decay_to=1e-4, cosine_to=1e-4, ema=0)
-    training = _Training.of(methods.build(pretraining()), optim, CPU)
+    training = TrainingState.begin(methods.build(pretraining()), optim, CPU)
     for p in training.learner.parameters():
         p.grad = torch.zeros_like(p)
     training.learner._rows.append(torch.zeros(1, 16))
@@ -299,7 +301,7 @@ def test_every_methods_network_can_be_pretrained(backbone):
     assert all(torch.isfinite(term) for term in terms.values())
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     assert not [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
-    assert set(learner.kept) == set(by_role(methods.build(methods.find_recipe(f"{backbone}/phantom"))))
+    assert set(learner.kept) == set(names_by_role(methods.build(methods.find_recipe(f"{backbone}/phantom"))))
 
 
 # Runs
@@ -315,9 +317,9 @@ def test_a_run_that_failed_midway_resumes_to_the_same_student_teacher_and_centre
 
     monkeypatch.setattr(VoxMMSD, "after_step", break_down)
     with pytest.raises(KeyboardInterrupt):
-        train(pretraining(), tmp_path / "run", data=pretrained / "data", device=CPU)
+        train(pretraining(), tmp_path / "run", TrainOptions(data=pretrained / "data", device=CPU))
     monkeypatch.setattr(VoxMMSD, "after_step", honest)
-    train(pretraining(), tmp_path / "run", data=pretrained / "data", device=CPU, resume=True)
+    train(pretraining(), tmp_path / "run", TrainOptions(data=pretrained / "data", device=CPU, resume=True))
     ends = [load_file(newest_valid(run) / STATE) for run in (tmp_path / "run", pretrained / "run")]
     assert set(ends[0]) == set(ends[1])
     assert {"learner/centre", "learner/projector.0.weight", "learner/teacher.decoder.levels.0.narrow.weight"} <= set(
@@ -331,7 +333,7 @@ def test_references_are_never_read(tmp_path):
     for seed, number in ((0, 3), (1, 9)):
         place = write_head(tmp_path / "data", f"S{seed}", seed)
         (place / f"S{seed}-seg.nii.gz").write_bytes(b"no image" * number)
-    train(pretraining(optim__steps=1), tmp_path / "run", data=tmp_path / "data", device=CPU)
+    train(pretraining(optim__steps=1), tmp_path / "run", TrainOptions(data=tmp_path / "data", device=CPU))
     record = stored_model(tmp_path / "run").provenance
     assert record["data"]["studies"] == 2
     assert record["data"]["labels"] is None
@@ -370,7 +372,7 @@ def test_a_backbone_is_a_method_that_segments(recipe, changes, backbone, words):
 
 
 def test_a_part_is_of_something(tmp_path):
-    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--part=encoder"])
+    said = CliRunner().invoke(app, ["train", "unet/phantom", "-o", str(tmp_path / "run"), "--transfer=encoder"])
     assert "--init" in str(said.exception)
 
 
@@ -382,7 +384,7 @@ def test_another_preparation_and_an_unfinished_run_are_said(pretrained, archive,
         "voxunet", init__weights=str(tmp_path / "pretrained"), data__preprocess__clip=3.0, optim__steps=1
     )
     with caplog.at_level("WARNING"):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert "6 of 8 steps" in caplog.text
     assert "another preprocessing" in caplog.text
     assert load_model(tmp_path / "run").provenance["init"]["steps"] == 6
@@ -399,7 +401,7 @@ def test_the_cache_that_prepare_fills_is_pretrainings(archive, tmp_path):
     )
     assert prepared.exit_code == 0
     before = sorted(cache.iterdir())
-    train(recipe, tmp_path / "run", data=archive, cache=cache, device=CPU)
+    train(recipe, tmp_path / "run", TrainOptions(data=archive, cache=cache, device=CPU))
     assert sorted(cache.iterdir()) == before
 
 
@@ -413,7 +415,7 @@ def test_two_ranks_pretrain_as_one_does_that_accumulates(pretrained, tmp_path):
     with as_it_was():
         torch.set_num_threads(1)
         alone = pretraining(optim__steps=3, optim__accumulate=2)
-        train(alone, tmp_path / "one", data=pretrained / "data", device=CPU)
+        train(alone, tmp_path / "one", TrainOptions(data=pretrained / "data", device=CPU))
     command = ["pretrain", str(tmp_path / "recipe.yaml"), "--data", str(pretrained / "data"), "--device=cpu"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -451,7 +453,7 @@ def test_the_wanted_parts_are_carried_over_whole(pretrained, part, parts):
 def test_training_begins_with_them_and_says_so(pretrained, archive, tmp_path):
     begin = {"init__weights": str(pretrained / "run"), "init__transfer": "encoder+decoder"}
     recipe = small_recipe("voxunet", **begin, optim__steps=1, optim__learning_rate=0.0, optim__ema=0)
-    train(recipe, tmp_path / "run", data=archive, device=CPU)
+    train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     found, weights = found_in(pretrained), load_file(tmp_path / "run" / "model" / WEIGHTS)
     counted = ("running_mean", "running_var", "num_batches_tracked")  # these follow the data at any rate
     learned = [name for name in weights if not name.startswith("heads") and not name.endswith(counted)]
@@ -464,17 +466,17 @@ def test_training_begins_with_them_and_says_so(pretrained, archive, tmp_path):
 def test_a_resumed_run_needs_no_pretraining_any_more(pretrained, archive, tmp_path):
     shutil.copytree(pretrained / "run", tmp_path / "pretrained")
     recipe = small_recipe("voxunet", init__weights=str(tmp_path / "pretrained"), optim__steps=4)
-    train(recipe, tmp_path / "run", data=archive, device=CPU)
+    train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     shutil.rmtree(tmp_path / "pretrained")
     shutil.rmtree(tmp_path / "run" / "model")
-    train(recipe, tmp_path / "run", data=archive, device=CPU, resume=True)
+    train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU, resume=True))
     assert load_model(tmp_path / "run").provenance["init"]["of"] == "voxunet"
 
 
 def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, archive, tmp_path):
     recipe = small_recipe("rfnet", init__weights=str(pretrained / "run"))
     with pytest.raises(ModelError, match=r"Nothing of .* fits into this RFNet: it comes from voxunet"):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert not (tmp_path / "run").exists()
 
 
@@ -500,7 +502,7 @@ def test_a_trained_model_can_be_begun_with_too(model_folder):
 def test_the_whole_of_a_trained_model_is_trained_further(model_folder, archive, tmp_path):
     begin = {"init__weights": str(model_folder), "init__transfer": "whole"}
     still = {"optim__steps": 1, "optim__learning_rate": 0.0, "optim__ema": 0}
-    train(small_recipe(**begin, **still), tmp_path / "run", data=archive, device=CPU)
+    train(small_recipe(**begin, **still), tmp_path / "run", TrainOptions(data=archive, device=CPU))
     before, after = (stored_model(place).weights for place in (model_folder, tmp_path / "run"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -520,7 +522,7 @@ def test_the_whole_of_another_network_is_refused(model_folder, archive, tmp_path
         change.pop("method", "unet"), **change, init__weights=str(model_folder), init__transfer="whole"
     )
     with pytest.raises(ModelError, match="Take over encoder\\+decoder"):
-        train(recipe, tmp_path / "run", data=archive, device=CPU)
+        train(recipe, tmp_path / "run", TrainOptions(data=archive, device=CPU))
     assert not (tmp_path / "run").exists()
 
 
@@ -537,15 +539,15 @@ def test_shares_are_nested_and_fixed(tmp_path):
     write_head(tmp_path, "S", 0)
     studies = [replace(find_studies(tmp_path)[0], id=f"S{n}") for n in range(40)]
     for seed in range(3):
-        sets = [{study.id for study in some_of(studies, share, seed)} for share in (0.05, 0.1, 0.25, 1.0)]
+        sets = [{study.id for study in labelled_share(studies, share, seed)} for share in (0.05, 0.1, 0.25, 1.0)]
         assert [len(one) for one in sets] == [2, 4, 10, 40]
         assert sets[0] < sets[1] < sets[2] < sets[3]
-    assert some_of(studies, 0.1, 0) != some_of(studies, 0.1, 1)
+    assert labelled_share(studies, 0.1, 0) != labelled_share(studies, 0.1, 1)
 
 
 def test_a_share_of_an_endless_stream_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--data"):
-        train(small_recipe(data__labelled=0.5), tmp_path / "run", device=CPU)
+        train(small_recipe(data__labelled=0.5), tmp_path / "run", TrainOptions(device=CPU))
 
 
 # The fine-tuning

@@ -145,14 +145,14 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction,
                     case=study.id,
                     truth=case.truth,
                     sequences=found.subset.key,
-                    region=one.region,
+                    region=one.name,
                     dice=round(one.values["dice"], 4),
                     hd95_mm=round(one.values["hd95"], 2),
                     predicted_ml=round(one.predicted_ml, 2),
                     reference_ml=round(one.reference_ml, 2),
                 )
-                for one in reference.rate(kept.labels, None)
-                if one.region in names
+                for one in reference.score(kept.labels, None)
+                if one.name in names
             ],
         )
 

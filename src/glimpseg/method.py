@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from glimpseg.data import loader
 from glimpseg.data.augment import Transform
 from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
-from glimpseg.errors import ModelError, UsageError
+from glimpseg.errors import UsageError
 from glimpseg.modality import SUBSETS, Modality, to_flags
 from glimpseg.region import Label, Region
 
@@ -45,7 +44,7 @@ class Learner(nn.Module):
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
         """What is cut from a study for one sample. Default: a random crop and an augmentation to come."""
-        return loader.view(case, sampling, rng)
+        return loader.random_crop(case, sampling, rng)
 
     def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
         """What `view` gave as one batch, and the augmentations to come. Default: of the default view's crops."""
@@ -96,10 +95,10 @@ class Learner(nn.Module):
         """Called after each optimiser step. Default: nothing."""
 
     @classmethod
-    def archive_note(cls, available: Mapping[Modality, int]) -> str | None:
-        """What it makes of an archive with so many studies of each subset, for log and report. Default: nothing to say.
+    def dataset_note(cls, available: Mapping[Modality, int]) -> str | None:
+        """Return a note for log and report on a dataset with so many studies of each subset. Default: None.
 
-        Raises: UsageError if it cannot learn from such an archive.
+        Raises: UsageError if the method cannot learn from such a dataset.
         """
         return None
 
@@ -216,7 +215,7 @@ def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -
     )
 
 
-def by_role(network: Segmenter) -> dict[str, list[str]]:
+def names_by_role(network: Segmenter) -> dict[str, list[str]]:
     """Names of weights by what they are: `encoder.t1c.stages.0.entry.conv.weight` and its copies."""
     found: dict[str, list[str]] = {}
     for name in network.state_dict():
@@ -227,74 +226,7 @@ def by_role(network: Segmenter) -> dict[str, list[str]]:
     return found
 
 
-def take_weights(
-    network: nn.Module,
-    weights: Mapping[str, Tensor],
-    names: Sequence[tuple[str, str]],
-    unused: str = r"(?!)",
-) -> None:
-    """Loads an authors' state dict (`module.` before its keys or not) into our network.
-
-    `names` pairs a pattern of our names with the authors'; of its groups, `m` is our key of a modality, `l` a level
-    from 0, `r` a convolution of a residual, the rest is carried over. `unused` matches keys that nothing needs.
-
-    Raises: ModelError if a tensor is missing, left over, of another shape or type, or not finite.
-    """
-    given = {name.removeprefix("module."): value for name, value in weights.items()}
-    if len(given) < len(weights):
-        raise ModelError("The weights hold some tensors twice, with and without 'module.' before their names.")
-    wanted = {own: authors_name(own, names) for own in network.state_dict()}
-    missing = sorted(set(wanted.values()) - set(given))
-    extra = sorted(name for name in set(given) - set(wanted.values()) if not re.match(unused, name))
-    kind = type(network).__name__
-    if missing or extra:
-        raise ModelError(
-            f"These are not the weights of the authors' {kind}: {len(missing)} tensors are missing"
-            f"{f' (such as {missing[0]})' if missing else ''}, {len(extra)} are unknown"
-            f"{f' (such as {extra[0]})' if extra else ''}. Give the checkpoint their training wrote."
-        )
-    state = network.state_dict()
-    for own, theirs in wanted.items():
-        value, shape = given[theirs], state[own].shape
-        if value.numel() != shape.numel() or value.squeeze().shape != state[own].squeeze().shape:
-            raise ModelError(
-                f"The authors' tensor {theirs} should be {tuple(shape)}, not {tuple(value.shape)}. "
-                f"Was this {kind} trained with other classes or another size?"
-            )
-        kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-        counts = not state[own].is_floating_point()  # of batches that a norm has seen
-        if value.dtype not in kinds and not (counts and value.dtype == torch.int64):
-            raise ModelError(f"The authors' tensor {theirs} should hold floating-point numbers, not {value.dtype}.")
-        if not torch.isfinite(value).all():
-            raise ModelError(f"The authors' tensor {theirs} holds values that are not finite. Copy the file again.")
-        state[own] = value.reshape(shape).to(state[own].dtype)
-    network.load_state_dict(state)
-
-
-def authors_name(own: str, names: Sequence[tuple[str, str]]) -> str:
-    """What the authors call one of our tensors; `names` as in `take_weights`."""
-    for pattern, template in names:
-        match = re.match(pattern + r"(?=\.|$)", own)
-        if match:
-            words = match.groupdict()
-            words |= {key: str(int(words[key]) + add) for key, add in (("l", 1), ("r", 2)) if key in words}
-            words |= {"m": words["m"].replace("t1c", "t1ce")} if "m" in words else {}
-            return template.format(**words) + own[match.end() :]
-    raise AssertionError(f"no authors' name for {own}")
-
-
 def frozen(module: nn.Module) -> Callable[..., Tensor]:
     """The module as a function whose parameters get no gradient, though its inputs do: an adversary's student term."""
     constants = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     return lambda *inputs: torch.func.functional_call(module, constants, inputs)
-
-
-def ema(learner: Learner, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights. The first steps average over what there is so far:
-    the decay at step t is min(`decay`, (1 + t) / (10 + t))."""
-
-    def average(old: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:
-        rate = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(list(old), list(new), 1 - rate)
-
-    return AveragedModel(learner, multi_avg_fn=average)

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from conformance.reference import ULP, drawn, mapped, pair
-from glimpseg.method import authors_name
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet.network import Discriminator, NetworkOutput
 from glimpseg.methods.mstkdnet.objective import (
@@ -28,6 +27,7 @@ from glimpseg.methods.mstkdnet.objective import (
     style_products,
 )
 from glimpseg.modality import Modality
+from glimpseg.nets.authors import authors_name
 from glimpseg.region import Label
 
 CUBE, FULL = (64, 64, 64), (160, 192, 128)

@@ -19,8 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glimpseg.losses import one_hot, region_fusion_terms
-from glimpseg.method import authors_name
 from glimpseg.modality import Modality
+from glimpseg.nets.authors import authors_name
 
 HERE = Path(__file__).parent
 

@@ -17,7 +17,7 @@ import torch
 from conformance.reference import pair
 from glimpseg.data.preprocess import bytes_of
 from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
-from glimpseg.method import Progress, authors_name
+from glimpseg.method import Progress
 from glimpseg.methods import voxmmsd, voxunet
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL
@@ -25,9 +25,10 @@ from glimpseg.methods.voxmmsd.intensities import IntensityChange, apply_change
 from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, restoration_loss
 from glimpseg.model.folder import StoredModel
 from glimpseg.model.transfer import transfer
+from glimpseg.nets.authors import authors_name
 from glimpseg.recipe import Init
 from glimpseg.region import Label
-from glimpseg.training.loop import _Training
+from glimpseg.training.state import TrainingState
 from glimpseg.volume import bounding_box
 
 TOLERANCES = {"sched": 1e-12, "norm": 0.0, "mask": 0.0, "aug": 2e-6, "view": 2e-6, "prep": 0.0}
@@ -432,7 +433,7 @@ def steps(stored, dtype):
     """`step/`: two whole iterations."""
     stored, found, learner = whole_again(stored), {}, official_learner(stored).to(dtype)
     recipe = voxmmsd.RECIPES["official"]
-    training = _Training.of(learner, recipe.optim, torch.device("cpu"))
+    training = TrainingState.begin(learner, recipe.optim, torch.device("cpu"))
     theirs = {authors_name(name, voxunet.NAMES): name for name, _ in learner.student.named_parameters()}
     # Their pretraining has a head that never runs.
     used = ["out_conv" not in name for name in stored["step/param_names"].tolist()]

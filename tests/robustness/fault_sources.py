@@ -100,10 +100,10 @@ _NO_IMAGE = (
 
 DICOM = (
     dicom_row("DICOM as it should be", lambda paths: None, 0),
-    dicom_row("DICOM: a file twice", _twice, 0, "t1c: 1 files are there more than once and were taken once."),
+    dicom_row("DICOM: a file twice", _twice, 0, "t1c: 1 duplicate files were ignored."),
     dicom_row(
         "DICOM: text files and a damaged DICOMDIR beside", _text_beside, 0,
-        "t1c: 1 DICOM files are damaged and were left aside.",
+        "t1c: 1 damaged DICOM files were ignored.",
     ),
     dicom_row(
         "DICOM: one SOPInstanceUID for two slices", _same_uid, 3,

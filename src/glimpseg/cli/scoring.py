@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Backend, Choice, Device, Labels, ModelArgument, Output, Overwrite, Split, changes_of
+from glimpseg.cli.options import (
+    Backend,
+    Choice,
+    Device,
+    Labels,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Resume,
+    Split,
+    changes_of,
+)
 from glimpseg.errors import InputError, UsageError
 
 
@@ -29,7 +40,7 @@ def evaluate(
     ] = "all",
     split: Split = None,
     change: Choice = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
+    resume: Resume = False,
     labels: Labels = None,
     device: Device = "auto",
     backend: Backend = "torch",
@@ -38,8 +49,9 @@ def evaluate(
     """Score a model on every subset of sequences; write scores, a summary and a report."""
     from glimpseg import report
     from glimpseg.data.layouts import find_studies
-    from glimpseg.data.splits import chosen
+    from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import evaluate as evaluation
+    from glimpseg.evaluation.options import EvaluationOptions
     from glimpseg.evaluation.protocol import protocol_named
     from glimpseg.modality import SUBSETS, parse
     from glimpseg.results.scores import metrics_named
@@ -52,15 +64,12 @@ def evaluate(
     shown = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
     studies = find_studies(data, labels=labels)
     if split is not None:
-        studies = chosen(studies, split)
+        studies = select_studies(studies, split)
     done = evaluation.evaluate(
         predict.load(model, device, changes_of(change), backend),
         studies,
         output,
-        protocol=protocol,
-        subsets=shown,
-        metrics=wanted,
-        split=split,
+        EvaluationOptions(protocol=protocol, subsets=shown, metrics=wanted, split=split),
         resume=resume,
         overwrite=overwrite,
     )
@@ -91,13 +100,13 @@ def calibrate(
 ) -> None:
     """Measure what to expect of a model, and calibrate it; write a copy that says so whenever it segments."""
     from glimpseg.data.layouts import find_studies
-    from glimpseg.data.splits import chosen
+    from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import calibrate as calibration
     from glimpseg.segmentation import predict
 
     studies = find_studies(data, labels=labels)
     if split is not None:
-        studies = chosen(studies, split)
+        studies = select_studies(studies, split)
     loaded = predict.load(model, device, changes_of(change))
     told = calibration.calibrate(loaded, studies, output, population=population, overwrite=overwrite)
     for subset in told.subsets:

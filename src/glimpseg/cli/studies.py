@@ -72,7 +72,7 @@ def prepare(
     """Say what a folder holds, then check, crop and normalise every study once, and make its prior, for training."""
     from glimpseg import methods
     from glimpseg.data.layouts import find_studies, survey
-    from glimpseg.data.splits import chosen
+    from glimpseg.data.splits import select_studies
     from glimpseg.runtime.device import resolved_device
     from glimpseg.training import dataset
 
@@ -85,7 +85,7 @@ def prepare(
     else:
         references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
         studies = find_studies(data, layout=layout, labels=labels, references=references)
-    studies = chosen(studies, split) if split else studies
+    studies = select_studies(studies, split) if split else studies
     paths, priors = dataset.prepare(studies, wanted, output, device=resolved_device(device), split=split)
     log.info("%5d  prepared", len(paths))
     if priors:

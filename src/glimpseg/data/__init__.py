@@ -1,1 +1,1 @@
-"""From files to normalised crops, and the digital phantom."""
+"""Data pipeline: from image files of any kind to prepared studies and batches of crops."""

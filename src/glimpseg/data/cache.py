@@ -1,7 +1,7 @@
-"""Prepared studies on disk: one safetensors file each, named by content, written whole, read crop by crop.
+"""Cache of prepared studies: one safetensors file each, named by content, written atomically, read crop by crop.
 
-The key covers the bytes of every input file, the settings and the preprocessing version: a changed file or
-setting is another entry, never a stale one.
+The key of an entry covers the bytes of every input file, the settings and the preprocessing version. After a change of
+a file or a setting a new entry is made; an old entry is never used by mistake.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame, Study
 
 MAXIMAL_SEEDS = 2000
-"""Tumour voxels remembered for each label, as centres of crops; nnU-Net keeps 10,000."""
+"""Most tumour voxels stored for each label, as centres of crops; nnU-Net stores 10,000."""
 
 
 class Crop(NamedTuple):
-    """A box cut out of a case, as narrow as it is stored (float16, uint8); outside the study, air.
+    """Box cut out of a case in the stored types (float16, uint8), padded with air outside the study.
 
-    It may share its memory with the case: not to be changed in place.
+    It may share memory with the case and must not be changed in place.
     """
 
     image: Float[np.ndarray, "m x y z"]
@@ -43,53 +43,56 @@ class Crop(NamedTuple):
 
 
 class Case:
-    """A prepared study that gives crops: from memory, or from a cache file without reading the rest."""
+    """Prepared study that gives crops, from memory or from a cache file without reading the rest of it."""
 
     prior: Any = None
-    """What is supposed of the labels from each present modality by itself (see `glimpseg.priors`), or None."""
+    """Prior (pseudo-label) maps from each present modality alone (see `glimpseg.priors`), or None."""
 
     def __init__(self, study: str, available: Modality, arrays: Any, seeds: Int[np.ndarray, "n 4"]) -> None:
         self.id = study
         self.available = available
         self.seeds = seeds
-        """Tumour voxels: label, x, y, z."""
-        # Rounded as the voxels are, so that what is padded equals the air that is stored.
+        """Tumour voxels as centres of crops: label, x, y, z."""
+        # Rounded like the stored voxels, so that padding equals stored air.
         self._levels: Float[np.ndarray, "n"] = np.asarray(arrays["levels"][:], np.float16)
         self._image = arrays["image"]
         self._target = arrays["target"]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels of the prepared grid."""
+        """Number of voxels of the prepared grid along each axis."""
         return tuple(_shape(self._image)[1:])  # type: ignore[return-value]
 
     @property
     def has_target(self) -> bool:
-        """Whether a reference exists."""
+        """True if the study has a reference."""
         return _shape(self._target)[0] > 0
 
     def level(self, modality: Modality) -> float:
-        """What air is in a present modality."""
+        """Return the intensity of air in a present modality."""
         return float(self._levels[list(self.available).index(modality)])
 
     def crop(self, start: Sequence[int], size: Sequence[int]) -> Crop:
-        """The box that begins at voxel `start` (may be negative)."""
-        low, high = (np.clip(np.add(start, ahead), 0, self.shape) for ahead in (0, size))
-        if (low >= high).any():  # safetensors reads nothing only at the beginning
+        """Cut out the box of `size` voxels that begins at voxel `start`, which may be negative."""
+        low, high = (np.clip(np.add(start, offset), 0, self.shape) for offset in (0, size))
+        if (low >= high).any():  # safetensors reads an empty slice only at the beginning
             low, high = np.zeros_like(low), np.zeros_like(high)
         box = tuple(map(slice, low.tolist(), high.tolist()))
         into = tuple(map(slice, low - start, high - start))
         channels = [channel for channel, modality in enumerate(Modality) if modality in self.available]
         whole = (len(Modality), *size)
         return Crop(
-            image=_laid(whole, channels, into, self._image[(slice(None), *box)], self._levels),
-            target=_laid((1, *size), [0], into, self._target[box][None])[0] if self.has_target else None,
-            prior=None if self.prior is None else _laid(whole, channels, into, self.prior[(slice(None), *box)]),
+            image=_padded(whole, channels, into, self._image[(slice(None), *box)], air=self._levels),
+            target=_padded((1, *size), [0], into, self._target[box][None])[0] if self.has_target else None,
+            prior=None if self.prior is None else _padded(whole, channels, into, self.prior[(slice(None), *box)]),
         )
 
 
 class CachedCase(Case):
-    """A case in a cache file. Opening checks the digest, so that a flipped bit is noticed before it is learned."""
+    """Case in a cache file. The digest is checked on opening, so that a damaged file is noticed before training.
+
+    Raises: InputError if the file is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,26 +113,26 @@ class CachedCase(Case):
 
 
 class Slices:
-    """Arrays of a safetensors file that are read slice by slice; the file is mapped on first use."""
+    """Arrays of a safetensors file, read slice by slice. The file is memory-mapped on first use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @cached_property
     def _file(self) -> Any:
-        return safe_open(self.path, "np").__enter__()  # mapped for the life of the process
+        return safe_open(self.path, "np").__enter__()  # stays mapped until the process ends
 
     def __getitem__(self, name: str) -> Any:
         return self._file.get_slice(name)
 
 
 def in_memory(prepared: Prepared) -> Case:
-    """A case that holds its arrays."""
+    """Make a case that holds its arrays in memory."""
     return Case(prepared.id, prepared.available, _arrays(prepared), _seeds(prepared))
 
 
-def cached(study: Study, settings: Preprocess, folder: str | Path) -> Path:
-    """The cache file of a study, made now if it is not there. Raises: InputError as `prepare`."""
+def cache_study(study: Study, settings: Preprocess, folder: str | Path) -> Path:
+    """Return the cache file of a study, and make it if it is missing. Raises: InputError as `prepare`."""
     readable = re.sub(r"[^\w.-]", "_", study.id)
     path = Path(folder) / f"{readable}-{cache_key(study, settings)[:16]}.safetensors"
     if path.exists():
@@ -149,14 +152,14 @@ def cached(study: Study, settings: Preprocess, folder: str | Path) -> Path:
 
 
 def cache_key(study: Study, settings: Preprocess) -> str:
-    """Hexadecimal digest of everything that decides the prepared voxels."""
+    """Return the cache key of a study: a hexadecimal digest of its files, settings and the preprocessing version."""
     digest = hashlib.sha256(f"{preprocess.VERSION} {json.dumps(dataclasses.asdict(settings), sort_keys=True)}".encode())
     _feed(digest, study)
     return digest.hexdigest()
 
 
 def study_digest(study: Study) -> str:
-    """Hexadecimal digest of a study's id, label convention and the bytes of its files.
+    """Return a hexadecimal digest of the id of a study, its label convention and the bytes of its files.
 
     Raises: InputError for a file that cannot be read.
     """
@@ -179,7 +182,7 @@ def _feed(digest: Any, study: Study) -> None:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file. Raises: InputError if it cannot be read."""
+    """Return the SHA-256 of a file. Raises: InputError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -188,8 +191,10 @@ def file_digest(path: Path) -> bytes:
 
 
 def _arrays(prepared: Prepared) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Present modalities as float16 (exact enough for +-5 at 1/500), their levels of air, and the target, empty if
-    there is none."""
+    """Arrays of an entry: present modalities as float16, their intensities of air, and the target (empty if none).
+
+    float16 resolves 1/500 for values up to +-5.
+    """
     present = [channel for channel, modality in enumerate(Modality) if modality in prepared.available]
     target = prepared.target if prepared.target is not None else np.zeros((0, 0, 0), np.uint8)
     return {
@@ -200,6 +205,7 @@ def _arrays(prepared: Prepared) -> dict[str, Shaped[np.ndarray, "..."]]:
 
 
 def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:
+    """Tumour voxels of each label, evenly thinned to at most `MAXIMAL_SEEDS`."""
     if prepared.target is None:
         return np.zeros((0, 4), np.int32)
     seeds = []
@@ -207,26 +213,26 @@ def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:
         places = np.argwhere(prepared.target == label)
         chosen = places[:: -(-len(places) // MAXIMAL_SEEDS)]
         seeds.append(np.concatenate([np.full((len(chosen), 1), label), chosen], axis=1))
-    # In C order: safetensors writes an array as it lies in memory and reads it back as if in C order.
+    # In C order, because safetensors writes an array in its memory order and reads it back in C order.
     return np.ascontiguousarray(np.concatenate(seeds), np.int32) if seeds else np.zeros((0, 4), np.int32)
 
 
-def _laid(
+def _padded(
     shape: tuple[int, ...],
     channels: list[int],
     into: tuple[slice, ...],
     values: Shaped[np.ndarray, "n i j k"],
     air: Shaped[np.ndarray, "n"] | int = 0,
 ) -> Shaped[np.ndarray, "m x y z"]:
-    """Channels' voxels in their place among others, air around them, 0 in channels that are not there."""
+    """Put voxels into an array of `shape`, with air around them and 0 in the other channels."""
     if values.shape == shape:
         return values
-    laid = np.zeros(shape, values.dtype)
+    padded = np.zeros(shape, values.dtype)
     if values.shape[1:] != shape[1:]:
-        laid[channels] = np.reshape(air, (-1, 1, 1, 1))
+        padded[channels] = np.reshape(air, (-1, 1, 1, 1))
     for channel, part in zip(channels, values, strict=True):
-        laid[channel][into] = part
-    return laid
+        padded[channel][into] = part
+    return padded
 
 
 def _digest(arrays: dict[str, Any]) -> str:

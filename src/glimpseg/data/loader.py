@@ -1,15 +1,14 @@
-"""Batches of crops, in an order that is a pure function of (seed, step).
+"""Load batches of crops in an order that depends only on the seed and the step.
 
-Sample number n is drawn from a generator keyed by (seed, n). Nothing about the loader has to be saved: a
-resumed run, any number of threads and any number of ranks see the same crops. Threads only slice mapped
-files; augmentation is applied to the whole batch on the training device (see `augment`).
+Sample n is drawn from a random generator with the key (seed, n). So the loader has no state to save: a resumed run, any
+number of threads and any number of ranks get the same crops. Threads only slice mapped files. Augmentation is applied
+to the whole batch on the training device (see `augment`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,34 +23,36 @@ from glimpseg.data import augment
 from glimpseg.data.augment import Augment, Transform
 from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
-from glimpseg.data.prior_cache import with_prior
+from glimpseg.data.prior_cache import open_case
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, to_flags
+from glimpseg.runtime.pipeline import ahead
 
 BATCHES_AHEAD = 3
-"""Batches made before they are asked for."""
+"""Number of batches that are prepared ahead."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Sampling:
-    """How crops are drawn from studies."""
+    """Settings for drawing crops from studies."""
 
     patch: tuple[int, int, int] = (128, 128, 128)
-    """Voxels of a crop. nnU-Net's for BraTS: 128^3."""
+    """Size of a crop in voxels. nnU-Net uses 128^3 for BraTS."""
     batch: int = 2
-    """Crops of one optimiser step, over all ranks and accumulation steps together."""
+    """Number of crops in one optimiser step, over all ranks and accumulation steps together."""
     tumour_share: float = 0.33
-    """Share of crops centred on a tumour voxel, its label drawn first; nnU-Net: 1/3."""
+    """Share of crops that contain a tumour voxel in their middle half; its label is drawn first. nnU-Net: 1/3."""
     augment: Augment = Augment()
+    """Augmentation settings."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or min(self.patch) < 1:
             raise ValueError(f"batch and patch should be at least 1, not {self.batch} and {self.patch}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One crop and what is still to be done to it."""
+    """One crop, with the augmentation that will be applied to it on the device."""
 
     image: Float[np.ndarray, "m x y z"]
     available: Modality
@@ -63,21 +64,21 @@ class Sample:
 
 @runtime_checkable
 class Views(Protocol):
-    """How a learner sees studies; both are called by threads, ahead of time."""
+    """Interface for cutting samples from studies and collating them; threads call both ahead of time."""
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
-        """What is cut from a study for one sample."""
+        """Cut one sample from a study."""
 
     def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
-        """Samples as one batch, and the transforms, one for each or none at all, that await them on the device."""
+        """Make a batch of samples. Returns it with the transforms to apply on the device: one for each, or none."""
 
 
 @runtime_checkable
 class Cases(Protocol):
-    """Where sample number n comes from."""
+    """Interface of a source of studies for training."""
 
     def case(self, n: int, seed: int) -> Case:
-        """The study that sample n is cropped from."""
+        """Return the study from which sample n is cropped."""
 
 
 class CachedStudies:
@@ -87,34 +88,46 @@ class CachedStudies:
         if not paths:
             raise InputError("There is no study to train on.")
         beside: Sequence[Path | None] = priors or [None] * len(paths)
-        self.cases = [with_prior(*both) for both in zip(paths, beside, strict=True)]
+        self.cases = [open_case(*both) for both in zip(paths, beside, strict=True)]
 
     def case(self, n: int, seed: int) -> Case:
-        """The study of sample n: epochs are permutations keyed by (seed, epoch)."""
+        """Return the study of sample n. Each epoch is a permutation that depends on (seed, epoch)."""
         epoch, place = divmod(n, len(self.cases))
         return self.cases[int(np.random.default_rng([seed, epoch]).permutation(len(self.cases))[place])]
 
 
-def view(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
-    """The default view: a random crop, a share of them around tumour, and an augmentation's parameters."""
+def random_crop(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sample:
+    """Cut a random crop from a study, and draw its augmentation; a share of crops contains tumour.
+
+    Args:
+        case: prepared study.
+        sampling: crop size, share of crops with tumour, and augmentation.
+        rng: random generator of this sample.
+    """
     size = np.array(sampling.patch)
     room = np.array(case.shape) - size
     start = np.floor(rng.random(3) * (np.abs(room) + 1)).astype(int)
-    start = np.where(room >= 0, start, -start)  # a study smaller than the crop lies anywhere inside it
+    start = np.where(room >= 0, start, -start)  # a study smaller than the crop is placed anywhere inside it
     on_tumour, which, offset = rng.random() < sampling.tumour_share, rng.random(2), rng.random(3)
     if on_tumour and len(case.seeds):
         labels = np.unique(case.seeds[:, 0])
         seeds = case.seeds[case.seeds[:, 0] == labels[int(which[0] * len(labels))], 1:]
-        # The voxel lies anywhere in the crop's middle half, so that tumours are not always central.
-        wanted = seeds[int(which[1] * len(seeds))] - np.floor(size * (0.25 + 0.5 * offset)).astype(int)
-        start = np.clip(wanted, np.minimum(room, 0), np.maximum(room, 0))
+        # The voxel lies anywhere in the middle half of the crop, so that tumours are not always central.
+        start = seeds[int(which[1] * len(seeds))] - np.floor(size * (0.25 + 0.5 * offset)).astype(int)
+        start = np.clip(start, np.minimum(room, 0), np.maximum(room, 0))
     image, target, prior = case.crop(start.tolist(), sampling.patch)
-    return Sample(image, case.available, target, augment.sample(sampling.augment, rng), case.id, prior)
+    return Sample(
+        image=image,
+        available=case.available,
+        target=target,
+        transform=augment.sample(sampling.augment, rng),
+        study=case.id,
+        prior=prior,
+    )
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
-    """A batch of crops as they were cut, as narrow as they are stored, and the transforms that await them on the
-    device."""
+    """Collate crops in their stored types. Returns the batch, and the transforms to apply on the device."""
     targets = [torch.from_numpy(sample.target) for sample in samples if sample.target is not None]
     priors = [torch.from_numpy(sample.prior) for sample in samples if sample.prior is not None]
     batch = Batch(
@@ -127,39 +140,42 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
     return batch, [sample.transform for sample in samples]
 
 
-def batches(
-    cases: Cases,
-    views: Views,
-    sampling: Sampling,
-    *,
-    seed: int,
-    steps: range,
-    parts: Sequence[range],
-    device: torch.device,
-    threads: int = 1,
-) -> Iterator[list[Batch]]:
-    """For each step the batches of `parts`: ranges of sample numbers within the step's `sampling.batch`.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Samples of the steps of a training, and their division among backward passes."""
 
-    Crops are cut ahead by threads; moving to `device` and augmenting happen in the caller's thread.
+    sampling: Sampling
+    seed: int
+    steps: range
+    """Numbers of the steps to make."""
+    shares: Sequence[range]
+    """Places within a step's `sampling.batch` samples, one range for each backward pass of this rank."""
+
+
+def batches(
+    cases: Cases, views: Views, schedule: Schedule, *, device: torch.device, threads: int = 1
+) -> Iterator[list[Batch]]:
+    """Yield, for each step, one batch for each of the schedule's shares.
+
+    Args:
+        cases: Source of the studies.
+        views: Cuts crops and collates them.
+        schedule: The samples of each step.
+        device: Device of the batches. They are moved there and augmented in the caller's thread.
+        threads: Threads that cut crops ahead.
     """
+    sampling, seed = schedule.sampling, schedule.seed
+
+    def sample(number: int) -> Any:
+        return views.view(cases.case(number, seed), sampling, np.random.default_rng([seed, 1, number]))
 
     def cut(step: int) -> list[tuple[Batch, Sequence[Transform]]]:
-        numbers = [[step * sampling.batch + place for place in part] for part in parts]
-        return [views.collate([_sample(cases, views, sampling, seed, n) for n in part]) for part in numbers]
+        first = step * sampling.batch
+        return [views.collate([sample(first + place) for place in share]) for share in schedule.shares]
 
-    ahead: deque[Future[list[tuple[Batch, Sequence[Transform]]]]] = deque()
-    pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader")
-    try:
-        for step in steps:
-            while len(ahead) < BATCHES_AHEAD and step + len(ahead) < steps.stop:
-                ahead.append(pool.submit(cut, step + len(ahead)))
-            yield [_finished(batch, transforms, device) for batch, transforms in ahead.popleft().result()]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _sample(cases: Cases, views: Views, sampling: Sampling, seed: int, n: int) -> Any:
-    return views.view(cases.case(n, seed), sampling, np.random.default_rng([seed, 1, n]))
+    with closing(ahead(schedule.steps, cut, BATCHES_AHEAD, threads=threads)) as steps:
+        for parts in steps:
+            yield [_finished(batch, transforms, device) for batch, transforms in parts]
 
 
 def _finished(batch: Batch, transforms: Sequence[Transform], device: torch.device) -> Batch:

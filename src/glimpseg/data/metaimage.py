@@ -133,7 +133,7 @@ def _numbers(header: Mapping[str, str], key: str, count: int, kind: type[int] | 
 def _inflated(content: bytes, size: int) -> bytes:
     """Decompress at most `size` bytes and the allowed slack, with a check of the checksum."""
     stream = zlib.decompressobj(_ZLIB_OR_GZIP)
-    found = stream.decompress(content, size + SLACK_BYTES + 1)
-    if not stream.eof and len(found) <= size + SLACK_BYTES:
+    voxels = stream.decompress(content, size + SLACK_BYTES + 1)
+    if not stream.eof and len(voxels) <= size + SLACK_BYTES:
         raise EOFError("its deflated voxels end early")
-    return found
+    return voxels

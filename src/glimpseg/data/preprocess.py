@@ -1,7 +1,7 @@
-"""A study on the working grid: cubic voxels in RAS order, cropped to the brain, normalised inside it.
+"""Prepare a study: resample to cubic RAS voxels, crop to the brain, normalise the intensities in it.
 
-Only the modalities that are present touch the result: a file that is absent shapes neither the crop nor
-the normalisation (the field's released codes let it; see docs/evaluation.md).
+Only the available modalities influence the result. An absent modality influences neither the crop nor the
+normalisation, as it does in the released code of other methods (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -38,32 +38,35 @@ from glimpseg.volume import (
 )
 
 VERSION = 2
-"""Raised when the same files would give other voxels; part of every cache key and provenance."""
+"""Version of the preprocessing, part of every cache key and provenance. Raised when the same files would give other
+voxels."""
 AIR_SAMPLE = 10_000
-"""Voxels whose median is the level of the air; all but those at the brain's edge are alike."""
+"""Number of voxels whose median is the intensity of air. Air voxels are equal, except at the edge of the brain."""
 SAMPLE_VOXELS = 1 << 16
-"""Of an image, about, by which another is told to differ from it."""
+"""Approximate number of voxels that are compared first, to see if two images differ."""
 GRID_ORDER = (Modality.T1C, Modality.T1, Modality.FLAIR, Modality.T2)
-"""The first of these that exists gives the study its own grid: T1c is where surgeons and readers look."""
+"""Order of sequences for the native grid of a study: the first available one gives it. Surgeons and readers look at T1c
+first."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Preprocess:
-    """How a study is brought to the network."""
+    """Preprocessing settings."""
 
     spacing_mm: float = 1.0
-    """Side of the cubic working voxel. BraTS: 1."""
+    """Side of the cubic voxels of the working grid. BraTS: 1."""
     scale: Literal["zscore", "minmax", "bytes"] = "zscore"
-    """Intensities have mean 0 and deviation 1 in the brain; or run from 0 to 1 over the whole volume, background
-    included (MST-KDNet); or are whole numbers up to 255, the 99.9th percentile of the brain's box, with 0 outside it
-    whatever `clip` and `background` say (Vox-MMSD)."""
+    """Intensity normalisation. `zscore`: mean 0 and standard deviation 1 in the brain. `minmax`: 0 to 1 over the whole
+    volume, background included (MST-KDNet). `bytes`: integers from 0 to 255, where 255 is the 99.9th percentile in the
+    bounding box of the brain, and 0 outside the brain regardless of `clip` and `background` (Vox-MMSD)."""
     margin_mm: float = 4.0
-    """Space left around the brain's bounding box, so that convolutions see its border. Ours."""
+    """Margin around the bounding box of the brain, so that convolutions see its border. Our choice."""
     clip: float | None = 5.0
-    """Normalised intensities are cut here, in standard deviations: vessels and artefacts lie beyond. Ours; RFNet's
-    family and MST-KDNet: not at all (null)."""
+    """Limit of the normalised intensities, in standard deviations; vessels and artefacts lie beyond. Our choice. RFNet,
+    related methods and MST-KDNet do not clip (null)."""
     background: Literal["zero", "shifted"] = "zero"
-    """What lies outside the brain: 0 as in nnU-Net, or shifted along with the intensities as in RFNet's family."""
+    """Intensity outside the brain: 0 as in nnU-Net, or normalised like the brain (`shifted`), as in RFNet and related
+    methods."""
 
     def __post_init__(self) -> None:
         if not 0.2 <= self.spacing_mm <= 10:
@@ -71,51 +74,52 @@ class Preprocess:
 
 
 RFNET = Preprocess(clip=None, background="shifted")
-"""The intensities of RFNet's family, from the sequences that are there."""
+"""Settings for the intensities of RFNet and related methods, from the available sequences."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A study as a network sees it, and the way back to its own grid."""
+    """Prepared study: arrays for a network on the working grid, and the native grid of the study."""
 
     id: str
     image: Float[np.ndarray, "m x y z"]
-    """Normalised; 0 in channels of absent modalities, and outside the brain unless the background is shifted."""
+    """Normalised intensities; 0 in channels of absent modalities, and outside the brain unless `shifted`."""
     inside: Bool[np.ndarray, "m x y z"]
-    """Where each image has tissue; nowhere for absent modalities."""
+    """Brain mask of each image; empty for absent modalities."""
     available: Modality
+    """Modalities that were acquired."""
     target: UInt8[np.ndarray, "x y z"] | None
-    """The reference on the working grid."""
+    """Reference labels on the working grid; None without a reference."""
     grid: Grid
-    """The working grid, cropped: where the arrays above lie."""
+    """Working grid, cropped to the brain: the grid of the arrays above."""
     own: Grid
-    """The study's own grid, where results return."""
+    """Native grid of the study, on which results are written."""
     reference: Volume | None = None
-    """The reference on the own grid, for scoring."""
+    """Reference labels on the native grid, for scoring."""
     margin: int = 0
-    """Voxels left around the brain's bounding box."""
+    """Margin around the bounding box of the brain, in voxels."""
     warnings: tuple[str, ...] = ()
-    """Warnings that were logged while it was read and prepared."""
+    """Warnings that were logged while the study was read and prepared."""
 
     @property
     def levels(self) -> Float[np.ndarray, "m"]:
-        """What air is in each channel; 0 for absent modalities. What lies beyond the crop is padded with it."""
-        found = np.zeros(len(self.image), np.float32)
+        """Intensity of air in each channel, the value for padding beyond the crop; 0 for absent modalities."""
+        levels = np.zeros(len(self.image), np.float32)
         for channel, (values, inside) in enumerate(zip(self.image, self.inside, strict=True)):
             air = values[~inside]
             if inside.any() and air.size:
-                found[channel] = np.median(air[:: max(air.size // AIR_SAMPLE, 1)])
-        return found
+                levels[channel] = np.median(air[:: max(air.size // AIR_SAMPLE, 1)])
+        return levels
 
     def box(self, subset: Modality) -> tuple[slice, slice, slice]:
-        """The part of the working grid that holds the brain as the modalities of `subset` show it, with its margin."""
+        """Return the bounding box of the brain in the modalities of `subset`, with margin, on the working grid."""
         keep = [channel for channel, modality in enumerate(Modality) if modality in subset]
         return _box(np.logical_or.reduce(self.inside[keep]), self.margin)
 
     def restricted_to(self, subset: Modality) -> Prepared:
-        """What `prepare` makes of the same study had only `subset` been acquired (on the same own grid).
+        """Return the prepared study as if only `subset` had been acquired, with the same native grid.
 
-        Normalisation is each modality's own affair, so that blanking and a tighter crop are all it takes.
+        Each modality is normalised by itself. So it is enough to set the other channels to 0 and to crop again.
         """
         keep = np.array([modality in subset for modality in Modality])
         box = self.box(subset)
@@ -130,12 +134,15 @@ class Prepared:
 
 
 def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) -> Prepared:
-    """Reads and checks all files of a study and makes its working arrays.
+    """Read and check all files of a study, and prepare its arrays.
 
-    The study's own grid is that of the sequence `own_of`, by default of the first that exists of `GRID_ORDER`.
+    Sequences on another grid than the native one are resampled, with a warning, if their axes agree within 5 degrees
+    and their fields of view overlap.
 
-    Sequences on another grid than the study's are resampled when their axes agree within 5 degrees and
-    their fields of view overlap; a warning says so.
+    Args:
+        study: the study.
+        settings: preprocessing settings.
+        own_of: sequence whose grid is the native grid; by default the first available one of `GRID_ORDER`.
 
     Raises: InputError when there is no sequence, when two are the same, when grids cannot belong together,
         when no brain is found, or for a file that cannot be read.
@@ -157,7 +164,7 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
     first = own_of or next(modality for modality in GRID_ORDER if modality in study.images)
     brain = None if study.brain is None else _brain_mask(study.brain)
     own, notes = None, {}
-    for modality, volume in _one_by_one(study, first):
+    for modality, volume in _read_one_by_one(study, first):
         if own is None:
             own, grid = volume.grid, volume.grid.at_spacing(settings.spacing_mm)
             image = np.zeros((len(Modality), *grid.shape), np.float32)
@@ -165,7 +172,7 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
         notes[modality] = _check_grid(study, modality, volume.grid, own)
         channel = list(Modality).index(modality)
         image[channel], inside[channel] = _on_working_grid(volume, brain, grid, settings)
-        del volume  # or two would be held while the next is read
+        del volume  # else two volumes would be in memory while the next is read
     assert own is not None
     for note in (notes.get(modality) for modality in Modality):
         if note is not None:
@@ -188,7 +195,7 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
 def normalised(
     image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], settings: Preprocess
 ) -> Float[np.ndarray, "x y z"]:
-    """Scaled as `scale` says, cut at +-`clip`; outside the brain as `background` says."""
+    """Normalise the intensities of an image by `scale`, `clip` and `background` of the settings."""
     inside = image[brain].astype(np.float64)
     if not inside.size:
         raise InputError(
@@ -204,7 +211,8 @@ def normalised(
         level, unit = inside.mean(), inside.std()
     else:
         level, unit = float(image.min()), float(image.max()) - float(image.min())
-    # A brain of one value has no unit; what rounding leaves of it is none. Scanners' units are anything, 1e-30 too.
+    # A brain of one value has deviation 0, up to rounding, so the divisor has a lower limit. The limit is relative to
+    # the mean, because scanners use any scale, even 1e-30.
     score = (image - level) / max(unit, 1e-6 * abs(level), np.finfo(np.float32).tiny)
     if settings.clip is not None:
         score = np.clip(score, -settings.clip, settings.clip)
@@ -212,13 +220,13 @@ def normalised(
 
 
 def bytes_of(box: Float[np.ndarray, "x y z"] | Int[np.ndarray, "x y z"]) -> UInt8[np.ndarray, "x y z"]:
-    """Intensities cut at the 99.9th percentile, zeros counted, as whole numbers from 0 to 255, rounded down."""
+    """Convert intensities to integers from 0 to 255, rounded down; 255 is the 99.9th percentile, zeros included."""
     highest = max(float(np.percentile(box, 99.9)), 1e-8)
     return np.clip(box * (255 / highest), 0, 255).astype(np.uint8)
 
 
 def refuse_same_files(study: Study) -> None:
-    """Raises InputError if one file was given for two sequences."""
+    """Check that no file was given for two sequences. Raises: InputError if one was."""
     for (one, first), (two, second) in itertools.combinations(study.images.items(), 2):
         if _same(first, second):
             raise InputError(
@@ -232,16 +240,19 @@ def _same(first: Volume | Path | Frame, second: Volume | Path | Frame) -> bool:
     return isinstance(first, Path) and isinstance(second, Path) and realpath(first) == realpath(second)
 
 
-def _one_by_one(study: Study, first: Modality) -> Iterator[tuple[Modality, Volume]]:
-    """The images, `first` before the others; none is kept. Raises: InputError when two hold the same voxels."""
+def _read_one_by_one(study: Study, first: Modality) -> Iterator[tuple[Modality, Volume]]:
+    """Yield the images, `first` before the others, and keep none in memory.
+
+    Raises: InputError when two hold the same voxels.
+    """
     samples: dict[Modality, np.ndarray] = {}
     for modality in (first, *(m for m in Modality if m in study.images and m is not first)):
-        # By the sequence, not the file: a file's name may be a patient's, and warnings are kept.
+        # Warnings name the sequence and not the file: a file name may contain the name of a patient.
         volume = _image(study.images[modality], f"{study.id}: {modality.title}")
         step = max(round((volume.voxels.size / SAMPLE_VOXELS) ** (1 / 3)), 1)
         sample = volume.voxels[::step, ::step, ::step].copy()
         for other, known in samples.items():
-            # What differs in a few thousand voxels need not be read again.
+            # Images that differ in a sample of voxels need not be read again.
             if np.array_equal(known, sample):
                 _refuse_same_voxels(study, volume, modality, other)
         samples[modality] = sample
@@ -258,12 +269,15 @@ def _refuse_same_voxels(study: Study, volume: Volume, modality: Modality, other:
         )
 
 
-def _image(image: Volume | Path | Frame, called: str) -> Volume:
-    return image if isinstance(image, Volume) else nifti.read_volume(image, called)
+def _image(image: Volume | Path | Frame, name: str) -> Volume:
+    return image if isinstance(image, Volume) else nifti.read_volume(image, name)
 
 
 def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str | None:
-    """A warning if the sequence will be resampled to the study's own grid, None if it lies on it."""
+    """Return a warning if the sequence must be resampled to the native grid, else None.
+
+    Raises: InputError if axes or fields of view do not fit.
+    """
     if same_grid(grid.ras(), own.ras()):
         return None
     angle, shared = angle_degrees(grid, own), overlap(grid, own)
@@ -285,7 +299,7 @@ def _on_working_grid(
     volume: Volume, brain: Volume | None, grid: Grid, settings: Preprocess
 ) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     inside = foreground(volume.voxels) if brain is None else _brain_on(brain, volume.grid)
-    # Background becomes 0 before interpolation, so that no value from outside bleeds into the brain.
+    # Background becomes 0 before interpolation, so that values outside do not change the brain.
     image = resample(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
     tissue = resample_labels(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
     return normalised(image, tissue, settings), tissue
@@ -303,7 +317,7 @@ def _brain_on(mask: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
 
 
 def reference_on(study: Study, own: Grid) -> Volume | None:
-    """The reference as `Label` values on the study's own grid; None if there is none.
+    """Read the reference as `Label` values on the native grid; None if the study has none.
 
     Raises: InputError if it lies on another grid or its convention is unknown.
     """
@@ -329,17 +343,16 @@ def _in_words(grid: Grid) -> str:
 
 
 def _box(brain: Bool[np.ndarray, "x y z"], margin: int) -> tuple[slice, slice, slice]:
-    found = bounding_box(brain)
-    if found is None:
+    box = bounding_box(brain)
+    if box is None:
         raise InputError("No brain was found: every sequence is background. Check the images or give a brain mask.")
     x, y, z = (
-        slice(max(side.start - margin, 0), min(side.stop + margin, n))
-        for side, n in zip(found, brain.shape, strict=True)
+        slice(max(side.start - margin, 0), min(side.stop + margin, n)) for side, n in zip(box, brain.shape, strict=True)
     )
     return x, y, z
 
 
 def brain_of(prepared: Prepared, grid: Grid | None = None) -> Bool[np.ndarray, "x y z"]:
-    """The brain as all sequences of the study show it; on the own grid, or another."""
+    """Return the union of the brain masks of all sequences, on the native grid or on `grid`."""
     brain = np.logical_or.reduce(prepared.inside).view(np.uint8)
     return resample_labels(Volume(brain, prepared.grid.affine), grid or prepared.own).voxels > 0

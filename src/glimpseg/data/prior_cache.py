@@ -21,7 +21,7 @@ SUFFIX = ".prior.safetensors"
 """End of the file name."""
 
 
-def content_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
+def prior_key(about: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return a key for the file name: a hash of the settings and of the names of the cache entries."""
     return hashlib.sha256(json.dumps([dict(about), list(names)], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -39,14 +39,14 @@ def write_prior(path: Path, labels: UInt8[np.ndarray, "m x y z"], record: Mappin
         save_file({"prior": np.ascontiguousarray(labels)}, temporary, metadata)
 
 
-def with_prior(case: Path, prior: Path | None) -> CachedCase:
+def open_case(case: Path, prior: Path | None) -> CachedCase:
     """Open a cached study together with its prior maps, if any.
 
     Raises: InputError for a damaged file, or for a prior of another study.
     """
-    found = CachedCase(case)
+    cached = CachedCase(case)
     if prior is None:
-        return found
+        return cached
     try:
         with safe_open(prior, "np") as file:
             labels, digest = file.get_tensor("prior"), file.metadata()["digest"]
@@ -55,14 +55,14 @@ def with_prior(case: Path, prior: Path | None) -> CachedCase:
         raise InputError(f"The prior {prior} is damaged ({error}). Delete it; it will be made again.") from error
     if _digest(labels) != digest:
         raise InputError(f"The prior {prior} is damaged: its checksum differs. Delete it; it will be made again.")
-    shape = (len(found.available), *found.shape)
-    if labels.shape != shape or study != found.id:
+    shape = (len(cached.available), *cached.shape)
+    if labels.shape != shape or study != cached.id:
         raise InputError(
-            f"The prior {prior} is of {study} and has {labels.shape} voxels, the study {found.id} has {shape}. "
+            f"The prior {prior} is of {study} and has {labels.shape} voxels, the study {cached.id} has {shape}. "
             "It belongs to another. Delete it; it will be made again."
         )
-    found.prior = Slices(prior)["prior"]
-    return found
+    cached.prior = Slices(prior)["prior"]
+    return cached
 
 
 def _digest(labels: UInt8[np.ndarray, "..."]) -> str:

@@ -1,8 +1,8 @@
-"""Archives that come from outside, unpacked where they can do no harm.
+"""Unpack untrusted archives (.zip, .tar, .tar.gz, .tgz) safely into a temporary folder.
 
-Nothing is unpacked by a library's `extract`: members are opened one by one and written under names that are made
-here from harmless letters, so that no name in an archive becomes a path. Bytes are counted while they come out,
-because what an archive says of its own size may be a lie.
+The `extract` functions of libraries are not used. Members are opened one by one and written under sanitised names, so
+that no name in an archive becomes a path. Bytes are counted while they are unpacked, because the size that an archive
+declares may be wrong.
 """
 
 from __future__ import annotations
@@ -31,23 +31,28 @@ from glimpseg.runtime.preemption import exit_on_sigterm
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+"""Suffixes of the archives that are read."""
 MAXIMAL_BYTES = 2 << 30
-"""Of all files together. This and the next two: reliability table, row 21."""
+"""Largest total size of the unpacked files."""
 MAXIMAL_RATIO = 200
+"""Largest ratio of the unpacked size to the size of the archive."""
 MAXIMAL_MEMBERS = 20_000
+"""Most members of an archive."""
 HARMLESS_BYTES = 1 << 20
-"""So much may come of the smallest archive, whatever the ratio."""
+"""Unpacked size that is always allowed, whatever the ratio."""
 MAXIMAL_DEPTH = 32
+"""Most folders above a member."""
 MAXIMAL_NAME = 120
-"""Letters of one part of a path; systems take 255 bytes."""
+"""Most bytes of one part of a path; operating systems allow 255."""
 LARGEST_READ = 16 << 20
-"""Bytes at once; directories and headers of honest archives are smaller."""
+"""Most bytes of a single read; directories and headers of valid archives are smaller."""
 CHUNK = 1 << 20
+"""Bytes that are copied at once."""
 UNPACKED = "the archive"
-"""Name of the folder into which an archive is unpacked; messages call it so. The archive's own name may be a patient's,
-and warnings are written into results."""
+"""Name of the folder into which an archive is unpacked, also used in messages. The name of the archive itself may
+contain the name of a patient, and warnings are written into results."""
 ENCRYPTED = 0x41
-"""Flags of a zip member: encrypted, strongly encrypted."""
+"""Flag bits of a zip member that is encrypted or strongly encrypted."""
 _UNREADABLE = (
     OSError, EOFError, zlib.error, struct.error, tarfile.TarError, zipfile.BadZipFile, ValueError, LookupError,
     OverflowError, RuntimeError, MemoryError,
@@ -58,11 +63,11 @@ _SHORT_SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){0,2}$")
 
 @contextmanager
 def unpacked(place: Path) -> Iterator[Path]:
-    """A folder as it is; the files of a .zip, .tar, .tar.gz or .tgz in a temporary folder that only we can read.
+    """Yield the folder with the unpacked files of an archive, or `place` itself if it is a folder.
 
-    The tree of folders and the suffixes stay; other letters than those of words, digits, `-`, `+`, `.`, `_` and
-    space become `_`. Links, devices and what macOS adds are left out. Archives inside are not opened. The folder
-    is removed when the block ends, also by an error or SIGTERM.
+    The temporary folder can be read only by the user. The tree of folders and the suffixes are kept. Characters other
+    than letters, digits, `-`, `+`, `.`, `_` and space become `_`. Links, devices and extra files of macOS are left out.
+    Archives inside are not opened. The folder is removed at the end of the block, also after an error or SIGTERM.
 
     Raises: InputError if the archive is damaged or encrypted, names places outside itself, or holds too much;
         OutputError when the disk refuses.
@@ -115,12 +120,12 @@ def _unpack(place: Path, folder: Path) -> None:
 
 
 def _allowance(place: Path) -> int:
-    """Bytes that may come out of an archive of this size."""
+    """Most bytes that may be unpacked from an archive of this size."""
     return min(max(place.stat().st_size * MAXIMAL_RATIO, HARMLESS_BYTES), MAXIMAL_BYTES)
 
 
 def _unpack_zip(place: Path, receiver: _Receiver) -> None:
-    with _Shy(place) as source, zipfile.ZipFile(source) as archive:  # type: ignore[type-var]
+    with _LimitedFile(place) as source, zipfile.ZipFile(source) as archive:  # type: ignore[type-var]
         members = [member for member in archive.infolist() if not member.is_dir()]
         receiver.check_declared(len(archive.infolist()), sum(member.file_size for member in members))
         for number, member in enumerate(members, 1):
@@ -142,8 +147,8 @@ def _unpack_zip(place: Path, receiver: _Receiver) -> None:
 def _unpack_tar(place: Path, receiver: _Receiver) -> None:
     packed = not place.name.lower().endswith(".tar")
     with gzip.open(place) if packed else place.open("rb") as plain:
-        # Headers and padding come on top of the files.
-        source = _Forward(plain, receiver.allowed + MAXIMAL_MEMBERS * 4 * tarfile.BLOCKSIZE)
+        # Headers and padding are added to the size of the files.
+        source = _ForwardStream(plain, receiver.allowed + MAXIMAL_MEMBERS * 4 * tarfile.BLOCKSIZE)
         with tarfile.open(fileobj=source, mode="r:") as archive:  # type: ignore[call-overload]
             for number, member in enumerate(archive, 1):
                 receiver.check_declared(number, receiver.came + max(member.size, 0))
@@ -157,12 +162,12 @@ def _unpack_tar(place: Path, receiver: _Receiver) -> None:
                 receiver.take(number, member.name, member.size, stream)
         if len(source.last) != tarfile.BLOCKSIZE or any(source.last):
             raise InputError(f"{place} ends without the mark of its end. It is cut short: copy or export it again.")
-        source.drain()  # to the checksum
+        source.drain()  # so that the checksum is checked
 
 
 @dataclass
 class _Receiver:
-    """Where members are written, and what has come so far."""
+    """Destination of the members, with counts of files and bytes."""
 
     place: Path
     folder: Path
@@ -173,14 +178,14 @@ class _Receiver:
     names: dict[PurePosixPath, Path] = field(default_factory=dict)
 
     def check_declared(self, members: int, size: int) -> None:
-        """Raises: InputError for more than the limits, before anything is written."""
+        """Check declared numbers before writing. Raises: InputError if they exceed the limits."""
         if members > MAXIMAL_MEMBERS:
             raise InputError(f"{self.place} holds more than {MAXIMAL_MEMBERS:,} members. Split it into studies.")
         if size > self.allowed:
             raise self.too_much(size)
 
     def too_much(self, size: int) -> InputError:
-        """The error for an archive that grows to `size` bytes or more."""
+        """Return the error for an archive that unpacks to `size` bytes or more."""
         return InputError(
             f"{self.place} ({self.place.stat().st_size:,} bytes) grows to {size:,} bytes or more; at most "
             f"{MAXIMAL_BYTES >> 30} GB and {MAXIMAL_RATIO} times its size are unpacked. If you trust it, unpack it "
@@ -188,7 +193,16 @@ class _Receiver:
         )
 
     def take(self, number: int, name: str, size: int, stream: IO[bytes]) -> None:
-        """Writes one member under a name of ours."""
+        """Write one member under a sanitised name.
+
+        Args:
+            number: position in the archive, for messages.
+            name: name in the archive.
+            size: declared size in bytes.
+            stream: its content.
+
+        Raises: InputError if the name or size is not acceptable; OutputError when the disk refuses.
+        """
         parts = _parts(name)
         if parts is None:
             raise InputError(
@@ -196,7 +210,7 @@ class _Receiver:
                 "a NUL in it). Nothing of it was kept. Do not trust where it came from; else pack it again."
             )
         if not parts or parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store":
-            return  # what macOS puts beside the files
+            return  # extra files that macOS adds
         if len(parts) > MAXIMAL_DEPTH:
             raise InputError(f"{self.place}: member {number} lies {len(parts)} folders deep. Pack it again, flatter.")
         path = PurePosixPath(*parts)
@@ -218,7 +232,7 @@ class _Receiver:
         self.files += 1
 
     def _new_file(self, number: int, path: PurePosixPath) -> int:
-        """A file that only we can read and that was not there before."""
+        """Create a new file that only the user can read, and return its descriptor."""
         try:
             target = self._target(number, path)
             return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
@@ -228,7 +242,7 @@ class _Receiver:
             raise _not_written(error) from error
 
     def _target(self, number: int, path: PurePosixPath) -> Path:
-        """Where a member goes; its folders are made. What differs in the archive differs here, too."""
+        """Return the path for a member and make its folders. Different names in the archive stay different."""
         above = self.folder
         for part in [*reversed(path.parents), path][1:]:
             if part not in self.names:
@@ -241,7 +255,7 @@ class _Receiver:
 
 
 def _parts(name: str) -> list[str] | None:
-    """The parts of a member's path, `.` left out; None if it leads out of the archive."""
+    """Parts of the path of a member, without `.`; None if the path leads out of the archive."""
     parts = name.replace("\\", "/").split("/")
     if "\0" in name or not parts[0] or ".." in parts or re.match(r"[A-Za-z]:", name):
         return None
@@ -249,7 +263,7 @@ def _parts(name: str) -> list[str] | None:
 
 
 def _harmless(part: str) -> str:
-    """A name that no system takes for anything but a file's, with the suffixes of `part`."""
+    """Sanitised file name that is valid on every operating system, with the suffixes of `part`."""
     text = re.sub(r"[^\w.+ -]", "_", part).rstrip(". ") or "_"
     if _RESERVED.match(text):
         text = f"_{text}"
@@ -263,7 +277,7 @@ def _harmless(part: str) -> str:
 def _write(file: IO[bytes], chunk: bytes) -> None:
     try:
         file.write(chunk)
-        file.flush()  # so that a full disk is met here, not on closing
+        file.flush()  # so that a full disk raises here and not on closing
     except OSError as error:
         raise _not_written(error) from error
 
@@ -278,6 +292,7 @@ def _not_written(error: OSError) -> OutputError:
 
 @contextmanager
 def _explained(place: Path) -> Iterator[None]:
+    """Turn errors of the archive libraries into an InputError."""
     try:
         yield
     except (InputError, OutputError):
@@ -287,11 +302,11 @@ def _explained(place: Path) -> Iterator[None]:
         raise InputError(f"{place} cannot be unpacked ({reason}). It is damaged: copy or export it again.") from error
 
 
-class _Shy(io.FileIO):
-    """A file that gives no more than `LARGEST_READ` at once: a directory that claims more is refused unread."""
+class _LimitedFile(io.FileIO):
+    """File with at most `LARGEST_READ` bytes for one read, so that a false directory size is refused unread."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most so many bytes. Raises: ValueError for too many."""
+        """Read at most `size` bytes. Raises: ValueError if more than `LARGEST_READ` are requested."""
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
         if size > LARGEST_READ:
@@ -303,14 +318,14 @@ class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class _Forward:
-    """A stream for tarfile that runs forward only, to an end, and gives no more than `LARGEST_READ` at once."""
+class _ForwardStream:
+    """Forward-only stream for tarfile, with a total limit and at most `LARGEST_READ` bytes for one read."""
 
     def __init__(self, stream: _Readable, end: int) -> None:
         self.stream, self.end, self.position, self.last = stream, end, 0, b""
 
     def read(self, size: int = -1) -> bytes:
-        """At most so many bytes. Raises: ValueError for too many at once, or beyond the end."""
+        """Read at most `size` bytes. Raises: ValueError for too many at once, or beyond the total limit."""
         if not 0 <= size <= LARGEST_READ:
             raise ValueError(f"one of its headers claims {size:,} bytes")
         self.last = content = self.stream.read(size)
@@ -320,11 +335,11 @@ class _Forward:
         return content
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Return the number of bytes read so far."""
         return self.position
 
     def seek(self, place: int) -> int:
-        """Reads on to there. Raises: ValueError for a place that has passed."""
+        """Read on to a position. Raises: ValueError for a position that has passed."""
         if place < self.position:
             raise ValueError("its members overlap")
         while self.position < place and self.read(min(place - self.position, CHUNK)):
@@ -332,6 +347,6 @@ class _Forward:
         return self.position
 
     def drain(self) -> None:
-        """Reads to the end."""
+        """Read to the end."""
         while self.read(CHUNK):
             pass

@@ -1,7 +1,7 @@
-"""One study's reference against any number of predictions: every metric that was asked for, on the own grid.
+"""Scores of predictions against one study's reference, on the native grid.
 
-What depends on the reference alone (its surfaces, its lesions) is made once. Work is done on the part of the grid
-where anything can have been predicted, which changes no number.
+Surfaces and lesions of the reference are computed once. Only the part of the grid where something can have been
+predicted is worked on, which changes no number.
 """
 
 from __future__ import annotations
@@ -20,101 +20,125 @@ from glimpseg.region import Region
 from glimpseg.results.scores import OF_PROBABILITIES, POSTPROCESSED
 from glimpseg.volume import Volume, bounding_box, resample
 
-_OF_SURFACES = {"hd95", "hd95_pooled", "surface_dice_1mm", "surface_dice_2mm"}
-_OF_LESIONS = {"lesion_dice", "lesion_hd95"}
+_SURFACE_METRICS = {"hd95", "hd95_pooled", "surface_dice_1mm", "surface_dice_2mm"}
+_LESION_METRICS = {"lesion_dice", "lesion_hd95"}
 
 
-@dataclass(frozen=True)
-class Rated:
-    """One region of one prediction."""
+@dataclass(frozen=True, kw_only=True)
+class RegionScores:
+    """Scores of one region of one prediction."""
 
-    region: str
+    name: str
+    """WT, TC, ET, RC or ET_pp."""
     values: Mapping[str, float]
     """By metric."""
     predicted_ml: float
     reference_ml: float
     reliability: Reliability | None = None
+    """Of the region's probabilities over the brain, if they were given and are wanted."""
 
 
 class Reference:
-    """A prepared study's reference, ready to be compared with."""
+    """Reference of a prepared study, to score any number of predictions against.
 
-    def __init__(self, prepared: Prepared, regions: Sequence[Region], wanted: Collection[str]) -> None:
+    Args:
+        prepared: A study with a reference.
+        regions: Regions to score, in this order.
+        metric_names: Metrics to compute, of `results.scores.METRICS`.
+    """
+
+    def __init__(self, prepared: Prepared, regions: Sequence[Region], metric_names: Collection[str]) -> None:
         assert prepared.reference is not None, "only studies with a reference are scored"
         self.grid = prepared.own
-        self.wanted = frozenset(wanted)
+        self.metric_names = frozenset(metric_names)
         self._box = _box(prepared)
         labels = prepared.reference.voxels[self._box]
-        self._brain = brain_of(prepared)[self._box] if self.wanted & set(OF_PROBABILITIES) else None
-        self._regions = {region: _Side(region.mask(labels), self) for region in regions}
+        self._brain = brain_of(prepared)[self._box] if self.metric_names & set(OF_PROBABILITIES) else None
+        self._regions = {region: _RegionReference(region.mask(labels), self) for region in regions}
 
-    def rate(self, found: Volume, probabilities: Mapping[Region, Volume] | None) -> list[Rated]:
-        """Every region of one prediction on the own grid, ET also as ET_pp; calibration if probabilities are given."""
-        labels = found.voxels[self._box]
-        assert np.count_nonzero(labels) == np.count_nonzero(found.voxels), "no prediction beyond what was shown"
-        rated = []
+    def score(self, labels: Volume, probabilities: Mapping[Region, Volume] | None) -> list[RegionScores]:
+        """Score every region of one prediction; ET is followed by ET_pp.
+
+        Args:
+            labels: Predicted `Label` values on the native grid.
+            probabilities: Of each region, on the same grid; None leaves the calibration metrics out.
+        """
+        cropped = labels.voxels[self._box]
+        assert np.count_nonzero(cropped) == np.count_nonzero(labels.voxels), "no prediction beyond what was shown"
+        scores = []
         for region, reference in self._regions.items():
-            predicted = region.mask(labels)
-            values = reference.values(predicted)
+            predicted = region.mask(cropped)
+            values = reference.mask_metrics(predicted)
             reliability = None
             if self._brain is not None and probabilities is not None:
-                shown = probabilities[region].voxels[self._box]
-                reliability = metrics.reliability(shown[self._brain], reference.mask[self._brain])
+                probability = probabilities[region].voxels[self._box]
+                reliability = metrics.reliability(probability[self._brain], reference.mask[self._brain])
                 calibration = {"ece": reliability.ece, "brier": reliability.brier}
-                values |= {name: value for name, value in calibration.items() if name in self.wanted}
-            volume, true_volume = (metrics.volume_ml(m, self.grid.voxel_ml) for m in (predicted, reference.mask))
-            rated.append(Rated(region.name, values, volume, true_volume, reliability))
+                values |= {name: value for name, value in calibration.items() if name in self.metric_names}
+            scores.append(
+                RegionScores(
+                    name=region.name,
+                    values=values,
+                    predicted_ml=metrics.volume_ml(predicted, self.grid.voxel_ml),
+                    reference_ml=metrics.volume_ml(reference.mask, self.grid.voxel_ml),
+                    reliability=reliability,
+                )
+            )
             if region is Region.ET:
-                rated.append(self._postprocessed(predicted, rated[-1], reference))
-        return rated
+                scores.append(self._postprocessed(predicted, scores[-1], reference))
+        return scores
 
-    def _postprocessed(self, predicted: Bool[np.ndarray, "x y z"], raw: Rated, reference: _Side) -> Rated:
+    def _postprocessed(
+        self, predicted: Bool[np.ndarray, "x y z"], raw: RegionScores, reference: _RegionReference
+    ) -> RegionScores:
         kept = metrics.without_small_enhancement(predicted, self.grid.voxel_ml)
         if kept is predicted or not predicted.any():
-            values = {name: value for name, value in raw.values.items() if name not in OF_PROBABILITIES}
-            return Rated(POSTPROCESSED, values, raw.predicted_ml, raw.reference_ml)
-        return Rated(POSTPROCESSED, reference.values(kept), 0.0, raw.reference_ml)
+            values: Mapping[str, float] = {k: v for k, v in raw.values.items() if k not in OF_PROBABILITIES}
+            predicted_ml = raw.predicted_ml
+        else:
+            values, predicted_ml = reference.mask_metrics(kept), 0.0
+        return RegionScores(name=POSTPROCESSED, values=values, predicted_ml=predicted_ml, reference_ml=raw.reference_ml)
 
 
-class _Side:
+class _RegionReference:
     """One region of the reference."""
 
-    def __init__(self, mask: Bool[np.ndarray, "x y z"], case: Reference) -> None:
+    def __init__(self, mask: Bool[np.ndarray, "x y z"], study: Reference) -> None:
         self.mask = mask
-        self._case = case
+        self._study = study
 
     @cached_property
     def _surface(self) -> Surface:
-        return Surface(self.mask, self._case.grid.spacing_mm)
+        return Surface(self.mask, self._study.grid.spacing_mm)
 
     @cached_property
     def _lesions(self) -> Lesions:
-        return Lesions(self.mask, self._case.grid.spacing_mm)
+        return Lesions(self.mask, self._study.grid.spacing_mm)
 
-    def values(self, predicted: Bool[np.ndarray, "x y z"]) -> dict[str, float]:
-        """By metric, those of masks only."""
-        grid, wanted = self._case.grid, self._case.wanted
+    def mask_metrics(self, predicted: Bool[np.ndarray, "x y z"]) -> dict[str, float]:
+        """Return the metrics of two masks that are wanted, by name."""
+        grid, wanted = self._study.grid, self._study.metric_names
         values = {
             "dice": metrics.dice(predicted, self.mask),
             "sensitivity": metrics.sensitivity(predicted, self.mask),
             "specificity": metrics.specificity(predicted, self.mask, int(np.prod(grid.shape))),
             "volume_error": metrics.volume_error_ml(predicted, self.mask, grid.voxel_ml),
         }
-        if wanted & _OF_SURFACES:
-            values |= self._of_surfaces(predicted)
-        if wanted & _OF_LESIONS:
+        if wanted & _SURFACE_METRICS:
+            values |= self._surface_metrics(predicted)
+        if wanted & _LESION_METRICS:
             lesions = self._lesions.score(predicted)
             values |= {"lesion_dice": lesions.dice, "lesion_hd95": lesions.hd95}
         return {name: value for name, value in values.items() if name in wanted}
 
-    def _of_surfaces(self, predicted: Bool[np.ndarray, "x y z"]) -> dict[str, float]:
-        found = Surface(predicted, self._case.grid.spacing_mm)
-        if not len(found) or not len(self._surface):
-            agree = not len(found) and not len(self._surface)
+    def _surface_metrics(self, predicted: Bool[np.ndarray, "x y z"]) -> dict[str, float]:
+        surface = Surface(predicted, self._study.grid.spacing_mm)
+        if not len(surface) or not len(self._surface):
+            agree = not len(surface) and not len(self._surface)
             both, one = metrics.EMPTY_RULES["diagonal"]
-            far = both if agree else one(metrics.diagonal_mm(self._case.grid.shape, self._case.grid.spacing_mm))
+            far = both if agree else one(metrics.diagonal_mm(self._study.grid.shape, self._study.grid.spacing_mm))
             return {"hd95": far, "hd95_pooled": far, "surface_dice_1mm": float(agree), "surface_dice_2mm": float(agree)}
-        distances = SurfaceDistances.between(found, self._surface)
+        distances = SurfaceDistances.between(surface, self._surface)
         return {
             "hd95": distances.hd95,
             "hd95_pooled": distances.hd95_pooled,
@@ -124,9 +148,9 @@ class _Side:
 
 
 def _box(prepared: Prepared) -> tuple[slice, ...]:
-    """The part of the own grid that the working grid reaches, or the reference."""
+    """Return the part of the native grid that the working grid or the reference reaches."""
     shown = resample(Volume(np.ones(prepared.grid.shape, np.float32), prepared.grid.affine), prepared.own).voxels > 0
     assert prepared.reference is not None, "only studies with a reference are scored"
-    found = bounding_box(shown | (prepared.reference.voxels > 0))
-    assert found is not None, "a prepared study has voxels"
-    return found
+    box = bounding_box(shown | (prepared.reference.voxels > 0))
+    assert box is not None, "a prepared study has voxels"
+    return box

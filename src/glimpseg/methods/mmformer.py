@@ -47,8 +47,9 @@ from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.errors import ModelError
 from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
-from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.nets import token_fusion
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.positions import cubic_crop
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.recompute import outermost

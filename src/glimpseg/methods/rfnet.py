@@ -47,7 +47,8 @@ from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import RFNET as RFNET_INTENSITIES
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
-from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import (
     CHANNELS,

@@ -39,8 +39,9 @@ from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
 from glimpseg.data.preprocess import Preprocess
 from glimpseg.losses import downsample_target, one_hot, soft_dice_loss
-from glimpseg.method import Progress, Segmenter, blanked, draw_subsets, take_weights
+from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.layers import Pointwise, upsampled
 from glimpseg.nets.recompute import outermost
 from glimpseg.phantom.training_stream import Stream

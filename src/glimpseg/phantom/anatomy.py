@@ -1,6 +1,7 @@
-"""The head: the average brain of the load_atlas, deformed at random, and its tissues voxel by voxel.
+"""Anatomy of the head: a random deformation of the atlas, and the tissue of each voxel.
 
-Everything not affine lives on a lattice of 4 mm; the load_atlas itself is interpolate once, at full resolution.
+The atlas is the average brain of `data.atlas`. Displacements that are not affine are computed on a lattice of 4 mm. The
+atlas itself is interpolated once, at full resolution.
 """
 
 from __future__ import annotations
@@ -22,48 +23,57 @@ from glimpseg.phantom.plan import Head, Plan
 
 WARP_SPACING_MM = 4.0
 DISPLACEMENTS_MM = ((70.0, 4.0), (30.0, 1.5), (14.0, 1.0))
-"""Correlation length and standard deviation of the random displacement's parts."""
+"""Correlation length and standard deviation of the components of the random displacement."""
 HEAD_OFFSET_MM = (0.0, -9.0, -3.0)
-"""Where BraTS places the middle of the brain relative to the middle of its field of view."""
+"""Position of the middle of the brain relative to the middle of the field of view, as in BraTS."""
 BORDER_MM = 0.5
 """Depth of the outermost voxels that can be brain."""
 NEAR_MM = 5.0
-"""What counts as near grey matter: a blur's standard deviation."""
+"""Standard deviation of the blur that gives the nearness of grey matter."""
 FOLD_MM = 11.0
 FOLD_LEVELS = 1.4
-"""Correlation length of the field, and steps between its levels, that are the small sulci: some 12 mm apart."""
+"""Correlation length of the random field of the small sulci, and distance between its sulcus levels.
+
+Sulci are then about 12 mm apart.
+"""
 SHARPNESS, ROUGHNESS = 2.2, 0.45
-"""How much surer tissue is than in the average, and the noise that then moves its borders (both in logits)."""
+"""Factor that sharpens the atlas's tissue probabilities, and noise that moves the tissue borders (in logits)."""
 RIBBON_GAIN, GYRUS_LOSS, SULCUS_GAIN = 4.0, 1.2, 5.5
-"""What folding adds: grey matter along a sulcus, less of it in between, fluid in it (logits)."""
+"""Effect of folding, in logits: more grey matter along a sulcus, less between sulci, and fluid in a sulcus."""
 FOLD_LATTICE_MM = 3.0
 FOLD_RADIUS_MM, UPRIGHT = 65.0, 0.75
-"""The sphere that sulci are drawn on, and how nearly they keep their direction below it (1: wholly)."""
+"""Radius of the sphere that sulci are drawn on, and how well they keep their direction below it (1: fully)."""
 FOLD_SHARE = 0.12
-"""Share of grey matter or fluid that a sulcus may have where the average has none."""
+"""Share of grey matter or fluid that a sulcus can add where the atlas has none."""
 CORTEX_MM = 20.0
 """Depth at which small sulci end."""
 RIBBON_WIDTH, SULCUS_WIDTH = 0.45, 0.21
-"""Half widths of cortex and sulcus in units of that field, which changes by about 0.12 a millimetre."""
+"""Half widths of cortex and sulcus in units of the field, which changes by about 0.12 per millimetre."""
 CHUNKS = 8
-"""Parts that points are interpolate in; torch works on parts in parallel, and only on them."""
+"""Number of chunks that points are split into for interpolation; torch parallelises over chunks only."""
 
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """The average brain as float tensors on one device; axes RAS."""
+    """Average brain as float tensors on one device; axes RAS."""
 
     maps: Float[Tensor, "4 x y z"]
-    """Depth (mm below the surface, down to -2 outside), grey, white (probabilities), T1 (0 to 1); 1 mm."""
+    """Depth (mm below the surface, down to -2 outside), grey and white matter (probabilities), T1 (0 to 1).
+
+    Voxels of 1 mm.
+    """
     smooth: Float[Tensor, "5 x2 y2 z2"]
-    """Lateral ventricles, nearness of grey matter (both 0 to 1), and where the ventricles grow (3); 2 mm."""
+    """Lateral ventricles, nearness of grey matter (both 0 to 1), and direction of ventricle growth (3 channels).
+
+    Voxels of 2 mm.
+    """
     centre: np.ndarray
-    """The voxel of `maps` at the middle of the head."""
+    """Voxel of `maps` in the middle of the head."""
 
 
 @functools.lru_cache(maxsize=4)
 def load_atlas(device: torch.device) -> Atlas:
-    """Reads the load_atlas onto a device, once a process."""
+    """Load the atlas onto a device; cached, so it is read once per process."""
     brain = average_brain()
     slope = np.stack([np.gradient(brain.ventricles, 2.0, axis=axis) for axis in range(3)])
     near_grey = blur(torch.from_numpy(brain.maps[1, ::2, ::2, ::2]), NEAR_MM / 2).numpy()
@@ -73,7 +83,7 @@ def load_atlas(device: torch.device) -> Atlas:
 
 
 def interpolate(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: float = 0.0) -> Float[Tensor, "c n"]:
-    """`maps` interpolated linearly at voxel coordinates `at`; `fill` outside."""
+    """Interpolate `maps` linearly at the voxel coordinates `at`; points outside get `fill`."""
     count = at.shape[1]
     sizes = torch.tensor(maps.shape[1:], dtype=at.dtype, device=at.device)
     unit = nnf.pad((2 * at.T / (sizes - 1) - 1).flip(1), (0, 0, 0, -count % CHUNKS))  # n 3, as z y x
@@ -85,17 +95,17 @@ def interpolate(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: 
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where each point of the head comes from in the load_atlas: affine, plus an offset on a lattice."""
+    """Mapping from points of the head to points of the atlas: an affine map plus an offset on a lattice."""
 
     matrix: np.ndarray
     origin: np.ndarray
-    """Voxel of the load_atlas at the middle of the field of view."""
+    """Voxel of the atlas in the middle of the field of view."""
     lattice: Lattice
     offset: Float[Tensor, "3 x y z"]
-    """Voxels of the load_atlas; on the CPU."""
+    """Offset in voxels of the atlas; on the CPU."""
 
     def coordinates(self, lattice: Lattice, device: torch.device) -> Float[Tensor, "3 x y z"]:
-        """Voxels of the load_atlas for every voxel of a lattice."""
+        """Return the atlas voxel coordinates of every voxel of a lattice."""
         found = enlarge(self.offset.to(device), self.lattice, lattice)
         for k in range(3):
             found[k] += float(self.origin[k])
@@ -105,14 +115,14 @@ class Warp:
         return found
 
     def displaced(self, displacement_mm: Float[Tensor, "3 x y z"]) -> Warp:
-        """With the head's points moved by `displacement_mm`, given on the draw_warp's own lattice."""
+        """Return the warp of a head whose points are moved by `displacement_mm`, given on the warp's own lattice."""
         matrix = torch.from_numpy(self.matrix.astype(np.float32))
         back = torch.einsum("ij,jxyz->ixyz", matrix, displacement_mm)
         return replace(self, offset=self.offset - back)
 
 
 def draw_warp(plan: Plan) -> Warp:
-    """The random deformation of the head, without the tumour's push."""
+    """Draw the random deformation of the head, without the tumour's mass effect."""
     cpu = torch.device("cpu")
     extent = plan.settings.extent_mm
     lattice = Lattice.over(extent, WARP_SPACING_MM)
@@ -129,13 +139,13 @@ def draw_warp(plan: Plan) -> Warp:
     )
     origin = source.centre - matrix @ (np.array(HEAD_OFFSET_MM) + plan.head.shift_mm)
     smooth = Warp(matrix, origin, lattice, offset)
-    # The ventricles' own voxels measure 2 mm.
+    # The maps of the ventricles have voxels of 2 mm.
     growth = interpolate(source.smooth[2:], smooth.coordinates(lattice, cpu).flatten(1) / 2)
     return replace(smooth, offset=offset + plan.head.ventricles_mm * growth.reshape(offset.shape))
 
 
 def _affine(head: Head) -> np.ndarray:
-    """Millimetres in the head to millimetres in the load_atlas."""
+    """Return the matrix from millimetres in the head to millimetres in the atlas."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(head.angles_degrees)), np.sin(np.deg2rad(head.angles_degrees))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -145,34 +155,34 @@ def _affine(head: Head) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Brain:
-    """The brain's voxels, as vectors of n, inside a box of the full grid."""
+    """Brain voxels, as vectors of length n, inside a box of the full grid."""
 
     box: Box
     lattice: Lattice
-    """Of the box."""
+    """Lattice of the box."""
     inside: Int[Tensor, "n"]
     """Flat index of each brain voxel in the box, ascending."""
     normal: Float[Tensor, "3 n"]
     """Shares of white matter, grey matter and fluid; they sum to 1."""
     depth_mm: Float[Tensor, "n"]
     t1: Float[Tensor, "n"]
-    """What the load_atlas' T1 average shows beside its tissues."""
+    """Value of the atlas's average T1 image."""
     ventricles: Float[Tensor, "n"]
-    """The lateral ventricles, smoothed: 0.4 in their middle, 0 far away."""
+    """Lateral ventricles, smoothed: 0.4 in their middle, 0 far away."""
     near_grey: Float[Tensor, "n"]
-    """Share of grey matter in the average's surroundings."""
+    """Share of grey matter near the voxel, in the atlas."""
 
     def gather(self, volume: Float[Tensor, "x y z"]) -> Float[Tensor, "n"]:
-        """The brain's voxels of an array over the box."""
+        """Return the brain voxels of an array over the box."""
         return volume.flatten()[self.inside]
 
     def positions_mm(self, device: torch.device) -> Float[Tensor, "3 n"]:
-        """Where each brain voxel lies, from the middle of the field of view."""
+        """Return the position of each brain voxel, from the middle of the field of view."""
         axes = (torch.from_numpy(axis.astype(np.float32)) for axis in self.lattice.axes)
         return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).to(device)[:, self.inside]
 
     def scatter(self, values: Shaped[Tensor, "n"], fill: float = 0.0) -> Shaped[Tensor, "x y z"]:
-        """An array over the box that holds `values` in the brain and `fill` around it."""
+        """Return an array over the box that holds `values` in the brain and `fill` around it."""
         count = math.prod(self.lattice.shape)
         volume = torch.full((count,), fill, dtype=values.dtype, device=values.device)
         volume[self.inside] = values
@@ -180,7 +190,13 @@ class Brain:
 
 
 def build_brain(plan: Plan, warp: Warp, fields: Fields) -> Brain:
-    """The brain at full resolution: which voxels, and what tissue each holds."""
+    """Determine the brain voxels at full resolution, and the tissue of each.
+
+    Args:
+        plan: Random decisions of the case.
+        warp: Deformation of the head, including the mass effect.
+        fields: Random fields of the case.
+    """
     grid = Lattice.over(plan.settings.extent_mm, plan.settings.spacing_mm)
     source = load_atlas(fields.device)
     box = _bounding_box(warp, grid)
@@ -211,7 +227,7 @@ def build_brain(plan: Plan, warp: Warp, fields: Fields) -> Brain:
 
 
 def _bounding_box(warp: Warp, grid: Lattice) -> Box:
-    """The part of `grid` that can hold brain."""
+    """Return the part of `grid` that can hold brain."""
     cpu = torch.device("cpu")
     coarse = interpolate(load_atlas(cpu).maps[:1], warp.coordinates(warp.lattice, cpu).flatten(1), fill=-2.0)
     found = (coarse[0] > -1.5).reshape(warp.lattice.shape).numpy()
@@ -219,7 +235,7 @@ def _bounding_box(warp: Warp, grid: Lattice) -> Box:
 
 
 def large_components(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, "x y z"]:
-    """`mask` without connected parts smaller than `share` of the largest."""
+    """Return `mask` without connected components smaller than `share` of the largest."""
     parts, count = ndimage.label(mask.cpu().numpy())
     if count <= 1:
         return mask
@@ -229,7 +245,10 @@ def large_components(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, 
 
 
 def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "3 n"]:
-    """Shares of white, grey and fluid: the average's, sharpened and roughened to look like one person's."""
+    """Return the shares of white matter, grey matter and fluid.
+
+    The atlas's shares are sharpened and roughened, to look like one person.
+    """
     spacing = plan.settings.spacing_mm
     fine = max(3.2, 1.6 * spacing)
     rough = [brain.gather(fields.on(brain.lattice, f"rough {name}", fine)) for name in ("grey", "fluid")]
@@ -252,11 +271,11 @@ def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "3
 
 
 def _fold_distance(brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
-    """How far each voxel is from the nearest random sulcus, in units of a random field.
+    """Return the distance of each voxel to the nearest random sulcus, in units of a random field.
 
-    The average of many brains has lost all but the large sulci. The sheets on which a random field takes certain
-    levels stand for the others. The field is interpolate near a sphere, straight outwards from each voxel, so that the
-    sheets stand upright on the surface.
+    The atlas is an average of many brains and has only the large sulci. The small ones are modelled by the surfaces on
+    which a random field takes certain levels. The field is evaluated near a sphere, straight outwards from each voxel,
+    which makes the sulci perpendicular to the brain surface.
     """
     coarse = Lattice.over(fields.extent_mm, FOLD_LATTICE_MM)
     field = fields.on(coarse, "folds", FOLD_MM)

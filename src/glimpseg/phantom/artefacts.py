@@ -1,7 +1,7 @@
-"""What scanning and resampling do along each axis: one matrix each.
+"""Artefacts of scanning and resampling that are linear along an axis, as one matrix per axis.
 
-Slices, ghosts, blur by movement, ringing and leftover shifts are all linear along one axis, so that together they are
-one matrix for each axis and cost what a blur costs.
+Slice profile, ghost, motion blur, ringing and misregistration are all linear along one axis. Together they are one
+matrix for each axis, and cost as much as one blur.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from glimpseg.phantom.lattice import gaussian_matrix, linear_matrix
 from glimpseg.phantom.plan import Acquisition
 
 MINIMAL_SIGMA = 0.2
-"""In voxels; below it a sampled Gaussian is the identity."""
+"""Smallest standard deviation in voxels; below it a sampled Gaussian is the identity."""
 FWHM_PER_SIGMA = 2.355
 """Full width at half maximum of a Gaussian, in standard deviations."""
 
 
 def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: float) -> list[np.ndarray]:
-    """Everything that is linear along x, y and z, as matrices (out by in); rows sum to 1."""
+    """Return the linear effects of an acquisition along x, y and z as matrices (output by input); rows sum to 1."""
     sigmas = [acquisition.in_plane_mm / spacing_mm] * 3
     sigmas[acquisition.slice_axis] = max(acquisition.in_plane_mm, acquisition.slice_mm / FWHM_PER_SIGMA) / spacing_mm
     matrices = [
@@ -47,7 +47,10 @@ def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: fl
 
 
 def slice_sampling_matrix(count: int, step: float) -> np.ndarray:
-    """Values taken every `step` voxels and interpolated linearly back; the identity for steps of at most 1."""
+    """Return the matrix that samples every `step` voxels and interpolates linearly back.
+
+    It is the identity for steps of at most 1.
+    """
     if step <= 1:
         return np.eye(count)
     voxels = np.arange(count, dtype=np.float64)
@@ -58,7 +61,7 @@ def slice_sampling_matrix(count: int, step: float) -> np.ndarray:
 
 
 def ghost_matrix(count: int, strength: float, shift: float) -> np.ndarray:
-    """The image with a copy of itself that is moved by `shift` voxels and comes in again at the other end."""
+    """Return the matrix that adds a copy, shifted by `shift` voxels with wrap-around and scaled by `strength`."""
     whole, part = divmod(abs(shift), 1)
     step = int(math.copysign(whole, shift))
     copy = (1 - part) * np.roll(np.eye(count), step, axis=1) + part * np.roll(np.eye(count), step + 1, axis=1)
@@ -66,11 +69,14 @@ def ghost_matrix(count: int, strength: float, shift: float) -> np.ndarray:
 
 
 def ringing_matrix(count: int, voxel: float) -> np.ndarray:
-    """Frequencies above one period in two steps of `voxel` are lost, all at once; the identity below one voxel."""
+    """Return the matrix that removes frequencies above one period in two steps of `voxel` voxels, with a sharp edge.
+
+    It is the identity if `voxel` is at most 1.
+    """
     if voxel <= 1:
         return np.eye(count)
     frequencies = np.fft.rfftfreq(2 * count)
-    # Mirrored at its ends, so that the head does not come in again on the other side.
+    # The image is mirrored at its ends, so that the head does not wrap around to the other side.
     mirrored = np.concatenate([np.eye(count), np.eye(count)[::-1]])
     passed = np.fft.rfft(mirrored, axis=0) * (frequencies <= 0.5 / voxel)[:, None]
     return np.fft.irfft(passed, n=2 * count, axis=0)[:count]

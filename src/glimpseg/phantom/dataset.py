@@ -1,4 +1,4 @@
-"""Phantoms as a folder of studies, named and numbered as a BraTS release would have them."""
+"""Dataset of phantoms: a folder of studies, named and numbered as in a BraTS release."""
 
 from __future__ import annotations
 
@@ -36,13 +36,32 @@ def write_phantoms(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Makes one study folder for each seed, and `phantoms.json` with settings and digests, all or nothing;
-    returns the folders.
+    """Write one study folder for each seed, and `phantoms.json` with settings and digests, all or nothing.
 
-    `incomplete` is the share of studies that lack one to three sequences, drawn from their seed.
+    Args:
+        folder: Output folder.
+        seeds: Seeds of the phantoms, one study each.
+        settings: Grid and population.
+        release: Name of the BraTS release whose file names, folder names and label numbers are used, such as
+            `brats2023`.
+        incomplete: Share of the studies, from 0 to 1, that lack one to three sequences. The missing ones depend on the
+            seed alone.
+        device: Torch device that renders the images.
+        overwrite: Replace the folder if an earlier call has written it.
 
-    Raises: UsageError if the folder holds files (without `overwrite`), the share is none, or the release is
-        not known; OutputError when the disk refuses.
+    Returns:
+        The study folders, in the order of the seeds.
+
+    Raises:
+        UsageError: The folder holds files (without `overwrite`), the share is out of range, or the release is unknown.
+        OutputError: The disk is full, read-only or not accessible.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as parent:
+    ...     settings = phantom.Settings.at_spacing(4.0)
+    ...     folders = write_phantoms(Path(parent) / "phantoms", [1, 2], settings, "brats2023")
+    ...     [folder.name for folder in folders]
+    ['PHANTOM-00001-000', 'PHANTOM-00002-000']
     """
     if not 0 <= incomplete <= 1:
         raise UsageError(f"--incomplete is a share of the studies, from 0 to 1, not {incomplete}.")
@@ -53,7 +72,7 @@ def write_phantoms(
             begun = time.perf_counter()
             made = phantom.generate(seed, settings, device)
             study = as_study(made)
-            name = f"PHANTOM{layout.joint}{seed:05d}" + ("-000" if layout.joint == "-" else "")
+            name = f"PHANTOM{layout.separator}{seed:05d}" + ("-000" if layout.separator == "-" else "")
             present = study.restricted_to(kept_sequences(seed, incomplete))
             images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
             reference = study.reference if isinstance(study.reference, Volume) else None
@@ -67,14 +86,17 @@ def write_phantoms(
 
 
 def kept_sequences(seed: int, incomplete: float) -> Modality:
-    """The sequences that the study of a seed keeps: all, or with probability `incomplete` one of the 14 others."""
+    """Return the sequences that the study of a seed keeps.
+
+    These are all four, or with probability `incomplete` one of the other 14 subsets.
+    """
     rng = np.random.default_rng([seed, 14])
     which = int(rng.integers(len(SUBSETS) - 1))
     return SUBSETS[which] if rng.random() < incomplete else SUBSETS[-1]
 
 
 def as_study(made: phantom.Phantom) -> Study:
-    """A phantom as any other study, on its RAS grid."""
+    """Convert a phantom to a study, on its RAS grid."""
     images = {
         modality: Volume(channel.cpu().numpy().astype(np.float32), made.affine)
         for modality, channel in zip(Modality, made.images, strict=True)
@@ -83,7 +105,7 @@ def as_study(made: phantom.Phantom) -> Study:
 
 
 def voxels_digest(made: phantom.Phantom) -> str:
-    """SHA-256 of a phantom's int16 images and uint8 labels, in that order."""
+    """Return the SHA-256 of a phantom's int16 images and uint8 labels, in that order."""
     digest = hashlib.sha256(made.images.cpu().to(torch.int16).numpy().tobytes())
     digest.update(made.labels.cpu().to(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""What misleads and carries no label: white_matter_lesion_share and caps of age, infarcts, vessel_share.
+"""Distractors: findings that look like tumour or enhancement and carry no label.
 
-Each is a share of every brain voxel; `image` puts them together.
+They are age-related white-matter lesions and caps, infarcts, and vessels. Each function returns shares of the brain
+voxels; `scan` combines them.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from glimpseg.phantom.lattice import Fields
 from glimpseg.phantom.plan import Infarct, Plan
 
 SPOT = 0.8
-"""How much of a voxel a white-matter lesion takes where it is strongest."""
+"""Share of a voxel that a white-matter lesion takes where it is strongest."""
 CAP_NEAR, CAP_FAR = 0.10, 0.015
-"""Level of the smoothed ventricles at their wall, and where caps end: some 8 mm away."""
+"""Level of the smoothed ventricles at their wall, and at the outer end of caps, some 8 mm away."""
 CORTEX_MM = (4.0, 18.0)
-"""Depth of an infarct_shares's middle."""
+"""Smallest and largest depth of the centre of an infarct."""
 EDGE_MM = 1.2
-"""How sharp an infarct_shares's border is."""
+"""Width of the border of an infarct."""
 VEIN_MM = 9.0
-"""Correlation length of the fields whose common zeros are fine veins."""
+"""Correlation length of the two fields whose common zeros are fine veins."""
 MEMBRANE = 0.75
-"""How much blood flows through what skull-stripping left of the membranes."""
+"""Share of blood in membranes that skull-stripping has left."""
 
 
 def white_matter_lesion_share(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
-    """Share of white matter that is bright with age."""
+    """Return the share of white matter that is bright because of age, for each brain voxel."""
     level = plan.distractors.white_matter_lesions
     white = brain.normal[0]
     raised = (brain.gather(fields.on(brain.lattice, "white-matter lesions", 7.0)) - level) * 3
@@ -43,7 +44,7 @@ def white_matter_lesion_share(plan: Plan, brain: Brain, fields: Fields) -> Float
 
 
 def infarct_shares(drawn: Infarct, brain: Brain, fields: Fields) -> Float[Tensor, "2 n"]:
-    """Shares of what is swollen and of what has become fluid."""
+    """Return the shares of swollen tissue and of fluid of an infarct, for each brain voxel."""
     at = brain.positions_mm(fields.device)
     apart = (at - at[:, _infarct_centre(drawn, brain)][:, None]).norm(dim=0)
     apart = apart + 0.18 * drawn.radius_mm * brain.gather(fields.on(brain.lattice, "infarct", 12.0))
@@ -53,7 +54,7 @@ def infarct_shares(drawn: Infarct, brain: Brain, fields: Fields) -> Float[Tensor
 
 
 def _infarct_centre(drawn: Infarct, brain: Brain) -> int:
-    """The voxel in the middle of an infarct_shares."""
+    """Return the index of the brain voxel at the centre of an infarct."""
     eligible = (brain.depth_mm > CORTEX_MM[0]) & (brain.depth_mm < CORTEX_MM[1]) & (brain.normal[1] > 0.5)
     found = eligible.nonzero()[:, 0]
     if not len(found):
@@ -62,8 +63,11 @@ def _infarct_centre(drawn: Infarct, brain: Brain) -> int:
 
 
 def vessel_share(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
-    """Share of flowing blood: lines where two random fields vanish, mostly in fluid, the choroid plexus, fine veins in
-    the sulci, and membranes that were not stripped."""
+    """Return the share of flowing blood for each brain voxel.
+
+    Vessels are lines on which two random fields are zero, mostly in fluid. Choroid plexus, fine veins in the sulci and
+    membranes that were not stripped are added.
+    """
     drawn = plan.distractors
     widest = 0.10 * max(1.0, math.sqrt(plan.settings.spacing_mm))
     fluid = brain.normal[2]

@@ -1,4 +1,4 @@
-"""Random decisions of the standard population (`phantom-1`), without a variety."""
+"""Random draws of the standard population (`phantom-1`), without a variety."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from glimpseg.phantom.signal import (
 
 
 def draw_standard_plan(seed: int, settings: Settings) -> Plan:
-    """Draws the plan of case `seed`, without the settings' variety (see `wider`).
+    """Draw the plan of one case of the standard population; `draw_variety.apply_variety` adds the settings' variety.
 
-    Raises: ValueError if the seed is negative or no whole number.
+    Raises:
+        ValueError: The seed is negative or not a whole number.
     """
     seed = checked_seed(seed)
     return Plan(
@@ -43,7 +44,7 @@ def _three(values: np.ndarray) -> Three:
 
 
 def _draw_head(rng: np.random.Generator) -> Head:
-    # 0.89: brains in BraTS space measure about 130 x 165 mm across, the atlas 146 x 183.
+    # 0.89: brains in BraTS space measure about 130 x 165 mm across; the atlas measures 146 x 183 mm.
     size = 0.89 * rng.normal(1, 0.03)
     return Head(
         angles_degrees=_three(rng.normal(0, 4, 3)),
@@ -73,7 +74,7 @@ def _draw_tumour(seed: int, settings: Settings) -> Tumour | None:
         kind="high-grade" if high else "low-grade",
         post_operative=operated,
         foci=tuple(foci),
-        # After surgery the brain has come back, or sinks into the cavity.
+        # After surgery the brain has moved back, or sinks into the cavity.
         mass_effect_mm=float((-0.45 + 0.8 * mass if operated else mass) * settings.mass_effect_mm),
         mass_effect_width_mm=float(rng.uniform(9, 14)),
         rim_mm=float(rng.uniform(2.5, 7.0) if high else rng.uniform(1.5, 4.0)),
@@ -138,7 +139,7 @@ def _draw_acquisition(
     sequence = _draw_sequence(rng, modality, fluid_t1_ms)
     thick, thin = rng.uniform(2.5, 5), rng.uniform(0.8, 1.2)
     is_thick = rng.random() < settings.thick_slices and sequence.planar
-    # Averaging over larger voxels takes noise away, less than independent noise would lose.
+    # Larger voxels average noise away, but less than they would average independent noise.
     noise = rng.uniform(*settings.noise) * min(1.0, settings.spacing_mm**-0.75)
     moved = rng.random() < 0.8
     return Acquisition(
@@ -149,7 +150,7 @@ def _draw_acquisition(
         noise=float(noise),
         gamma=float(math.exp(rng.normal(0, 0.06))),
         shift_mm=_three(np.clip(rng.normal(0, 0.22, 3), -0.5, 0.5) * moved),
-        # Below, steps of 1 would show; above, bright fluid would leave the range of int16.
+        # Below 80, steps of 1 would be visible; above 5000, bright fluid would exceed the range of int16.
         scale=float(np.clip(scale * math.exp(rng.normal(0, 0.5)), 80, 5000)),
     )
 

@@ -1,7 +1,7 @@
-"""What a variety changes in a plan.
+"""Changes that a variety makes to a plan.
 
-The standard plan is drawn first and stays as it is where nothing is changed. Each change has a stream of random
-numbers of its own. Strengths without a source were chosen by eye against patients' images.
+The standard plan is drawn first. It keeps every value that a change does not replace. Each change has random numbers of
+its own. Strengths without a source were chosen by eye, by comparison with patients' images.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from glimpseg.phantom.signal import (
 from glimpseg.phantom.variety import Variety
 
 DEVIATE_LIMIT = 1.5
-"""Deviates are cut here, so that an outer population can lie beyond."""
+"""Largest deviate of the usual populations; an outer population lies beyond it."""
 OUTER_DEVIATES = 0.7
-"""How far beyond it an outer population goes."""
+"""Width of the range beyond `DEVIATE_LIMIT` from which outer deviates are drawn."""
 OUTER_STRENGTHS = 0.35
-"""How far above the range of a strength an outer population goes, as a share of that range."""
+"""Width of the range above a strength's range from which outer strengths are drawn, as a share of the range."""
 RESAMPLED_NOISE = -0.75
-"""Power of the spacing that is left of noise when images are resampled (measured at 2 mm: 0.5 to 0.7)."""
+"""Exponent of the spacing in the noise that remains after resampling (measured at 2 mm: 0.5 to 0.7 remains)."""
 
 
 class Draws:
-    """Random numbers of one decision, from inside the widths or, a share of them, from outside."""
+    """Random numbers of one decision, inside the usual range or, for a share of them (`Variety.outer`), outside."""
 
     def __init__(self, plan: Plan, name: str) -> None:
         self.rng = keyed_generator(plan.seed, f"wider {name}")
@@ -61,35 +61,35 @@ class Draws:
         self._outer_rng = keyed_generator(plan.seed, f"outer {name}")
 
     def _is_outer(self) -> bool:
-        """Whether the next number comes from outside of the widths."""
+        """True if the next number is drawn from outside the usual range."""
         return bool(self._outer_rng.random() < self.variety.outer)
 
     def happens(self, probability: float) -> bool:
-        """True with a probability."""
+        """Return True with the given probability."""
         return bool(self.rng.random() < probability)
 
     def deviate(self) -> float:
-        """About N(0, 1), within +-`REACH`; outside, always beyond it."""
+        """Return a number from N(0, 1), clipped to +-`DEVIATE_LIMIT`; an outer number lies beyond the limit."""
         inner = float(np.clip(self.rng.normal(), -DEVIATE_LIMIT, DEVIATE_LIMIT))
         outer = math.copysign(DEVIATE_LIMIT + OUTER_DEVIATES * self.rng.random(), inner)
         return outer if self._is_outer() else inner
 
     def factor(self, width: float) -> float:
-        """About log-normal around 1."""
+        """Return a log-normal factor around 1."""
         return math.exp(width * self.deviate())
 
     def strength(self, low: float, high: float) -> float:
-        """Uniform from `low` to `high`; outside, just above `high`."""
+        """Return a uniform number from `low` to `high`; an outer number lies just above `high`."""
         u = float(self.rng.random())
         return high + OUTER_STRENGTHS * (high - low) * u if self._is_outer() else low + (high - low) * u
 
     def between(self, low: float, high: float) -> float:
-        """Uniform, whatever the population."""
+        """Return a uniform number, regardless of the population."""
         return float(self.rng.uniform(low, high))
 
 
 def apply_variety(plan: Plan) -> Plan:
-    """The plan as its settings' variety has it."""
+    """Return the plan with the variety of its settings applied; the same object for the standard population."""
     variety = plan.settings.variety
     if variety.is_standard:
         return plan
@@ -128,14 +128,14 @@ def _vary_tumour(tumour: Tumour, plan: Plan) -> Tumour:
         tumour,
         foci=tuple(foci),
         texture=draw.factor(variety.texture),
-        # A small core pushes nothing.
+        # A small core has little mass effect.
         mass_effect_mm=0.3 * tumour.mass_effect_mm if tiny else tumour.mass_effect_mm,
     )
     return _vary_high_grade_core(tumour, draw, variety) if tumour.kind == "high-grade" else tumour
 
 
 def _vary_high_grade_core(tumour: Tumour, draw: Draws, variety: Variety) -> Tumour:
-    """A high-grade core that is a cyst, enhances throughout, or not at all."""
+    """Return a high-grade tumour whose core is a cyst, enhances throughout, or does not enhance."""
     # Patients' rims are thicker than the standard population's, and more of them are closed.
     tumour = replace(tumour, rim_mm=tumour.rim_mm * draw.between(1.0, 1.6), gaps=tumour.gaps - draw.between(0.0, 0.9))
     kind = draw.rng.random()
@@ -151,7 +151,7 @@ def _vary_high_grade_core(tumour: Tumour, draw: Draws, variety: Variety) -> Tumo
 
 
 def _lopsided_oedema(focus: Focus, draw: Draws) -> Focus:
-    """Oedema that runs away from the core to one side."""
+    """Return a focus whose oedema extends to one side of the core."""
     if not draw.happens(draw.variety.lopsided):
         return focus
     x, y, z = draw.rng.normal(size=3)
@@ -223,7 +223,7 @@ def _vary_tissue(tissue: Tissue, name: str, draw: Draws) -> Tissue:
 
 
 def _tissue_between(one: Tissue, other: Tissue, share: float) -> Tissue:
-    """A tissue whose T1 and T2 lie between those of two, on a logarithmic scale."""
+    """Return a tissue whose T1 and T2 lie between those of two tissues, on a logarithmic scale."""
     return replace(
         one,
         density=one.density + share * (other.density - one.density),
@@ -246,14 +246,17 @@ def _vary_acquisition(acquisition: Acquisition, modality: Modality, draw: Draws,
 
 
 def _draw_flatness(modality: Modality, draw: Draws) -> float:
-    """Patients' grey and white matter differ less than the tissues' values have it on T2 and FLAIR, more on T1c."""
+    """Return the exponent on the contrast between grey and white matter.
+
+    In patients this contrast is lower than the tissue values predict on T2 and FLAIR, and higher on T1c.
+    """
     width = draw.variety.flatness
     middle = -1.0 if modality in Modality.T2 | Modality.FLAIR else float(modality is Modality.T1C)
     return math.exp(width * (middle + draw.deviate()))
 
 
 def _like_resampled(acquisition: Acquisition, draw: Draws) -> Acquisition:
-    """Coarse voxels that were made from finer ones: blurred, and with the noise of what they average."""
+    """Return an acquisition whose coarse voxels look resampled from finer ones: blurred, with averaged noise."""
     spacing = draw.spacing_mm
     if spacing <= 1:
         return acquisition
@@ -292,7 +295,7 @@ def _draw_sequence(draw: Draws, modality: Modality, fluid_t1_ms: float) -> Seque
 
 
 def _with_scan_errors(acquisition: Acquisition, draw: Draws) -> Acquisition:
-    """What goes wrong in the scanner."""
+    """Return an acquisition with errors of the scan."""
     variety = draw.variety
     coarse, moved, rings, striped, uneven, noisy = (
         draw.happens(p)
@@ -320,7 +323,7 @@ def _with_scan_errors(acquisition: Acquisition, draw: Draws) -> Acquisition:
 
 
 def _with_central_brightening(acquisition: Acquisition, modality: Modality, draw: Draws) -> Acquisition:
-    """Brighter in the middle of the head, and there with stronger contrasts."""
+    """Return an acquisition that is brighter and has stronger contrast in the middle of the head."""
     if not draw.happens(draw.variety.central):
         return acquisition
     strength, width, nuclei = draw.strength(0.0, 0.35), draw.between(28, 60), draw.strength(0.0, 0.45)
@@ -333,7 +336,7 @@ def _with_central_brightening(acquisition: Acquisition, modality: Modality, draw
 
 
 def _with_file_errors(acquisition: Acquisition, draw: Draws) -> Acquisition:
-    """What happens to the file afterwards."""
+    """Return an acquisition with errors of later processing: registration, coverage, gamma, clipping."""
     variety = draw.variety
     misplaced, cut = draw.happens(variety.registration), draw.happens(variety.coverage)
     shifts = [draw.strength(0.0, 1.5) * draw.rng.choice([-1, 1]) for _ in range(3)]
@@ -349,7 +352,7 @@ def _with_file_errors(acquisition: Acquisition, draw: Draws) -> Acquisition:
 
 
 def _draw_coverage(draw: Draws) -> Coverage | None:
-    """A slab in place of the whole head."""
+    """Return a slab in place of the whole head, or None."""
     if not draw.happens(draw.variety.coverage / 3):
         return None
     return Coverage(thickness_mm=draw.between(40, 90), offset=draw.between(-0.35, 0.35))

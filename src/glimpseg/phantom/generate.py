@@ -1,4 +1,4 @@
-"""The phantom's verbs: a seed becomes a plan, a plan becomes a case."""
+"""Generation of phantoms: draw a plan from a seed, render the plan to images and labels."""
 
 from __future__ import annotations
 
@@ -24,43 +24,100 @@ from glimpseg.phantom.tumour import make_lesion
 from glimpseg.region import Label
 
 CENTRE_MM = (-119.5, 119.5, 77.0)
-"""World position (RAS) of the middle of BraTS' field of view, whose files put (0, -239, 0) LPS at a corner."""
+"""World position (RAS) of the middle of the BraTS field of view. BraTS files put (0, -239, 0) LPS at a corner."""
 
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A rendered case."""
+    """Rendered phantom: four images, label map and description."""
 
     seed: int
     settings: Settings
     images: Float[Tensor, "m x y z"]
-    """Whole numbers from 1 to 32000 in the brain, 0 outside; channels in the order of `Modality`; RAS."""
+    """Whole numbers from 1 to 32000 in the brain, 0 outside. Channels in the order of `Modality`; RAS."""
     labels: UInt8[Tensor, "x y z"]
-    """`Label` values."""
+    """`Label` values; 0 is no tumour."""
     affine: Float[np.ndarray, "4 4"]
-    """Voxel index to world RAS+ millimetres."""
+    """Matrix from voxel index to world RAS+ millimetres."""
     description: dict[str, object]
-    """What was drawn and what came of it; fit for JSON."""
+    """Drawn parameters and resulting volumes; can be written as JSON."""
 
 
 def draw_plan(seed: int, settings: Settings) -> Plan:
-    """Draws the plan of case `seed`. Raises: ValueError if the seed is negative or no whole number."""
+    """Draw the random decisions of one case.
+
+    Args:
+        seed: Number of the case, from 0 on.
+        settings: Grid and population.
+
+    Returns:
+        The plan, for `render`. It can be changed with `dataclasses.replace` before.
+
+    Raises:
+        ValueError: The seed is negative or not a whole number.
+
+    >>> plan = draw_plan(7, Settings.at_spacing(3.0))
+    >>> plan.tumour.kind
+    'low-grade'
+    """
     return apply_variety(draw_standard_plan(seed, settings))
 
 
 def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
-    """Case `seed`: equal seeds and settings give equal voxels."""
+    """Generate one phantom. Equal seeds and settings give equal voxels.
+
+    Args:
+        seed: Number of the case, from 0 on.
+        settings: Grid and population; by default 1 mm and the standard population (2 s, 1 GB).
+        device: Torch device that renders the images.
+
+    Returns:
+        The phantom; its tensors lie on `device`.
+
+    Raises:
+        ValueError: The seed is negative or not a whole number.
+
+    >>> phantom = generate(7, Settings.at_spacing(4.0))
+    >>> phantom.images.shape  # modality x y z
+    torch.Size([4, 60, 60, 39])
+    >>> sorted(phantom.labels.unique().tolist())  # background, NCR, ED, ET
+    [0, 1, 2, 3]
+    """
     return render(draw_plan(seed, settings or Settings()), device)
 
 
 def stream(first_seed: int, settings: Settings, device: str | torch.device = "cpu") -> Iterator[Phantom]:
-    """The cases from `first_seed` on, without end."""
+    """Generate phantoms with consecutive seeds, without end.
+
+    Args:
+        first_seed: Seed of the first phantom.
+        settings: Grid and population.
+        device: Torch device that renders the images.
+
+    Returns:
+        An iterator of phantoms with the seeds `first_seed`, `first_seed + 1`, ...
+
+    Raises:
+        ValueError: The seed is negative or not a whole number.
+
+    >>> phantoms = stream(7, Settings.at_spacing(4.0))
+    >>> [next(phantoms).seed for _ in range(2)]
+    [7, 8]
+    """
     return (generate(seed, settings, device) for seed in itertools.count(checked_seed(first_seed)))
 
 
 @torch.no_grad()
 def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
-    """Carries out a plan; the same plan gives the same voxels."""
+    """Render a plan to images and labels. The same plan gives the same voxels.
+
+    Args:
+        plan: Random decisions, from `draw_plan`.
+        device: Torch device that renders the images.
+
+    Returns:
+        The phantom; its tensors lie on `device`.
+    """
     fields = Fields(plan.seed, plan.settings.extent_mm, torch.device(device))
     head = draw_warp(plan)
     growth = grow(plan, head)
@@ -87,7 +144,7 @@ def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
 
 
 def _scanned_planes(coverage: Coverage, growth: Growth | None, settings: Settings) -> Bool[Tensor, "z"]:
-    """Which planes were scanned."""
+    """Return a flag for each plane along z: True if it was scanned."""
     height = Lattice.over(settings.extent_mm, settings.spacing_mm).axes[2]
     focus = growth.origins_mm[0][2] if growth is not None else 0.0
     apart = np.abs(height - focus + coverage.offset * coverage.thickness_mm)
@@ -95,7 +152,7 @@ def _scanned_planes(coverage: Coverage, growth: Growth | None, settings: Setting
 
 
 def _on_full_grid(values: Tensor, brain: Brain, settings: Settings) -> Tensor:
-    """Brain voxels in the full grid, zero around them."""
+    """Return an array over the full grid that holds the brain's values, and 0 around them."""
     full = torch.zeros((len(values), *settings.shape), dtype=values.dtype, device=values.device)
     for target, channel in zip(full, values, strict=True):
         target[brain.box] = brain.scatter(channel)

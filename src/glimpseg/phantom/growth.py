@@ -1,6 +1,7 @@
-"""How a tumour grows: Fisher-Kolmogorov invasion and spreading oedema, on a lattice of 2.5 mm or the grid's.
+"""Growth of the tumour: Fisher-Kolmogorov invasion and spreading oedema.
 
-All on the CPU: the arrays are small, and the same bits come out whatever device renders the case.
+The growth lattice has a spacing of 2.5 mm, or that of the grid if it is coarser. All of it runs on the CPU. The arrays
+are small, and the tumour is then the same on every device that renders the case.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from glimpseg.phantom.plan import Focus, Plan
 
 SPACING_MM = 2.5
 BRAIN_DEPTH_MM = 0.5
-"""Depth from which on a voxel is brain."""
+"""Smallest depth of a brain voxel."""
 DEPTHS_MM = (9.0, 45.0)
-"""Tumours start in white matter so far below the brain's surface."""
+"""Smallest and largest depth of a tumour's origin below the brain surface; origins lie in white matter."""
 EDGE_MM = 8.0
-"""Tumours start at least so far inside the field of view, where that cuts the brain."""
+"""Smallest distance of a tumour's origin from the edge of the field of view, where the edge cuts the brain."""
 INFRATENTORIAL = 0.04
-"""How much rarer tumours are in the cerebellum and brain stem."""
+"""Relative frequency of tumours in the cerebellum and brain stem."""
 SATELLITE_MM = 30.0
 """Standard deviation of the distance of a second focus from the first."""
 MIDLINE_MM = 3.5
 """Standard deviation of the distance from the midline of a tumour that crosses it."""
 DROPLET_MM = 3.0
-"""Standard deviation of the first cells' density around the origin."""
+"""Standard deviation of the initial cell density around the origin."""
 VISIBLE = 0.3
 """Cell density, relative to the capacity, at which tissue counts as core."""
 GREY_DIFFUSION = 0.12
-"""Diffusion in grey matter relative to white."""
+"""Diffusion in grey matter relative to white matter."""
 OEDEMA_REACH_MM = 14.0
 OUTSIDE_MM, DRY = -40.0, -5.0
 """Core distance and oedema level far from any tumour."""
@@ -46,33 +47,33 @@ OEDEMA_STEPS = 160
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """The grown tumour on the growth lattice."""
+    """Grown tumour on the growth lattice."""
 
     lattice: Lattice
     core_mm: Float[Tensor, "x y z"]
-    """Signed distance to the core's surface, positive inside."""
+    """Signed distance to the surface of the core; positive inside."""
     oedema: Float[Tensor, "x y z"]
-    """Half the logarithm of the oedema's strength over that at its border; positive inside."""
+    """Half the logarithm of the oedema's strength relative to its border; positive inside."""
     origins_mm: tuple[tuple[float, float, float], ...]
-    """Where each focus began, from the middle of the field of view."""
+    """Position of each focus's origin, from the middle of the field of view."""
     push_mm: Float[Tensor, "3 i j k"]
-    """Displacement of the head on the warp's lattice."""
+    """Displacement of the head (mass effect), on the lattice of the warp."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Medium:
-    """What a tumour meets on the growth lattice."""
+    """Tissue that a tumour grows in, on the growth lattice."""
 
     lattice: Lattice
     white: Float[Tensor, "x y z"]
     grey: Float[Tensor, "x y z"]
     passable: Bool[Tensor, "x y z"]
-    """Not fluid and not outside."""
+    """True where a tumour can grow: neither fluid nor outside the brain."""
     depth_mm: Float[Tensor, "x y z"]
     eligible: Float[Tensor, "x y z"]
-    """Unnormalised probability that a tumour begins there."""
+    """Unnormalised probability that a tumour begins in the voxel."""
     near_midline: Float[Tensor, "x y z"]
-    """The same of a tumour that begins near the midline."""
+    """Unnormalised probability for a tumour that begins near the midline."""
 
     def crop(self, box: Box) -> _Medium:
         return _Medium(
@@ -87,7 +88,18 @@ class _Medium:
 
 
 def grow(plan: Plan, warp: Warp) -> Growth | None:
-    """Grows the plan's tumour in the head; None if it is healthy."""
+    """Grow the plan's tumour in the head.
+
+    Args:
+        plan: Random decisions of the case.
+        warp: Deformation of the head without the tumour.
+
+    Returns:
+        The grown tumour, or None for a healthy head.
+
+    Raises:
+        ValueError: The field of view holds no white matter in which a tumour can begin.
+    """
     tumour = plan.tumour
     if tumour is None:
         return None
@@ -122,7 +134,7 @@ def _make_medium(plan: Plan, warp: Warp) -> _Medium:
     low = ((y < -20) & (z < -20)) | ((x.abs() < 18) & (z < -12) & (y < 12))
     eligible = white * brain * (below > DEPTHS_MM[0]) * (below < DEPTHS_MM[1])
     eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _inside_margin(plan, lattice)
-    # The corpus callosum lies deeper than other tumours begin.
+    # The corpus callosum lies deeper than the usual origins of tumours.
     middle = white * brain * (below > DEPTHS_MM[0]) * ~low * torch.exp(-((x / MIDLINE_MM) ** 2) / 2)
     fluid = (1 - white - grey).clamp(0, 1)
     return _Medium(
@@ -137,7 +149,7 @@ def _make_medium(plan: Plan, warp: Warp) -> _Medium:
 
 
 def _inside_margin(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
-    """Voxels that are not at the edge of the field of view."""
+    """Return the voxels that are not at the edge of the field of view."""
     sides = [
         torch.from_numpy(np.abs(axis) < extent / 2 - EDGE_MM)
         for axis, extent in zip(lattice.axes, plan.settings.extent_mm, strict=True)
@@ -146,7 +158,7 @@ def _inside_margin(plan: Plan, lattice: Lattice) -> Bool[Tensor, "x y z"]:
 
 
 def _origin(medium: _Medium, focus: Focus, before: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """The voxel where a focus begins; a second one begins near the first."""
+    """Return the voxel where a focus begins; a focus with `begins="near"` begins near the first one."""
     weight = (medium.near_midline if focus.begins == "midline" else medium.eligible).double().numpy()
     if focus.begins == "near":
         squares = [
@@ -172,7 +184,7 @@ def _position_mm(lattice: Lattice, voxel: tuple[int, int, int]) -> tuple[float, 
 def _grow_focus(
     plan: Plan, medium: _Medium, focus: Focus, *, origin: tuple[int, int, int], number: int
 ) -> tuple[Box, Tensor, Tensor]:
-    """Core distance (mm) and oedema level of one focus, in the box around it."""
+    """Return the box around one focus, and in it the core distance (mm) and the oedema level."""
     h = medium.lattice.spacing_mm
     reach = math.ceil((1.6 * _radius_mm(focus.core_ml + focus.oedema_ml) + 14.0) / h)
     sides = [slice(max(i - reach, 0), i + reach + 1) for i in origin]
@@ -197,14 +209,14 @@ def _grow_focus(
     if any(focus.lean):
         uneven = uneven * _one_sided_factor(near.lattice, _position_mm(medium.lattice, origin), focus)
     oedema = _spread_oedema(near, diffusion_factor, fibre, core) * uneven
-    oedema[core] = 2.0  # above any oedema, so that the volume below counts the core first
+    oedema[core] = 2.0  # above any oedema, because the volume below counts the core first
     count = min(int((focus.core_ml + focus.oedema_ml) * 1000 / h**3), oedema.numel() - 1)
     border = max(float(oedema.flatten().sort(descending=True).values[count]), 0.02)
     return box, blur(_signed_distance(core), 0.8) * h, 0.5 * torch.log(oedema.clamp(min=1e-4) / border)
 
 
 def _one_sided_factor(lattice: Lattice, origin_mm: tuple[float, float, float], focus: Focus) -> Float[Tensor, "x y z"]:
-    """Factor by which oedema is stronger to one side of the core than to the other."""
+    """Return the factor by which oedema is stronger to one side of the core than to the other."""
     x, y, z = (
         torch.from_numpy((part * (axis - place)).astype(np.float32))
         for part, axis, place in zip(focus.lean, lattice.axes, origin_mm, strict=True)
@@ -218,14 +230,14 @@ def _radius_mm(volume_ml: float) -> float:
 
 
 def _signed_distance(mask: Bool[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
-    """Voxels to the surface of `mask`, positive inside; the surface lies between the voxels."""
+    """Return the distance in voxels to the surface of `mask`, positive inside; the surface lies between voxels."""
     inside = mask.numpy()
     inner, outer = ndimage.distance_transform_edt(inside), ndimage.distance_transform_edt(~inside)
     return torch.from_numpy(np.where(inside, inner - 0.5, 0.5 - outer).astype(np.float32))
 
 
 def _fibres(white: Float[Tensor, "x y z"]) -> Float[Tensor, "3 x y z"]:
-    """Share of fibres along each axis: they run where the white matter does not change (sum 1)."""
+    """Return the share of fibres along each axis (sum 1): they run where the white matter does not change."""
     slopes = np.stack(np.gradient(blur(white, 1.0).numpy()))
     across = blur(torch.from_numpy(slopes.astype(np.float32)) ** 2, 2.0) + 1e-6
     return (1 - across / across.sum(0)) / 2
@@ -240,7 +252,10 @@ def _grow_core(
     proliferation_factor: Tensor,
     start: list[int],
 ) -> Bool[Tensor, "x y z"]:
-    """The core: the voxels that du/dt = div(D grad u) + rho u (1 - u) makes dense first, up to its volume."""
+    """Return the core: the voxels that reach the visible cell density first, up to the focus's volume.
+
+    The cell density u follows du/dt = div(D grad u) + rho u (1 - u).
+    """
     h = medium.lattice.spacing_mm
     faces = _face_diffusion((medium.white + GREY_DIFFUSION * medium.grey) * diffusion_factor * (0.45 + 1.65 * fibre))
     rho = ((h / focus.front_mm) ** 2 * proliferation_factor * (medium.white + medium.grey)).numpy()
@@ -252,7 +267,7 @@ def _grow_core(
         before = u
         u = before + step * (_divergence(before, faces) + rho * before * (1 - before))
         new = np.isinf(arrival) & (u >= VISIBLE)
-        # Time within the step, so that voxels of one step are still ordered.
+        # Interpolate the time within the step, so that voxels of one step are ordered, too.
         arrival[new] = time - (u[new] - VISIBLE) / np.maximum(u[new] - before[new], 1e-6)
         if np.isfinite(arrival).sum() >= 1.1 * core_voxels + 4:
             break
@@ -261,13 +276,13 @@ def _grow_core(
 
 
 def _droplet(shape: tuple[int, ...], start: list[int], sigma: float) -> np.ndarray:
-    """A Gaussian of `sigma` voxels, 1 at voxel `start`."""
+    """Return a Gaussian of `sigma` voxels with value 1 at voxel `start`."""
     x, y, z = (np.exp(-(((np.arange(n) - i) / sigma) ** 2) / 2) for n, i in zip(shape, start, strict=True))
     return (x[:, None, None] * y[:, None] * z).astype(np.float32)
 
 
 def _spread_oedema(medium: _Medium, diffusion_factor: Tensor, fibre: Tensor, core: Tensor) -> Float[Tensor, "x y z"]:
-    """Oedema: it flows from the core (where it is 1) through white matter and is taken up on the way."""
+    """Return the oedema: it flows from the core (where it is 1) through white matter and is absorbed on the way."""
     faces = _face_diffusion((medium.white + 0.06 * medium.grey) * diffusion_factor * (0.35 + 1.95 * fibre))
     uptake = np.float32((medium.lattice.spacing_mm / OEDEMA_REACH_MM) ** 2)
     step = np.float32(0.9 / (2 * _largest_outflow(faces)))
@@ -280,21 +295,21 @@ def _spread_oedema(medium: _Medium, diffusion_factor: Tensor, fibre: Tensor, cor
 
 
 def _face_diffusion(diffusion: Float[Tensor, "3 x y z"]) -> list[np.ndarray]:
-    """Diffusion through the faces between neighbours, along each axis."""
+    """Return the diffusion through the faces between neighbouring voxels, along each axis."""
     along = [np.moveaxis(part.numpy(), k, 0) for k, part in enumerate(diffusion)]
     return [np.ascontiguousarray(np.moveaxis((a[1:] + a[:-1]) / 2, 0, k)) for k, a in enumerate(along)]
 
 
 def _largest_outflow(faces: list[np.ndarray]) -> float:
-    """A bound on what the faces of a voxel pass, one for each axis: it limits the time step."""
+    """Return an upper bound of the flow through a voxel's faces, one per axis; it limits the time step."""
     return max(sum(float(face.max()) for face in faces), 1e-3)
 
 
 def _divergence(u: np.ndarray, faces: list[np.ndarray]) -> np.ndarray:
-    """What flows into each voxel.
+    """Return the net flow into each voxel.
 
-    In numpy, like the steps that call it: threads that meet after each small operation cost more than they save,
-    many times more beside another busy process.
+    Numpy is used here and in the callers. Threads that synchronise after each small operation would cost more than they
+    save, and many times more beside another busy process.
     """
     total = np.zeros_like(u)
     for k, face in enumerate(faces):
@@ -305,7 +320,7 @@ def _divergence(u: np.ndarray, faces: list[np.ndarray]) -> np.ndarray:
 
 
 def _mass_effect(plan: Plan, medium: _Medium, core_mm: Tensor, target: Lattice) -> Float[Tensor, "3 i j k"]:
-    """Displacement (mm) away from the core, fading with distance and towards the skull."""
+    """Return the displacement (mm) away from the core; it decreases with distance and towards the skull."""
     assert plan.tumour is not None
     width = plan.tumour.mass_effect_width_mm / target.spacing_mm
     bulk = blur(enlarge((core_mm > 0).float(), medium.lattice, target), width)
@@ -315,7 +330,7 @@ def _mass_effect(plan: Plan, medium: _Medium, core_mm: Tensor, target: Lattice) 
 
 
 def _move_with_brain(oedema: Tensor, lattice: Lattice, push: Tensor, source: Lattice) -> Float[Tensor, "x y z"]:
-    """Oedema moved along with the brain it lies in."""
+    """Return the oedema after it has moved with the brain tissue around it."""
     moved = enlarge(push, source, lattice) / lattice.spacing_mm
     index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in lattice.shape), indexing="ij"))
     return interpolate(oedema[None], (index - moved).flatten(1), fill=DRY).reshape(lattice.shape)

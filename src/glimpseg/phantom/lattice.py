@@ -1,7 +1,7 @@
-"""Lattices, and everything on them that is one matrix for each axis.
+"""Lattices, smooth random fields on them, and operations that are one matrix per axis.
 
-Smooth random fields, enlargements, blurs, slice profiles and sub-voxel shifts are all separable, so
-`separable` serves them all, on any device.
+Random fields, enlargement, blur, slice profiles and sub-voxel shifts are all separable. `separable` applies them, on
+any device.
 """
 
 from __future__ import annotations
@@ -18,42 +18,44 @@ from torch import Tensor
 from glimpseg.phantom.settings import keyed_generator
 
 SPLINE_DEVIATION = (151 / 315) ** 1.5
-"""Standard deviation of a cubic B-spline in three dimensions whose coefficients are independent N(0, 1):
-151/315 is the mean over a knot interval of the sum of the squared weights."""
+"""Standard deviation of a cubic B-spline in three dimensions with independent N(0, 1) coefficients.
+
+151/315 is the mean over a knot interval of the sum of the squared weights.
+"""
 CUTOFF = 3.5
-"""Standard deviations after which a Gaussian is taken for zero."""
+"""Distance, in standard deviations, beyond which a Gaussian is set to zero."""
 
 Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Cubic voxels; positions are millimetres from the middle of the field of view, RAS."""
+    """Lattice of cubic voxels. Positions are in millimetres from the middle of the field of view, RAS."""
 
     axes: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Voxel centres along x, y and z."""
+    """Positions of the voxel centres along x, y and z."""
     spacing_mm: float
 
     @classmethod
     def over(cls, extent_mm: Sequence[float], spacing_mm: float) -> Lattice:
-        """The smallest centred lattice that covers `extent_mm`."""
+        """Return the smallest centred lattice that covers `extent_mm`."""
         counts = [max(math.ceil(extent / spacing_mm - 1e-3), 2) for extent in extent_mm]
         x, y, z = ((np.arange(n) - (n - 1) / 2) * spacing_mm for n in counts)
         return cls((x, y, z), spacing_mm)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along x y z."""
+        """Number of voxels along x, y and z."""
         x, y, z = (len(axis) for axis in self.axes)
         return x, y, z
 
     def crop(self, box: Box) -> Lattice:
-        """The part inside `box`."""
+        """Return the part inside `box`."""
         x, y, z = (axis[side] for axis, side in zip(self.axes, box, strict=True))
         return Lattice((x, y, z), self.spacing_mm)
 
     def box_around(self, other: Lattice, chosen: np.ndarray, margin_mm: float) -> Box:
-        """The voxels of this lattice within `margin_mm` of the box around `chosen` voxels of `other`."""
+        """Return the box of this lattice around the `chosen` voxels of `other`, with a margin of `margin_mm`."""
         sides = []
         for k in range(3):
             hit = other.axes[k][chosen.any(axis=tuple({0, 1, 2} - {k}))]
@@ -65,9 +67,10 @@ class Lattice:
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """Smooth random fields over the field of view: mean 0, standard deviation 1, one for each name.
+    """Smooth random fields over the field of view: mean 0, standard deviation 1, one field for each name.
 
-    The knots depend on name and extent alone, so one field can be had on any lattice, or on a part of one.
+    The coefficients depend on seed, name and extent alone, so a field can be evaluated on any lattice or on a part of
+    one.
     """
 
     seed: int
@@ -75,7 +78,13 @@ class Fields:
     device: torch.device
 
     def on(self, lattice: Lattice, name: str, correlation_mm: float) -> Float[Tensor, "x y z"]:
-        """The field `name`, which varies over about `correlation_mm`, at the voxels of `lattice`."""
+        """Evaluate a field at the voxels of a lattice.
+
+        Args:
+            lattice: Lattice over the field of view, or a part of one.
+            name: Name of the field; it is the key of its random numbers.
+            correlation_mm: Distance over which the field varies.
+        """
         counts = [max(1, round(extent / correlation_mm)) for extent in self.extent_mm]
         knots = keyed_generator(self.seed, name).standard_normal([n + 3 for n in counts], dtype=np.float32)
         matrices = [
@@ -85,20 +94,20 @@ class Fields:
         return separable(torch.from_numpy(knots / SPLINE_DEVIATION).to(self.device), matrices)
 
     def white(self, count: int, name: str) -> Float[Tensor, "n"]:
-        """`count` independent N(0, 1) numbers."""
+        """Return `count` independent N(0, 1) numbers."""
         drawn = keyed_generator(self.seed, name).standard_normal(count, dtype=np.float32)
         return torch.from_numpy(drawn).to(self.device)
 
 
 def separable(x: Float[Tensor, "*c i j k"], matrices: Sequence[np.ndarray]) -> Float[Tensor, "*c x y z"]:
-    """`x` with one matrix (out by in) applied along each of its last three axes."""
+    """Apply one matrix (output by input) along each of the last three axes of `x`."""
     a, b, c = (torch.from_numpy(np.ascontiguousarray(m, np.float32)).to(x.device) for m in matrices)
     along_x = torch.matmul(a, x.flatten(-2)).unflatten(-1, x.shape[-2:])  # c x j k
     return torch.matmul(torch.matmul(b, along_x), c.T)  # c x y z
 
 
 def spline_matrix(at_mm: np.ndarray, extent_mm: float, knots: int) -> np.ndarray:
-    """Weights of `knots` + 3 uniform cubic B-splines over a centred extent, at positions inside it."""
+    """Return the weights of `knots` + 3 uniform cubic B-splines over a centred extent, at positions inside it."""
     t = np.clip((at_mm / extent_mm + 0.5) * knots, 0, knots - 1e-6)
     first = np.floor(t).astype(int)
     f = t - first
@@ -109,7 +118,7 @@ def spline_matrix(at_mm: np.ndarray, extent_mm: float, knots: int) -> np.ndarray
 
 
 def linear_matrix(at_mm: np.ndarray, from_mm: np.ndarray) -> np.ndarray:
-    """Weights of linear interpolation between evenly spaced positions; constant beyond their ends."""
+    """Return the weights of linear interpolation between evenly spaced positions; constant beyond the ends."""
     index = np.clip((at_mm - from_mm[0]) / (from_mm[1] - from_mm[0]), 0, len(from_mm) - 1)
     first = np.minimum(index.astype(int), len(from_mm) - 2)
     fraction = index - first
@@ -119,9 +128,9 @@ def linear_matrix(at_mm: np.ndarray, from_mm: np.ndarray) -> np.ndarray:
 
 
 def gaussian_matrix(count: int, sigma: float, shift: float = 0.0) -> np.ndarray:
-    """Weights of a Gaussian blur of `sigma` voxels that also moves the content by `shift` voxels; rows sum to 1."""
+    """Return the weights of a Gaussian blur of `sigma` voxels with a shift of `shift` voxels; rows sum to 1."""
     voxels = np.arange(count)
-    # Beyond the ends lies what is at the ends.
+    # Beyond the ends, the outermost values continue.
     offset = voxels[None, :] - np.clip(voxels - shift, -1, count)[:, None]
     weights = np.exp(-0.5 * (offset / sigma) ** 2)
     weights[np.abs(offset) > max(CUTOFF * sigma, 1)] = 0
@@ -129,10 +138,10 @@ def gaussian_matrix(count: int, sigma: float, shift: float = 0.0) -> np.ndarray:
 
 
 def enlarge(x: Float[Tensor, "*c i j k"], source: Lattice, target: Lattice) -> Float[Tensor, "*c x y z"]:
-    """Linear interpolation from one lattice to another."""
+    """Interpolate linearly from one lattice to another."""
     return separable(x, [linear_matrix(t, s) for t, s in zip(target.axes, source.axes, strict=True)])
 
 
 def blur(x: Float[Tensor, "*c x y z"], sigma: float) -> Float[Tensor, "*c x y z"]:
-    """Gaussian blur of `sigma` voxels along each axis."""
+    """Blur by a Gaussian of `sigma` voxels along each axis."""
     return separable(x, [gaussian_matrix(count, sigma) for count in x.shape[-3:]])

@@ -1,8 +1,8 @@
-"""Every random decision of a case, before a voxel exists.
+"""Plan of a phantom: all random numbers that decide a case, drawn before any voxel is computed.
 
-Numbers are drawn here; smooth random fields are drawn where they are applied, each from its own key
-(`settings.random`), so that a plan stays small and readable and can be replayed on any device. Ranges without a
-source were chosen by eye against patients' images and against the tables in `docs/phantom.md`.
+A plan holds numbers only. Smooth random fields are drawn where they are applied, each from its own key
+(`settings.keyed_generator`). A plan is therefore small and readable, and it can be rendered on any device. Ranges
+without a source were chosen by eye, by comparison with patients' images and with the tables in `docs/phantom.md`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ Three = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The anatomy before the tumour."""
+    """Head and brain before the tumour grows."""
 
     angles_degrees: Three
-    """Rotations about x, y, z."""
+    """Rotation about x, y and z."""
     scales: Three
-    """Size along x, y, z relative to the atlas, which is larger than people are."""
+    """Size along x, y and z relative to the atlas. The atlas is larger than a typical head."""
     shift_mm: Three
     ventricles_mm: float
-    """How far the walls of the ventricles move outwards."""
+    """Outward displacement of the walls of the ventricles."""
     atrophy: float
-    """How much fluid there is in the sulci: added to the logarithm of its share."""
+    """Amount of fluid in the sulci: a value added to the logarithm of the fluid's share."""
     folding: float
-    """How deep random sulci cut the cortex."""
+    """Depth of the random sulci in the cortex; 1 is typical."""
     strip_mm: float
-    """How much of the surface skull-stripping takes away."""
+    """Thickness of the brain surface that skull-stripping removes."""
     bites_mm: float = 0.0
-    """How deep it bites into the brain here and there."""
+    """Depth of the places where skull-stripping removes brain by mistake."""
     rind_mm: float = 0.0
-    """How much of the membranes it leaves here and there."""
+    """Thickness of the membranes that skull-stripping leaves in places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,148 +48,159 @@ class Focus:
     """One tumour focus."""
 
     place: float
-    """Share of the eligible white matter, in voxel order, that comes before its origin."""
+    """Position of its origin: the share of the eligible white matter, in voxel order, that comes before it."""
     core_ml: float
     oedema_ml: float
     front_mm: float
-    """Width of the growing front: diffusion against proliferation."""
+    """Width of the growing front: the ratio of diffusion to proliferation."""
     begins: Literal["alone", "near", "anywhere", "midline"] = "alone"
-    """Anywhere eligible; near the first focus; anywhere, though it is not the first; near the midline."""
+    """Area in which the focus begins.
+
+    `alone`: anywhere in eligible white matter. `near`: near the first focus. `anywhere`: anywhere, as an additional
+    focus. `midline`: near the midline.
+    """
     lean: Three = (0.0, 0.0, 0.0)
-    """Where its oedema lies: by the length, a power of e for each radius of the focus, stronger on that side."""
+    """Asymmetry of its oedema: a vector that points to the side with more oedema.
+
+    Its length is the change of the logarithm of the oedema's strength over one radius of the focus.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tumour:
-    """What grows, and how it is built."""
+    """Growth and composition of the tumour."""
 
     kind: Literal["high-grade", "low-grade"]
     post_operative: bool
     foci: tuple[Focus, ...]
     mass_effect_mm: float
-    """Largest displacement outwards; inwards (after surgery) if negative."""
+    """Largest displacement of the brain: outwards if positive, inwards (after surgery) if negative."""
     mass_effect_width_mm: float
     rim_mm: float
     """Thickness of the enhancing rim."""
     septa: float
-    """Half width, in units of a random field, of enhancing walls through the dead core; none below 0."""
+    """Half width of enhancing walls through the necrotic core, in units of a random field; no walls below 0."""
     gaps: float
-    """Level of a random field below which the rim does not enhance."""
+    """Level of a random field; below it the rim does not enhance."""
     lobes: float
-    """Level of a random field above which the outside of the core does not enhance."""
+    """Level of a random field; above it the outer part of the core does not enhance."""
     halo_mm: float
-    """Oedema reaches at least so far from the core."""
+    """Smallest distance from the core that the oedema reaches."""
     blood: float | None
-    """Level of a random field above which the core has bled; None without blood."""
+    """Level of a random field; above it the core has bled. None if there is no blood."""
     wall_mm: float
-    """What a resection leaves of the core's outside."""
+    """Thickness of the outer part of the core that a resection leaves."""
     remnant: float
-    """Level of a random field above which that wall enhances."""
+    """Level of a random field; above it the remaining wall enhances."""
     texture: float = 1.0
-    """How uneven the lesion's tissues are, relative to the standard population."""
+    """Unevenness of the lesion's tissues, relative to the standard population."""
     cyst: float = 0.0
-    """How far dead tissue is like fluid, from 0 to 1."""
+    """Similarity of the necrosis to fluid, from 0 (necrosis) to 1 (fluid)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Infarct:
-    """Brain that died of lack of blood: bright on T2 and FLAIR like tumour, in the end fluid."""
+    """Infarct: brain tissue that died from lack of blood. Bright on T2 and FLAIR like a tumour; fluid when old."""
 
     place: float
-    """Share of the eligible cortex, in voxel order, that comes before its middle."""
+    """Position of its centre: the share of the eligible cortex, in voxel order, that comes before it."""
     radius_mm: float
     hollow: float
-    """Radius of what has become fluid, relative to the infarct's; none below 0."""
+    """Radius of the part that has become fluid, relative to the radius of the infarct; none below 0."""
     swollen: float
-    """Share of each voxel that is like oedema."""
+    """Share of each voxel that looks like oedema."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distractors:
-    """What misleads and carries no label."""
+    """Findings that look like tumour but carry no label."""
 
     white_matter_lesions: float
-    """Level of a random field above which white matter is bright with age."""
+    """Level of a random field; above it white matter is bright because of age."""
     choroid_plexus: float
-    """How much of the ventricles' fluid enhances."""
+    """Amount of enhancing choroid plexus in the fluid of the ventricles."""
     caps: float = 0.0
-    """How ill the white matter beside the ventricles is with age, from 0 to 1."""
+    """Strength of age-related changes in the white matter beside the ventricles, from 0 to 1."""
     infarct: Infarct | None = None
     vessel_width: float = 1.0
-    """Relative to the standard population."""
+    """Thickness of vessels, relative to the standard population."""
     veins: float = 0.0
-    """How much blood flows through fine veins in the sulci."""
+    """Amount of blood in fine veins in the sulci."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ghost:
-    """What a movement leaves in one sequence."""
+    """Ghost and blur that a movement of the patient leaves in one sequence."""
 
     strength: float
-    """Of the copy, relative to the image."""
+    """Strength of the copy, relative to the image."""
     shift_mm: float
     blur_mm: float
-    """Standard deviation of the position while the image was taken."""
+    """Standard deviation of the head's position during the scan."""
     axis: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Brightening:
-    """What makes the middle of the head brighter where the head is as large as the waves: at 3 T and above."""
+    """Brightening of the middle of the head.
+
+    It occurs at 3 T and above, where the radio wavelength is about as large as the head.
+    """
 
     strength: float
-    """Signal gained in the middle, relative to far from it."""
+    """Additional signal in the middle, relative to the signal far from it."""
     width_mm: float
-    """Standard deviation of the Gaussian that it falls off by."""
+    """Standard deviation of the Gaussian profile."""
     middle_mm: Three
-    """From the middle of the field of view."""
+    """Position of the middle, from the centre of the field of view."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acquisition:
-    """How one sequence is scanned and then handled."""
+    """Scan and processing of one sequence."""
 
     sequence: Sequence
     bias: float
-    """Standard deviation of the logarithm of the sensitivity."""
+    """Standard deviation of the logarithm of the coil sensitivity."""
     slice_mm: float
     slice_axis: int
     noise: float
-    """Standard deviation relative to white matter, at the phantom's spacing."""
+    """Standard deviation of the noise at the phantom's spacing, relative to the signal of white matter."""
     gamma: float
     shift_mm: Three
-    """What registration left over."""
+    """Misalignment that is left after registration."""
     scale: float
-    """Value that white matter gets in the file."""
+    """Value of white matter in the file."""
     gains: Mapping[str, float] = field(default_factory=dict)
-    """Factors on tissues' signals; those not named have 1."""
+    """Factors on the tissues' signals; 1 for tissues that are not named."""
     flatness: float = 1.0
     """Exponent on the contrast between grey and white matter."""
     surround: float = 1.0
-    """How bright what lies around the brain is before it is stripped, relative to fluid."""
+    """Brightness of what surrounds the brain before skull-stripping, relative to fluid."""
     bias_mm: float = 110.0
-    """Over what distance the sensitivity varies."""
+    """Correlation length of the coil sensitivity."""
     brightening: Brightening | None = None
     nuclei: float = 0.05
-    """How much of the atlas' own T1 contrast, such as that of the deep nuclei, is kept beside the tissues'."""
+    """Share of the atlas's own T1 contrast (for example in the deep nuclei) that is added to the tissues' contrast."""
     in_plane_mm: float = 0.45
     """Standard deviation of the blur within a slice."""
     sampled: bool = False
-    """Whether it was scanned in voxels of its own and interpolated back, or only blurred as by such voxels."""
+    """True if the sequence is sampled in its own voxels and interpolated back; False if it is only blurred accordingly.
+    """
     ghost: Ghost | None = None
     ringing_mm: float = 0.0
-    """Edge of the voxels at whose highest frequency the spectrum ends; 0 for no end."""
+    """Voxel size whose highest spatial frequency is where the spectrum is cut; 0 for no cut."""
     stripes: float = 0.0
-    """Standard deviation of the slices' brightness."""
+    """Standard deviation of the brightness of slices."""
     ceiling: float | None = None
-    """Signal, relative to white matter, above which values are cut off."""
+    """Signal, relative to white matter, at which values are clipped."""
     cut_mm: tuple[float, float] = (0.0, 0.0)
-    """What of the brain's bottom and top was not scanned."""
+    """Height of the brain's bottom and top that was not scanned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """The site: one magnet, one patient's tissues, four acquisitions in channel order."""
+    """One site: field strength, one patient's tissues, and four acquisitions in channel order."""
 
     field_strength: float
     tissues: dict[str, Tissue]
@@ -198,16 +209,16 @@ class Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """A slab that was scanned in place of the head."""
+    """Slab that is scanned instead of the whole head."""
 
     thickness_mm: float
     offset: float
-    """Of the tumour's first focus from the slab's middle, as a share of the thickness."""
+    """Distance of the tumour's first focus from the middle of the slab, as a share of the thickness."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A case before it is rendered."""
+    """All random decisions of one case, before it is rendered."""
 
     seed: int
     settings: Settings
@@ -217,4 +228,4 @@ class Plan:
     distractors: Distractors
     scanner: Scanner
     coverage: Coverage | None = None
-    """None for the whole head."""
+    """None if the whole head is scanned."""

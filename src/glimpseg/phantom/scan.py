@@ -1,4 +1,4 @@
-"""From tissues to the four images of a scanner: signal, coils, slices, noise, file values."""
+"""Images of the four sequences: signal of the tissues, coil sensitivity, slices, noise and file values."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ from glimpseg.phantom.signal import tissue_signal
 from glimpseg.phantom.tumour import PARTS, Lesion
 
 TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
-"""Variation of normal tissues' T1: relative standard deviation, correlation length in mm."""
+"""Variation of T1 in normal tissues: relative standard deviation and correlation length in mm."""
 RESIDUAL_MEAN = 0.7
-"""Mean of the atlas' T1 average inside the brain."""
+"""Mean of the atlas's average T1 image inside the brain."""
 INT16_CEILING = 32000
 
 
 def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -> Float[Tensor, "m n"]:
-    """Signal of every brain voxel in every sequence, relative to normal white matter's."""
+    """Return the signal of every brain voxel in every sequence, relative to normal white matter.
+
+    Args:
+        plan: Random decisions of the case.
+        brain: Brain voxels and their normal tissue.
+        lesion: Tissue of the tumour; None for a healthy head.
+        fields: Random fields of the case.
+    """
     basis, names = _tissue_shares(plan, brain, fields)
     textures = torch.stack(
         [share * sd * brain.gather(fields.on(brain.lattice, f"texture {name}", length))
@@ -45,7 +52,7 @@ def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields
 
 
 def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:
-    """Shares of all tissues without the tumour, and their names; they sum to 1."""
+    """Return the shares of all tissues except the tumour's, which sum to 1, and the names of the tissues."""
     white, grey, fluid = brain.normal
     ill, vessel = white_matter_lesion_share(plan, brain, fields), vessel_share(plan, brain, fields)
     kept = (1 - ill) * (1 - vessel)
@@ -59,7 +66,7 @@ def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tens
 
 
 def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m 2"]]:
-    """Signal of each tissue in each sequence, white matter 1, and its slope in log T1 for those with texture."""
+    """Return each tissue's signal in each sequence (white matter: 1), and its slope in log T1 for textured tissues."""
     weights, slopes = torch.zeros(len(Modality), len(names)), torch.zeros(len(Modality), len(TEXTURE))
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
         after_contrast = modality is Modality.T1C
@@ -80,7 +87,7 @@ def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Ten
 
 
 def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
-    """What the lesion's tissues add in the voxels it touches, relative to normal white matter."""
+    """Return the signal of the lesion's tissues in the voxels it touches, relative to normal white matter."""
     total = torch.zeros((len(Modality), len(lesion.touched)), device=lesion.shares.device)
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
         after_contrast = modality is Modality.T1C
@@ -97,14 +104,21 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
             )
             signal = acquisition.gains.get(name, 1.0) * signal
             if acquisition.flatness != 1 and modality in Modality.T1 | Modality.T1C:
-                # What is darker than white matter differs from it as much more, or less, as grey matter does.
+                # The contrast of tissue darker than white matter changes in the same way as that of grey matter.
                 signal = torch.where(signal < unit, unit * (signal / unit) ** acquisition.flatness, signal)
             total[channel] += share * signal / unit
     return total
 
 
 def scan_images(plan: Plan, brain: Brain, signal: Float[Tensor, "m n"], fields: Fields) -> Float[Tensor, "m n"]:
-    """The images' brain voxels as whole numbers from 1 to 32000."""
+    """Return the brain voxels of the images as whole numbers from 1 to 32000.
+
+    Args:
+        plan: Random decisions of the case.
+        brain: Brain voxels.
+        signal: Signal in each sequence, from `brain_signal`.
+        fields: Random fields of the case.
+    """
     return torch.stack(
         [_scan_sequence(plan, brain, signal[k], acquisition, fields=fields, name=modality.key)
          for k, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True))]
@@ -126,11 +140,11 @@ def _scan_sequence(
     if acquisition.stripes:
         sensitivity = sensitivity * brain.gather(_slice_gains(plan.seed, acquisition, brain, name)).to(fields.device)
     along = axis_matrices(acquisition, brain.lattice.shape, plan.settings.spacing_mm)
-    # Noise passes through the same slices and resampling as the signal; dividing by their gain keeps its level.
+    # Noise passes through the same slices and resampling as the signal. Division by their gain keeps its level.
     gain = math.prod(float(np.sqrt((m[len(m) // 2] ** 2).sum())) for m in along)
     count = len(signal)
     noisy = signal * sensitivity + acquisition.noise / gain * fields.white(count, f"noise {name}")
-    # Around the brain lies fluid, so blurred slices do not darken the cortex as a cut-out would.
+    # The brain is surrounded by fluid here, so that blurred slices do not darken the cortex.
     seen = brain.gather(separable(brain.scatter(noisy, fill=acquisition.surround * float(fluid)), along))
     magnitude = torch.hypot(seen, acquisition.noise * fields.white(count, f"noise {name} imaginary"))
     if acquisition.ceiling is not None:
@@ -140,13 +154,13 @@ def _scan_sequence(
 
 
 def _central_gain(brightening: Brightening, brain: Brain) -> Float[Tensor, "n"]:
-    """Factor on the signal of each brain voxel."""
+    """Return the factor of the central brightening for each brain voxel."""
     away = brain.positions_mm(torch.device("cpu")) - torch.tensor(brightening.middle_mm)[:, None]
     return 1 + brightening.strength * torch.exp(-0.5 * (away / brightening.width_mm).square().sum(0))
 
 
 def _slice_gains(seed: int, acquisition: Acquisition, brain: Brain, name: str) -> Float[Tensor, "x y z"]:
-    """Brightness of each slice; neighbours differ, as where odd slices are taken before even ones."""
+    """Return the brightness of each slice; neighbours are independent, as with interleaved acquisition."""
     axis = acquisition.slice_axis
     at = torch.from_numpy(brain.lattice.axes[axis])
     number = ((at - at[0]) / max(acquisition.slice_mm, brain.lattice.spacing_mm)).floor().long()
@@ -156,7 +170,7 @@ def _slice_gains(seed: int, acquisition: Acquisition, brain: Brain, name: str) -
 
 
 def _coverage_mask(acquisition: Acquisition, brain: Brain) -> Float[Tensor, "n"]:
-    """1 where the sequence reaches, 0 at the bottom and the top that it lacks."""
+    """Return 1 where the sequence covers the brain, and 0 at the bottom and top that it lacks."""
     height = torch.from_numpy(brain.lattice.axes[2].astype(np.float32)).expand(brain.lattice.shape)
     height = brain.gather(height).to(brain.depth_mm.device)
     bottom, top = acquisition.cut_mm

@@ -1,4 +1,4 @@
-"""What a phantom is drawn from: version, seed, settings. Equal in all three means equal voxels."""
+"""Settings of the phantom. Equal version, seed and settings give equal voxels."""
 
 from __future__ import annotations
 
@@ -11,53 +11,65 @@ import numpy as np
 from glimpseg.phantom.variety import STANDARD, Variety
 
 VERSION: int = 1
-"""A change of voxels is a new version."""
+"""Version of the generator; it changes whenever voxels change."""
 NAME: str = f"phantom-{VERSION}"
-"""The benchmark's name."""
+"""Name of the benchmark."""
 
 FIELD_OF_VIEW_MM = (240.0, 240.0, 155.0)
-"""The field of view of BraTS."""
+"""Field of view of BraTS images."""
 MINIMAL_EXTENT_MM = 48.0
-"""A thinner field of view may hold no white matter deep enough for a tumour."""
+"""Smallest field of view along an axis. A smaller one may hold no white matter that is deep enough for a tumour."""
 SPACINGS_MM = (0.5, 4.0)
-"""The atlas has 1 mm voxels, so finer ones would show nothing new; in coarser ones small tumours vanish."""
+"""Smallest and largest spacing.
+
+The atlas has 1 mm voxels, so finer voxels show nothing new. In coarser ones small tumours vanish.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The grid and the population that phantoms are drawn from."""
+    """Grid and population that phantoms are drawn from.
+
+    >>> settings = Settings.at_spacing(3.0, post_operative=1.0)
+    >>> settings.shape
+    (80, 80, 52)
+    """
 
     shape: tuple[int, int, int] = (240, 240, 155)
-    """Voxels along x y z (RAS). Where the field of view is smaller than the head, the head is cropped."""
+    """Voxels along x, y and z (RAS). If the field of view is smaller than the head, the head is cropped."""
     spacing_mm: float = 1.0
-    """Edge of the cubic voxels."""
+    """Edge length of the cubic voxels."""
     low_grade: float = 0.22
-    """Probability that a tumour is low-grade: little or no enhancement, no necrosis, little oedema."""
+    """Probability of a low-grade tumour: little or no enhancement, no necrosis, little oedema."""
     second_focus: float = 0.15
     """Probability of a second, smaller focus near the first."""
     post_operative: float = 0.0
-    """Probability that the tumour has been operated on: a resection cavity with remnants at its wall."""
+    """Probability that the tumour has been operated on: a resection cavity with remnants in its wall."""
     healthy: float = 0.0
-    """Probability that there is no tumour at all."""
+    """Probability that there is no tumour."""
     haemorrhage: float = 0.3
-    """Probability of blood in a high-grade core, bright on T1 before contrast."""
+    """Probability of blood in a high-grade core; blood is bright on T1 before contrast."""
     core_ml: tuple[float, float] = (2.0, 110.0)
-    """Smallest and largest volume of a first focus' core; log-normal in between, median 26 ml."""
+    """Smallest and largest core volume of a first focus; log-normal between them, with a median of 26 ml."""
     mass_effect_mm: float = 9.0
-    """Largest displacement of the brain by the tumour; uniform below."""
+    """Largest displacement of the brain by the tumour; the displacement is uniform from 0 to this value."""
     field_strengths: tuple[float, ...] = (1.5, 3.0)
-    """Scanners that occur, in tesla; of 1.5 and 3.0, the latter is 1.5 times as frequent."""
+    """Field strengths of the scanners, in tesla. If both are given, 3.0 is 1.5 times as frequent as 1.5."""
     noise: tuple[float, float] = (0.015, 0.05)
-    """Range of the noise's standard deviation, relative to the signal of white matter at 1 mm."""
+    """Range of the standard deviation of the noise, relative to the signal of white matter at 1 mm."""
     bias: tuple[float, float] = (0.04, 0.18)
-    """Range of the standard deviation of the logarithm of the coils' sensitivity over the head."""
+    """Range of the standard deviation of the logarithm of the coil sensitivity over the head."""
     thick_slices: float = 0.7
     """Probability that a two-dimensional sequence has slices of 2.5 to 5 mm."""
     variety: Variety = STANDARD
-    """What is drawn beyond this population; nothing by default."""
+    """Variation beyond this population; none by default."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be drawn. Raises: ValueError naming the field, what came and what to do."""
+        """Check all fields.
+
+        Raises:
+            ValueError: A field is out of range. The message names the field, its value and what to do.
+        """
         self._check_grid()
         for name in ("low_grade", "second_focus", "post_operative", "healthy", "haemorrhage", "thick_slices"):
             value = getattr(self, name)
@@ -94,13 +106,24 @@ class Settings:
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:
-        """The field of view."""
+        """Size of the field of view along x, y and z."""
         x, y, z = (n * self.spacing_mm for n in self.shape)
         return x, y, z
 
     @classmethod
     def at_spacing(cls, spacing_mm: float, **changes: object) -> Settings:
-        """The field of view of BraTS (240 x 240 x 155 mm, rounded up to whole voxels) at another spacing."""
+        """Return settings with the field of view of BraTS at another spacing.
+
+        Args:
+            spacing_mm: Edge length of the voxels, 0.5 to 4 mm.
+            **changes: Other fields of `Settings`.
+
+        Returns:
+            Settings whose field of view is 240 x 240 x 155 mm, rounded up to whole voxels.
+
+        >>> Settings.at_spacing(2.0).shape
+        (120, 120, 78)
+        """
         if not spacing_mm > 0:
             raise ValueError(f"spacing_mm must be positive; {spacing_mm} came. Give the edge of a voxel in mm.")
         x, y, z = (math.ceil(extent / spacing_mm - 1e-3) for extent in FIELD_OF_VIEW_MM)
@@ -108,16 +131,21 @@ class Settings:
 
 
 def checked_seed(seed: int) -> int:
-    """`seed` as a plain int. Raises: ValueError if it is not a whole number from 0 on."""
+    """Return `seed` as an int.
+
+    Raises:
+        ValueError: The seed is not a whole number from 0 on.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"A phantom's seed is a whole number from 0 on; {seed!r} came. Give, say, 7.")
     return int(seed)
 
 
 def keyed_generator(seed: int, name: str) -> np.random.Generator:
-    """The stream of random numbers of one named decision or field.
+    """Return the random generator of one named decision or field.
 
-    Keyed, not shared: a new decision elsewhere, or another order, changes none of the others.
+    Each name has a generator of its own. A decision that is added, or drawn in another order, changes no other
+    decision.
     """
     key = np.random.SeedSequence([VERSION, seed, crc32(name.encode())])
     return np.random.Generator(np.random.SFC64(key))

@@ -1,8 +1,8 @@
-"""Magnetic resonance: what a tissue gives in a sequence.
+"""MRI signal equations, and the tissue parameters that they use.
 
-Normal tissue is of the order of magnitude reported by Wansapura et al. (J Magn Reson Imaging 1999) and
-Stanisz et al. (Magn Reson Med 2005); all values here are effective ones, calibrated so that the contrasts
-between regions match patients', and no measurements.
+T1 and T2 of normal tissue are of the order of magnitude reported by Wansapura et al. (J Magn Reson Imaging 1999) and
+Stanisz et al. (Magn Reson Med 2005). All values are effective ones: they were calibrated so that the contrast between
+regions matches that of patients. They are no measurements.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import torch
 from torch import Tensor
 
 RELAXIVITY = 4.2e-3
-"""Longitudinal relaxivity of a gadolinium chelate, per ms and mM (order of magnitude at clinical fields)."""
+"""Longitudinal relaxivity of a gadolinium chelate, per ms and mM (order of magnitude at clinical field strengths)."""
 ECHO_STAR = 0.7
-"""T2* as a share of T2 where no echo refocuses."""
+"""T2* as a share of T2 in gradient-echo sequences, which have no refocusing pulse."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tissue:
-    """What a tissue is to the scanner."""
+    """MRI parameters of one tissue in one case."""
 
     density: float
-    """Proton density, water = 1."""
+    """Proton density; water is 1."""
     t1_ms: float
     t2_ms: float
     gadolinium_mm: float = 0.0
-    """Concentration of contrast agent after injection, mmol/l."""
+    """Concentration of contrast agent after injection, in mmol/l."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TissueRange:
-    """What a tissue is drawn from."""
+    """Distribution that the parameters of a tissue are drawn from."""
 
     density: float
     t1_ms: tuple[float, float]
-    """At 3 T and at 1.5 T."""
+    """Mean T1 at 3 T and at 1.5 T."""
     t2_ms: float
     spread: float
-    """Standard deviation of the logarithm of T1 and of T2 between cases; a third of it for the density."""
+    """Standard deviation of the logarithm of T1 and of T2 between cases; the density varies by 0.3 times this value."""
     gadolinium_mm: tuple[float, float]
 
 
@@ -61,7 +61,10 @@ TISSUES: dict[str, TissueRange] = {
         ("blood", 0.78, 780, 620, 60, 0.15, (0.0, 0.03)),
     )
 }
-"""`solid` is tumour that does not enhance; `vessel` is flowing blood, whose density makes its flow void."""
+"""Tissue parameters by name.
+
+`solid` is tumour that does not enhance. `vessel` is flowing blood; its low density models the flow void.
+"""
 
 NORMAL = ("white", "grey", "fluid", "vessel")
 LESION = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")
@@ -69,14 +72,14 @@ LESION = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")
 
 @dataclass(frozen=True, kw_only=True)
 class SpinEcho:
-    """Two-dimensional spin echo, and turbo spin echo at its effective echo time."""
+    """Two-dimensional spin echo, or turbo spin echo at its effective echo time."""
 
     tr_ms: float
     te_ms: float
     planar: ClassVar[bool] = True
 
     def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-        """Saturation recovery, seen at the echo."""
+        """Return the signal: saturation recovery with T2 decay until the echo."""
         return density * (1 - torch.exp(-self.tr_ms / t1)) * torch.exp(-self.te_ms / t2)
 
 
@@ -89,7 +92,7 @@ class InversionGradientEcho:
     planar: ClassVar[bool] = False
 
     def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-        """Magnitude of the inverted magnetisation at the middle of the readout; T2 does not show."""
+        """Return the signal: magnitude of the inverted magnetisation in mid-readout; independent of T2."""
         return density * (1 - 2 * torch.exp(-self.ti_ms / t1) / (1 + torch.exp(-self.tr_ms / t1))).abs()
 
 
@@ -103,7 +106,7 @@ class SpoiledGradientEcho:
     planar: ClassVar[bool] = False
 
     def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-        """Ernst's steady state."""
+        """Return the signal: Ernst's steady state with T2* decay until the echo."""
         flip, decay = math.radians(self.flip_degrees), torch.exp(-self.tr_ms / t1)
         steady = math.sin(flip) * (1 - decay) / (1 - math.cos(flip) * decay)
         return density * steady * torch.exp(-self.te_ms / (ECHO_STAR * t2))
@@ -111,7 +114,7 @@ class SpoiledGradientEcho:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionSpinEcho:
-    """Two-dimensional inversion recovery with turbo spin echo: FLAIR when the inversion nulls fluid."""
+    """Two-dimensional inversion recovery with turbo spin echo; FLAIR if the inversion time suppresses fluid."""
 
     tr_ms: float
     te_ms: float
@@ -119,7 +122,7 @@ class InversionSpinEcho:
     planar: ClassVar[bool] = True
 
     def signal(self, density: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-        """Magnitude of the recovered magnetisation, seen at the echo."""
+        """Return the signal: magnitude of the recovered magnetisation with T2 decay until the echo."""
         recovered = (1 - 2 * torch.exp(-self.ti_ms / t1) + torch.exp(-self.tr_ms / t1)).abs()
         return density * recovered * torch.exp(-self.te_ms / t2)
 
@@ -133,14 +136,14 @@ class VolumeSpinEcho(SpinEcho):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeInversionSpinEcho(InversionSpinEcho):
-    """The same after an inversion: three-dimensional FLAIR."""
+    """Three-dimensional inversion recovery with turbo spin echo, such as three-dimensional FLAIR."""
 
     planar: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientEcho(SpoiledGradientEcho):
-    """Two-dimensional gradient echo with a late echo, which sees T2*."""
+    """Two-dimensional gradient echo with a late echo, weighted by T2*."""
 
     planar: ClassVar[bool] = True
 
@@ -149,7 +152,7 @@ Sequence = SpinEcho | InversionGradientEcho | SpoiledGradientEcho | InversionSpi
 
 
 def nulling_inversion_ms(tr_ms: float, t1_ms: float) -> float:
-    """The inversion time at which a tissue of `t1_ms` gives no signal."""
+    """Return the inversion time at which a tissue with T1 `t1_ms` gives no signal."""
     return t1_ms * math.log(2 / (1 + math.exp(-tr_ms / t1_ms)))
 
 
@@ -161,9 +164,18 @@ def tissue_signal(
     t2_factor: Tensor | float = 1.0,
     uptake: Tensor | float = 1.0,
 ) -> Tensor:
-    """Signal of a tissue, with its T1, T2 and uptake of contrast agent varied voxel by voxel.
+    """Return the signal of a tissue, optionally with voxel-wise variation.
 
-    `contrast`: whether gadolinium has been given. Arbitrary units, any shape.
+    Args:
+        sequence: Sequence and its timing.
+        tissue: Tissue parameters.
+        contrast: True if gadolinium has been given.
+        t1_factor: Factor on T1, scalar or per voxel.
+        t2_factor: Factor on T2, scalar or per voxel.
+        uptake: Factor on the concentration of contrast agent, scalar or per voxel.
+
+    Returns:
+        Signal in arbitrary units; shape of the factors.
     """
     t1 = torch.as_tensor(tissue.t1_ms * t1_factor)
     t2 = torch.as_tensor(tissue.t2_ms * t2_factor)
@@ -173,7 +185,13 @@ def tissue_signal(
 
 
 def draw_tissue(rng: np.random.Generator, kind: TissueRange, field_strength: float) -> Tissue:
-    """One case's values of a tissue."""
+    """Draw the parameters of a tissue for one case.
+
+    Args:
+        rng: Random generator.
+        kind: Distribution of the tissue.
+        field_strength: 3.0 or 1.5 tesla.
+    """
     density, t1, t2 = rng.standard_normal(3) * kind.spread
     return Tissue(
         density=kind.density * (1 + 0.3 * density),

@@ -1,4 +1,4 @@
-"""Phantoms made while training, in place of a folder of studies."""
+"""Phantoms that are generated during training, instead of a dataset on disk."""
 
 from __future__ import annotations
 
@@ -21,29 +21,39 @@ MakePrior = Callable[[Prepared], UInt8[np.ndarray, "m x y z"]]
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Stream:
-    """Phantoms made while training, in place of a folder of studies."""
+    """Settings of a phantom stream in a recipe: phantoms generated during training, instead of a dataset on disk."""
 
     first_seed: int = 1_000_000
-    """Seed of the first phantom; the others follow. Keep clear of the seeds you test on."""
+    """Seed of the first phantom; the others follow. Do not use seeds that the model is tested on."""
     crops: int = 8
-    """Crops taken from a phantom before the next one is made."""
+    """Number of crops taken from one phantom before the next is generated."""
     post_operative: float = 0.0
     """Share of phantoms after surgery."""
     healthy: float = 0.0
     """Share of phantoms without a tumour."""
     variety: phantom.Variety = phantom.STANDARD
-    """What is drawn beyond the standard population."""
+    """Variation beyond the standard population."""
 
     def settings(self, spacing_mm: float) -> phantom.Settings:
-        """What the phantoms are drawn from."""
+        """Return the settings that the phantoms are drawn from.
+
+        Args:
+            spacing_mm: Edge length of the voxels.
+        """
         return phantom.Settings.at_spacing(
             spacing_mm, post_operative=self.post_operative, healthy=self.healthy, variety=self.variety
         )
 
 
 class PhantomStream:
-    """An endless stream of phantoms, drawn on `device` and prepared like any study; `prior` makes what is supposed of
-    their labels."""
+    """Endless source of prepared phantoms for training.
+
+    Args:
+        stream: Seeds and population.
+        settings: Preprocessing, as for any study.
+        prior: Function that makes the prior (pseudo-label) maps of a prepared study; None for no maps.
+        device: Torch device that renders the phantoms.
+    """
 
     def __init__(
         self,
@@ -58,7 +68,12 @@ class PhantomStream:
         )
 
     def case(self, n: int, seed: int) -> Case:
-        """Phantom `n // crops`; the run's seed does not change the phantoms."""
+        """Return phantom `n // crops`.
+
+        Args:
+            n: Number of the crop, from 0 on.
+            seed: Seed of the run; unused, because it does not change the phantoms.
+        """
         return self._case(n // self.stream.crops)
 
 

@@ -1,6 +1,6 @@
-"""The tumour at full resolution: what an annotator would draw, and what tissue is really there.
+"""Tumour at full resolution: the label map that an annotator would draw, and the tissue in each voxel.
 
-Both come from the same parts; the annotator's contour is the parts' blurred majority.
+Both are computed from the same part masks. The labels are the largest part of each voxel after a blur.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from glimpseg.phantom.plan import Plan, Tumour
 from glimpseg.region import Label
 
 CONTOUR_MM = 0.75
-"""Blur of the parts' borders: partial volume, and the smoothness of a drawn contour."""
+"""Blur of the borders of the parts; it models partial volume and the smoothness of a drawn contour."""
 MINIMAL_BLUR = 0.45
-"""The same in voxels, where voxels are large."""
+"""Smallest blur in voxels, for large voxels."""
 FLUID = 0.65
-"""Share of fluid from which on a voxel is ventricle or sulcus, not tumour."""
+"""Share of fluid from which a voxel belongs to a ventricle or sulcus and not to the tumour."""
 ENGULFED_MM = 3.0
-"""So deep in the core, the sulci have gone."""
+"""Depth in the core beyond which sulci no longer exist."""
 REACH_MM, REACH = -8.0, -0.45
-"""Core distance and oedema level outside which roughness makes no tumour."""
+"""Core distance and oedema level beyond which roughness creates no tumour."""
 
 SLIGHT = 1e-3
-"""A share of lesion tissue too small to see."""
+"""Largest share of lesion tissue that is ignored."""
 
 CORTEX_RESISTANCE = 0.6
-"""How much of the oedema's level grey matter takes away: oedema follows white matter and spares the cortex."""
+"""Reduction of the oedema level by grey matter: oedema follows white matter and spares the cortex."""
 OEDEMA_GAIN = 0.12
-"""What makes up for that in volume."""
+"""Increase of the oedema level that compensates for the lost volume."""
 SOAKED_CORTEX = 0.45
-"""How much less fluid grey matter takes up where there is oedema."""
+"""Reduction of fluid in grey matter where there is oedema."""
 
 PARTS = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")
 LABEL_OF_PART = {
@@ -46,41 +46,41 @@ LABEL_OF_PART = {
     "cavity": Label.RC,
     "oedema": Label.ED,
 }
-"""Blood has no label of its own; it is drawn as what it lies in."""
+"""Label of each part. Blood has none; it gets the label of the part it lies in."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lesion:
-    """The tumour, as vectors over the brain's voxels or over the part of them that it touches."""
+    """Tumour, as vectors over all brain voxels (n) or over those that it touches (t)."""
 
     labels: UInt8[Tensor, "n"]
-    """`Label` values for every brain voxel."""
+    """`Label` value of every brain voxel."""
     touched: Int[Tensor, "t"]
     """Brain voxels (indices into n) that hold any lesion tissue."""
     shares: Float[Tensor, "6 t"]
-    """Share of each of `PARTS`; they sum to at most 1."""
+    """Share of each of `PARTS`; the sum is at most 1."""
     t1_factor: Float[Tensor, "t"]
     t2_factor: Float[Tensor, "t"]
-    """Texture: the lesion tissues' T1 and T2 relative to the case's."""
+    """Texture: factors on T1 and T2 of the lesion tissues."""
     uptake: Float[Tensor, "t"]
-    """Texture of the contrast agent's concentration in enhancing tumour."""
+    """Texture: factor on the concentration of contrast agent in enhancing tumour."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Site:
-    """The box around the tumour and the smooth quantities in it."""
+    """Box around the tumour, and smooth maps in it."""
 
     lattice: Lattice
     number: Int[Tensor, "x y z"]
-    """Index of each voxel among the brain's; -1 outside the brain."""
+    """Index of each voxel among the brain voxels; -1 outside the brain."""
     tissue: Bool[Tensor, "x y z"]
-    """Where tumour can be: brain that is no fluid."""
+    """True where tumour can be: brain that is not fluid."""
     grey: Float[Tensor, "x y z"]
     """Share of grey matter."""
     smooth_mm: Float[Tensor, "x y z"]
-    """Depth in the core, smooth."""
+    """Smooth depth in the core."""
     depth_mm: Float[Tensor, "x y z"]
-    """Depth in the core, with a rough surface."""
+    """Depth in the core with a rough surface."""
     oedema: Float[Tensor, "x y z"]
     fields: Fields
 
@@ -89,7 +89,14 @@ class _Site:
 
 
 def make_lesion(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Lesion:
-    """Labels and lesion tissues of a grown tumour."""
+    """Return labels and tissues of a grown tumour.
+
+    Args:
+        plan: Random decisions of the case; with a tumour.
+        growth: Grown tumour.
+        brain: Brain voxels.
+        fields: Random fields of the case.
+    """
     assert plan.tumour is not None
     site = _make_site(growth, brain, fields)
     parts = _part_masks(plan.tumour, site)
@@ -129,7 +136,7 @@ def _make_site(growth: Growth, brain: Brain, fields: Fields) -> _Site:
 
 
 def _part_masks(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]:
-    """Where each tissue is; they exclude one another, blood apart."""
+    """Return a mask of each part. The masks do not overlap, except for blood."""
     core = large_components(site.tissue & (site.depth_mm > 0), share=0.15)
     halo = site.smooth_mm + 0.8 * site.field("halo", 8.0) > -tumour.halo_mm
     oedema = site.tissue & ~core & ((site.oedema > 0) | halo)
@@ -148,7 +155,7 @@ def _part_masks(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]
 
 
 def _high_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
-    """A broken rim that enhances, dead tissue inside, lobes outside that do not enhance."""
+    """Return the parts of a high-grade core: broken enhancing rim, necrosis inside, non-enhancing lobes outside."""
     thickness = tumour.rim_mm * torch.exp(0.45 * site.field("rim", 14.0))
     septum = site.field("septa", 13.0).abs() < tumour.septa
     outer = (site.depth_mm + 0.9 * site.field("rim inside", 5.0) < thickness) | septum
@@ -165,13 +172,13 @@ def _high_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor)
 
 
 def _low_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
-    """Solid tumour with at most some islands that enhance."""
+    """Return the parts of a low-grade core: solid tumour with at most some enhancing islands."""
     enhancing = core & (patchy > tumour.gaps) & (site.depth_mm > 2)
     return {"enhancing": enhancing, "solid": core & ~enhancing}
 
 
 def _post_operative_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
-    """A cavity in a wall with remnants; blood along the wall."""
+    """Return the parts of a core after surgery: a cavity in a wall with remnants, and blood along the wall."""
     # A small core keeps a cavity: the wall never takes more than half of its depth.
     wall_mm = torch.minimum(torch.tensor(tumour.wall_mm), 0.5 * site.depth_mm.max().cpu()).to(core.device)
     cavity = large_components(core & (site.depth_mm > wall_mm), share=0.3)
@@ -188,7 +195,7 @@ def _post_operative_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Ten
 
 
 def _label_map(soft: Float[Tensor, "6 x y z"]) -> UInt8[Tensor, "x y z"]:
-    """The label of the largest share in each voxel, background being what no part takes."""
+    """Return the label with the largest share in each voxel; what no part takes is background."""
     by_label = torch.zeros((len(Label) + 1, *soft.shape[1:]), device=soft.device)
     for name, label in LABEL_OF_PART.items():
         by_label[label] += soft[PARTS.index(name)]
@@ -197,14 +204,14 @@ def _label_map(soft: Float[Tensor, "6 x y z"]) -> UInt8[Tensor, "x y z"]:
 
 
 def _tissue_shares(soft: Float[Tensor, "6 x y z"], site: _Site) -> Float[Tensor, "6 x y z"]:
-    """How much of each voxel each tissue takes: oedema only soaks, blood only stains."""
+    """Return the share of each tissue in each voxel; oedema and blood take only a part of their voxels."""
     soaked = 0.55 + 0.3 * site.oedema.clamp(0, 1.2) + 0.18 * site.field("soaking", 9.0)
     soaked = soaked + 0.1 * site.field("soaking fine", max(4.0, 2 * site.lattice.spacing_mm))
     soaked = soaked.clamp(0.35, 1) * (1 - SOAKED_CORTEX * site.grey)
     strength = {"oedema": soaked, "blood": torch.tensor(0.6, device=soft.device)}
     remaining = torch.ones_like(soft[0])
     shares = torch.zeros_like(soft)
-    for name in ("cavity", "blood", "enhancing", "necrosis", "solid", "oedema"):  # who comes first displaces the rest
+    for name in ("cavity", "blood", "enhancing", "necrosis", "solid", "oedema"):  # earlier parts displace later ones
         k = PARTS.index(name)
         shares[k] = torch.minimum(soft[k] * strength.get(name, 1.0), remaining)
         remaining = remaining - shares[k]
@@ -212,7 +219,7 @@ def _tissue_shares(soft: Float[Tensor, "6 x y z"], site: _Site) -> Float[Tensor,
 
 
 def _textured_lesion(labels: Tensor, shares: Tensor, site: _Site, uneven: float) -> Lesion:
-    """The lesion's vectors, and its texture."""
+    """Return the vectors of the lesion, with its texture."""
     chosen = (site.number >= 0) & (shares.sum(0) > SLIGHT)
     coarse = site.field("texture", 8.0)[chosen]
     fine = site.field("texture fine", max(3.0, 1.6 * site.lattice.spacing_mm))[chosen]

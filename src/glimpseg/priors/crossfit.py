@@ -23,7 +23,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from glimpseg.data.cache import CachedCase
-from glimpseg.data.prior_cache import SUFFIX, content_key, write_prior
+from glimpseg.data.prior_cache import SUFFIX, prior_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded_labels, train_decoder
@@ -237,7 +237,7 @@ class _CachedStudy:
         if not self.case.has_target:
             raise InputError(f"The study {self.id} has no reference: decoders of the prior sam learn from them.")
         self._spacing_mm = spacing_mm
-        name = content_key({key: facts[key] for key in ("version", "weights", "side", "scaling")}, [path.name])
+        name = prior_key({key: facts[key] for key in ("version", "weights", "side", "scaling")}, [path.name])
         self._files = {m: folder / f"{path.stem}-{name}-{m.key}.features.safetensors" for m in self.available}
 
     @property
@@ -326,4 +326,4 @@ def _described(settings: Prior) -> str:
 
 def _list_key(facts: Mapping[str, Any], cases: Sequence[Path]) -> str:
     """Content key of the whole list, on which a decoder, and therefore a prior, depends."""
-    return content_key(facts, sorted(path.name for path in cases))
+    return prior_key(facts, sorted(path.name for path in cases))

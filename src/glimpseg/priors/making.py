@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from glimpseg.data.cache import CachedCase
 from glimpseg.data.preprocess import Prepared
-from glimpseg.data.prior_cache import SUFFIX, content_key, write_prior
+from glimpseg.data.prior_cache import SUFFIX, prior_key, write_prior
 from glimpseg.errors import InputError, UsageError
 from glimpseg.priors.crossfit import cross_fitted_priors
 from glimpseg.priors.sam import import_transformers, weights_path
@@ -100,7 +100,7 @@ def phantom_prior(settings: Prior, spacing_mm: float) -> Callable[[Prepared], UI
 
 def _synthetic_prior(case: Path, settings: Prior, spacing_mm: float, folder: Path) -> Path:
     facts = {"version": VERSION, **{n: v for n, v in asdict(settings).items() if n in SYNTHETIC}}
-    path = folder / f"{case.stem}-{content_key(facts, [case.name])}{SUFFIX}"
+    path = folder / f"{case.stem}-{prior_key(facts, [case.name])}{SUFFIX}"
     if not path.exists():
         found = CachedCase(case)
         target = found.crop((0, 0, 0), found.shape).target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,8 +17,9 @@ def ahead(
     depth: int,
     *,
     threads: int = 1,
+    finish: bool = False,
     discard: Callable[[Result], object] = lambda result: None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `work(item)` for each item, in order, computed by threads ahead of the caller.
 
     Items are taken in the caller's thread, one more each time a result is asked for.
@@ -28,6 +29,8 @@ def ahead(
         work: Called in a thread. Its exception is raised when its result is asked for, and ends the pipeline.
         depth: Results in flight or waiting, at most, besides the one that the caller holds.
         threads: How many items are worked on at the same time.
+        finish: When the caller stops or an item fails, still work on the items that were taken, as writing needs it.
+            Otherwise those that have not begun are dropped.
         discard: Called with each result that is never handed over, because the caller stopped or an item failed.
 
     Yields:
@@ -48,7 +51,7 @@ def ahead(
                 return
             yield waiting.popleft().result()
     finally:
-        for future in waiting:
+        for future in () if finish else waiting:
             future.cancel()
         pool.shutdown(wait=True)
         for future in waiting:

@@ -1,4 +1,4 @@
-"""What is refused before a run makes anything."""
+"""Pre-flight checks of a recipe, made before a training writes anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from glimpseg import methods
 from glimpseg.errors import UsageError
-from glimpseg.method import Learner, Segmenter
+from glimpseg.method import Segmenter
 from glimpseg.model.checkpoint import newest_valid
 from glimpseg.model.transfer import find_initial_weights
 from glimpseg.priors.making import refuse_unready
@@ -16,10 +16,9 @@ from glimpseg.recipe import Recipe
 
 
 def refuse_unfit(recipe: Recipe) -> None:
-    """Before anything is made. Raises: UsageError for crops or a prior that the method cannot use, or a prior that
-    cannot be made here."""
+    """Raise UsageError if the method cannot use the recipe's crops or prior, or if the prior cannot be made here."""
     with torch.device("meta"):
-        learner: Learner = methods.build(recipe)
+        learner = methods.build(recipe)
     patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
     stride, smallest = learner.stride, learner.smallest
     if any(side % stride or side < smallest for side in patch):
@@ -37,12 +36,12 @@ def refuse_unfit(recipe: Recipe) -> None:
     refuse_unready(recipe.data.prior)
 
 
-def refuse_beginning(recipe: Recipe, run: Path) -> None:
-    """Before anything is made. Raises: UsageError or ModelError for weights that a new run cannot begin with."""
+def refuse_unfit_weights(recipe: Recipe, run: Path) -> None:
+    """Raise UsageError or ModelError if a new run cannot begin with the weights that the recipe's `init` names."""
     if recipe.init.weights is None or newest_valid(run) is not None:
         return
     with torch.device("meta"):
-        learner: Learner = methods.build(recipe)
+        learner = methods.build(recipe)
     if not isinstance(learner, Segmenter):
         raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
     find_initial_weights(learner, recipe)

@@ -1,4 +1,4 @@
-"""Networks compiled where that pays; where it fails, training goes on without."""
+"""Compiled networks (`torch.compile`) for training; if compiling fails, training goes on without it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,47 @@ from glimpseg.runtime.distributed import any_rank
 log = logging.getLogger(__name__)
 
 BACKEND = "inductor"
-FORMS = 64
-"""Forms of one piece of code that are compiled at most: modules of several widths share theirs."""
+RECOMPILE_LIMIT = 64
+"""Compiled variants of one function, at most. Modules of several widths share their code, and so this limit."""
 
 
-def is_wanted(setting: bool | Literal["auto"], device: torch.device) -> bool:
-    """`auto` compiles for CUDA under Linux, where triton is installed: there, fused layers save memory traffic."""
+def should_compile(setting: bool | Literal["auto"], device: torch.device) -> bool:
+    """True if `optim.compile` asks for compiling. `auto` means CUDA under Linux with triton installed."""
     if setting == "auto":
         return device.type == "cuda" and sys.platform == "linux" and find_spec("triton") is not None
     return setting
 
 
 def compile_networks(learner: Learner, trial: Callable[[Learner], None], device: torch.device, precision: str) -> bool:
-    """Compiles what the learner says is worth it, in place; whether that was done.
+    """Compile the learner's `networks` in place, after a trial on a copy. The weights keep their names.
 
-    It is tried on a copy first, forward and backward. If that fails in any rank, nothing is compiled, and the log says
-    why. The weights keep their names.
+    Args:
+        learner: The learner.
+        trial: Makes a forward and a backward pass of a learner. If it fails in any rank, nothing is compiled, and the
+            log names the cause.
+        device: Device of the training.
+        precision: `fp32` or `bf16`. bf16 on a CPU is not compiled.
+
+    Returns: True if the networks are compiled.
     """
     if precision == "bf16" and device.type == "cpu":
         # The compiler does not see which convolutions have to stay in fp32 there (`precision`).
         log.warning("On a CPU networks are compiled in fp32 alone. Training goes on without compiling.")
         return False
     copy, failure = deepcopy(learner), ""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     try:
         _compile(copy.networks)
         trial(copy)
     except Exception as error:
-        cause = getattr(error, "inner_exception", error)  # what the compiler itself has met
+        cause = getattr(error, "inner_exception", error)  # the compiler's own error
         failure = f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0]
     del copy
     if any_rank(bool(failure), device):
         torch._dynamo.reset()
         log.warning(
-            "The network could not be compiled (%s). Training goes on without; optim.compile=false says so at once.",
+            "The network could not be compiled (%s). Training goes on without. Set optim.compile=false to skip the "
+            "attempt.",
             failure or "in another rank",
         )
         return False

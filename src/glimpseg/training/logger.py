@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `metrics.jsonl`, `progress.png`, a bar on a terminal, lines elsewhere."""
+"""Training logger: `metrics.jsonl`, `progress.png`, a progress bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,25 +22,36 @@ from glimpseg.runtime.atomic import atomic_file, write_text
 log = logging.getLogger(__name__)
 
 LINES = 20
-"""Log lines over a whole run where there is no terminal."""
+"""Log lines of a whole run where there is no terminal."""
 PICTURE_EVERY = 5
-"""Records between redrawings of `progress.png`: a drawing costs a fifth of a second."""
+"""Records between two drawings of `progress.png`. A drawing takes 0.2 s."""
 
 
-class Journal:
-    """One run's record. On resuming, records beyond the checkpoint are dropped: those steps are done again."""
+class TrainingLogger:
+    """Log of one run.
 
-    def __init__(self, run: Path, *, step: int, steps: int, tensorboard: bool = False, quiet: bool = False) -> None:
+    On resuming, records of steps after the checkpoint are dropped, because those steps are made again.
+
+    Args:
+        run: The run folder.
+        steps: Numbers of the steps to make.
+        tensorboard: Also write TensorBoard files.
+        quiet: Show no progress bar.
+
+    Raises: UsageError if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, run: Path, steps: range, *, tensorboard: bool = False, quiet: bool = False) -> None:
         self.run = run
-        self.steps = steps
+        self.steps = steps.stop
         self.path = run / "metrics.jsonl"
-        self.records = [record for record in _read(self.path) if record["step"] <= step]
+        self.records = [record for record in _read_records(self.path) if record["step"] <= steps.start]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self._board = _board(run) if tensorboard else None
-        self._bar = _bar() if sys.stderr.isatty() and not quiet else None
-        self._task = self._bar.add_task("training", total=steps, completed=step) if self._bar else None
+        self._board = _tensorboard_writer(run) if tensorboard else None
+        self._bar = _progress_bar() if sys.stderr.isatty() and not quiet else None
+        self._task = self._bar.add_task("training", total=steps.stop, completed=steps.start) if self._bar else None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> TrainingLogger:
         if self._bar:
             self._bar.start()
         return self
@@ -55,7 +66,7 @@ class Journal:
         self.draw()
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one record: the mean of each value since the last one."""
+        """Append one record: after how many steps, and the mean of each value since the last record."""
         record = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:
@@ -65,13 +76,13 @@ class Journal:
                 self._board.add_scalar(name, value, step)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=step, description=f"loss {values['loss']:.3f}")
-        elif _crosses(step, self.steps, self._previous_step()):
+        elif _completes_twentieth(step, self.steps, self._previous_step()):
             log.info("%s", self._line(record))
         if len(self.records) % PICTURE_EVERY == 1:
             self.draw()
 
     def draw(self) -> None:
-        """Redraws `progress.png`: every loss term over the steps, and the time of a step."""
+        """Draw `progress.png`: every loss term over the steps, and the time of a step."""
         if not self.records:
             return
         from matplotlib.figure import Figure
@@ -104,7 +115,7 @@ class Journal:
 
 
 @dataclass
-class Meter:
+class StepAverages:
     """Means of the loss terms since the last record, and the share of the time spent waiting for data."""
 
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -115,20 +126,20 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the request for a step's batches: cutting that is not done yet, the move to the device, augmenting."""
+        """Measure the block as time spent waiting for a step's batches: cutting, move to the device, augmentation."""
         begun = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begun
         self.steps += 1
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Takes in the terms of one backward pass."""
+        """Add the loss terms of one backward pass."""
         for name, value in terms.items():
             self.totals[name] += float(value.detach())
         self.count += 1
 
     def means(self, **others: float) -> dict[str, float]:
-        """The means since the last call, with `others` at the end."""
+        """Return the means since the last call, with `others` at the end, and begin anew."""
         elapsed = time.perf_counter() - self.since
         terms = {f"loss/{name}": total / self.count for name, total in self.totals.items()}
         record = {
@@ -144,19 +155,19 @@ class Meter:
         return record
 
 
-def _crosses(step: int, steps: int, previous: int) -> bool:
-    """Whether a twentieth of the run was completed since `previous`."""
+def _completes_twentieth(step: int, steps: int, previous: int) -> bool:
+    """True if a twentieth of the run was completed after the step `previous`."""
     return step * LINES // steps > previous * LINES // steps
 
 
-def _bar() -> Progress:
+def _progress_bar() -> Progress:
     from rich.console import Console
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _board(run: Path) -> Any:
+def _tensorboard_writer(run: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -166,8 +177,8 @@ def _board(run: Path) -> Any:
     return SummaryWriter(run / "tensorboard")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a record file; a line cut short by a kill is dropped."""
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file; a line that is cut short, by a kill, is dropped."""
     records = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:

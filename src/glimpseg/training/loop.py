@@ -1,332 +1,202 @@
-"""The loop, for every method: sum the terms, go back once, step.
+"""Training loop, the same for every method: sum the losses, one backward pass, one optimiser step.
 
-A step is a pure function of the weights, the optimiser's state and (seed, step): crops are keyed by sample
-number, torch's generator is seeded anew for each backward pass. So a killed run resumes bit for bit from the
-tensors of its last checkpoint (on one device, with one number of threads), and N ranks compute what one rank
-does that accumulates N times, but for what a method gathers from all ranks (SMML) and the running statistics of
-batch norms, which are the first rank's. Under `torchrun` the same command trains on several devices.
+A step depends on the weights, the optimiser's state and (seed, step) alone: crops are keyed by their number, and
+torch's generator is seeded before each backward pass. A killed run therefore resumes bit for bit from its last
+checkpoint, on one device and with one number of threads. N ranks compute what one rank computes that accumulates N
+times, except for what a method gathers from all ranks (SMML) and the running statistics of batch norms, which are the
+first rank's. Under `torchrun` the same command trains on several devices.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.data.crops import Batch
-from glimpseg.data.loader import Cases, batches
+from glimpseg.data.loader import Cases, Schedule, batches
 from glimpseg.errors import Preempted, TrainingError, UsageError
-from glimpseg.method import Learner, Progress, ema
-from glimpseg.model.checkpoint import SavedState, load_state, newest_valid, save_checkpoint
+from glimpseg.method import Progress
+from glimpseg.model.checkpoint import load_state, newest_valid, save_checkpoint
 from glimpseg.model.folder import PROVENANCE, RECIPE, save_model
 from glimpseg.model.transfer import initialise
-from glimpseg.nets.recompute import recompute
-from glimpseg.recipe import Optim, Recipe
-from glimpseg.runtime.atomic import atomic_file, folder_lock, write_text
+from glimpseg.recipe import Recipe
+from glimpseg.runtime.atomic import atomic_file, folder_lock
 from glimpseg.runtime.distributed import any_rank, first_rank_first, mean_over_ranks, process_group, rank_and_world
-from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
+from glimpseg.runtime.precision import resolve_precision
 from glimpseg.runtime.preemption import deferred_sigterm
+from glimpseg.runtime.resumable import Resumable
 from glimpseg.runtime.selftest import require_correct_convolutions
-from glimpseg.training.checks import refuse_beginning, refuse_unfit
-from glimpseg.training.compiling import compile_networks, is_wanted
-from glimpseg.training.dataset import cases_of, studies_of
-from glimpseg.training.logger import Journal, Meter
+from glimpseg.training.checks import refuse_unfit, refuse_unfit_weights
+from glimpseg.training.compiling import should_compile
+from glimpseg.training.dataset import find_training_studies, open_cases
+from glimpseg.training.logger import StepAverages, TrainingLogger
+from glimpseg.training.options import TrainOptions
+from glimpseg.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
+RUN = Resumable(noun="run", file=RECIPE, among_files=True)
+"""A run folder. It may hold other files before the training begins, such as a cache."""
+
+
+def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
+    """Prepare the data, open the run folder and train in it. One process at a time may write a run.
+
+    Returns: The model folder.
+
+    Raises:
+        UsageError: The run exists and `options.resume` is false, or it was begun with another recipe; or the method
+            cannot learn from such a dataset.
+        InputError: The data cannot be used.
+        TrainingError, Preempted: As `fit`.
+    """
+    run = Path(run)
+    refuse_unfit(recipe)
+    refuse_unfit_weights(recipe, run)
+    studies, note = find_training_studies(recipe, options)  # refused before anything is written
+    if note:
+        log.info("%s.", note)
+    with process_group(options.device), _run_lock(run):
+        _open_run(run, recipe, options.resume)
+        with first_rank_first():
+            cases, described = open_cases(recipe, run, studies, options)
+        return fit(recipe, cases, run, options, provenance={**described, "dataset": note} if note else described)
+
 
 def fit(
-    recipe: Recipe,
-    cases: Cases,
-    run: Path,
-    *,
-    device: torch.device,
-    threads: int = 1,
-    tensorboard: bool = False,
-    quiet: bool = False,
-    provenance: Mapping[str, Any] | None = None,
+    recipe: Recipe, cases: Cases, run: Path, options: TrainOptions, provenance: Mapping[str, Any] | None = None
 ) -> Path:
-    """Trains from the run's newest checkpoint, or from the beginning; returns the folder of the model.
+    """Train from the newest checkpoint of a run, or from the beginning.
 
-    Raises: UsageError if the network cannot take crops of the recipe's size, or its prior; TrainingError when a term
-        is not finite, or a graphics processor computes wrongly; Preempted after SIGTERM, the state saved.
+    Args:
+        recipe: The recipe.
+        cases: Source of the studies that crops are cut from.
+        run: The run folder.
+        options: `device`, `threads`, `tensorboard` and `quiet` are used.
+        provenance: Fields for the provenance of the model.
+
+    Returns: The model folder.
+
+    Raises:
+        UsageError: The network cannot take crops of the recipe's size, or its prior.
+        TrainingError: A loss term is not finite, or the graphics processor computes wrongly.
+        Preempted: SIGTERM came; the state is saved.
     """
     refuse_unfit(recipe)
-    require_correct_convolutions(device, resolve_precision(recipe.optim.precision, device))
-    optim, record = recipe.optim, {**(provenance or {}), "seed": recipe.seed}
+    device, optim = options.device, recipe.optim
+    require_correct_convolutions(device, resolve_precision(optim.precision, device))
+    record = {**(provenance or {}), "seed": recipe.seed}
     torch.manual_seed(recipe.seed)
     learner = methods.build(recipe)
     newest = newest_valid(run)
     if recipe.init.weights is not None and newest is None:
         record["init"] = initialise(learner, recipe)
-    training = _Training.of(learner.to(device), optim, device)
-    start = 0 if newest is None else _restore(training, newest, run, record)
-    parts = _parts(recipe)
-    feed = batches(
-        cases,
-        training.learner,
-        recipe.data.sampling,
-        seed=recipe.seed,
-        steps=range(start, optim.steps),
-        parts=[part for _, part in parts],
-        device=device,
-        threads=threads,
+    state = TrainingState.begin(learner.to(device), optim, device)
+    first = 0 if newest is None else _restore(state, newest, run, record)
+    steps, shares = range(first, optim.steps), _shares(recipe)
+    schedule = Schedule(
+        sampling=recipe.data.sampling, seed=recipe.seed, steps=steps, shares=[share for _, share in shares]
     )
-    meter, chief = Meter(), rank_and_world()[0] == 0
-    journal = Journal(run, step=start, steps=optim.steps, tensorboard=tensorboard, quiet=quiet) if chief else None
-    with deferred_sigterm() as received, journal or nullcontext():
-        for step in range(start, optim.steps):
+    feed = batches(cases, state.learner, schedule, device=device, threads=options.threads)
+    averages, is_first_rank = StepAverages(), rank_and_world()[0] == 0
+    logger = TrainingLogger(run, steps, tensorboard=options.tensorboard, quiet=options.quiet) if is_first_rank else None
+    with deferred_sigterm() as stop_request, logger or nullcontext():
+        for step in steps:
             progress, done = Progress(step, optim.steps), step + 1
-            with meter.waiting():
-                pieces = next(feed)
-            if step == start and is_wanted(optim.compile, device):
-                training.compile(pieces[0], progress)
-            for (number, _), batch in zip(parts, pieces, strict=True):
-                torch.manual_seed(_step_seed(recipe.seed, step, number))
-                terms = training.losses(training.objective, batch, progress)
-                _refuse_non_finite(terms, batch, run, step)
-                (sum(terms.values(), torch.zeros((), device=device)) / len(pieces)).backward()
-                meter.add(terms)
-            measured = training.step(optim, progress)
-            stopped = any_rank(bool(received), device)
-            if _due(done, optim.log_every, optim.steps):
-                record_of_step = mean_over_ranks(meter.means(**measured), device)
-                if journal:
-                    journal.record(done, record_of_step)
-            if chief and (_due(done, optim.save_every, optim.steps) or stopped):
-                _save(training, run, recipe, done, record)
-            if stopped and done < optim.steps:
+            with averages.waiting():
+                parts = next(feed)
+            if step == first and should_compile(optim.compile, device):
+                state.compile(parts[0], progress)
+            for terms in _accumulate(state, parts, [number for number, _ in shares], recipe, progress, run=run):
+                averages.add(terms)
+            measured = state.step(optim, progress)
+            stopping = any_rank(bool(stop_request), device)
+            if is_due(done, optim.log_every, optim.steps):
+                values = mean_over_ranks(averages.means(**measured), device)
+                if logger:
+                    logger.record(done, values)
+            if is_first_rank and (is_due(done, optim.save_every, optim.steps) or stopping):
+                save_checkpoint(run, state.model_weights(), recipe, record, state=state.save(done))
+            if stopping and done < optim.steps:
                 raise Preempted(f"Stopped by SIGTERM after step {done}, state saved. Go on with --resume.")
-    if chief:
+    if is_first_rank:
         record = {**record, "steps": optim.steps, "device": str(device)}
-        save_model(run / "model", training.model_weights(), recipe, record)
+        save_model(run / "model", state.model_weights(), recipe, record)
     return run / "model"
 
 
-def train(
+def is_due(done: int, every: int, steps: int) -> bool:
+    """True after every `every` steps and after the last one."""
+    return done % every == 0 or done == steps
+
+
+def _accumulate(
+    state: TrainingState,
+    parts: Sequence[Batch],
+    numbers: Sequence[int],
     recipe: Recipe,
-    run: str | Path,
+    progress: Progress,
     *,
-    data: str | Path | None = None,
-    labels: str | None = None,
-    split: str | None = None,
-    cache: str | Path | None = None,
-    resume: bool = False,
-    device: torch.device,
-    threads: int = 1,
-    tensorboard: bool = False,
-    quiet: bool = False,
-) -> Path:
-    """Prepares the data, opens the run folder and trains in it; returns the folder of the model.
-
-    Without `data` the recipe's phantom stream is used. `split` names a published list, `brats2020/train`, whose studies
-    alone are learned from. Only one process may write a run at a time.
-
-    Raises: UsageError if the run exists (without `resume`) or has another recipe, or if the method cannot learn from
-        such an archive; InputError for data that cannot be used; and as `fit`.
-    """
-    run = Path(run)
-    refuse_unfit(recipe)
-    refuse_beginning(recipe, run)
-    studies, note = studies_of(recipe, data, labels, split)  # refused before anything is written
-    if note:
-        log.info("%s.", note)
-    with process_group(device), _only_one(run):
-        _open_run(run, recipe, resume)
-        with first_rank_first():
-            cases, described = cases_of(recipe, run, studies, split, cache, device)
-        return fit(
-            recipe,
-            cases,
-            run,
-            device=device,
-            threads=threads,
-            tensorboard=tensorboard,
-            quiet=quiet,
-            provenance={**described, "archive": note} if note else described,
-        )
-
-
-class Objective(nn.Module):
-    """The learner's losses as a forward pass, so that DDP and torch.compile see it."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The learner's named, weighted terms."""
-        return self.learner.losses(batch, progress)
-
-
-@dataclass
-class _Training:
-    """What changes while training, and how it is put into a checkpoint and back."""
-
-    learner: Learner
-    optimizer: torch.optim.Optimizer
-    averaged: torch.optim.swa_utils.AveragedModel | None
-    objective: nn.Module
-    device: torch.device
-    precision: str
-
-    @classmethod
-    def of(cls, learner: Learner, optim: Optim, device: torch.device) -> _Training:
-        # A group may have a decay of its own, which no schedule changes.
-        groups = [{"scheduled": "weight_decay" not in group, **group} for group in learner.parameter_groups()]
-        optimizer: torch.optim.Optimizer
-        if optim.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                groups,
-                lr=optim.learning_rate,
-                momentum=optim.momentum,
-                nesterov=optim.nesterov,
-                weight_decay=optim.weight_decay,
-            )
-        elif optim.optimizer in ("adam", "amsgrad"):
-            never_falls = optim.optimizer == "amsgrad"
-            optimizer = torch.optim.Adam(
-                groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, amsgrad=never_falls, fused=True
-            )
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
-        for group in optimizer.param_groups:
-            group.setdefault("scale", 1.0)  # a method's group may run at its own multiple of the learning rate
-        averaged = ema(learner, optim.ema) if optim.ema else None
-        precision = resolve_precision(optim.precision, device)
-        if optim.recompute:  # after the average, which is never run
-            recompute(learner.stages, partial(small_convolutions_in_fp32, precision, device))
-        objective: nn.Module = Objective(learner)
-        if rank_and_world()[1] > 1:
-            objective = DistributedDataParallel(objective)
-        return cls(learner, optimizer, averaged, objective, device, precision)
-
-    def losses(self, objective: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The objective's terms, in the run's precision."""
-        with precision_context(self.precision, self.device):
-            return objective(batch, progress)
-
-    def compile(self, batch: Batch, progress: Progress) -> None:
-        """Compiles the network if a pass over this batch can be computed so."""
-
-        def trial(learner: Learner) -> None:
-            sum(self.losses(Objective(learner), batch, progress).values(), torch.zeros(())).backward()
-
-        compile_networks(self.learner, trial, self.device, self.precision)
-
-    def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
-        """Clips, steps, averages; returns the gradient's norm and the learning rate."""
-        rate, decay = optim.rate(progress.step), optim.decay(progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-            if group["scheduled"]:
-                group["weight_decay"] = decay
-        most = math.inf if optim.max_norm is None else optim.max_norm
-        # Group by group, so that a discriminator's gradient does not shrink the step of what it judges.
-        norms = [float(nn.utils.clip_grad_norm_(group["params"], most)) for group in self.optimizer.param_groups]
-        norm = math.hypot(*norms)
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"The gradient's norm is {norm} at step {progress.step}, though every loss term is finite. The last "
-                "checkpoint is untouched. Lower optim.learning_rate, or set optim.precision=fp32."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.learner.after_step(progress)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.learner)
-        return {"gradient_norm": norm, "learning_rate": rate}
-
-    def model_weights(self) -> dict[str, Tensor]:
-        kept: Any = self.learner if self.averaged is None else self.averaged.module
-        return kept.kept
-
-    def state(self, step: int) -> SavedState:
-        tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
-        if self.averaged is not None:
-            tensors |= {f"ema/{name}": value for name, value in self.averaged.state_dict().items()}
-        packed = self.optimizer.state_dict()
-        for number, slots in packed["state"].items():
-            tensors |= {f"optimizer/{number}/{name}": value for name, value in slots.items()}
-        return SavedState(step, tensors, {"groups": packed["param_groups"], "precision": self.precision})
-
-    def restore(self, state: SavedState) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-
-        self.learner.load_state_dict(part("learner/"))
-        if self.averaged is not None:
-            self.averaged.load_state_dict(part("ema/"))
-        slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, value in part("optimizer/").items():
-            number, slot = name.split("/")
-            slots[int(number)][slot] = value
-        self.optimizer.load_state_dict({"state": dict(slots), "param_groups": state.scalars["groups"]})
+    run: Path,
+) -> Iterator[dict[str, Tensor]]:
+    """Make one backward pass for each part of a step's batch and yield its loss terms."""
+    for number, batch in zip(numbers, parts, strict=True):
+        torch.manual_seed(_pass_seed(recipe.seed, progress.step, number))
+        terms = state.loss_terms(state.objective, batch, progress)
+        _refuse_non_finite(terms, batch, run, progress.step)
+        (sum(terms.values(), torch.zeros((), device=state.device)) / len(parts)).backward()
+        yield terms
 
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Writes the recipe into a new run, or checks that it is the one an old run began with."""
+    """Write the recipe into a new run folder, or check that an old one was begun with the same recipe."""
     if rank_and_world()[0]:
         return
-    newest = newest_valid(run)
-    # Where the run's own file has gone, its newest checkpoint knows the recipe as well.
-    kept = [run / RECIPE, *([newest / RECIPE] if newest else [])]
-    path = next((place for place in kept if place.exists()), None)
-    tree = methods.as_tree(recipe)
-    if path is not None:
-        if not resume:
-            raise UsageError(
-                f"{run} already holds a run. Add --resume to go on with it, or name another folder with -o."
-            )
-        # Fields that did not exist when the run began have their defaults.
-        if methods.as_tree(methods.from_tree(yaml.safe_load(path.read_text("utf-8")))) != tree:
-            raise UsageError(f"{run} was begun with another recipe ({path}). Resume with that one, or start a new run.")
-    if not (run / RECIPE).exists():
-        write_text(run / RECIPE, yaml.safe_dump(tree, sort_keys=False))
+    # If the file in the run folder is lost, the newest checkpoint holds the recipe as well.
+    places = [folder for folder in (run, newest_valid(run)) if folder is not None and (folder / RECIPE).exists()]
+    kept: dict[str, Any] | None = None
+    if places:  # fields that did not exist when the run began get their defaults
+        kept = methods.as_tree(methods.from_tree(RUN.read(places[0]))) if resume else {}
+    RUN.open(run, methods.as_tree(recipe), resume=resume, kept=kept)
 
 
 @contextmanager
-def _only_one(run: Path) -> Iterator[None]:
-    """Holds the run's lock in the first rank, which alone writes."""
-    rank, _ = rank_and_world()
-    with nullcontext() if rank else folder_lock(run):
+def _run_lock(run: Path) -> Iterator[None]:
+    """Hold the lock of the run folder in the first rank, the only one that writes."""
+    with nullcontext() if rank_and_world()[0] else folder_lock(run):
         yield
 
 
-def _restore(training: _Training, newest: Path, run: Path, provenance: dict[str, Any]) -> int:
-    """Takes up a run's newest checkpoint; the number of steps it has behind it, and in `provenance` how it began."""
-    state, record = load_state(newest)
+def _restore(state: TrainingState, checkpoint: Path, run: Path, provenance: dict[str, Any]) -> int:
+    """Take over a checkpoint and add its `init` to the provenance.
+
+    Returns: The number of steps done.
+
+    Raises: UsageError if the run was begun with other data.
+    """
+    saved, record = load_state(checkpoint)
     if record.get("data") != provenance.get("data"):
-        raise UsageError(f"{run} was begun on other data ({newest / PROVENANCE}). Resume with those.")
-    if state.scalars["precision"] != training.precision:
-        log.warning("The run was begun in %s and goes on in %s.", state.scalars["precision"], training.precision)
-    training.restore(state)
+        raise UsageError(f"{run} was begun on other data ({checkpoint / PROVENANCE}). Resume with those.")
+    if saved.scalars["precision"] != state.precision:
+        log.warning("The run was begun in %s and goes on in %s.", saved.scalars["precision"], state.precision)
+    state.restore(saved)
     if "init" in record:
         provenance["init"] = record["init"]
-    log.info("Resumed from %s", newest)
-    return state.step
+    log.info("Resumed from %s", checkpoint)
+    return saved.step
 
 
-def _save(training: _Training, run: Path, recipe: Recipe, step: int, provenance: Mapping[str, Any]) -> None:
-    save_checkpoint(run, training.model_weights(), recipe, provenance, state=training.state(step))
-
-
-def _parts(recipe: Recipe) -> list[tuple[int, range]]:
-    """This rank's shares of a step's samples, with their numbers among all shares."""
+def _shares(recipe: Recipe) -> list[tuple[int, range]]:
+    """Return this rank's shares of a step's samples, each with its number among the shares of all ranks."""
     rank, world = rank_and_world()
     count = world * recipe.optim.accumulate
     batch = recipe.data.sampling.batch
@@ -338,11 +208,8 @@ def _parts(recipe: Recipe) -> list[tuple[int, range]]:
     return [(n, range(n * size, (n + 1) * size)) for n in range(rank, count, world)]
 
 
-def _due(done: int, every: int, steps: int) -> bool:
-    return done % every == 0 or done == steps
-
-
 def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, step: int) -> None:
+    """Save the batch and raise TrainingError if a loss term is not finite."""
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if not broken:
         return
@@ -357,6 +224,7 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
     )
 
 
-def _step_seed(seed: int, step: int, part: int) -> int:
-    digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
+def _pass_seed(seed: int, step: int, share: int) -> int:
+    """Return the seed of torch's generator for one backward pass."""
+    digest = hashlib.sha256(f"{seed} {step} {share}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

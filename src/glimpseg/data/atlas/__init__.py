@@ -1,4 +1,4 @@
-"""The average brain (ICBM 152), which phantoms deform and in which tissue is looked up by its place."""
+"""Average brain (ICBM 152): phantoms deform it, and the appearance check locates tissue with it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from jaxtyping import Float, UInt8
 
 @dataclass(frozen=True, eq=False)
 class AverageBrain:
-    """Maps of the average brain; axes RAS. README.md beside this file says how they were derived."""
+    """Maps of the average brain; axes RAS. README.md beside this file describes how they were derived."""
 
     maps: Float[np.ndarray, "4 x y z"]
-    """Depth (mm below the surface, down to -2 outside), probability of grey and of white matter, T1 (0 to 1); 1 mm."""
+    """Four maps of 1 mm: depth (mm below the surface, down to -2 outside), probability of grey matter, probability of
+    white matter, T1 intensity (0 to 1)."""
     ventricles: Float[np.ndarray, "x2 y2 z2"]
-    """Lateral ventricles, 0 to 1; 2 mm."""
+    """Lateral ventricles, 0 to 1, on voxels of 2 mm."""
     centre: Float[np.ndarray, "3"]
-    """Voxel of `maps` at the middle of the head."""
+    """Voxel of `maps` at the centre of the head."""
 
 
 @functools.cache
@@ -35,4 +36,5 @@ def average_brain() -> AverageBrain:
 
 
 def _mirrored(half: UInt8[np.ndarray, "x y z"]) -> UInt8[np.ndarray, "x2 y z"]:
+    """Complete a symmetric map from its right half."""
     return np.concatenate([half[:0:-1], half])

@@ -1,1 +1,1 @@
-"""DICOM in and out: series found and read, segmentations and measurements written in their geometry."""
+"""DICOM input and output: find and read MR series; write segmentations (SEG) and structured reports (SR)."""

@@ -1,9 +1,9 @@
-"""What objects that are derived from a series take over from it: by a list of what is taken, never of what is not.
+"""Attributes that derived objects (SEG, SR) inherit from their source series: an allow-list.
 
-For filing in an archive a derived object needs the attributes that the standard requires of its patient and study.
-With `Pseudonyms` nobody is named: UIDs and the patient's identifier become keyed digests, everything else of `FILING`
-is left empty. The list is short, so no free text, private attribute, name of staff or place, or date of the source can
-slip through.
+An archive files an object by the attributes that the standard requires of patient and study. With `Pseudonyms` no
+person is named: UIDs and the patient's identifier become keyed digests, and all other attributes in `FILING_KEYWORDS`
+are empty. Nothing outside the list is copied: no free text, no private attribute, no name of staff or place, no other
+date of the source.
 """
 
 from __future__ import annotations
@@ -22,79 +22,84 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
-FILING = (
+UID_KEYWORDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+FILING_KEYWORDS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
     "StudyID", "AccessionNumber",
 )  # fmt: skip
-"""Type 2 of the modules Patient and General Study: present in every derived object, though perhaps empty."""
-MORE_FILING = (
+"""Type 2 attributes of the modules Patient and General Study; present in every derived object, perhaps empty."""
+OPTIONAL_FILING_KEYWORDS = (
     "IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved", "DeidentificationMethod",
     "DeidentificationMethodCodeSequence",
 )  # fmt: skip
-"""Taken over if the source has it; a source that was de-identified before stays marked as such."""
-IMAGE = (
+"""Attributes that are inherited if the source has them. A source that was de-identified before stays marked as such."""
+IMAGE_KEYWORDS = (
     "SOPClassUID", "Modality", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
     "DimensionOrganizationType",
 )  # fmt: skip
-"""What the pixels of the source are, and where."""
-PLANE_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-"""Of an enhanced file's functional groups; these alone."""
+"""Attributes of the source's pixels and their geometry."""
+GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+"""Functional groups of an enhanced file that are inherited; no others are."""
 
 
 def inherited_headers(datasets: Sequence[Dataset], pseudonyms: Pseudonyms | None = None) -> list[Dataset]:
-    """Headers of a series with nothing in them but what a derived object may take over.
+    """Return headers of a series reduced to the attributes that a derived object may inherit.
 
-    A value that breaks the rules of its kind is emptied, with a warning that names the attribute.
+    An invalid value is emptied, and a warning names the attribute.
 
-    Raises: InputError if a UID is none, or absent: nothing could refer to such a file.
+    Raises:
+        InputError: if a UID is absent or invalid, because nothing could refer to such a file.
     """
     refused: set[str] = set()
-    headers = [_reduced(dataset, pseudonyms, refused) for dataset in datasets]
+    headers = [_inherited_header(dataset, pseudonyms, refused) for dataset in datasets]
     if refused:
-        log.warning("Emptied in what is written, because the source's values are not valid: %s.", sorted(refused))
+        log.warning("Attributes written empty, because the source's values are invalid: %s.", sorted(refused))
     return headers
 
 
-def _reduced(dataset: Dataset, pseudonyms: Pseudonyms | None, refused: set[str]) -> Dataset:
+def _inherited_header(dataset: Dataset, pseudonyms: Pseudonyms | None, refused: set[str]) -> Dataset:
     from pydicom.dataset import Dataset
 
     header = Dataset()
     header.file_meta = dataset.file_meta
-    for keyword in UIDS:
+    for keyword in UID_KEYWORDS:
         original = str(value(dataset, keyword) or "")
         _check_uid(keyword, original)
         setattr(header, keyword, pseudonyms.uid(original) if pseudonyms else original)
-    for keyword in IMAGE:
+    for keyword in IMAGE_KEYWORDS:
         found = value(dataset, keyword)
         if found is not None:
             setattr(header, keyword, found)
-    for keyword in FILING:
-        setattr(header, keyword, "" if pseudonyms else _valid(dataset, keyword, refused))
+    for keyword in FILING_KEYWORDS:
+        setattr(header, keyword, "" if pseudonyms else _valid_value(dataset, keyword, refused))
     if pseudonyms:
         header.PatientID = pseudonyms.person(str(value(dataset, "PatientID") or ""))
         header.PatientName = f"{header.PatientID}^"
     else:
-        for keyword in MORE_FILING:
+        for keyword in OPTIONAL_FILING_KEYWORDS:
             if value(dataset, keyword) is not None:
-                setattr(header, keyword, _valid(dataset, keyword, refused))
-        if not all(str(header[keyword].value).isascii() for keyword in (*FILING, *MORE_FILING) if keyword in header):
+                setattr(header, keyword, _valid_value(dataset, keyword, refused))
+        if not all(
+            str(header[keyword].value).isascii()
+            for keyword in (*FILING_KEYWORDS, *OPTIONAL_FILING_KEYWORDS)
+            if keyword in header
+        ):
             header.SpecificCharacterSet = "ISO_IR 192"
     if is_enhanced(dataset):
-        _add_groups(header, dataset)
+        _copy_geometry_groups(header, dataset)
     return header
 
 
-def _add_groups(header: Dataset, dataset: Dataset) -> None:
+def _copy_geometry_groups(header: Dataset, dataset: Dataset) -> None:
     from pydicom.dataset import Dataset
 
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         groups = []
         for item in value(dataset, keyword) or []:
             group = Dataset()
-            for name in PLANE_GROUPS:
+            for name in GEOMETRY_GROUPS:
                 if name in item:
                     setattr(group, name, item[name].value)
             groups.append(group)
@@ -111,7 +116,7 @@ def _check_uid(keyword: str, original: str) -> None:
         )
 
 
-def _valid(dataset: Dataset, keyword: str, refused: set[str]) -> Any:
+def _valid_value(dataset: Dataset, keyword: str, refused: set[str]) -> Any:
     from pydicom import config
     from pydicom.valuerep import validate_value
 

@@ -1,7 +1,7 @@
-"""What labels and regions are called in coded terms, so that other programs know them: one table.
+"""Coded terms of labels and regions, for DICOM SEG and SR.
 
-Where DICOM lists a term it is taken: context group 7168 (brain lesion segmentation types with necrosis). It has none
-for the cavity after a resection and none for unions of its terms; those are coded by a scheme of our own.
+A term from DICOM is used where DICOM has one: context group 7168 (brain lesion segmentation types with necrosis). DICOM
+has no term for the resection cavity and none for unions of its terms. These use a private coding scheme.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 PRIVATE_SCHEME = "99GLIMPSEG"
-"""Designators of private schemes begin with 99 (PS3.16, section 8.2)."""
+"""Designator of the private coding scheme; such designators begin with 99 (PS3.16, section 8.2)."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A coded term and the words that a person reads."""
+    """A coded term and a title for people."""
 
     value: str
     scheme: str
     meaning: str
-    """The scheme's own words."""
+    """Code meaning, in the words of the coding scheme."""
     title: str
-    """Ours; at most 64 characters."""
+    """Title that glimpseg shows; at most 64 characters."""
 
     def concept(self) -> CodedConcept:
-        """As highdicom takes it."""
+        """Return the term as a highdicom `CodedConcept`."""
         from highdicom.sr import CodedConcept
 
         return CodedConcept(self.value, self.scheme, self.meaning)
@@ -43,16 +43,16 @@ LABELS: dict[Label, Term] = {
     Label.ET: Term("C113842", "NCIt", "Enhancing Lesion", "Enhancing tumour"),
     Label.RC: Term("RC", PRIVATE_SCHEME, "Resection cavity", "Resection cavity"),
 }
-"""Segment by segment what a label map holds."""
+"""Coded term of each label; one segment of a SEG per label."""
 REGIONS: dict[Region, Term] = {
     Region.WT: Term("WT", PRIVATE_SCHEME, "Whole tumor with surrounding edema", "Whole tumour"),
     Region.TC: Term("TC", PRIVATE_SCHEME, "Tumor core", "Tumour core"),
     Region.ET: LABELS[Label.ET],
     Region.RC: LABELS[Label.RC],
 }
-"""What is measured."""
+"""Coded term of each measured region, for the SR."""
 NO_TUMOUR = Term("108369006", "SCT", "Neoplasm", "No tumour found")
-"""The one segment, without a voxel, of an empty label map: a segmentation has to describe one at least."""
+"""Term of the only segment, without voxels, of an empty label map. A SEG must describe at least one segment."""
 CATEGORY = Term("49755003", "SCT", "Morphologically Abnormal Structure", "Abnormal structure")
 BRAIN = Term("12738006", "SCT", "Brain", "Brain")
 PROCEDURE = Term("25056-3", "LN", "MRI unspecified body region", "MRI")
@@ -61,14 +61,14 @@ _NCIT_ALIASES = ("NCIt", "NCIT")
 
 
 def label_of(value: str, scheme: str) -> Label | None:
-    """The label that a segment's type means; None for `NOTHING` and for types that are no labels."""
+    """Return the label that a segment's coded type means; None for `NO_TUMOUR` and for unknown types."""
     scheme = "NCIt" if scheme in _NCIT_ALIASES else scheme
     known = {(term.value, term.scheme): label for label, term in LABELS.items()}
     return known.get((value, scheme))
 
 
 def private_scheme_item() -> Dataset:
-    """The item of CodingSchemeIdentificationSequence that says whose `OWN_SCHEME` is."""
+    """Return the item of CodingSchemeIdentificationSequence that identifies `PRIVATE_SCHEME`."""
     from pydicom.dataset import Dataset
 
     item = Dataset()

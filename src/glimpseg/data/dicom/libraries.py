@@ -1,4 +1,4 @@
-"""What the optional DICOM libraries need around them: to be there, and to say nothing of patients."""
+"""Optional DICOM libraries: check that they are installed, and silence them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from glimpseg.errors import UsageError
 
 _LIBRARIES = ("pydicom", "highdicom")
-"""Both write values of headers into their log lines and warnings."""
+"""Required packages. Both write header values into their log lines and warnings."""
 
 
-def require_libraries() -> None:
-    """Raises UsageError where the libraries for DICOM are not installed."""
+def require() -> None:
+    """Check that the DICOM libraries are installed. Raises: UsageError if one is missing."""
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -25,8 +25,8 @@ def require_libraries() -> None:
 
 
 @contextmanager
-def silence_libraries() -> Iterator[None]:
-    """Inside, the libraries neither warn nor log: what they would say may hold a name or an identifier."""
+def silenced() -> Iterator[None]:
+    """Silence log lines and warnings of the DICOM libraries; they may hold a patient's name or identifier."""
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
     disabled = [logger.disabled for logger in loggers]
     levels = [logger.level for logger in loggers]
@@ -34,7 +34,7 @@ def silence_libraries() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.disabled = True
-            logger.setLevel(logging.CRITICAL + 1)  # reaches the loggers below these two
+            logger.setLevel(logging.CRITICAL + 1)  # also silences their child loggers
         try:
             yield
         finally:

@@ -1,6 +1,6 @@
-"""Pixels of foreign files decoded, and what a process that does so may say.
+"""Decode pixels of foreign DICOM files in a separate process.
 
-`python -m glimpseg.data.dicom.pixels REQUEST TARGET` is the process that `read.decoded` starts; torch stays out of it.
+`read.decode` starts this process as `python -m glimpseg.data.dicom.pixels REQUEST TARGET`. It must not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom import codes, geometry
-from glimpseg.data.dicom.headers import DEFLATED, value
+from glimpseg.data.dicom.headers import DEFLATED_SYNTAX, value
 from glimpseg.errors import InputError
 from glimpseg.region import Label
 from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 ContentKind = Literal["image", "segmentation"]
 
 BYTES_A_VOXEL = 24
-"""What decoding may take: stored, decoded, rescaled and stacked."""
+"""Memory for decoding one voxel, bytes: stored, decoded, rescaled and stacked."""
 BYTES_A_SEGMENT_VOXEL = 64
-"""For each frame of a segmentation; highdicom holds several forms of it at once."""
+"""Memory for decoding one pixel of a segmentation frame, bytes; highdicom holds several forms of it at once."""
 JPEG_2000_START = b"\xff\x4f\xff\x51"
 JPEG_FRAME_MARKERS = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
-"""Start of frame in JPEG (ITU-T T.81, table B.1) and in JPEG-LS (T.87)."""
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""Start-of-frame markers of JPEG (ITU-T T.81, table B.1) and of JPEG-LS (T.87)."""
+SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes: segmentation, and label map segmentation."""
 MESSAGE_PREFIX = "glimpseg: "
-"""Begins what a reader says in words of its own."""
+"""Prefix of messages that this process writes itself."""
 
 
-def _volume(datasets: Sequence[Dataset]) -> highdicom.Volume:
-    """Decoded, rescaled, sorted and stacked by highdicom."""
+def _stack_volume(datasets: Sequence[Dataset]) -> highdicom.Volume:
+    """Decode, rescale, sort and stack slices with highdicom."""
     import highdicom
 
-    geometry.volume_geometry(datasets)  # says in plain words what the library would say in others
-    # Real-world value maps are left aside: they are few, and other readers (dcm2niix) take the rescale slope.
+    geometry.volume_geometry(datasets)  # raises glimpseg's message before the library raises its own
+    # Real-world value maps are not applied: they are rare, and dcm2niix uses the rescale slope too.
     if geometry.is_enhanced(datasets[0]):
         image = highdicom.Image.from_dataset(datasets[0], copy=False)
         return image.get_volume(dtype=np.float32, apply_real_world_transform=False)
@@ -60,7 +60,7 @@ def _volume(datasets: Sequence[Dataset]) -> highdicom.Volume:
 
 
 def _check_pixels(dataset: Dataset, shape: Sequence[int]) -> None:
-    """Whether the header fits what `find_series` read, and the pixels that follow it."""
+    """Check that a header matches its pixel data and the shape that `find_series` read."""
     from pydicom.encaps import get_frame
 
     frames = int(value(dataset, "NumberOfFrames") or 1)
@@ -89,7 +89,10 @@ def _check_pixels(dataset: Dataset, shape: Sequence[int]) -> None:
 
 
 def coded_size(stream: bytes) -> tuple[int, int] | None:
-    """Columns and rows as a JPEG, JPEG-LS or JPEG 2000 stream gives them; None for others. Decoders do not compare."""
+    """Return columns and rows of a JPEG, JPEG-LS or JPEG 2000 stream; None for other data.
+
+    Decoders do not compare them with the header.
+    """
     if stream.startswith(JPEG_2000_START):
         columns, rows, left, top = struct.unpack_from(">4I", stream, len(JPEG_2000_START) + 4)
         return columns - left, rows - top
@@ -102,48 +105,50 @@ def coded_size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _opened(path: Path, *, pixels: bool = True) -> Dataset:
+def _read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
     import pydicom
     from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_file_meta_info
 
     try:
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED_SYNTAX:
             raise InputError("Deflated data sets are not read. Export it again, uncompressed.")
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except (EOFError, OSError, InvalidDicomError) as error:
         raise InputError("A file is truncated, no DICOM, or no longer there. Copy or export it again.") from error
 
 
-def _image(files: Sequence[Path], shape: Sequence[int]) -> highdicom.Volume:
+def _decode_image(files: Sequence[Path], shape: Sequence[int]) -> highdicom.Volume:
     stored = sum(path.stat().st_size for path in files if path.is_file())
     limit_memory(SPARE_BYTES + BYTES_A_VOXEL * int(np.prod(shape)) + 2 * stored)
     datasets = []
     for path in files:
-        dataset = _opened(path)
+        dataset = _read_dataset(path)
         _check_pixels(dataset, shape)
         if value(dataset, "FrameOfReferenceUID") is None:
-            dataset.FrameOfReferenceUID = dataset.SeriesInstanceUID  # the library wants one; nothing here depends on it
+            dataset.FrameOfReferenceUID = (
+                dataset.SeriesInstanceUID
+            )  # highdicom requires a value; the result does not depend on it
         datasets.append(dataset)
-    volume = _volume(datasets)
+    volume = _stack_volume(datasets)
     if list(volume.spatial_shape) != list(reversed(shape)):
         raise InputError("Its pixels do not fill the shape that its header gives.")
     return volume
 
 
-def _segmentation(path: Path) -> highdicom.Volume:
-    """Segments as `Label` values."""
+def _decode_segmentation(path: Path) -> highdicom.Volume:
+    """Decode a segmentation to `Label` values."""
     import highdicom
 
-    dataset = _opened(path, pixels=False)
-    if value(dataset, "SOPClassUID") not in SEGMENTATIONS:
+    dataset = _read_dataset(path, pixels=False)
+    if value(dataset, "SOPClassUID") not in SEGMENTATION_CLASSES:
         raise InputError("It is no DICOM segmentation. Give a file whose Modality is SEG.")
     sides = [int(dataset.Columns), int(dataset.Rows), len(dataset.PerFrameFunctionalGroupsSequence)]
     most_voxels = nifti.MAXIMAL_VOXELS * len(Label)
     if max(sides[:2]) > nifti.MAXIMAL_SIDE or np.prod(sides, dtype=float) > most_voxels:
         raise InputError(f"Its header claims {sides[2]} frames of {sides[0]}x{sides[1]}, more than a brain scan has.")
     limit_memory(SPARE_BYTES + BYTES_A_SEGMENT_VOXEL * int(np.prod(sides)) + 2 * path.stat().st_size)
-    segmentation = highdicom.seg.Segmentation.from_dataset(_opened(path), copy=False)
+    segmentation = highdicom.seg.Segmentation.from_dataset(_read_dataset(path), copy=False)
     meaning = np.zeros(1 + max(segmentation.segment_numbers), np.uint8)
     unknown = []
     for number in segmentation.segment_numbers:
@@ -166,21 +171,21 @@ def _segmentation(path: Path) -> highdicom.Volume:
     return volume.with_array(meaning[volume.array])
 
 
-def _write(request: dict[str, Any], target: Path) -> None:
+def _decode_to_file(request: dict[str, Any], target: Path) -> None:
     files = [Path(name) for name in request["files"]]
-    volume = _image(files, request["shape"]) if request["kind"] == "image" else _segmentation(files[0])
+    volume = _decode_image(files, request["shape"]) if request["kind"] == "image" else _decode_segmentation(files[0])
     image = volume.permute_spatial_axes((2, 1, 0)).to_nibabel()
     with target.open("wb") as stream:
         np.savez(stream, voxels=np.ascontiguousarray(image.dataobj), affine=image.affine)
 
 
 def main(request: str, target: str) -> None:
-    """What the reading process does; an ending that it foresees is said in its own words, others by their kind."""
-    warnings.simplefilter("ignore")  # they quote values of headers
-    warnings.filterwarnings("error", "The decoded RLE segment")  # is longer than Rows and Columns say
+    """Decode one request. Expected failures end with a message of glimpseg, others with the type of the error."""
+    warnings.simplefilter("ignore")  # warnings may quote header values
+    warnings.filterwarnings("error", "The decoded RLE segment")  # warning of a segment longer than Rows and Columns
     logging.disable(logging.CRITICAL)
     try:
-        _write(json.loads(Path(request).read_text("ascii")), Path(target))
+        _decode_to_file(json.loads(Path(request).read_text("ascii")), Path(target))
     except InputError as error:
         sys.exit(f"{MESSAGE_PREFIX}{error}")
     except MemoryError:

@@ -12,26 +12,27 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 NO_DATE, NO_TIME = "19000101", "000000"
-"""Stand where a date or time must not be empty and must not be told."""
+"""Placeholders for a date or time that must be neither empty nor real."""
 PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Replaces what identifies: the same by the same under one key, and nothing that can be found without the key.
+    """Keyed digests that replace identifiers.
 
-    Give one to every object that is to refer to another, the measurements to their segmentation for instance. Whoever
-    keeps the key can repeat the replacement, for the images too.
+    Equal identifiers get equal digests under one key. Without the key they cannot be recovered. Give the same object to
+    every file that refers to another, such as an SR and its SEG. The holder of the key can repeat the replacement, for
+    the images too.
     """
 
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def uid(self, original: str) -> str:
-        """A UID of the kind that is made of a random number (root 2.25)."""
+        """Return a UID in the form of a random-number UID (root 2.25)."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', original)[:16], version=4).int}"
 
     def person(self, original: str) -> str:
-        """Name and identifier of somebody."""
+        """Return the pseudonym of a person's name or identifier."""
         return f"P{self._digest('person', original).hex()[:12].upper()}"
 
     def _digest(self, kind: str, original: str) -> bytes:
@@ -39,7 +40,7 @@ class Pseudonyms:
 
 
 def mark_pseudonymous(dataset: Dataset) -> None:
-    """Says in a derived object that nobody is named in it, and empties its own dates and times."""
+    """Mark a derived object as de-identified, and replace its own dates and times."""
     from pydicom.dataset import Dataset
 
     for element in dataset.iterall():

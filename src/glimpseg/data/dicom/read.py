@@ -1,6 +1,6 @@
-"""The voxels of a series, under every check that a NIfTI file has to pass, and those of slices on top.
+"""Read the voxels of a DICOM series, with the checks of NIfTI files and checks of the slices.
 
-Foreign pixels are decoded by `pixels`, in a process of its own: a decoder that crashes takes nothing else with it.
+`pixels` decodes foreign pixels in a separate process. A decoder crash cannot stop the caller.
 """
 
 from __future__ import annotations
@@ -30,54 +30,61 @@ READING_SECONDS = 600
 
 
 def series_title(series: Series) -> str:
-    """How messages call a series: by number and description, in which nobody is named."""
+    """Return a series' number and description for messages; names are removed."""
     words = series.words.get("SeriesDescription") or series.words.get("ProtocolName") or series.key
     number = series.numbers.get("SeriesNumber")
     return f"series {number:g} ({words})" if number is not None else f"series {words}"
 
 
 def read_series(series: Series) -> Volume:
-    """The image of a series, float32, rescaled by its slope and intercept; x y z count columns, rows, slices.
+    """Read the image of a series as float32, rescaled by slope and intercept.
 
-    Classic slices in any order and enhanced multi-frame files; compressed transfer syntaxes through gdcm.
+    Classic slices may be in any order. Enhanced multi-frame files are read too. gdcm decodes compressed transfer
+    syntaxes. The axes x, y, z are columns, rows, slices.
 
-    Raises: InputError if the slices make up no complete volume (missing, uneven, tilted, several at one position), if a
-        file is truncated or its header does not fit its pixels, if the decoder fails or crashes, or as
-        `nifti.read_volume`; UsageError without the extra `dicom`.
+    Raises:
+        InputError: if the slices form no complete volume (missing, uneven, tilted, several at one position), if a file
+            is truncated or its header does not fit its pixels, if the decoder fails or crashes, or as
+            `nifti.read_volume`.
+        UsageError: without the extra `dicom`.
     """
-    libraries.require_libraries()
+    libraries.require()
     if series.shape is None:
         raise InputError(
-            f"{_begin(series)} does not say where its slices lie, so it is no volume. Leave this sequence out."
+            f"{_sentence_start(series)} does not say where its slices lie, so it is no volume. Leave this sequence out."
         )
     if max(series.shape) > nifti.MAXIMAL_SIDE or np.prod(series.shape, dtype=float) > nifti.MAXIMAL_VOXELS:
         raise InputError(
-            f"{_begin(series)} should be a brain scan but claims {'x'.join(map(str, series.shape))} voxels "
+            f"{_sentence_start(series)} should be a brain scan but claims {'x'.join(map(str, series.shape))} voxels "
             f"(at most {nifti.MAXIMAL_SIDE} along a side, {nifti.MAXIMAL_VOXELS:,} in all). Its header is wrong, or "
             "it is no brain scan."
         )
-    voxels, affine = decode("image", series.files, series.shape, _begin(series))
+    voxels, affine = decode("image", series.files, series.shape, _sentence_start(series))
     try:
         return nifti.from_nibabel(nibabel.Nifti1Image(voxels, affine))
     except InputError as error:
-        raise InputError(f"{_begin(series)}: {error}") from error
+        raise InputError(f"{_sentence_start(series)}: {error}") from error
 
 
 def read_grid(series: Series) -> Grid:
-    """The lattice that `read_series` gives the series, from its headers alone. Raises: InputError as `read_series`."""
-    return geometry.grid(source_geometry(series, source_headers(series)))
+    """Return the grid that `read_series` gives the series, from its headers alone.
+
+    Raises: InputError as `read_series`.
+    """
+    return geometry.ras_grid(source_geometry(series, source_headers(series)))
 
 
 def source_headers(series: Series) -> list[Dataset]:
-    """The whole headers of a series, without its pixels: what objects that refer to it are made from.
+    """Read the full headers of a series, without pixels. Derived objects are made from them.
 
-    Raises: InputError if a file cannot be read.
+    Raises:
+        InputError: if a file cannot be read.
     """
     import pydicom
 
-    libraries.require_libraries()
+    libraries.require()
     try:
-        with libraries.silence_libraries():
+        with libraries.silenced():
             return [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
     except Exception as error:
         raise InputError(
@@ -86,22 +93,36 @@ def source_headers(series: Series) -> list[Dataset]:
 
 
 def source_geometry(series: Series, datasets: Sequence[Dataset]) -> highdicom.VolumeGeometry:
-    """highdicom's lattice of a series (indices slice, row, column). Raises: InputError as `read_series`."""
+    """Return highdicom's geometry of a series; its indices are slice, row, column.
+
+    Raises: InputError as `read_series`.
+    """
     try:
         return geometry.volume_geometry(datasets)
     except InputError as error:
-        raise InputError(f"{_begin(series)}: {error}") from error
+        raise InputError(f"{_sentence_start(series)}: {error}") from error
 
 
-def _begin(series: Series) -> str:
+def _sentence_start(series: Series) -> str:
+    """Return the title of a series, capitalised."""
     text = series_title(series)
     return text[0].upper() + text[1:]
 
 
 def decode(kind: ContentKind, files: Sequence[Path], shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and RAS affine of files that make up an image or a segmentation, decoded in a process of its own.
+    """Decode an image or a segmentation in a separate process.
 
-    Raises: InputError, beginning with `name`.
+    Args:
+        kind: "image" or "segmentation".
+        files: all files of the series, or the one file of a segmentation.
+        shape: expected columns, rows, slices of an image; empty for a segmentation.
+        name: start of every error message.
+
+    Returns:
+        Voxels and RAS affine.
+
+    Raises:
+        InputError: begins with `name`.
     """
     with tempfile.TemporaryDirectory() as place:
         request, target = Path(place) / "request.json", Path(place) / "volume.npz"
@@ -116,7 +137,7 @@ def decode(kind: ContentKind, files: Sequence[Path], shape: Sequence[int], name:
 
 
 def failure_reason(error: SandboxError) -> str:
-    """What a reader said of itself, or how it ended; nothing that a library wrote."""
+    """Return the reader's own message, or how it ended. It never holds text of a library."""
     text = str(error)
     if text.startswith(MESSAGE_PREFIX):
         return text.removeprefix(MESSAGE_PREFIX)

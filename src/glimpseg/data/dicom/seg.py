@@ -1,4 +1,4 @@
-"""Label maps as DICOM segmentations, in the geometry of the series that they belong to."""
+"""DICOM segmentations (SEG): write and read label maps in the geometry of a series."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from glimpseg.data.dicom import codes, libraries
 from glimpseg.data.dicom.attributes import inherited_headers
+from glimpseg.data.dicom.geometry import ras_grid
 from glimpseg.data.dicom.pseudonyms import Pseudonyms, mark_pseudonymous
 from glimpseg.data.dicom.read import decode, series_title, source_geometry, source_headers
 from glimpseg.data.series import Series
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SegmentationType = Literal["BINARY", "LABELMAP"]
-"""BINARY is what every viewer reads: one bit plane for each segment. LABELMAP (2024) holds them in one image."""
+"""Type of a SEG.
+
+Every viewer reads BINARY (one bit plane per segment). LABELMAP (2024) holds all segments in one image.
+"""
 
 SERIES_OFFSET = 1000
-"""Added to the number of the source series; the measurements get one more."""
+"""Number added to the source's series number; the SR gets one more."""
 LONGEST_NAME = 64
-"""Characters of a DICOM LO."""
+"""Largest number of characters of a DICOM LO value."""
 
 
 def write_seg(
@@ -43,35 +47,50 @@ def write_seg(
     model: str,
     pseudonyms: Pseudonyms | None = None,
 ) -> None:
-    """Writes a label map (`Label` values, 0 elsewhere) as a segmentation that refers to the slices of `source`.
+    """Write a label map as a segmentation that refers to the slices of `source`.
 
-    On the lattice of `source`, in whatever order of axes, voxels are copied; from another they are resampled once
-    (`resample_labels`). Only labels that occur are described; an empty map has one segment without voxels. `model`
-    names the algorithm. With `pseudonyms` nobody is named in the file (see `sources`).
+    On the source's grid voxels are copied, in any order of axes. A label map on another grid is resampled once
+    (`resample_labels`). Only labels that occur are described. An empty label map has one segment without voxels.
 
-    Raises: InputError if the source cannot be read, makes up no volume, or has UIDs that are none; OutputError when the
-        disk refuses; UsageError without the extra `dicom`.
+    Args:
+        path: file to write.
+        labels: `Label` values, 0 elsewhere.
+        source: series whose geometry, patient and study are used.
+        kind: BINARY or LABELMAP.
+        model: name of the algorithm.
+        pseudonyms: replaces all identifiers (see `pseudonyms`); None keeps the patient's name and identifiers.
+
+    Raises:
+        InputError: if the source cannot be read, forms no volume, or has invalid UIDs.
+        OutputError: if writing fails.
+        UsageError: without the extra `dicom`.
     """
-    libraries.require_libraries()
+    libraries.require()
     headers = source_headers(source)
     geometry = source_geometry(source, headers)
-    with libraries.silence_libraries():
+    with libraries.silenced():
         with hide_library_errors(source):
             images = inherited_headers(headers, pseudonyms)
-            dataset = _segmentation(onto_source(labels, source, geometry), geometry, images, kind, model)
+            placed = onto_source(labels, source, geometry)
+            dataset = _build_segmentation(placed, geometry, images, kind=kind, model=model)
         write_derived(path, dataset, source, pseudonyms)
 
 
 def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
-    """The `Label` values of a segmentation, uint8; put on `grid` if one is given.
+    """Read the `Label` values of a segmentation, uint8.
 
-    Without `grid` the lattice is the segmentation's own, which need not reach beyond the slices that hold a segment.
-    Segments are told by their coded type (`codes.LABELS`).
+    Labels are known by the coded types of the segments (`codes.LABELS`).
 
-    Raises: InputError if the file is no segmentation, if a segment is of no type that is known here or segments
-        overlap, if its frames make up no volume, or if its pixels cannot be decoded.
+    Args:
+        path: file to read.
+        grid: grid of the result. None returns the segmentation's own grid, which may end at the last slice that holds a
+            segment.
+
+    Raises:
+        InputError: if the file is no segmentation, a segment has an unknown type, segments overlap, the frames form no
+            volume, or the pixels cannot be decoded.
     """
-    libraries.require_libraries()
+    libraries.require()
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path.name} is not a file. Give a DICOM segmentation.")
@@ -81,15 +100,16 @@ def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
 
 
 def onto_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeometry) -> highdicom.Volume:
-    """A label map in the order of slices, rows and columns of `source`. Raises: InputError for values that are none."""
-    import highdicom
+    """Return a label map in the order of slices, rows and columns of `source`.
 
-    from glimpseg.data.dicom.geometry import grid
+    Raises: InputError for values that are no labels.
+    """
+    import highdicom
 
     unknown = sorted(set(np.unique(labels.voxels).tolist()) - {0, *Label})
     if unknown:
         raise InputError(f"A label map of {series_title(source)} should hold Label values and holds {unknown}.")
-    placed = resample_labels(labels, grid(geometry))
+    placed = resample_labels(labels, ras_grid(geometry))
     image = nibabel.Nifti1Image(placed.voxels.astype(np.uint8), placed.affine)
     volume = highdicom.Volume.from_nibabel(image, frame_of_reference_uid=geometry.frame_of_reference_uid)
     return volume.match_geometry(geometry)
@@ -97,7 +117,7 @@ def onto_source(labels: Volume, source: Series, geometry: highdicom.VolumeGeomet
 
 @contextmanager
 def hide_library_errors(source: Series) -> Iterator[None]:
-    """What a library says of a source that it cannot use, without its words: they may quote the header."""
+    """Convert a library's error about a source to an InputError without its text, which may quote the header."""
     try:
         yield
     except (InputError, OutputError, UsageError):
@@ -110,7 +130,7 @@ def hide_library_errors(source: Series) -> Iterator[None]:
 
 
 def write_derived(path: str | Path, dataset: Dataset, source: Series, pseudonyms: Pseudonyms | None) -> None:
-    """Writes an object whole or not at all. Raises: OutputError; InputError if it cannot be encoded."""
+    """Write a derived object atomically. Raises: OutputError if writing fails; InputError if it cannot be encoded."""
     from pydicom.filebase import DicomBytesIO
 
     with hide_library_errors(source):
@@ -123,11 +143,11 @@ def write_derived(path: str | Path, dataset: Dataset, source: Series, pseudonyms
 
 
 def series_number(images: Sequence[Dataset], offset: int) -> int:
-    """Of a derived series: recognisable beside the source's."""
+    """Return the series number of a derived series: the source's number plus `offset`."""
     return int(images[0].get("SeriesNumber") or 0) % 1_000_000 + offset
 
 
-def _segmentation(
+def _build_segmentation(
     labels: highdicom.Volume,
     geometry: highdicom.VolumeGeometry,
     images: Sequence[Dataset],
@@ -138,7 +158,7 @@ def _segmentation(
 
     present = [label for label in Label if (labels.array == label).any()]
     numbers = np.zeros(max(Label) + 1, np.uint8)
-    numbers[present] = range(1, len(present) + 1)  # segments count without gaps
+    numbers[present] = range(1, len(present) + 1)  # segment numbers are consecutive
     volume = highdicom.Volume(
         numbers[labels.array],
         affine=geometry.affine,
@@ -149,7 +169,7 @@ def _segmentation(
         source_images=images,
         pixel_array=volume,
         segmentation_type=kind,
-        segment_descriptions=_descriptions(present, model),
+        segment_descriptions=_segment_descriptions(present, model),
         series_instance_uid=highdicom.UID(),
         series_number=series_number(images, SERIES_OFFSET),
         sop_instance_uid=highdicom.UID(),
@@ -167,7 +187,7 @@ def _segmentation(
     return dataset
 
 
-def _descriptions(present: Sequence[Label], model: str) -> list[highdicom.seg.SegmentDescription]:
+def _segment_descriptions(present: Sequence[Label], model: str) -> list[highdicom.seg.SegmentDescription]:
     import highdicom
     from pydicom.sr.codedict import codes as dictionary
 

@@ -1,4 +1,4 @@
-"""Volumes of the regions as a DICOM report (TID 1500), which an archive files beside the segmentation."""
+"""DICOM structured reports (SR, TID 1500) of region volumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
 
 DECIMALS = 3
-"""Of millilitres: a cubic millimetre."""
+"""Decimals of a volume in millilitres; the last one is a cubic millimetre."""
 
 
 def write_sr(
@@ -49,37 +49,52 @@ def write_sr(
     regions: Sequence[Region] = tuple(Region),
     pseudonyms: Pseudonyms | None = None,
 ) -> None:
-    """Writes the volumes (ml) of `regions` in a label map, with references to the segmentation that `write_seg` made.
+    """Write the volumes of regions (ml) as a structured report that refers to a segmentation.
 
-    `labels` and `pseudonyms` are those that `write_seg` was given. Leave out of `regions` what the model does not tell
-    apart, such as the cavity: of the others an absent one is reported as 0 ml.
+    Args:
+        path: file to write.
+        labels: label map that `write_seg` was given.
+        segmentation: file that `write_seg` wrote.
+        source: series of the segmentation.
+        model: name of the algorithm.
+        regions: regions to report. Leave out those that the model does not separate, such as the cavity. An absent
+            region is reported as 0 ml.
+        pseudonyms: the same as for `write_seg`.
 
-    Raises: InputError as `write_seg`, or if the segmentation is of another series; OutputError when the disk refuses.
+    Raises:
+        InputError: as `write_seg`, or if the segmentation is of another series.
+        OutputError: if writing fails.
     """
-    import pydicom
-
-    libraries.require_libraries()
+    libraries.require()
     headers = source_headers(source)
     geometry = source_geometry(source, headers)
-    with libraries.silence_libraries():
+    with libraries.silenced():
         with hide_library_errors(source):
             images = inherited_headers(headers, pseudonyms)
-            found = onto_source(labels, source, geometry)
-        try:
-            marked = pydicom.dcmread(segmentation, stop_before_pixels=True)
-        except Exception as error:
-            raise InputError(f"{Path(segmentation).name} is no segmentation ({type(error).__name__}).") from None
-        if marked.get("StudyInstanceUID") != images[0].StudyInstanceUID or "SegmentSequence" not in marked:
-            raise InputError(f"{Path(segmentation).name} is no segmentation of this study. Give what write_seg wrote.")
-        ml = float(geometry.voxel_volume) / 1000
-        volumes = {region: float(np.isin(found.array, region.value).sum()) * ml for region in regions}
+            placed = onto_source(labels, source, geometry)
+        seg_header = _read_seg_header(Path(segmentation), images[0].StudyInstanceUID)
+        voxel_ml = float(geometry.voxel_volume) / 1000
+        volumes = {region: float(np.isin(placed.array, region.value).sum()) * voxel_ml for region in regions}
         with hide_library_errors(source):
-            dataset = _report(volumes, marked, images, model)
+            dataset = _structured_report(volumes, seg_header, images, model)
         write_derived(path, dataset, source, pseudonyms)
 
 
-def _report(
-    volumes: dict[Region, float], marked: Dataset, images: Sequence[Dataset], model: str
+def _read_seg_header(path: Path, study_uid: str) -> Dataset:
+    """Read the header of a segmentation. Raises: InputError if it is none, or of another study."""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise InputError(f"{path.name} is no segmentation ({type(error).__name__}).") from None
+    if header.get("StudyInstanceUID") != study_uid or "SegmentSequence" not in header:
+        raise InputError(f"{path.name} is no segmentation of this study. Give what write_seg wrote.")
+    return header
+
+
+def _structured_report(
+    volumes: dict[Region, float], seg_header: Dataset, images: Sequence[Dataset], model: str
 ) -> highdicom.sr.Comprehensive3DSR:
     import highdicom
     from pydicom.sr.codedict import codes as dictionary
@@ -93,10 +108,12 @@ def _report(
     report = highdicom.sr.MeasurementReport(
         observation_context=highdicom.sr.ObservationContext(observer_device_context=device),
         procedure_reported=codes.PROCEDURE.concept(),
-        imaging_measurements=[_group(region, ml, marked, images, model) for region, ml in volumes.items()],
+        imaging_measurements=[
+            _measurement_group(region, ml, seg_header, images, model=model) for region, ml in volumes.items()
+        ],
     )
     dataset = highdicom.sr.Comprehensive3DSR(
-        evidence=[*images, marked],
+        evidence=[*images, seg_header],
         content=report,
         series_instance_uid=highdicom.UID(),
         series_number=series_number(images, SERIES_OFFSET + 1),
@@ -109,8 +126,13 @@ def _report(
     return dataset
 
 
-def _group(region: Region, ml: float, marked: Dataset, images: Sequence[Dataset], model: str) -> Group:
-    """One region: of its own segment if it is one label that occurs, else of the segmentation as a whole."""
+def _measurement_group(
+    region: Region, ml: float, seg_header: Dataset, images: Sequence[Dataset], *, model: str
+) -> Group:
+    """Return the measurement group of one region.
+
+    It refers to the region's segment if the region is one label that occurs, else to the whole segmentation.
+    """
     from highdicom import UID, sr
     from pydicom.sr.codedict import codes as dictionary
 
@@ -118,7 +140,7 @@ def _group(region: Region, ml: float, marked: Dataset, images: Sequence[Dataset]
     sites = [sr.FindingSite(codes.BRAIN.concept())]
     algorithm = sr.AlgorithmIdentification(name=model[:LONGEST_NAME], version=__version__)
     measured = [sr.Measurement(name=dictionary.SCT.Volume, value=round(ml, DECIMALS), unit=codes.MILLILITRE.concept())]
-    segment = _segment_of(region, marked)
+    segment = _segment_number(region, seg_header)
     if segment is None:
         return sr.MeasurementsAndQualitativeEvaluations(
             name,
@@ -127,7 +149,7 @@ def _group(region: Region, ml: float, marked: Dataset, images: Sequence[Dataset]
             finding_sites=sites,
             algorithm_id=algorithm,
             measurements=measured,
-            source_images=[sr.SourceImageForMeasurementGroup(marked.SOPClassUID, marked.SOPInstanceUID)],
+            source_images=[sr.SourceImageForMeasurementGroup(seg_header.SOPClassUID, seg_header.SOPInstanceUID)],
         )
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         name,
@@ -137,18 +159,19 @@ def _group(region: Region, ml: float, marked: Dataset, images: Sequence[Dataset]
         algorithm_id=algorithm,
         measurements=measured,
         referenced_segment=sr.ReferencedSegment(
-            sop_class_uid=marked.SOPClassUID,
-            sop_instance_uid=marked.SOPInstanceUID,
+            sop_class_uid=seg_header.SOPClassUID,
+            sop_instance_uid=seg_header.SOPInstanceUID,
             segment_number=segment,
             source_series=sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
         ),
     )
 
 
-def _segment_of(region: Region, marked: Dataset) -> int | None:
+def _segment_number(region: Region, seg_header: Dataset) -> int | None:
+    """Return the segment number of a region that is one label; None for unions and absent labels."""
     if len(region.value) > 1:
         return None
-    for item in marked.SegmentSequence:
+    for item in seg_header.SegmentSequence:
         kind = item.SegmentedPropertyTypeCodeSequence[0]
         if codes.label_of(kind.CodeValue, kind.CodingSchemeDesignator) == Label(region.value[0]):
             return int(item.SegmentNumber)

@@ -1,7 +1,7 @@
-"""A tree of DICOM: which of its folders are studies.
+"""Find which folders of a DICOM tree are studies.
 
-`python -m glimpseg.data.dicom.study_folders FOLDER TARGET` is the process that `find_study_folders`
-starts to parse foreign headers.
+`find_study_folders` starts this module as `python -m glimpseg.data.dicom.study_folders FOLDER TARGET`, a separate
+process that parses foreign headers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
 
 READING_SECONDS = 600
-MOST_TRIED = 200
-"""Files of one folder that are looked at for a first DICOM image."""
+MOST_FILES_TRIED = 200
+"""Largest number of files of one folder that are searched for a first DICOM image."""
 PREAMBLE = 128
 """Bytes before the letters DICM."""
 
 
 def contains_dicom(folder: Path) -> bool:
-    """Whether DICOM begins below a folder: a file with its mark, or an archive, before any NIfTI file."""
-    for number, path in enumerate(stacks.files_below(folder)):
+    """True if a DICOM file or an archive comes before any NIfTI file below a folder."""
+    for number, path in enumerate(stacks.walk_files(folder)):
         name = path.name.lower()
-        if name.endswith((".nii", ".nii.gz", ".mha")) or number >= MOST_TRIED:
+        if name.endswith((".nii", ".nii.gz", ".mha")) or number >= MOST_FILES_TRIED:
             return False
         if name.endswith(SUFFIXES) or _is_dicom(path):
             return True
@@ -37,14 +37,16 @@ def contains_dicom(folder: Path) -> bool:
 
 
 def find_study_folders(folder: Path) -> list[Path]:
-    """The folders and archives directly below `folder`, each of which is a study; `folder` itself if images lie
-    directly in it, or if all of these are of one study.
+    """Return the studies of a DICOM tree: folders and archives directly below `folder`.
 
-    One header of each is read; what else is in them is seen when they are opened.
+    `folder` itself is the study if images lie directly in it, or if all its folders are of one study. One header of
+    each folder is read. The remaining files are checked when the study is opened.
 
-    Raises: InputError if the headers cannot be read; UsageError without the extra `dicom`.
+    Raises:
+        InputError: if the headers cannot be read.
+        UsageError: without the extra `dicom`.
     """
-    libraries.require_libraries()
+    libraries.require()
     archives = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "studies.json"
@@ -62,17 +64,19 @@ def find_study_folders(folder: Path) -> list[Path]:
 
 
 def first_study_digests(folder: Path) -> dict[str, str]:
-    """For each folder directly below that holds MR images the digest of the study of its first one; for images directly
-    in `folder`, under the empty name."""
+    """Return the digest of the first study in each folder directly below that holds MR images.
+
+    Images that lie directly in `folder` are entered under the empty name.
+    """
     places: dict[str, Iterable[Path]] = {"": [path for path in sorted(folder.iterdir()) if path.is_file()]}
-    places |= {path.name: stacks.files_below(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    found = {name: next(_studies(paths), None) for name, paths in places.items()}
+    places |= {path.name: stacks.walk_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: next(_study_digests(paths), None) for name, paths in places.items()}
     return {name: study for name, study in found.items() if study is not None}
 
 
-def _studies(paths: Iterable[Path]) -> Iterator[str]:
+def _study_digests(paths: Iterable[Path]) -> Iterator[str]:
     for number, path in enumerate(paths):
-        if number >= MOST_TRIED:
+        if number >= MOST_FILES_TRIED:
             return
         if _is_dicom(path):
             for one in stacks.read_headers([path]).slices:
@@ -88,11 +92,11 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _main(folder: Path, target: Path) -> None:
-    """What the reading process does."""
+    """Write the study digests as JSON. Runs in the separate process."""
     import pydicom  # noqa: F401  (before the limit)
 
     limit_memory(SPARE_BYTES)
-    with libraries.silence_libraries():
+    with libraries.silenced():
         target.write_text(json.dumps(first_study_digests(folder)), "utf-8")
 
 

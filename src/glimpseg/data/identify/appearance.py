@@ -1,8 +1,8 @@
 """Appearance check: compare the voxels of each image with the sequence it is named as, without a network.
 
 Four measures of each image, and the rank correlation of each pair of images, are compared with their distributions in
-phantoms (`appearance.json`, made by `tools/derive/appearance.py`). T1 and T1c are one kind here, since they differ mainly
-in the tumour.
+phantoms (`appearance.json`, made by `tools/derive/appearance.py`). T1 and T1c are one kind here, since they differ
+mainly in the tumour.
 """
 
 from __future__ import annotations

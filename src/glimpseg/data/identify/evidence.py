@@ -103,23 +103,23 @@ def slices(series: Series) -> int | None:
 
 
 def _words(series: Series, rules: tuple[WordRule, ...], protocol_tells: bool) -> Iterator[Evidence]:
-    found: dict[int, list[Evidence]] = {}
+    by_rule: dict[int, list[Evidence]] = {}
     for keyword, place in FREE_TEXT.items():
         hits = dict(_hits(series.words.get(keyword, ""), rules))
-        if keyword == "ProtocolName" and not (protocol_tells and _is_needed(found.values())):
+        if keyword == "ProtocolName" and not (protocol_tells and _is_needed(by_rule.values())):
             continue
         share = PROTOCOL_SHARE if keyword == "ProtocolName" else 1.0
         for number, quoted in hits.items():
             votes = rules[number].votes or {}
             because = f"'{quoted}' in the {place}: {rules[number].because}"
             pieces = [Evidence(vote=vote, points=points * share, because=because) for vote, points in votes.items()]
-            found.setdefault(number, pieces)
-    yield from (piece for pieces in found.values() for piece in pieces)
+            by_rule.setdefault(number, pieces)
+    yield from (piece for pieces in by_rule.values() for piece in pieces)
 
 
-def _is_needed(found: Iterable[list[Evidence]]) -> bool:
+def _is_needed(by_rule: Iterable[list[Evidence]]) -> bool:
     """True if description and file name give neither a weighting nor a reason to drop the series."""
-    return not any(piece.vote in ("t1", "t2", "flair", "drop") for pieces in found for piece in pieces)
+    return not any(piece.vote in ("t1", "t2", "flair", "drop") for pieces in by_rule for piece in pieces)
 
 
 def _hits(text: str, rules: tuple[WordRule, ...]) -> Iterator[tuple[int, str]]:

@@ -55,13 +55,13 @@ def nifti_series(folder: Path) -> tuple[list[Series], list[str]]:
     """Read every NIfTI file below `folder` as a series, in the order of names; and a note for each unreadable file."""
     files = [path for path in _files(folder) if path.name.lower().endswith(nifti.SUFFIXES)]
     alone = max(Counter(path.parent for path in files).values(), default=0) == 1
-    found, notes = [], []
+    series, notes = [], []
     for path in files:
         try:
-            found.append(_series(path, folder, name_of_folder=alone and path.parent != folder))
+            series.append(_series(path, folder, name_of_folder=alone and path.parent != folder))
         except InputError as error:
             notes.append(f"{path.name} was left out: {str(error).replace(str(path), 'it')}")
-    return found, notes
+    return series, notes
 
 
 def stem(path: Path) -> str:
@@ -133,10 +133,10 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
 
 def _numbers(side: Mapping[str, Any]) -> dict[str, float]:
     factor = 1.0 if (_number(side.get("EchoTime")) or 0) >= MILLISECONDS_FROM else 1000.0
-    found = {keyword: _number(side.get(keyword)) for keyword in (*TIMES_S, *NUMBERS)}
+    values = {keyword: _number(side.get(keyword)) for keyword in (*TIMES_S, *NUMBERS)}
     return {
         keyword: value * (factor if keyword in TIMES_S else 1.0)
-        for keyword, value in found.items()
+        for keyword, value in values.items()
         if value is not None
     }
 

@@ -61,7 +61,7 @@ def read_series_json(path: str | Path, folder: str | Path | None = None) -> dict
                 f"{path.name} names {modality.title} twice: series {chosen[modality].key} and {key}. "
                 "Set `sequence` of one of them to null."
             )
-        chosen[modality] = _series(entry, key, files, place, path)
+        chosen[modality] = _series(entry, files=files, place=place, path=path)
     if not chosen:
         raise InputError(f"{path.name} names no sequence. Set `sequence` of at least one series: t1, t1c, t2, flair.")
     return {modality: chosen[modality] for modality in Modality if modality in chosen}
@@ -112,11 +112,11 @@ def _sequence(entry: Any, path: Path) -> Modality | None:
     name = entry["sequence"]
     if name is None:
         return None
-    found = ALIASES.get(name.strip().lower()) if isinstance(name, str) else None
-    if found is None:
+    modality = ALIASES.get(name.strip().lower()) if isinstance(name, str) else None
+    if modality is None:
         near = _nearest(name, tuple(ALIASES)) if isinstance(name, str) else ""
         raise InputError(f"{path.name}: {name!r} is not a sequence{near}. Write t1, t1c, t2, flair or null.")
-    return found
+    return modality
 
 
 def _text(entry: Mapping[str, Any], key: str, path: Path) -> str:
@@ -126,7 +126,8 @@ def _text(entry: Mapping[str, Any], key: str, path: Path) -> str:
     return value
 
 
-def _series(entry: Mapping[str, Any], key: str, files: Mapping[str, Any], place: Path, path: Path) -> Series:
+def _series(entry: Mapping[str, Any], *, files: Mapping[str, Any], place: Path, path: Path) -> Series:
+    key = _text(entry, "key", path)
     names = files.get(key)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path.name}: series {key} has no files in `files`. Run glimpseg identify again.")

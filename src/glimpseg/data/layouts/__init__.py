@@ -1,4 +1,4 @@
-"""Folders of studies as releases and tools lay them out; a missing file is normal in all of them."""
+"""Layouts of datasets: find, survey and write studies in BraTS, BIDS, nnU-Net, Decathlon and table form."""
 
 from glimpseg.data.layouts.bids_writer import write_derivative
 from glimpseg.data.layouts.brats import RELEASES, release_named, write_study

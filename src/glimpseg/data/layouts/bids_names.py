@@ -1,4 +1,4 @@
-"""File names of the Brain Imaging Data Structure: `sub-01_ses-02_ce-gadolinium_T1w.nii.gz`."""
+"""BIDS file names: `sub-01_ses-02_ce-gadolinium_T1w.nii.gz`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BIDS_VERSION = "1.10.0"
 
 @dataclass(frozen=True)
 class BidsName:
-    """What a file name says of itself."""
+    """Entities and suffix of a BIDS file name."""
 
     entities: Mapping[str, str]
     suffix: str
 
 
 def parse_name(stem: str) -> BidsName | None:
-    """A name without its extension; None if it is not one of BIDS."""
+    """Parse a file name without its extension; None if it is not a BIDS name."""
     *parts, suffix = stem.split("_")
     matches = [_ENTITY.match(part) for part in parts]
     if not suffix.isalnum() or not all(matches):
@@ -33,9 +33,12 @@ def parse_name(stem: str) -> BidsName | None:
 
 
 def bids_study_name(study: str) -> str:
-    """How BIDS calls a study: `sub-01` and `sub-01_ses-02` as they are, of other ids their letters and digits.
+    """Return the BIDS name of a study.
 
-    Raises: UsageError if there is none.
+    `sub-01` and `sub-01_ses-02` stay as they are. Other ids keep their letters and digits.
+
+    Raises:
+        UsageError: if the id has neither letters nor digits.
     """
     if _STUDY.match(study):
         return study
@@ -46,5 +49,5 @@ def bids_study_name(study: str) -> str:
 
 
 def anat_folder(root: Path, name: str) -> Path:
-    """The folder of a visit's anatomical images."""
+    """Return the folder of a study's anatomical images."""
     return root.joinpath(*name.split("_"), ANATOMY)

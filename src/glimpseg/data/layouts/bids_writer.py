@@ -1,4 +1,4 @@
-"""Writing BIDS: a raw data set with its references beside it, and the derivatives of a segmentation.
+"""Write BIDS: a raw dataset with references, and derivatives of a segmentation.
 
 sub-01/anat/sub-01_{T1w,ce-gadolinium_T1w,T2w,FLAIR}.nii.gz
 derivatives/reference/sub-01/anat/sub-01_space-orig_desc-tumor_dseg.nii.gz
@@ -32,7 +32,7 @@ from glimpseg.version import __version__
 from glimpseg.volume import Volume
 
 GENERATOR, REFERENCE, RAW = "glimpseg", "reference", "raw"
-"""What is written: a segmentation's derivatives, references as derivatives, images."""
+"""Kinds of written datasets: derivatives of a segmentation, references as derivatives, images."""
 _SUFFIXES = {Modality.T1: "T1w", Modality.T1C: "ce-gadolinium_T1w", Modality.T2: "T2w", Modality.FLAIR: "FLAIR"}
 _TABLE = {
     Label.NCR: ("Necrosis and non-enhancing tumor core", "#c62828"),
@@ -50,12 +50,13 @@ _README = {
 
 
 def write(folder: Path, studies: Sequence[Study]) -> None:
-    """Writes a raw data set, whole or not at all; references as the derivatives of a pipeline named `reference`.
+    """Write a raw dataset atomically, with references as derivatives of a pipeline named `reference`.
 
-    Ids that are not BIDS's keep their letters and digits; `participants.tsv` has them as they were.
+    Ids that are not BIDS ids keep their letters and digits; `participants.tsv` holds the original ids.
 
-    Raises: UsageError if the folder holds files, or two studies would have one name; InputError for a study that
-        cannot be read.
+    Raises:
+        UsageError: if the folder holds files, or two studies get one name.
+        InputError: if a study cannot be read.
     """
     names = [bids_study_name(study.id) for study in studies]
     refuse_duplicates(names, "BIDS")
@@ -76,13 +77,24 @@ def write(folder: Path, studies: Sequence[Study]) -> None:
 def write_derivative(
     dataset: str | Path, study: str, labels: Volume, *, model: str, version: str, sources: Sequence[str] = ()
 ) -> Path:
-    """Writes what a model found in one study, into `derivatives/glimpseg` of a BIDS data set: the label map, its JSON
-    and its table, each whole or not at all. Returns the label map's path.
+    """Write the segmentation of one study into `derivatives/glimpseg` of a BIDS dataset.
 
-    `labels` holds `Label` values on the study's own grid. `model` and `version` name what found them; one such
-    folder holds the results of one model. `sources` are paths in the data set that the model was given.
+    The label map, its JSON and its table are each written atomically.
 
-    Raises: UsageError if the folder holds another model's results; OutputError when the disk refuses.
+    Args:
+        dataset: folder of the BIDS dataset.
+        study: id of the study.
+        labels: `Label` values on the study's native grid.
+        model: name of the model.
+        version: version of the model. One `derivatives/glimpseg` holds results of one model.
+        sources: paths in the dataset of the images that the model was given.
+
+    Returns:
+        Path of the label map.
+
+    Raises:
+        UsageError: if the folder holds results of another model.
+        OutputError: if writing fails.
     """
     root = Path(dataset) / DERIVATIVES / GENERATOR
     makers = [{"Name": GENERATOR, "Version": __version__}, {"Name": model, "Version": version}]
@@ -98,12 +110,12 @@ def _label_map(root: Path, name: str, labels: Volume, more: Mapping[str, Any]) -
     write_text(path.with_name(f"{stem}.tsv"), "\n".join(["index\tabbreviation\tname\tcolor", *rows]) + "\n")
     tree = {"Description": "Parts of a brain tumour", "SpatialReference": "orig", **more}
     write_json(path.with_name(f"{stem}.json"), tree)
-    nifti.write_labels(path, labels)  # last: where it lies, the others do
+    nifti.write_labels(path, labels)  # last: if it exists, the other two exist too
     return path
 
 
 def _describe(root: Path, kind: str, name: str, makers: Sequence[Mapping[str, str]]) -> None:
-    """Raises: UsageError if something else is described there."""
+    """Write a dataset description. Raises: UsageError if a different description exists."""
     path = root / DESCRIPTION
     tree: dict[str, Any] = {"Name": name, "BIDSVersion": BIDS_VERSION}
     tree["DatasetType"] = "raw" if kind == RAW else "derivative"
@@ -121,7 +133,7 @@ def _describe(root: Path, kind: str, name: str, makers: Sequence[Mapping[str, st
 
 
 def _participants(root: Path, ids: Mapping[str, str]) -> None:
-    """One row for each subject; their ids elsewhere, those of several visits joined."""
+    """Write the table of participants: one row per subject with the original ids of its studies."""
     subjects: dict[str, list[str]] = {}
     for name, study in ids.items():
         subjects.setdefault(name.split("_")[0], []).append(study)

@@ -1,8 +1,8 @@
-"""BraTS 2017 and later, FeTS: a folder for each study, its files named by their sequences.
+"""BraTS 2017 and later, FeTS: one folder per study, files named by sequence.
 
 BraTS 2017 to 2021 and FeTS: `ID/ID_{t1,t1ce,t2,flair,seg}.nii.gz`. BraTS 2023 and later:
-`ID/ID-{t1n,t1c,t2w,t2f,seg}.nii.gz`. Other spellings and bare names (`t1c.nii.gz` in a folder) are read too. A
-folder with at least one such file is a study; its id is the folder's name.
+`ID/ID-{t1n,t1c,t2w,t2f,seg}.nii.gz`. Other spellings and bare names (`t1c.nii.gz` in a folder) are read too. A folder
+with at least one such file is a study; its id is the folder's name.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.study import Study
 from glimpseg.volume import Grid, Volume, resample
 
-# Longest alias first, so that t1ce is not read as t1. `segm`: one BraTS 2020 case is named so by its release.
+# Longest alias first, so that t1ce is not read as t1. `segm`: the name in one BraTS 2020 case.
 _NAME = re.compile(
     rf"^(?P<id>.*?)(?P<joint>[-_]?)(?P<what>{'|'.join(sorted(ALIASES, key=len, reverse=True))}|segm?)\.nii(\.gz)?$",
     re.IGNORECASE | re.DOTALL,
 )
 _PEDIATRIC = re.compile(r"BraTS-PEDs?-", re.IGNORECASE)
-"""Ids of children: from 2024 on their labels are numbered in another order."""
+"""Ids of children; from 2024 on their labels have a different numbering."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How one family of releases names the files of a study."""
+    """File names of one family of releases."""
 
     name: str
-    """As `region.Convention.layouts` has it."""
+    """Name of the layout, as in `region.Convention.layouts`."""
     separator: str
     suffixes: Mapping[Modality, str]
 
     def file(self, study: str, what: Modality | None) -> str:
-        """The file of one modality, or of the reference for None, inside the study's folder."""
+        """Return the file name of one modality, or of the reference (None), inside the study's folder."""
         return f"{study}{self.separator}{'seg' if what is None else self.suffixes[what]}.nii.gz"
 
 
@@ -73,11 +73,11 @@ RELEASES = {
     "brats2023": (NAMINGS["brats2023"], CONVENTIONS["brats2023"]),
     "brats2024": (NAMINGS["brats2023"], CONVENTIONS["brats2024"]),
 }
-"""What can be written, by the name of a release: its file names and its label numbers."""
+"""Releases that can be written: file names and label numbers."""
 
 
 def release_named(release: str) -> tuple[Naming, Convention]:
-    """File names and label numbers of a release. Raises: UsageError."""
+    """Return file names and label numbers of a release. Raises: UsageError if it is unknown."""
     if release not in RELEASES:
         raise UsageError(f"'{release}' is not a layout that can be written. Choose one of {', '.join(RELEASES)}.")
     return RELEASES[release]
@@ -90,23 +90,31 @@ def write_study(
     reference: Volume | None,
     release: str,
 ) -> Path:
-    """Writes one study as a BraTS release would: LPS order, int16 images, the release's label numbers.
+    """Write one study as a BraTS release stores it: LPS order, int16 images, the release's label numbers.
 
-    Volumes must be whole-numbered and in RAS order, as the phantom makes them. Returns the study's folder.
+    Args:
+        folder: parent of the study's folder.
+        study: id of the study.
+        images: whole-numbered volumes in RAS order, as the phantom makes them.
+        reference: `Label` values on the same grid, or None.
+        release: a key of `RELEASES`.
+
+    Returns:
+        The study's folder.
     """
     naming, convention = release_named(release)
     place = Path(folder) / study
     with atomic_folder(place) as temporary:
         for modality, volume in images.items():
-            nifti.write_image(temporary / naming.file(study, modality), _as_brats(volume), np.int16)
+            nifti.write_image(temporary / naming.file(study, modality), _to_lps(volume), np.int16)
         if reference is not None:
             numbers = Volume(convention.write(reference.voxels), reference.affine)
-            nifti.write_labels(temporary / naming.file(study, None), _as_brats(numbers))
+            nifti.write_labels(temporary / naming.file(study, None), _to_lps(numbers))
     return place
 
 
 def write(release: str, folder: Path, studies: Iterable[Study]) -> None:
-    """Writes studies under a release's names and numbers; images and order of axes as they are."""
+    """Write studies under a release's names and label numbers; voxels and axis order stay as they are."""
     naming, convention = release_named(release)
     with atomic_folder(folder) as temporary:
         for study in studies:
@@ -121,12 +129,12 @@ def write(release: str, folder: Path, studies: Iterable[Study]) -> None:
 
 
 def recognises(place: FolderListing) -> bool:
-    """A folder with at least one file that is named by its sequence."""
+    """True if at least one file in the folder is named by its sequence."""
     return any(_NAME.match(name) for name in place.files)
 
 
 def read(kinds: Sequence[str], place: FolderListing) -> ReadResult:
-    """The study in one folder, as a list of none or one, if its names are of one of the `kinds`."""
+    """Read the study in one folder, if its file names are of one of the `kinds` of naming."""
     images: dict[Modality, Path] = {}
     references: list[Path] = []
     joints: set[str] = set()
@@ -140,28 +148,28 @@ def read(kinds: Sequence[str], place: FolderListing) -> ReadResult:
         if word.startswith("seg"):
             references.append(path)
         elif ALIASES[word] in images:
-            problem = _two(f"{ALIASES[word].title} images", images[ALIASES[word]], path)
+            problem = _describe_pair(f"{ALIASES[word].title} images", images[ALIASES[word]], path)
         else:
             images[ALIASES[word]] = path
     notes = broken_link_notes([path for path, _ in matches if is_broken_link(path)])
-    kind = _kind(images, joints)
+    kind = _naming_of(images, joints)
     if not images or kind not in kinds:
         return ReadResult(notes=notes)
-    reference_problem = _two("references", *references[:2]) if len(references) > 1 else ""
+    reference_problem = _describe_pair("references", *references[:2]) if len(references) > 1 else ""
     study = Study(printable(place.path.name), images, references[0] if references else None)
     numbering = "pediatric" if kind == "brats2023" and _PEDIATRIC.match(study.id) else kind
     entry = StudyEntry(study, kind, numbering, reference_problem=reference_problem, problem=problem)
     return ReadResult([entry], notes=notes)
 
 
-def _two(what: str, first: Path, second: Path) -> str:
+def _describe_pair(what: str, first: Path, second: Path) -> str:
     return (
         f"{printable(str(first.parent))} holds two {what}: {printable(first.name)} and {printable(second.name)}. "
         "Keep one study in a folder and one image of a sequence."
     )
 
 
-def _kind(images: Mapping[Modality, Path], joints: set[str]) -> str:
+def _naming_of(images: Mapping[Modality, Path], joints: set[str]) -> str:
     for naming in NAMINGS.values():
         expected = all(
             path.name.lower().split(".nii")[0].endswith(naming.separator + naming.suffixes[modality])
@@ -172,8 +180,8 @@ def _kind(images: Mapping[Modality, Path], joints: set[str]) -> str:
     return "brats"
 
 
-def _as_brats(volume: Volume) -> Volume:
-    """RAS voxels in the order of BraTS files: axes to the left, posterior, superior."""
+def _to_lps(volume: Volume) -> Volume:
+    """Return a RAS volume in the voxel order of BraTS files: axes to the left, posterior, superior."""
     ras = Grid(volume.voxels.shape, volume.affine)  # type: ignore[arg-type]
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
     flip[:2, 3] = np.array(ras.shape[:2]) - 1

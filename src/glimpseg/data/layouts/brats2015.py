@@ -28,47 +28,47 @@ _NAME = re.compile(
 _GRADES = ("HGG", "LGG")
 
 
-def recognises(place: FolderListing) -> bool:
-    """A patient's folder: its folders, or its files, are named by their sequences."""
-    below = any(_NAME.match(name) for name in place.folders)
-    return below or any((match := _NAME.match(name)) and match["end"] for name in place.files)
+def recognises(listing: FolderListing) -> bool:
+    """True if folders or files of a patient's folder are named by their sequences."""
+    below = any(_NAME.match(name) for name in listing.folders)
+    return below or any((match := _NAME.match(name)) and match["end"] for name in listing.files)
 
 
-def read(place: FolderListing) -> ReadResult:
-    """The study in one patient's folder."""
+def read(listing: FolderListing) -> ReadResult:
+    """Read the study in one patient's folder."""
     images: dict[Modality, Path] = {}
     references: list[Path] = []
     problem = ""
-    lost_ones: list[Path] = []
-    for path in _files(place):
+    broken_links: list[Path] = []
+    for path in _files(listing):
         match = _NAME.match(path.name)
         if match is None or not match["end"]:
             continue
         if is_broken_link(path):
-            lost_ones.append(path)
+            broken_links.append(path)
         elif match["reference"]:
             references.append(path)
         elif (modality := ALIASES[match["what"].lower()]) in images:
-            problem = _two(f"{modality.title} images", images[modality], path)
+            problem = _describe_pair(f"{modality.title} images", images[modality], path)
         else:
             images[modality] = path
     if not images:
-        return ReadResult(notes=broken_link_notes(lost_ones))
-    reference_problem = _two("references", *references[:2]) if len(references) > 1 else ""
-    grade = place.path.parent.name.upper()
-    name = printable(place.path.name)
+        return ReadResult(notes=broken_link_notes(broken_links))
+    reference_problem = _describe_pair("references", *references[:2]) if len(references) > 1 else ""
+    grade = listing.path.parent.name.upper()
+    name = printable(listing.path.name)
     study = Study(f"{grade}_{name}" if grade in _GRADES else name, images, references[0] if references else None)
     entry = StudyEntry(study, "brats2015", "brats2015", reference_problem=reference_problem, problem=problem)
-    return ReadResult([entry], notes=broken_link_notes(lost_ones))
+    return ReadResult([entry], notes=broken_link_notes(broken_links))
 
 
-def _files(place: FolderListing) -> list[Path]:
-    here = [place.path / name for name in place.files]
-    below = [place.path / name for name in place.folders if _NAME.match(name)]
+def _files(listing: FolderListing) -> list[Path]:
+    here = [listing.path / name for name in listing.files]
+    below = [listing.path / name for name in listing.folders if _NAME.match(name)]
     return sorted([*here, *(path for folder in below for path in folder.iterdir())])
 
 
-def _two(what: str, first: Path, second: Path) -> str:
+def _describe_pair(what: str, first: Path, second: Path) -> str:
     return f"Two {what} of one study: {printable(str(first))} and {printable(second.name)}. Move one of them away."
 
 

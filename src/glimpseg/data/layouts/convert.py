@@ -1,4 +1,4 @@
-"""Studies of one layout as another: what one tool left, the next can read."""
+"""Write studies of one layout in another."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from glimpseg.study import Study
 
 
 def write_studies(folder: str | Path, studies: Sequence[Study], layout: str) -> Path:
-    """Writes studies in a layout, the whole folder or nothing; returns it. Voxels and affines stay as they are, labels
-    are numbered as the layout has them.
+    """Write studies in a layout, atomically, and return the folder.
 
-    Raises: UsageError if the layout cannot be written, two studies have one id, or the folder holds files; InputError
-        for a study that cannot be read or stored so; OutputError when the disk refuses.
+    Voxels and affines stay as they are. Labels get the numbers of the layout.
+
+    Raises:
+        UsageError: if the layout cannot be written, two studies have one id, or the folder holds files.
+        InputError: if a study cannot be read or stored in this layout.
+        OutputError: if writing fails.
     """
     writer = layout_named(layout).write
     if writer is None:

@@ -1,4 +1,4 @@
-"""`dataset.json`, as the Medical Segmentation Decathlon and nnU-Net have it: channels and labels by number."""
+"""`dataset.json` of the Medical Segmentation Decathlon and nnU-Net: channels and labels by number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glimpseg.data.layouts.label_names import BACKGROUND, convention_of_labels, convention_of_regions
+from glimpseg.data.layouts.label_names import BACKGROUND_NAMES, convention_of_labels, convention_of_regions
 from glimpseg.data.layouts.layout import FolderListing, printable
 from glimpseg.errors import InputError
 from glimpseg.modality import ALIASES, Modality
@@ -21,11 +21,11 @@ MAXIMAL_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Description:
-    """What the file says."""
+    """Contents of a `dataset.json`."""
 
     path: Path
     channels: Mapping[int, Modality]
-    """Those that are sequences of ours."""
+    """Channel numbers of the four sequences."""
     others: tuple[str, ...]
     """Names of other channels."""
     convention: Convention | None
@@ -33,14 +33,14 @@ class Description:
     ending: str
 
 
-def holds_images(place: FolderListing) -> bool:
-    """Whether a folder has `dataset.json` and folders of images beside it."""
-    return NAME in place.files and any(name in place.folders for name in FOLDERS)
+def holds_images(listing: FolderListing) -> bool:
+    """True if a folder holds `dataset.json` and a folder of images."""
+    return NAME in listing.files and any(name in listing.folders for name in FOLDERS)
 
 
 def read_description(path: Path) -> Description:
-    """Raises: InputError if it is no such file, or its channels cannot be told."""
-    tree = _tree(path)
+    """Read a `dataset.json`. Raises: InputError if it is invalid or its channels are unknown."""
+    tree = _read_json(path)
     named = tree.get("channel_names", tree.get("modality"))
     if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):
         raise InputError(
@@ -73,7 +73,7 @@ def read_description(path: Path) -> Description:
     )
 
 
-def _tree(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAXIMAL_BYTES:
             raise ValueError("it is too long")
@@ -86,15 +86,15 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _convention(tree: Mapping[str, Any], path: Path) -> tuple[Convention | None, str]:
-    """What the labels mean, and else why that is not known."""
+    """Return the label convention, or None and the reason why it is unknown."""
     where = printable(str(path))
     try:
-        labels = _by_name(tree.get(LABELS))
+        labels = _labels_by_name(tree.get(LABELS))
         if any(isinstance(numbers, list) and len(numbers) > 1 for numbers in labels.values()):
             regions = {name: numbers if isinstance(numbers, list) else [numbers] for name, numbers in labels.items()}
-            return convention_of_regions(regions, _written(tree, labels)), ""
+            return convention_of_regions(regions, _written_numbers(tree, labels)), ""
         single = {numbers[0] if isinstance(numbers, list) else numbers: name for name, numbers in labels.items()}
-        # `ignore` is nnU-Net's word for voxels that are not annotated; where they occur the reference is refused.
+        # `ignore` is nnU-Net's name for voxels without annotation; a reference that holds them is refused.
         found = convention_of_labels({number: name for number, name in single.items() if name.lower() != "ignore"})
     except InputError as error:
         return None, f"{where}: {error}"
@@ -104,8 +104,8 @@ def _convention(tree: Mapping[str, Any], path: Path) -> tuple[Convention | None,
     return found, ""
 
 
-def _by_name(labels: Any) -> dict[str, int | list[int]]:
-    """Name to number or numbers, whichever way round the file has it."""
+def _labels_by_name(labels: Any) -> dict[str, int | list[int]]:
+    """Return the numbers of each label name; the file may map names to numbers or numbers to names."""
     if not isinstance(labels, dict) or not labels:
         raise InputError(
             "it does not name its labels ('labels'). Say what each number means: --labels 1=NCR,2=ED,3=ET."
@@ -124,10 +124,10 @@ def _by_name(labels: Any) -> dict[str, int | list[int]]:
     return named
 
 
-def _written(tree: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, int]:
-    """What nnU-Net writes for each region, in the order of writing."""
+def _written_numbers(tree: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number that nnU-Net writes for each region, in the order of writing."""
     order = tree.get("regions_class_order")
-    regions = [name for name in labels if name.lower() not in BACKGROUND and name.lower() != "ignore"]
+    regions = [name for name in labels if name.lower() not in BACKGROUND_NAMES and name.lower() != "ignore"]
     if not isinstance(order, list) or len(order) != len(regions) or not all(isinstance(n, int) for n in order):
         raise InputError(
             "region-based labels need a 'regions_class_order' of as many numbers as there are regions. Add it."

@@ -1,4 +1,4 @@
-"""The Medical Segmentation Decathlon: `imagesTr/BRATS_001.nii.gz`, all sequences in one four-dimensional file."""
+"""Medical Segmentation Decathlon: `imagesTr/BRATS_001.nii.gz`, all sequences in one four-dimensional file."""
 
 from __future__ import annotations
 
@@ -20,43 +20,46 @@ from glimpseg.data.layouts.nnunet import is_channel_file
 from glimpseg.study import Frame, Study
 
 
-def recognises(place: FolderListing) -> bool:
-    """`dataset.json` beside images that are not numbered by channel."""
-    if not holds_images(place):
+def recognises(listing: FolderListing) -> bool:
+    """True if the folder holds `dataset.json` and images that are not numbered by channel."""
+    if not holds_images(listing):
         return False
-    names = [path.name for folder in FOLDERS if folder in place.folders for path in images_in(place.path / folder)]
+    names = [path.name for folder in FOLDERS if folder in listing.folders for path in images_in(listing.path / folder)]
     return bool(names) and not any(map(is_channel_file, names))
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Its NIfTI files; those of the Finder (`._BRATS_001.nii.gz`, as the archives have them) aside."""
+    """Return the NIfTI files of a folder, without hidden files.
+
+    The published archives hold hidden files of macOS, such as `._BRATS_001.nii.gz`.
+    """
     return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
 
 
-def read(place: FolderListing) -> ReadResult:
-    """All studies of the data set. Raises: InputError as `read_description`."""
-    told = read_description(place.path / NAME)
-    entries, lost_ones, notes = [], [], []
+def read(listing: FolderListing) -> ReadResult:
+    """Read all studies of the dataset. Raises: InputError as `read_description`."""
+    description = read_description(listing.path / NAME)
+    entries, broken_links, notes = [], [], []
     for images, labels in FOLDERS.items():
-        if images not in place.folders:
+        if images not in listing.folders:
             continue
-        for path in images_in(place.path / images):
+        for path in images_in(listing.path / images):
             if is_broken_link(path):
-                lost_ones.append(path)
+                broken_links.append(path)
                 continue
-            reference = place.path / labels / path.name
-            entries.append(_entry(path, reference if reference.is_file() else None, told))
-    if told.others:
+            reference = listing.path / labels / path.name
+            entries.append(_entry(path, reference if reference.is_file() else None, description))
+    if description.others:
         notes.append(
-            f"Other channels than the four sequences were left aside: {', '.join(map(printable, told.others))}."
+            f"Channels other than the four sequences were ignored: {', '.join(map(printable, description.others))}."
         )
-    return ReadResult(entries, notes=[*notes, *broken_link_notes(lost_ones)])
+    return ReadResult(entries, notes=[*notes, *broken_link_notes(broken_links)])
 
 
-def _entry(path: Path, reference: Path | None, told: Description) -> StudyEntry:
-    images = {modality: Frame(path, number) for number, modality in told.channels.items()}
-    study = Study(printable(stem_of(path.name)), images, reference, told.convention)
-    return StudyEntry(study, "msd", "msd", told.label_problem)
+def _entry(path: Path, reference: Path | None, description: Description) -> StudyEntry:
+    images = {modality: Frame(path, number) for number, modality in description.channels.items()}
+    study = Study(printable(stem_of(path.name)), images, reference, description.convention)
+    return StudyEntry(study, "msd", "msd", description.label_problem)
 
 
 LAYOUT = Layout("msd", "dataset.json, imagesTr/BRATS_001.nii.gz (4-D), labelsTr", recognises, read)

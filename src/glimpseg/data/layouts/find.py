@@ -1,4 +1,4 @@
-"""Studies in a folder of any layout, each with the files it has and the convention of its labels."""
+"""Find the studies in a folder of any layout, with their files and the convention of their labels."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from glimpseg.study import Study
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-_RECOGNISED = (
+_AUTO_LAYOUTS = (
     manifest.LAYOUT, nnunet.LAYOUT, decathlon.LAYOUT, bids.LAYOUT, brats2015.LAYOUT, brats.ANY,
 )  # fmt: skip
-"""What `auto` tells apart; `brats` has both namings."""
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_RECOGNISED, brats.BRATS2021, brats.BRATS2023)}
+"""Layouts that `auto` recognises; `brats` covers both namings of BraTS."""
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_AUTO_LAYOUTS, brats.BRATS2021, brats.BRATS2023)}
 
 RESULT_FILES = frozenset({RECORD, COMPARISON, "run.json"})
-"""Files by which `evaluate`, `compare` and `segment` mark their folders."""
-MAXIMAL_NAMED = 10
-"""Problems that one message lists."""
+"""Files that mark result folders of `evaluate`, `compare` and `segment`."""
+MOST_LISTED = 10
+"""Largest number of problems that one message lists."""
 
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What a folder holds, before anything is refused."""
+    """Studies and notes found below a folder, before anything is refused."""
 
     folder: Path
     entries: Sequence[StudyEntry]
@@ -45,12 +45,12 @@ class FolderContents:
 
     @property
     def problems(self) -> list[str]:
-        """What keeps studies from being used."""
+        """Reasons why studies cannot be used, each once."""
         return list(dict.fromkeys(entry.problem for entry in self.entries if entry.problem))
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """Of its studies; several only among the spellings of BraTS."""
+        """Names of the layouts of its studies; more than one only for spellings of BraTS."""
         return tuple(sorted({entry.layout for entry in self.entries}))
 
 
@@ -61,15 +61,22 @@ def find_studies(
     labels: str | None = None,
     references: Literal["optional", "required", "ignored"] = "optional",
 ) -> list[Study]:
-    """All studies below `folder`, sorted by id, each with the files it has; without their references if those are
-    ignored, which then may be of several conventions, or broken. A manifest may be given itself.
+    """Find all studies below `folder`, sorted by id, each with the files that exist.
 
-    `layout` is one of `LAYOUTS`, or `auto`: it is recognised from what is there. The label convention is what the data
-    set says of its labels; where it says nothing, it is read from the layout and the numbers of *all* references
-    together. `labels` names it instead, as `region.convention_named` takes it.
+    The label convention is taken from the dataset if it defines its labels. Otherwise it is detected from the layout
+    and the label numbers of *all* references together.
 
-    Raises: InputError when nothing is found, in several layouts, when two studies share an id, a study has two images
-        of one sequence, or the labels' meaning is in doubt; UsageError for an unknown `layout` or `labels`.
+    Args:
+        folder: folder of studies, or a manifest (a table of studies).
+        layout: a key of `LAYOUTS`, or `auto` to recognise the layout.
+        labels: name of the label convention, as for `region.convention_named`; None detects it.
+        references: "required" skips studies without a reference. "ignored" drops all references, which may then have
+            several conventions or be damaged.
+
+    Raises:
+        InputError: if no study is found, several layouts are found, two studies share an id, a study has two images of
+            one sequence, or the meaning of the labels is unclear.
+        UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)
     for note in found.notes:
@@ -84,19 +91,23 @@ def find_studies(
             replace(e, study=replace(e.study, reference=None, convention=None), reference_problem="") for e in entries
         ]
     if not entries:
-        raise InputError(_nothing(found.folder, layout, " with a reference" if references == "required" else ""))
+        raise InputError(_nothing_found(found.folder, layout, " with a reference" if references == "required" else ""))
     return sorted(with_conventions(entries, labels, found.folder), key=lambda study: study.id)
 
 
 def find_usable(folder: str | Path, *, layout: str = AUTO) -> tuple[list[Study], dict[str, str]]:
-    """As `find_studies` without references, but a study with a problem stops none of the others: it stands, by its id,
-    among the problems that are returned with the rest.
+    """Find all studies without references, and collect the problems of unusable studies instead of raising.
 
-    Raises: InputError when there is no study at all, or several layouts; UsageError for an unknown `layout`.
+    Returns:
+        Usable studies sorted by id, and the problem of each other study by its id.
+
+    Raises:
+        InputError: if there is no study at all, or several layouts.
+        UsageError: for an unknown `layout`.
     """
     found = read_folder(Path(folder), layout)
     if not found.entries:
-        raise InputError(_nothing(found.folder, layout, ""))
+        raise InputError(_nothing_found(found.folder, layout, ""))
     for note in found.notes:
         log.warning("%s", note)
     good = [replace(e.study, reference=None, convention=None) for e in found.entries if not e.problem]
@@ -105,40 +116,45 @@ def find_usable(folder: str | Path, *, layout: str = AUTO) -> tuple[list[Study],
 
 
 def read_folder(folder: Path, layout: str) -> FolderContents:
-    """Everything below a folder, or in a manifest, of one layout. Nothing is read but names and small text files.
+    """Read everything below a folder, or in a manifest, as one layout. Only names and small text files are read.
 
-    Raises: InputError if there is no such folder, or it holds studies of several layouts; UsageError for an unknown
-        `layout`.
+    Raises:
+        InputError: if there is no such folder, or it holds several layouts.
+        UsageError: for an unknown `layout`.
     """
-    known = _RECOGNISED if layout == AUTO else (layout_named(layout),)
+    known = _AUTO_LAYOUTS if layout == AUTO else (layout_named(layout),)
     folder = folder.absolute()
     if folder.is_file() and folder.suffix.lower() in manifest.SUFFIXES and manifest.LAYOUT in known:
         readings = [(manifest.LAYOUT, folder, manifest.read_manifest(folder))]
     elif folder.is_dir():
-        readings = [(which, place.path, which.read(place)) for which, place in _places(folder, known)]
+        readings = [(which, place.path, which.read(place)) for which, place in _recognised_folders(folder, known)]
     else:
         raise InputError(f"{folder} is not a folder. Give the folder that holds the studies, or a manifest.")
     _refuse_mixed_layouts(readings)
     entries = [entry for _, _, reading in readings for entry in reading.entries]
     return FolderContents(
         folder,
-        _twins_told(entries),
+        _mark_duplicates(entries),
         frozenset(path for _, _, reading in readings for path in reading.set_aside),
-        _together([note for _, _, reading in readings for note in reading.notes]),
+        _deduplicated([note for _, _, reading in readings for note in reading.notes]),
     )
 
 
 def layout_named(name: str) -> Layout:
-    """One of `LAYOUTS`. Raises: UsageError."""
+    """Return the layout of this name. Raises: UsageError if it is unknown."""
     if name not in LAYOUTS:
         raise UsageError(f"'{name}' is not a layout. Choose one of {AUTO}, {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]
 
 
 def with_conventions(entries: Sequence[StudyEntry], labels: str | None, folder: Path) -> list[Study]:
-    """The studies, each with the convention of its reference; None for all if there is neither a reference nor a name.
+    """Return the studies with the convention of their references.
 
-    Raises: InputError when a reference's meaning is in doubt; UsageError for an unknown `labels`.
+    The convention is None for all studies if there is neither a reference nor a name in `labels`.
+
+    Raises:
+        InputError: if the meaning of a reference's labels is unclear.
+        UsageError: for an unknown `labels`.
     """
     if labels is not None:
         named = convention_named(labels)
@@ -149,21 +165,24 @@ def with_conventions(entries: Sequence[StudyEntry], labels: str | None, folder: 
     if reference_problems:
         raise InputError(join_problems(reference_problems))
     unnamed = [entry for entry in entries if entry.study.convention is None]
-    convention = _detected(unnamed, folder)
+    convention = _detect_convention(unnamed, folder)
     return [replace(e.study, convention=e.study.convention or convention) for e in entries]
 
 
 def join_problems(problems: Sequence[str]) -> str:
-    """Problems as one message, the first ten in full."""
-    rest = len(problems) - MAXIMAL_NAMED
-    return "\n".join([*problems[:MAXIMAL_NAMED], *([f"... and {rest} more of this kind."] if rest > 0 else [])])
+    """Join problems to one message; only the first ten are listed."""
+    rest = len(problems) - MOST_LISTED
+    return "\n".join([*problems[:MOST_LISTED], *([f"... and {rest} more of this kind."] if rest > 0 else [])])
 
 
 def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
-    """All folders below, links followed, each once (a link to a parent, say), and none that glimpseg made of other
-    studies; with each the list of folders to go on to, from which may be taken away."""
+    """Yield all folders below with their list of subfolders, from which the caller may remove some.
+
+    Links are followed, and each folder is visited once, so a link to a parent ends. Result folders of glimpseg are
+    skipped.
+    """
     seen: set[Path] = set()
-    for place, below, files in os.walk(folder, followlinks=True, onerror=_closed):
+    for place, below, files in os.walk(folder, followlinks=True, onerror=_warn_unreadable):
         real = Path(place).resolve()
         if real in seen or RESULT_FILES.intersection(files):
             below.clear()
@@ -173,11 +192,11 @@ def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
         yield FolderListing(Path(place), tuple(below), tuple(name for name in files if not name.startswith("."))), below
 
 
-def _closed(error: OSError) -> None:
-    log.warning("%s could not be looked into (%s).", printable(Path(str(error.filename)).name), error.strerror)
+def _warn_unreadable(error: OSError) -> None:
+    log.warning("%s could not be opened (%s).", printable(Path(str(error.filename)).name), error.strerror)
 
 
-def _places(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, FolderListing]]:
+def _recognised_folders(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, FolderListing]]:
     for place, below in walk_folders(folder):
         recognised = [layout for layout in known if layout.recognises(place)]
         whole = [layout for layout in recognised if layout.owns_subfolders]
@@ -205,39 +224,39 @@ def _refuse_mixed_layouts(readings: Sequence[tuple[Layout, Path, ReadResult]]) -
         )
 
 
-def _together(notes: Sequence[str]) -> list[str]:
-    """Each once; more than a few of single folders are counted."""
+def _deduplicated(notes: Sequence[str]) -> list[str]:
+    """Return each note once; notes beyond the first ten are only counted."""
     unique = list(dict.fromkeys(notes))
-    rest = len(unique) - MAXIMAL_NAMED
-    return [*unique[:MAXIMAL_NAMED], *([f"... and {rest} more notes of this kind."] if rest > 0 else [])]
+    rest = len(unique) - MOST_LISTED
+    return [*unique[:MOST_LISTED], *([f"... and {rest} more notes of this kind."] if rest > 0 else [])]
 
 
-def _twins_told(entries: Sequence[StudyEntry]) -> list[StudyEntry]:
-    """The same entries; of those that share an id, each says so."""
+def _mark_duplicates(entries: Sequence[StudyEntry]) -> list[StudyEntry]:
+    """Return the entries with a problem added to those that share an id."""
     named: dict[str, list[Study]] = {}
     for entry in entries:
         named.setdefault(entry.study.id, []).append(entry.study)
     return [
-        replace(entry, problem=entry.problem or _twins(named[entry.study.id]))
+        replace(entry, problem=entry.problem or _duplicate_problem(named[entry.study.id]))
         if len(named[entry.study.id]) > 1
         else entry
         for entry in entries
     ]
 
 
-def _twins(studies: Sequence[Study]) -> str:
+def _duplicate_problem(studies: Sequence[Study]) -> str:
     places = [printable(str(next(iter(study.images.values()), ""))) for study in studies[:2]]
     return f"Two studies are called {studies[0].id}: {places[0]} and {places[1]}. Rename one of them."
 
 
-def _nothing(folder: Path, layout: str, which: str) -> str:
-    expected = [LAYOUTS[layout]] if layout != AUTO else _RECOGNISED
+def _nothing_found(folder: Path, layout: str, which: str) -> str:
+    expected = [LAYOUTS[layout]] if layout != AUTO else _AUTO_LAYOUTS
     looks = "; ".join(f"{one.name}: {one.example}" for one in reversed(expected))
     return f"No study{which} was found below {printable(str(folder))}. Expected one of these: {looks}."
 
 
-def _detected(entries: Sequence[StudyEntry], folder: Path) -> Convention | None:
-    """By the numbers of all references together."""
+def _detect_convention(entries: Sequence[StudyEntry], folder: Path) -> Convention | None:
+    """Detect the convention from the label numbers of all references together."""
     having = [(e.study.reference, e.numbering) for e in entries if isinstance(e.study.reference, Path)]
     if not having:
         return None
@@ -248,14 +267,17 @@ def _detected(entries: Sequence[StudyEntry], folder: Path) -> Convention | None:
             "the same. Read each apart, or name the convention (--labels)."
         )
     numbers = {path: set(np.unique(nifti.read_labels(path).voxels).tolist()) for path, _ in having}
-    _refuse_mixed(numbers)
+    _refuse_mixed_conventions(numbers)
     pooled = set[int]().union(*numbers.values())
     return detect_convention(pooled, numberings.pop(), f"{printable(str(folder))} ({len(having)} references)")
 
 
-def _refuse_mixed(numbers: Mapping[Path, set[int]]) -> None:
-    """3 in some references, 4 in others and both in none: more likely two conventions of enhancing tumour than BraTS
-    2024, where most patients with a cavity have enhancing tumour, too."""
+def _refuse_mixed_conventions(numbers: Mapping[Path, set[int]]) -> None:
+    """Check that references do not hold 3 in some, 4 in others, and both in none.
+
+    Such references more likely mix two conventions of enhancing tumour than follow BraTS 2024. There, most patients
+    with a cavity have enhancing tumour too. Raises: InputError.
+    """
     having = {number: [path for path, found in numbers.items() if number in found] for number in (3, 4)}
     if having[3] and having[4] and not set(having[3]) & set(having[4]):
         raise InputError(

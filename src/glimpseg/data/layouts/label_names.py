@@ -1,4 +1,4 @@
-"""What a data set's own words say of its labels: `dataset.json` and `dseg.tsv` name each number."""
+"""Label names to conventions: what the names in `dataset.json` and `dseg.tsv` mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping
 from glimpseg.errors import InputError
 from glimpseg.region import Convention, Label, Region, convention_of
 
-BACKGROUND = frozenset({"background", "bg", "backgroundandotherbrain", "everythingelse", "unlabeled", "unlabelled"})
+BACKGROUND_NAMES = frozenset(
+    {"background", "bg", "backgroundandotherbrain", "everythingelse", "unlabeled", "unlabelled"}
+)
 _LABELS = {
     Label.NCR: (
         "ncr net netc ncrnet nc necrosis necrotic necroticcore necrotictumorcore nonenhancing nonenhancingtumor "
@@ -24,21 +26,26 @@ _LABELS = {
     Label.ET: "et enhancing enhancingtumor enhancingcore enhancingtissue contrastenhancingtumor activetumor",
     Label.RC: "rc resectioncavity cavity surgicalcavity",
 }
-LABELS = {word: label for label, spelled in _LABELS.items() for word in spelled.split()}
-"""Spellings of a label, as `_plain` leaves them."""
-REGIONS = {
+LABEL_SPELLINGS = {word: label for label, spelled in _LABELS.items() for word in spelled.split()}
+"""Spellings of the labels, in the form that `_normalised` returns."""
+REGION_SPELLINGS = {
     "wt": Region.WT, "whole": Region.WT, "wholetumor": Region.WT,
     "tc": Region.TC, "core": Region.TC, "tumorcore": Region.TC,
 }  # fmt: skip
-"""Spellings of the regions that are no labels."""
+"""Spellings of the regions that are not single labels."""
 
 
 def convention_of_labels(names: Mapping[int, str]) -> Convention | None:
-    """The convention of a data set that names each number; None if no name is one of a tumour's parts.
+    """Return the convention of a dataset that names each number; None if no name is a part of a tumour.
 
-    Raises: InputError if some are and others are not.
+    Raises:
+        InputError: if some names are parts of a tumour and others are not.
     """
-    found = {number: LABELS.get(_plain(name)) for number, name in names.items() if _plain(name) not in BACKGROUND}
+    found = {
+        number: LABEL_SPELLINGS.get(_normalised(name))
+        for number, name in names.items()
+        if _normalised(name) not in BACKGROUND_NAMES
+    }
     unknown = sorted(names[number] for number, label in found.items() if label is None)
     if found and len(unknown) == len(found):
         return None
@@ -51,47 +58,58 @@ def convention_of_labels(names: Mapping[int, str]) -> Convention | None:
 
 
 def convention_of_regions(regions: Mapping[str, Collection[int]], order: Mapping[str, int]) -> Convention:
-    """The convention of nnU-Net's region-based labels: the numbers that each region unites. `order` is what nnU-Net
-    writes for a region, later ones over earlier ones; it has to agree.
+    """Return the convention of nnU-Net's region-based labels.
 
-    Raises: InputError if they leave the meaning of a number in doubt.
+    Args:
+        regions: the label numbers that each region unites.
+        order: the number that nnU-Net writes for each region; later ones overwrite earlier ones. It must agree with
+            `regions`.
+
+    Raises:
+        InputError: if the meaning of a number is unclear.
     """
-    named = {_plain(name): set(numbers) for name, numbers in regions.items() if _plain(name) not in BACKGROUND}
-    unknown = sorted(name for name in named if name not in REGIONS and name not in LABELS)
+    named = {
+        _normalised(name): set(numbers)
+        for name, numbers in regions.items()
+        if _normalised(name) not in BACKGROUND_NAMES
+    }
+    unknown = sorted(name for name in named if name not in REGION_SPELLINGS and name not in LABEL_SPELLINGS)
     if unknown:
-        raise _unclear(f"it names the regions {', '.join(unknown)}")
-    united = {REGIONS[name]: numbers for name, numbers in named.items() if name in REGIONS}
-    alone = {LABELS[name]: numbers for name, numbers in named.items() if name in LABELS}
+        raise _unclear_regions(f"it names the regions {', '.join(unknown)}")
+    united = {REGION_SPELLINGS[name]: numbers for name, numbers in named.items() if name in REGION_SPELLINGS}
+    alone = {LABEL_SPELLINGS[name]: numbers for name, numbers in named.items() if name in LABEL_SPELLINGS}
     meaning = {}
     for number in sorted(set[int]().union(*named.values())):
-        meaning[number] = _part(number, united, alone)
+        meaning[number] = _label_of_number(number, united, alone)
         written = [order[name] for name in order if number in regions.get(name, ())]
         if written and written[-1] != number:
-            raise _unclear(f"regions_class_order writes {written[-1]} where the regions say {number}")
+            raise _unclear_regions(f"regions_class_order writes {written[-1]} where the regions say {number}")
     return convention_of(meaning)
 
 
-def _part(number: int, united: Mapping[Region, Collection[int]], alone: Mapping[Label, Collection[int]]) -> Label:
+def _label_of_number(
+    number: int, united: Mapping[Region, Collection[int]], alone: Mapping[Label, Collection[int]]
+) -> Label:
     own = [label for label, numbers in alone.items() if number in numbers]
     if len(own) > 1:
-        raise _unclear(f"{number} is in {' and in '.join(label.name for label in own)}")
+        raise _unclear_regions(f"{number} is in {' and in '.join(label.name for label in own)}")
     if own:
         return own[0]
-    # What is left of a region is one label only if everything inside it is named.
+    # The rest of a region is one label only if all parts inside the region are named.
     if number in united.get(Region.TC, ()) and Label.ET in alone:
         return Label.NCR
     if number in united.get(Region.WT, ()) and Region.TC in united and number not in united[Region.TC]:
         return Label.ED
-    raise _unclear(f"{number} may be more than one part of the tumour")
+    raise _unclear_regions(f"{number} may be more than one part of the tumour")
 
 
-def _unclear(why: str) -> InputError:
+def _unclear_regions(why: str) -> InputError:
     return InputError(
         f"The data set's regions do not say what its labels mean: {why}. Say it yourself: --labels 1=NCR,2=ED,3=ET."
     )
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     text = name.lower().replace("tumour", "tumor").replace("oedema", "edema")
     text = re.sub(r"\b(and|the|of|gd|gadolinium|label)\b", " ", text.replace("_", " "))
     return re.sub(r"[^a-z0-9]", "", text)

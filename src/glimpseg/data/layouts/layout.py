@@ -1,4 +1,4 @@
-"""What every layout offers: it recognises a folder, reads the studies in it, and perhaps writes some."""
+"""Interface of a layout: recognise a folder, read its studies, and optionally write studies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from glimpseg.study import Study
 
 NIFTI = (".nii.gz", ".nii")
 IMAGES = (*NIFTI, ".mha")
-"""What a study's file may end in."""
+"""File endings of images that are read."""
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """A folder, and the names of what lies in it; those that begin with a dot aside."""
+    """A folder and the names of the folders and files in it, without those that begin with a dot."""
 
     path: Path
     folders: tuple[str, ...]
@@ -26,61 +26,71 @@ class FolderListing:
 
 @dataclass(frozen=True)
 class StudyEntry:
-    """A study as it was found. It has a convention if its data set says what its labels mean."""
+    """A study as a layout found it, with its label numbering and problems.
+
+    The study has a convention if its dataset says what its label numbers mean.
+    """
 
     study: Study
     layout: str
-    """The name that screens and `--layout` give it."""
+    """Name of the layout on screens and in `--layout`."""
     numbering: str
-    """Which conventions its reference may follow otherwise: those with this word among `Convention.layouts`."""
+    """Key to the candidate conventions if the dataset names none: those with this word in `Convention.layouts`."""
     reference_problem: str = ""
-    """Why its reference cannot be used, if so: there are two, or the data set's words about labels say too little."""
+    """Reason why the reference cannot be used; "" if there is none.
+
+    Examples: there are two references, or the dataset does not define its labels.
+    """
     problem: str = ""
-    """Why it cannot be used at all, if so, and what to do."""
+    """Reason why the study cannot be used, and what to do. "" if there is none."""
 
 
 @dataclass(frozen=True)
 class ReadResult:
-    """What one folder gave."""
+    """Studies that a layout read from one folder."""
 
     entries: Sequence[StudyEntry] = ()
     set_aside: Sequence[Path] = ()
-    """Images that were used without being a study's own, or left aside on purpose."""
+    """Images that belong to no study but are known: anatomical label maps, for example."""
     notes: Sequence[str] = ()
-    """What was left aside, and why."""
+    """Messages about ignored files."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay out studies in folders."""
+    """One way to arrange studies in folders."""
 
     name: str
     example: str
-    """What its folders look like, for messages."""
+    """Example of its folders and files, for messages."""
     recognises: Callable[[FolderListing], bool]
-    """From names alone, or the head of one small text file."""
+    """True if a folder has this layout; judged by names, or by the head of one small text file."""
     read: Callable[[FolderListing], ReadResult]
-    """All studies of a folder that it recognises. Raises: InputError if none can be read."""
+    """Read all studies of a folder that `recognises` accepts. Raises: InputError if none can be read."""
     owns_subfolders: bool = True
-    """Whether everything below such a folder belongs to it, too."""
+    """True if everything below such a folder belongs to it."""
     write: Callable[[Path, Sequence[Study]], None] | None = None
-    """Writes studies whose images are volumes and whose references hold `Label` values, all or nothing; None: not
-    offered."""
+    """Write studies atomically; None if this layout cannot be written.
+
+    Images are volumes, references hold `Label` values.
+    """
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be printed and stored: bytes that are no UTF-8, and control characters, become
-    `_x` and their code."""
+    """Return a file name as printable text.
+
+    Bytes that are not UTF-8, and control characters, become `_x` and their code.
+    """
     return "".join(char if char.isprintable() else f"_x{ord(char) & 0xFF:02x}" for char in name)
 
 
 def stem_of(name: str) -> str:
-    """A file's name without `.nii.gz` or the like."""
+    """Return a file name without its image ending (`.nii.gz`, `.nii`, `.mha`)."""
     return next((name[: -len(end)] for end in IMAGES if name.lower().endswith(end)), name)
 
 
 def usable_id(name: str) -> str:
-    """A study's id as it was given, if results can be named by it. Raises: InputError."""
+    """Return a study's id if files can be named by it. Raises: InputError if not."""
     if not name.strip() or name != printable(name) or re.search(r'[/\\:*?"<>|]', name) or name.startswith("."):
         raise InputError(
             f"'{printable(name)}' cannot be a study's id: files are named by it. Use letters, digits, '-', '_' and '.'."
@@ -89,22 +99,22 @@ def usable_id(name: str) -> str:
 
 
 def is_broken_link(path: Path) -> bool:
-    """Whether it is a link to what is not there, as git-annex leaves of content that was not fetched."""
+    """True if the path is a link without a target, as git-annex leaves it for content that was not fetched."""
     return path.is_symlink() and not path.exists()
 
 
 def broken_link_notes(paths: Sequence[Path]) -> list[str]:
-    """A note on links that lead nowhere; none for none."""
+    """Return a list with one message about broken links, or an empty list."""
     if not paths:
         return []
     first = printable(paths[0].name)
     return [
-        f"{len(paths)} files are links that lead nowhere ({first}); they count as missing. Was their content fetched?"
+        f"{len(paths)} files are links without a target ({first}); they count as missing. Was their content fetched?"
     ]
 
 
 def refuse_duplicates(ids: Sequence[str], what: str) -> None:
-    """Raises: UsageError if two studies would be written under one name."""
+    """Check that no two studies get one name. Raises: UsageError if they do."""
     twins = sorted({name for name in ids if ids.count(name) > 1})
     if twins:
         raise UsageError(f"Two studies would be called {twins[0]} in {what}. Give one of them another id.")

@@ -1,7 +1,8 @@
-"""A table of studies, CSV or TSV: `study, t1, t1c, t2, flair, seg`, a blank for what is absent.
+"""Manifest: a table of studies (CSV or TSV) with the columns `study, t1, t1c, t2, flair, seg`.
 
-Sequences may be spelled as in `modality.ALIASES`; further columns of ours are `brain` (a mask) and `convention` (how to
-read `seg`). Paths are relative to the table's folder; `a.nii.gz#2` is the third volume of a four-dimensional file.
+A blank cell is an absent file. Sequences may be spelled as in `modality.ALIASES`. Further columns are `brain` (a mask)
+and `convention` (label numbering of `seg`). Paths are relative to the table's folder. `a.nii.gz#2` is the third volume
+of a four-dimensional file.
 """
 
 from __future__ import annotations
@@ -30,32 +31,35 @@ _COLUMNS = {
     "convention": _CONVENTION,
 }
 _HEAD_BYTES = 1 << 16
-"""Of the beginning of a table, by which it is recognised."""
+"""Bytes read from the beginning of a table to recognise it."""
 
 
-def recognises(place: FolderListing) -> bool:
-    """A folder with a table whose columns are a study and sequences, and whose cells are images."""
-    return bool(_manifests(place))
+def recognises(listing: FolderListing) -> bool:
+    """True if the folder holds a table with columns of studies and sequences and with image files in its cells."""
+    return bool(_find_manifests(listing))
 
 
-def read(place: FolderListing) -> ReadResult:
-    """All studies of the one manifest in a folder. Raises: InputError if there are more."""
-    found = _manifests(place)
+def read(listing: FolderListing) -> ReadResult:
+    """Read all studies of the one manifest in a folder. Raises: InputError if there are several manifests."""
+    found = _find_manifests(listing)
     if len(found) > 1:
         names = ", ".join(printable(path.name) for path in found)
-        raise InputError(f"{printable(str(place.path))} holds {len(found)} manifests: {names}. Give the path of one.")
+        raise InputError(f"{printable(str(listing.path))} holds {len(found)} manifests: {names}. Give the path of one.")
     return read_manifest(found[0])
 
 
 def read_manifest(path: Path) -> ReadResult:
-    """All studies of a manifest. Raises: InputError if it is none, naming the row for what is wrong in one."""
+    """Read all studies of a manifest. Raises: InputError if it is no manifest.
+
+    A bad row becomes a problem of its study, which names the row.
+    """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = list(_rows(file))
     except (OSError, csv.Error) as error:
         raise InputError(f"{printable(str(path))} cannot be read as a table ({error}). Save it as CSV.") from error
     if not rows or not rows[0]:
-        raise InputError(f"{printable(str(path))} is empty. {_WANTED}")
+        raise InputError(f"{printable(str(path))} is empty. {_EXPECTED}")
     columns = _columns(rows[0], path)
     entries = []
     for number, row in enumerate(rows[1:], 2):
@@ -67,14 +71,16 @@ def read_manifest(path: Path) -> ReadResult:
             problem = printable(f"{path.name}, row {number}: {error}")
             entries.append(StudyEntry(Study(f"row-{number}", {}), "manifest", "brats", problem=problem))
     unused = [printable(name) for index, name in enumerate(rows[0]) if index not in columns]
-    notes = [f"{printable(path.name)}: columns that were not used: {', '.join(unused)}."] if unused else []
+    notes = [f"{printable(path.name)}: unused columns: {', '.join(unused)}."] if unused else []
     return ReadResult(entries, notes=notes)
 
 
 def write_manifest(path: str | Path, studies: Sequence[Study]) -> None:
-    """Writes a CSV or TSV of studies whose images are files; relative paths where they lie below its folder.
+    """Write a CSV or TSV of studies whose images are files. Paths below the table's folder are written relative to it.
 
-    Raises: UsageError for a study whose images are no files; OutputError when the disk refuses.
+    Raises:
+        UsageError: if an image of a study is not a file.
+        OutputError: if writing fails.
     """
     path = Path(path)
     text = io.StringIO()
@@ -99,13 +105,16 @@ def _cell(part: Volume | Path | Frame | None, folder: Path, study: str) -> str:
     return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
 
 
-_WANTED = (
+_EXPECTED = (
     "A manifest has the columns study, t1, t1c, t2, flair, seg; those of absent sequences may be missing or blank."
 )
 
 
 def _rows(file: Iterable[str]) -> Iterator[list[str]]:
-    """Cells, by whichever of tab, semicolon and comma the first line has most of."""
+    """Yield the cells of each row.
+
+    The delimiter is whichever of tab, semicolon and comma is most frequent in the first line.
+    """
     lines = iter(file)
     first = next(lines, "")
     delimiter = max("\t;,", key=first.count)
@@ -113,7 +122,7 @@ def _rows(file: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
-    """What each column holds, by its index; those of others left out."""
+    """Return the meaning of each known column by its index."""
     found: dict[int, str | Modality] = {}
     for index, name in enumerate(names):
         plain = name.strip().lower()
@@ -123,7 +132,7 @@ def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
         if what is not None:
             found[index] = what
     if _STUDY not in found.values() or not any(isinstance(what, Modality) for what in found.values()):
-        raise InputError(f"{printable(str(path))} has the columns {', '.join(map(printable, names))}. {_WANTED}")
+        raise InputError(f"{printable(str(path))} has the columns {', '.join(map(printable, names))}. {_EXPECTED}")
     return found
 
 
@@ -145,7 +154,7 @@ def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Pa
 
 
 def _image(folder: Path, cell: str) -> Path | Frame:
-    """`a.nii.gz#2` is the third volume of that file, unless a file is called so."""
+    """Return the file, or one volume of it: `a.nii.gz#2` is the third volume, unless a file has this name."""
     name, _, number = cell.rpartition("#")
     if name and number.isdecimal() and not _is_file(folder / cell):
         return Frame(_file(folder, name), int(number))
@@ -165,12 +174,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _manifests(place: FolderListing) -> list[Path]:
-    return [place.path / name for name in sorted(place.files) if _looks_right(place.path / name)]
+def _find_manifests(listing: FolderListing) -> list[Path]:
+    return [listing.path / name for name in sorted(listing.files) if _is_manifest(listing.path / name)]
 
 
-def _looks_right(path: Path) -> bool:
-    """Columns of ours, and something that is named like an image in one of the sequences' columns."""
+def _is_manifest(path: Path) -> bool:
+    """True if a table has the expected columns and image names in a column of a sequence."""
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return False
     try:

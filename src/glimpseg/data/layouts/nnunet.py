@@ -1,5 +1,4 @@
-"""nnU-Net's raw data sets: `imagesTr/ID_0000.nii.gz`, `labelsTr/ID.nii.gz`, and `dataset.json` that names channels and
-labels."""
+"""nnU-Net raw datasets: `imagesTr/ID_0000.nii.gz`, `labelsTr/ID.nii.gz`, `dataset.json` with channels and labels."""
 
 from __future__ import annotations
 
@@ -31,68 +30,73 @@ from glimpseg.study import Study
 
 _CHANNEL = re.compile(r"^(?P<id>.+)_(?P<channel>\d{4})$", re.DOTALL)
 _NAMES = {Modality.T1: "T1", Modality.T1C: "T1c", Modality.T2: "T2", Modality.FLAIR: "FLAIR"}
-"""Our channel names; nnU-Net z-scores whatever it does not know as CT."""
+"""Channel names that glimpseg writes; nnU-Net z-scores every channel that is not named CT."""
 
 
 def is_channel_file(name: str) -> bool:
-    """Whether a file is one channel of a study."""
+    """True if the file name is one channel of a study."""
     return bool(_CHANNEL.match(stem_of(name)))
 
 
-def recognises(place: FolderListing) -> bool:
-    """`dataset.json` beside images that are numbered by channel."""
-    return holds_images(place) and any(
+def recognises(listing: FolderListing) -> bool:
+    """True if the folder holds `dataset.json` and images that are numbered by channel."""
+    return holds_images(listing) and any(
         is_channel_file(path.name)
         for folder in FOLDERS
-        if folder in place.folders
-        for path in (place.path / folder).iterdir()
+        if folder in listing.folders
+        for path in (listing.path / folder).iterdir()
     )
 
 
-def read(place: FolderListing) -> ReadResult:
-    """All studies of the data set. Raises: InputError as `read_description`, and for files that are no images."""
-    told = read_description(place.path / NAME)
-    if told.ending not in IMAGES:
+def read(listing: FolderListing) -> ReadResult:
+    """Read all studies of the dataset. Raises: InputError as `read_description`, and for files that are not images."""
+    description = read_description(listing.path / NAME)
+    if description.ending not in IMAGES:
         raise InputError(
-            f"{printable(str(told.path))}: images that end in {told.ending!r} are not read. Convert them to .nii.gz."
+            f"{printable(str(description.path))}: images that end in {description.ending!r} are not read. "
+            "Convert them to .nii.gz."
         )
     entries: list[StudyEntry] = []
-    lost_ones: list[Path] = []
+    broken_links: list[Path] = []
     for folder, labels in FOLDERS.items():
-        if folder in place.folders:
-            found = _channels(place.path / folder, told)
-            lost_ones += [path for images in found.values() for path in images.values() if is_broken_link(path)]
+        if folder in listing.folders:
+            found = _channels(listing.path / folder, description)
+            broken_links += [path for images in found.values() for path in images.values() if is_broken_link(path)]
             for name, images in found.items():
                 there = {m: path for m, path in images.items() if path.is_file()}
                 if there:
-                    entries.append(_entry(name, there, place.path / labels / f"{name}{told.ending}", told))
-    notes = [f"Other channels than the four sequences were left aside: {', '.join(map(printable, told.others))}."]
-    return ReadResult(entries, notes=[*(notes if told.others else []), *broken_link_notes(lost_ones)])
+                    entries.append(
+                        _entry(name, there, listing.path / labels / f"{name}{description.ending}", description)
+                    )
+    notes = [f"Channels other than the four sequences were ignored: {', '.join(map(printable, description.others))}."]
+    return ReadResult(entries, notes=[*(notes if description.others else []), *broken_link_notes(broken_links)])
 
 
-def _channels(folder: Path, told: Description) -> dict[str, dict[Modality, Path]]:
+def _channels(folder: Path, description: Description) -> dict[str, dict[Modality, Path]]:
     found: dict[str, dict[Modality, Path]] = {}
     for path in sorted(folder.iterdir()):
-        match = _CHANNEL.match(path.name[: -len(told.ending)])
-        if match and path.name.endswith(told.ending) and not path.name.startswith("."):
-            modality = told.channels.get(int(match["channel"]))
+        match = _CHANNEL.match(path.name[: -len(description.ending)])
+        if match and path.name.endswith(description.ending) and not path.name.startswith("."):
+            modality = description.channels.get(int(match["channel"]))
             if modality is not None:
                 found.setdefault(match["id"], {})[modality] = path
     return found
 
 
-def _entry(name: str, images: dict[Modality, Path], reference: Path, told: Description) -> StudyEntry:
-    study = Study(printable(name), images, reference if reference.is_file() else None, told.convention)
-    return StudyEntry(study, "nnunet", "brats", told.label_problem)
+def _entry(name: str, images: dict[Modality, Path], reference: Path, description: Description) -> StudyEntry:
+    study = Study(printable(name), images, reference if reference.is_file() else None, description.convention)
+    return StudyEntry(study, "nnunet", "brats", description.label_problem)
 
 
 def write(folder: Path, studies: Iterable[Study]) -> None:
-    """Writes a raw data set: studies with a reference into `imagesTr` and `labelsTr`, others into `imagesTs`.
+    """Write a raw dataset: studies with a reference into `imagesTr` and `labelsTr`, others into `imagesTs`.
 
-    Only the channels that exist are written; nnU-Net itself refuses a study that lacks one. Numbers are `Label`
-    values, as nnU-Net wants them: consecutive.
+    Only existing channels are written; nnU-Net itself refuses a study that lacks one. Label numbers are `Label` values,
+    consecutive as nnU-Net requires.
 
-    Raises: UsageError if the folder holds files; InputError for a study that cannot be read.
+    Raises:
+        UsageError: if the folder holds files.
+        InputError: if a study cannot be read.
     """
     cases, highest = 0, int(Label.ET)
     with atomic_folder(folder) as temporary:

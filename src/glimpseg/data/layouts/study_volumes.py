@@ -1,4 +1,4 @@
-"""A study's files as volumes, for layouts that write them."""
+"""Load a study's files as volumes, for layouts that write them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from glimpseg.volume import Volume
 
 
 def load_images(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generic]]]:
-    """Each sequence in channel order, and the type that stores its values exactly: int16 or float32.
+    """Yield each sequence in channel order with the type that stores its values exactly: int16 or float32.
 
-    Raises: InputError for a file that cannot be read.
+    Raises:
+        InputError: if a file cannot be read.
     """
     for modality in Modality:
         if modality in study.images:
@@ -27,9 +28,10 @@ def load_images(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generi
 
 
 def load_reference(study: Study) -> Volume | None:
-    """The reference as `Label` values on its own grid; None if there is none.
+    """Return the reference as `Label` values on its native grid; None if there is none.
 
-    Raises: InputError if it cannot be read, or its convention is unknown.
+    Raises:
+        InputError: if it cannot be read, or its convention is unknown.
     """
     if isinstance(study.reference, Path) and study.convention is None:
         raise InputError(f"Study {study.id}: the label convention is unknown. Name it (--labels).")

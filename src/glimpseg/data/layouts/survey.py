@@ -1,4 +1,4 @@
-"""What a folder holds, told before anything is prepared: studies, sequences, labels, grids."""
+"""Survey of a folder before preparation: studies, sequences, labels, grids, problems."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from glimpseg.study import Frame, Study
 from glimpseg.volume import Volume
 
 IMAGE_FILES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".mgz", ".img", ".dcm")
-"""What is worth a word where no study used it."""
-LINES = 40
-"""Studies, and files, that `Survey.text` lists one by one."""
+"""Endings of image files that are reported if no study uses them."""
+MOST_LINES = 40
+"""Largest number of studies, or files, that `Survey.text` lists."""
 
 
 class GridKind(NamedTuple):
-    """What images have in common that may differ in position."""
+    """Shape, spacing and axes of a grid, without its position."""
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
@@ -32,35 +32,35 @@ class GridKind(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As screens show it."""
+        """Text for screens."""
         shape, spacing = "x".join(map(str, self.shape)), "x".join(f"{side:g}" for side in self.spacing_mm)
         return f"{shape} voxels of {spacing} mm, {self.axes}"
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What was found. Problems are told, not raised."""
+    """Survey of a folder. Problems are listed, not raised."""
 
     layout: str
-    """As recognised; several words where BraTS spellings are mixed."""
+    """Recognised layout; several names if spellings of BraTS are mixed."""
     studies: Sequence[Study]
     convention: Convention | None
-    """Of the references, if they share one."""
+    """Convention of the references, if they share one."""
     labels: str
-    """What is known of the labels, in words."""
+    """Text about the label numbers."""
     subsets: Mapping[Modality, int]
-    """Studies that have exactly these sequences, for each of the 15 subsets."""
+    """Number of studies that have exactly these sequences, for each of the 15 subsets."""
     grids: Mapping[GridKind, int]
-    """Images on each kind of grid, the most frequent first."""
+    """Number of images on each kind of grid, most frequent first."""
     ignored: Sequence[Path]
     """Image files that belong to no study, relative to the folder."""
     problems: Sequence[str]
-    """What has to be settled before the studies can be used."""
+    """Problems to solve before the studies can be used."""
     notes: Sequence[str]
-    """What was left aside, and why."""
+    """Messages about ignored files."""
 
     def text(self) -> str:
-        """A plain table for the screen."""
+        """Return the survey as a plain table."""
         references = sum(study.reference is not None for study in self.studies)
         lines = [
             f"layout      {self.layout}",
@@ -78,16 +78,18 @@ class Survey:
             ("PROBLEMS", self.problems),
         ):
             if entries:
-                lines += ["", f"{title} ({len(entries)})", *_some([f"  {entry}" for entry in entries])]
+                lines += ["", f"{title} ({len(entries)})", *_first_lines([f"  {entry}" for entry in entries])]
         return "".join(f"{printable(part)}\n" for line in lines for part in line.split("\n"))
 
 
 def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) -> Survey:
-    """Looks through a folder, or a manifest, and reads the headers of its images. Voxels are read of references alone,
-    and only where nothing else says what their numbers mean.
+    """Survey a folder or a manifest, and read the headers of its images.
 
-    Raises: InputError if there is no such folder, or it holds several layouts; UsageError for an unknown `layout` or
-        `labels`.
+    Voxels are read only from references, and only if nothing else defines the label numbers.
+
+    Raises:
+        InputError: if there is no such folder, or it holds several layouts.
+        UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)
     problems = found.problems
@@ -97,7 +99,7 @@ def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) ->
     except InputError as error:
         studies = [entry.study for entry in entries]
         problems.append(str(error))
-        said = "in doubt, see below"
+        said = "unclear, see below"
     else:
         said = ""
     studies.sort(key=lambda study: study.id)
@@ -107,7 +109,9 @@ def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) ->
         layout=", ".join(found.layouts) or "none",
         studies=tuple(studies),
         convention=next(iter(conventions.values())) if len(conventions) == 1 else None,
-        labels=said or "; ".join(_in_words(convention) for convention in conventions.values()) or "no references",
+        labels=said
+        or "; ".join(_describe_convention(convention) for convention in conventions.values())
+        or "no references",
         subsets={subset: sum(study.available == subset for study in studies) for subset in SUBSETS},
         grids=grids,
         ignored=tuple(_ignored(found)),
@@ -117,7 +121,7 @@ def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) ->
 
 
 def _grids(studies: Sequence[Study]) -> tuple[dict[GridKind, int], list[str]]:
-    """Kinds of grids with the number of their images, and what cannot be read."""
+    """Return the number of images on each kind of grid, and messages about unreadable images."""
     counts: Counter[GridKind] = Counter()
     problems = []
     for study in studies:
@@ -137,10 +141,10 @@ def _ignored(found: FolderContents) -> list[Path]:
         return []
     used = {path for entry in found.entries for path in _files(entry.study)} | found.set_aside
     return sorted(
-        (place.path / name).relative_to(found.folder)
-        for place, _ in walk_folders(found.folder)
-        for name in place.files
-        if name.lower().endswith(IMAGE_FILES) and place.path / name not in used
+        (listing.path / name).relative_to(found.folder)
+        for listing, _ in walk_folders(found.folder)
+        for name in listing.files
+        if name.lower().endswith(IMAGE_FILES) and listing.path / name not in used
     )
 
 
@@ -149,7 +153,7 @@ def _files(study: Study) -> set[Path]:
     return {part.path if isinstance(part, Frame) else part for part in parts if isinstance(part, Path | Frame)}
 
 
-def _in_words(convention: Convention) -> str:
+def _describe_convention(convention: Convention) -> str:
     meaning = ", ".join(f"{number} {label.name}" for number, label in convention.meaning.items())
     return meaning if "=" in convention.name else f"{convention.name}: {meaning}"
 
@@ -165,7 +169,7 @@ def _subset_lines(subsets: Mapping[Modality, int]) -> list[str]:
 
 
 def _study_lines(studies: Sequence[Study]) -> list[str]:
-    width = max([len("study"), *(len(study.id) for study in studies[:LINES])])
+    width = max([len("study"), *(len(study.id) for study in studies[:MOST_LINES])])
     head = f"{'study':{width}s}  " + "  ".join(f"{m.title:5s}" for m in Modality) + "  reference"
     lines = [
         f"{study.id:{width}s}  "
@@ -173,9 +177,9 @@ def _study_lines(studies: Sequence[Study]) -> list[str]:
         + f"  {'yes' if study.reference is not None else '-'}"
         for study in studies
     ]
-    return [head, *_some(lines)]
+    return [head, *_first_lines(lines)]
 
 
-def _some(lines: Sequence[str]) -> list[str]:
-    rest = len(lines) - LINES
-    return [*lines[:LINES], *([f"  ... and {rest} more"] if rest > 0 else [])]
+def _first_lines(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"  ... and {rest} more"] if rest > 0 else [])]

@@ -71,18 +71,18 @@ def check_head(volume: Volume) -> RawCheck:
     Returns:
         Verdict "yes" for two signs or more, "no" for none, "unsure" for one. A ring between 0.12 and 0.15 is unsure.
     """
-    found = measure_head(volume)
-    ring = found.ring or 0.0
+    measured = measure_head(volume)
+    ring = measured.ring or 0.0
     signs = (
-        not found.constant,
-        found.volume_ml > LARGEST_BRAIN_ML,
-        found.section_cm2 > LARGEST_BRAIN_CM2,
+        not measured.constant,
+        measured.volume_ml > LARGEST_BRAIN_ML,
+        measured.section_cm2 > LARGEST_BRAIN_CM2,
         ring > HEAD_RING,
         ring > CERTAIN_RING,
     )
     borderline = BRAIN_RING < ring <= HEAD_RING
     verdict = Verdict.YES if sum(signs) > 1 else Verdict.UNSURE if any(signs) or borderline else Verdict.NO
-    return RawCheck(verdict=verdict, evidence=_in_words(found))
+    return RawCheck(verdict=verdict, evidence=_in_words(measured))
 
 
 def check_study_head(volumes: Iterable[Volume]) -> RawCheck:
@@ -165,13 +165,13 @@ def _dark_share(
     return float((image[ring] < DARK_SHARE * np.median(image[object_ & tissue])).mean())
 
 
-def _in_words(found: HeadMeasures) -> tuple[str, ...]:
-    large = found.volume_ml > LARGEST_BRAIN_ML or found.section_cm2 > LARGEST_BRAIN_CM2
+def _in_words(measured: HeadMeasures) -> tuple[str, ...]:
+    large = measured.volume_ml > LARGEST_BRAIN_ML or measured.section_cm2 > LARGEST_BRAIN_CM2
     size = "larger than any brain" if large else "no larger than a brain"
     return (
-        "constant background" if found.constant else "no constant background",
-        f"an object of {found.volume_ml:.0f} ml with a largest section of {found.section_cm2:.0f} cm2, {size}",
-        _ring_in_words(found.ring),
+        "constant background" if measured.constant else "no constant background",
+        f"an object of {measured.volume_ml:.0f} ml with a largest section of {measured.section_cm2:.0f} cm2, {size}",
+        _ring_in_words(measured.ring),
     )
 
 

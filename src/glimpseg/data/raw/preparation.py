@@ -91,8 +91,8 @@ class AlignedStudy:
     def labels_on_given_grid(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """Resample a label map of the study to the original grid of one sequence.
 
-        The label with the largest interpolated share wins (`volume.resample_labels`). A map that already lies on the voxels
-        of that sequence is returned unchanged, bit for bit.
+        The label with the largest interpolated share wins (`volume.resample_labels`). A map that already lies on the
+        voxels of that sequence is returned unchanged, bit for bit.
 
         Args:
             labels: label map in the world coordinates of the reference.
@@ -155,13 +155,13 @@ def register_and_strip(study: Study, reference: Modality | None = None) -> Align
 
 def _register_and_strip(study: Study, reference: Modality | None) -> AlignedStudy:
     begun = _read_thinned(study, reference)
-    found = check_study(begun.study, begun.reference)
-    together = all(check.verdict is Verdict.NO for check in found.alignment.values())
-    aligned = replace(begun, study=replace(begun.study, registered=together), notes=found.notes)
+    checks = check_study(begun.study, begun.reference)
+    together = all(check.verdict is Verdict.NO for check in checks.alignment.values())
+    aligned = replace(begun, study=replace(begun.study, registered=together), notes=checks.notes)
     # Raw scans are always registered, because the check does not detect a shift of a millimetre.
-    if found.needs_registration or (found.needs_brain and find_spec("SimpleITK") is not None):
+    if checks.needs_registration or (checks.needs_brain and find_spec("SimpleITK") is not None):
         aligned = register(aligned)
-    return _with_all_voxels(add_brain_mask(aligned) if found.needs_brain else aligned, study)
+    return _with_all_voxels(add_brain_mask(aligned) if checks.needs_brain else aligned, study)
 
 
 def read_unchanged(study: Study, reference: Modality | None = None) -> AlignedStudy:

@@ -87,9 +87,9 @@ def register_rigidly(
         starts = [_from_headers(itk, coarse[0]), _from_masses(itk, *coarse)]
         results = [_optimise(itk, *coarse, start, FIRST, within) for start in starts]
         best, _ = min(results, key=lambda result: result[1])  # if both are equal, the one from the headers
-        found, metric = _optimise(itk, *_images(fixed, moving, settings), best, settings, within)
+        transform, metric = _optimise(itk, *_images(fixed, moving, settings), best, settings, within)
         _refuse_no_overlap(metric)
-        return ras_matrix(found)
+        return ras_matrix(transform)
 
 
 def refine_registration(
@@ -103,9 +103,9 @@ def refine_registration(
     with _one_thread() as itk:
         images = _images(fixed, moving, settings)
         start = _from_headers(itk, images[0])
-        found, metric = _optimise(itk, *images, start, settings, within)
+        transform, metric = _optimise(itk, *images, start, settings, within)
         _refuse_no_overlap(metric)
-        return ras_matrix(found)
+        return ras_matrix(transform)
 
 
 def moved_grid(grid: Grid, motion: Float[np.ndarray, "4 4"]) -> Grid:
@@ -193,10 +193,10 @@ def _optimise(
     method.SetShrinkFactorsPerLevel(settings.shrink)
     method.SetSmoothingSigmasPerLevel(settings.smooth_mm)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    found = itk.Euler3DTransform(start)
-    method.SetInitialTransform(found, inPlace=True)
+    transform = itk.Euler3DTransform(start)
+    method.SetInitialTransform(transform, inPlace=True)
     try:
         method.Execute(fixed, moving)
     except RuntimeError:  # ITK raises it when no sample of one image lies in the other
         return start, float("inf")
-    return found, float(method.GetMetricValue())
+    return transform, float(method.GetMetricValue())

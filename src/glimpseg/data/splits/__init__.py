@@ -1,4 +1,4 @@
-"""The lists of cases that published tables rest on, with checksums (see SOURCES.md beside this file)."""
+"""Case lists (train, val, test) of published tables, with checksums (see SOURCES.md beside this file)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ log = logging.getLogger(__name__)
 SPLITS = (
     "brats2015", "brats2018-1", "brats2018-2", "brats2018-3", "brats2020", "brats2021", "brats2023-imfuse",
 )  # fmt: skip
+"""Names of the splits."""
 PARTS = ("train", "val", "test")
+"""Parts of every split."""
 _GRADE = re.compile(r"^(hg|lg)_")
-"""RFNet puts the tumour's grade before the id of the release."""
+"""Prefix for the tumour grade, which the lists of RFNet put before the id of the release."""
 NAMED_AT_MOST = 3
-"""Missing studies that a message names."""
+"""Most missing studies that a message names."""
 
 
-def members(name: str) -> tuple[str, ...]:
-    """The ids of a list such as `brats2020/test`, as it has them.
+def case_ids(name: str) -> tuple[str, ...]:
+    """Return the case ids of a list such as `brats2020/test`, as they stand in it.
 
     Raises: UsageError for an unknown list; InputError if the installed file is not the published one.
     """
@@ -43,18 +45,19 @@ def members(name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
 
 
-def chosen(studies: Sequence[Study], name: str) -> list[Study]:
-    """Those of `studies` that a list names, in their own order; what is missing is warned of.
+def select_studies(studies: Sequence[Study], name: str) -> list[Study]:
+    """Select the studies that a list names, in the order given; warn of missing ones.
 
-    Case does not matter, nor a grade (`HG_`, `LG_`) that only one side has; grades on both sides must agree.
+    Upper and lower case are equal. A grade (`HG_`, `LG_`) in only one of the two names is ignored; two grades must
+    agree.
 
     Raises: InputError if none of the list is there, or if a study without a grade may be either of two cases.
     """
-    listed = members(name)
+    listed = case_ids(name)
     cases = _by_plain_id(name.split("/")[0])
     matched = {study.id: _case(study.id, cases, listed) for study in studies}
-    found = [study for study in studies if matched[study.id] in listed]
-    if not found:
+    selected = [study for study in studies if matched[study.id] in listed]
+    if not selected:
         raise InputError(
             f"None of the {len(listed)} cases of {name} (such as {listed[0]}) is among the "
             f"{len(studies)} studies given (such as {studies[0].id if studies else 'none'}). Folders must have the "
@@ -62,16 +65,12 @@ def chosen(studies: Sequence[Study], name: str) -> list[Study]:
         )
     missing = set(listed) - set(matched.values())
     if missing:
+        some = ", ".join(sorted(missing)[:NAMED_AT_MOST]) + (" and others" if len(missing) > NAMED_AT_MOST else "")
         log.warning(
-            "Only %d of the %d cases of %s were found; missing: %s%s. Numbers on part of a list are not those of the "
-            "list.",
-            len(found),
-            len(listed),
-            name,
-            ", ".join(sorted(missing)[:NAMED_AT_MOST]),
-            " and others" if len(missing) > NAMED_AT_MOST else "",
+            f"Only {len(selected)} of the {len(listed)} cases of {name} were found; missing: {some}. Scores on part of "
+            "a list cannot be compared with scores on the whole list."
         )
-    return found
+    return selected
 
 
 def _plain(study: str) -> str:
@@ -79,16 +78,16 @@ def _plain(study: str) -> str:
 
 
 def _by_plain_id(split: str) -> dict[str, list[str]]:
-    """All cases of a split; in 2015 ten ids name two patients, one of each grade."""
+    """Cases of a split by their id without grade. In 2015 ten ids name two patients, one of each grade."""
     cases: dict[str, list[str]] = {}
     for part in PARTS:
-        for member in members(f"{split}/{part}"):
+        for member in case_ids(f"{split}/{part}"):
             cases.setdefault(_plain(member), []).append(member)
     return cases
 
 
 def _case(study: str, cases: Mapping[str, list[str]], listed: Sequence[str]) -> str | None:
-    """The case of a split that a study is. Raises: InputError if that is in doubt and matters to a list."""
+    """Case of a split that matches a study, or None. Raises: InputError if two match and one is on the list."""
     same = cases.get(_plain(study), [])
     given = _GRADE.match(study.lower())
     fitting = [case for case in same if not given or case.lower() in (study.lower(), _plain(case))]

@@ -9,10 +9,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from glimpseg.errors import ModelError
-from glimpseg.method import take_weights
 from glimpseg.methods.mstkdnet.config import OFFICIAL
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
 from glimpseg.modality import Modality
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.positions import cubic_crop
 from glimpseg.region import Label
 

@@ -310,7 +310,7 @@ class MSTKDNet(Segmenter):
         ]
 
     @classmethod
-    def archive_note(cls, available: Mapping[Modality, int]) -> str:
+    def dataset_note(cls, available: Mapping[Modality, int]) -> str:
         """Return a line on how many studies are complete and train the teacher. Raises: UsageError if none is."""
         complete, total = available.get(ALL, 0), sum(available.values())
         if not complete:

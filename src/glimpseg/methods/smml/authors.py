@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from glimpseg.errors import ModelError
-from glimpseg.method import take_weights
 from glimpseg.methods.smml.config import OFFICIAL
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
+from glimpseg.nets.authors import take_weights
 from glimpseg.nets.positions import cubic_crop
 from glimpseg.nets.pyramid import ORDER
 from glimpseg.region import Label

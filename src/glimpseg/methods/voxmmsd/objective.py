@@ -19,7 +19,7 @@ from torch.nn import functional
 from glimpseg.data.cache import Case
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Sampling
-from glimpseg.method import Learner, Progress, Segmenter, by_role
+from glimpseg.method import Learner, Progress, Segmenter, names_by_role
 from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.methods.voxmmsd.views import PairBatch, ViewPair, collate_pairs, view_pair
 from glimpseg.modality import Modality
@@ -74,7 +74,7 @@ class VoxMMSD(Learner):
     def __init__(self, config: Config, backbone: Segmenter) -> None:
         super().__init__()
         self.config = config
-        self._names = {names[0]: role for role, names in by_role(backbone).items()}
+        self._names = {names[0]: role for role, names in names_by_role(backbone).items()}
         self._sides = backbone.stride, backbone.smallest
         widths = pyramid_widths(backbone)
         self.student = backbone

@@ -1,7 +1,7 @@
-"""Preprocessing of the RFNet family, in which absent sequences shape crop and normalisation: for comparison only.
+"""Preprocessing of the protocol `rfnet`: absent sequences take part in the crop and the normalisation.
 
-Facts from RFNet's and mmFormer's code, which share it; `evaluate --protocol rfnet` sets its numbers beside published
-ones. Nothing else in glimpseg lets an absent sequence touch a result.
+It follows the code that RFNet and mmFormer share. It serves to compare with published numbers only: nothing else in
+glimpseg lets an absent sequence change a result. Reached through `Protocol.prepare`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from glimpseg.study import Frame, Study
 from glimpseg.volume import Volume, same_grid
 
 SMALLEST_SIDE = 128
-"""Crops are grown to this many voxels, so that mmFormer's window fits."""
+"""Smallest side of the crop in voxels: the window of mmFormer."""
 
 
 def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
-    """All four sequences, cropped and normalised together, in the order of axes of the files.
+    """Crop and normalise all four sequences together.
 
-    The crop is the bounding box of the voxels that are not 0 in any sequence, without its last plane along each axis
-    (as theirs), grown to 128. Each sequence gets mean 0 and standard deviation 1 over the voxels whose sum over the
-    sequences is positive; the background is shifted along, and nothing is clipped. The reference keeps what lies
-    inside the crop. Of `settings`, only the spacing counts.
+    The axes keep the order of the files until the end; the result is RAS, as from `prepare`. The crop is the bounding
+    box of the voxels that are not 0 in any sequence, without its last plane along each axis (as in their code), grown
+    to 128 voxels. Each sequence gets mean 0 and standard deviation 1 over the voxels whose sum over the sequences is
+    positive; the background is shifted along, and nothing is clipped. The reference keeps what lies inside the crop.
 
-    Raises: InputError for a study that lacks a sequence, whose sequences lie on several grids, or whose voxels are not
-        those the network works on.
+    Args:
+        study: A study with all four sequences.
+        settings: Preprocessing of the model's recipe; only its spacing is used.
+
+    Raises:
+        InputError: The study lacks a sequence, its sequences lie on several grids, or its voxels do not have the
+            spacing of the recipe.
     """
     if study.available != ALL:
         raise InputError(
@@ -71,15 +76,16 @@ def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
         grid=grid.ras(),
         own=own,
         reference=reference,
-        margin=max(image.shape),  # no subset crops further
+        margin=max(image.shape),  # so that no subset is cropped further
     )
 
 
 def rfnet_box(stack: Float[np.ndarray, "m x y z"]) -> tuple[slice, slice, slice]:
-    """The crop in voxels, order of axes as stored.
+    """Return the crop in voxels, with the axes as stored.
 
-    From the first voxel that is not 0 to the last, exclusive. A side shorter than 128 grows by half of what is missing
-    on each end, and one more at the upper; a start below 0 moves the whole side up; the array's end cuts it off.
+    Each side goes from the first voxel that is not 0 to the last, exclusive. A side shorter than 128 grows by half of
+    the missing voxels on each end, and by one more at the upper end. A start below 0 moves the whole side up; the end
+    of the array cuts it off.
     """
     where = np.nonzero(stack.max(0))
     if not where[0].size:
