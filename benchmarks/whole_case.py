@@ -42,6 +42,7 @@ from glimpseg.model.loading import Model
 from glimpseg.phantom import Settings
 from glimpseg.phantom.dataset import write_phantoms
 from glimpseg.region import Region
+from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.segmentation.predict import load, segment_study
 from turns import Contest, add_options, tell
 
@@ -119,7 +120,7 @@ def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
 def as_here(model: Model, folder: Path, output: Path) -> None:
     """One plain pass, as `glimpseg segment --uncertainty none` takes it."""
     (study,) = find_studies(folder.parent)
-    found = segment_study(study, model, raw="no").labels
+    found = segment_study(study, model, InferenceOptions(raw="no", uncertainty="none")).labels
     nibabel.save(nibabel.Nifti1Image(found.voxels, found.affine), output)
 
 

@@ -13,14 +13,16 @@ from typer.testing import CliRunner
 
 from conftest import write_head
 from glimpseg.batch import job
-from glimpseg.batch.job import Wanted
-from glimpseg.batch.progress import FAILURES, JOURNAL, Part
-from glimpseg.batch.tree import PLAN, STATISTICS, segment_tree
+from glimpseg.batch.folder import PLAN, STATISTICS
+from glimpseg.batch.job import BatchOptions
+from glimpseg.batch.progress import FAILURES, JOURNAL, Shard
+from glimpseg.batch.tree import segment_tree
 from glimpseg.cli import app
 from glimpseg.errors import OutputError, Preempted, UsageError
 from glimpseg.modality import Modality
-from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import items
+from glimpseg.segmentation import passes, predict
+from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.options import OutputOptions
 from glimpseg.segmentation.result import RECORD, Segmentation
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -46,7 +48,7 @@ def tree(tmp_path_factory):
 def whole(tree, model, tmp_path_factory):
     """A finished batch, to look at, and what was told of it."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return output, segment_tree(items(tree), model, output, Wanted())
+    return output, segment_tree(study_entries(tree), model, output, BatchOptions())
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, f
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(f"*/{RECORD}")}
     shutil.rmtree(own / "P1")
     write_head(own, "P1", 1)
-    outcome = segment_tree(items(own), model, tmp_path / "out", Wanted(), go_on=True)
+    outcome = segment_tree(study_entries(own), model, tmp_path / "out", BatchOptions(), resume=True)
     assert outcome.done == ("P1",)
     assert sorted(outcome.kept) == ["P0", "P2", "P3", "P4"]
     assert not failures(tmp_path / "out")
@@ -102,13 +104,15 @@ def test_going_on_segments_nothing_twice_and_tries_failures_again(tree, model, f
 
 
 def test_a_finished_batch_is_not_begun_again_without_being_told(tree, model, finished):
-    with pytest.raises(UsageError, match="--continue"):
-        segment_tree(items(tree), model, finished, Wanted())
+    with pytest.raises(UsageError, match="--resume"):
+        segment_tree(study_entries(tree), model, finished, BatchOptions())
 
 
 def test_a_batch_goes_on_only_as_it_was_begun(tree, model, finished):
     with pytest.raises(UsageError, match="other options"):
-        segment_tree(items(tree), model, finished, Wanted(labels="brats2021"), go_on=True)
+        segment_tree(
+            study_entries(tree), model, finished, BatchOptions(outputs=OutputOptions(labels="brats2021")), resume=True
+        )
 
 
 def test_a_folder_of_something_else_is_left_alone(tree, model, tmp_path):
@@ -116,13 +120,14 @@ def test_a_folder_of_something_else_is_left_alone(tree, model, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("years")
     for overwrite in (False, True):
         with pytest.raises(UsageError):
-            segment_tree(items(tree), model, tmp_path / "out", Wanted(), overwrite=overwrite)
+            segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions(), overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years"
 
 
 def test_parts_share_a_tree_without_meeting(tree, model, tmp_path):
     outcomes = [
-        segment_tree(items(tree), model, tmp_path / "out", Wanted(), part=Part(number=n, of=3)) for n in range(3)
+        segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions(), shard=Shard(number=n, of=3))
+        for n in range(3)
     ]
     assert [sorted((*one.done, *one.failed)) for one in outcomes] == [["P0", "P3"], ["P1", "P4"], ["P2"]]
     assert list(failures(tmp_path / "out", "failures-1-of-3.json")) == ["P1"]
@@ -132,8 +137,8 @@ def test_parts_share_a_tree_without_meeting(tree, model, tmp_path):
 
 @pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "1/0", "a/b", "1/2/3"])
 def test_a_part_that_is_none_is_refused(text):
-    with pytest.raises(UsageError, match="--part"):
-        Part.parse(text)
+    with pytest.raises(UsageError, match="--shard"):
+        Shard.parse(text)
 
 
 def test_the_table_of_volumes_has_a_line_for_each_region(whole):
@@ -153,12 +158,12 @@ def test_after_sigterm_whole_studies_are_there_and_the_rest_can_follow(tree, mod
         return save(self, *args, **kwargs)
 
     monkeypatch.setattr(Segmentation, "save", stopping)
-    with pytest.raises(Preempted, match="--continue"):
-        segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    with pytest.raises(Preempted, match="--resume"):
+        segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions())
     monkeypatch.undo()
     some = studies_in(tmp_path / "out")
     assert 0 < len(some) < 4
-    segment_tree(items(tree), model, tmp_path / "out", Wanted(), go_on=True)
+    segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions(), resume=True)
     assert studies_in(tmp_path / "out") == ["P0", "P2", "P3", "P4"]
     assert sorted(journal(tmp_path / "out")) == ["P0", "P2", "P3", "P4"]
 
@@ -168,7 +173,7 @@ def test_what_a_kill_left_half_written_is_cleared(tree, model, finished):
     shutil.rmtree(out / "P0")
     (out / ".P0.tmp-abc").mkdir()
     (out / ".P0.tmp-abc" / "seg.nii.gz").write_bytes(b"half")
-    segment_tree(items(tree), model, out, Wanted(), go_on=True)
+    segment_tree(study_entries(tree), model, out, BatchOptions(), resume=True)
     assert not list(out.glob(".*.tmp-*"))
     assert "P0" in studies_in(out)
 
@@ -179,19 +184,19 @@ def test_a_full_disk_stops_the_batch(tree, model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Segmentation, "save", full)
     with pytest.raises(OutputError):
-        segment_tree(items(tree), model, tmp_path / "out", Wanted())
+        segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions())
 
 
 def test_an_unexpected_error_in_the_network_costs_one_study(tree, model, tmp_path, monkeypatch):
-    whole = predict.segment_read
+    whole = passes.segment_prepared
 
     def fragile(done, *args, **kwargs):
-        if done.visit.study.id == "P2":
+        if done.study_input.study.id == "P2":
             raise RuntimeError("boom")
         return whole(done, *args, **kwargs)
 
-    monkeypatch.setattr(job, "segment_read", fragile)
-    outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    monkeypatch.setattr(job, "segment_prepared", fragile)
+    outcome = segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions())
     assert sorted(outcome.failed) == ["P1", "P2"]
     assert outcome.failed["P2"] == "unexpected error (RuntimeError: boom)"
     assert sorted(outcome.done) == ["P0", "P3", "P4"]
@@ -202,7 +207,7 @@ def test_deidentified_results_name_no_study_and_no_folder(tree, model, tmp_path)
     for seed in range(5):
         shutil.copytree(tree / f"P{seed}", own / f"MUSTERMANN{seed}")
     out = tmp_path / "out"
-    segment_tree(items(own), model, out, Wanted(deidentify=True))
+    segment_tree(study_entries(own), model, out, BatchOptions(outputs=OutputOptions(deidentify=True)))
     assert len(studies_in(out)) == 4
     assert all(name.startswith("study-0000") for name in studies_in(out))
     for path in out.rglob("*"):
@@ -232,4 +237,4 @@ def test_a_plan_marks_the_folder(whole):
 
 def test_a_batch_does_not_go_on_with_another_backend(tree, model, finished):
     with pytest.raises(UsageError, match="backend"):
-        segment_tree(items(tree), replace(model, computed_by="openvino"), finished, Wanted(), go_on=True)
+        segment_tree(study_entries(tree), replace(model, computed_by="openvino"), finished, BatchOptions(), resume=True)

@@ -32,6 +32,7 @@ from glimpseg.model.halving import halved, save_halved
 from glimpseg.model.loading import load_model, stored_model
 from glimpseg.phantom.dataset import as_study, write_phantoms
 from glimpseg.region import Region
+from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.segmentation.predict import load, segment_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -169,8 +170,8 @@ def test_an_installation_without_it_says_what_to_do(tmp_path, monkeypatch, elsew
 
 def test_segment_without_a_model_takes_it(package, tmp_path, elsewhere):
     study = write_head(tmp_path)
-    found = glimpseg.segment(flair=flair(study), device="cpu")
-    again = glimpseg.segment(flair=flair(study), model=package, device="cpu")
+    found = glimpseg.segment(flair=flair(study), model=load("box", "cpu"))
+    again = glimpseg.segment(flair=flair(study), model=load(package, "cpu"))
     assert found.model.path == package
     assert np.array_equal(found.labels.voxels, again.labels.voxels)
 
@@ -343,7 +344,11 @@ def test_every_subset_of_a_real_case_is_scored_by_the_packages_metrics(cases, mo
     scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
     looks = real_cases.read_looks(tmp_path / "out" / "real_cases.csv")
     assert {look.sequences for look in looks} == {"t1c", "flair", "t1c+flair"}
-    found = segment_study(find_studies(cases)[0].restricted_to(Modality.FLAIR), load(model_folder, "cpu"), raw="no")
+    found = segment_study(
+        find_studies(cases)[0].restricted_to(Modality.FLAIR),
+        load(model_folder, "cpu"),
+        InferenceOptions(raw="no", uncertainty="none"),
+    )
     truth = np.asarray(nibabel.load(cases / "P1" / "drawn.nii.gz").dataobj)
     (look,) = (look for look in looks if (look.sequences, look.region) == ("flair", "WT"))
     assert look.dice == pytest.approx(dice(found.labels.voxels > 0, truth > 0), abs=1e-4)
@@ -370,7 +375,11 @@ def test_only_what_is_covered_is_scored(cases, model_folder, tmp_path, monkeypat
     scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
     looks = real_cases.read_looks(tmp_path / "out" / "real_cases.csv")
     (look,) = (look for look in looks if (look.sequences, look.region) == ("flair", "WT"))
-    found = segment_study(find_studies(cases)[0].restricted_to(Modality.FLAIR), load(model_folder, "cpu"), raw="no")
+    found = segment_study(
+        find_studies(cases)[0].restricted_to(Modality.FLAIR),
+        load(model_folder, "cpu"),
+        InferenceOptions(raw="no", uncertainty="none"),
+    )
     assert look.reference_ml == pytest.approx(((truth > 0) & (half > 0)).sum() * 0.027, abs=0.01)
     assert look.predicted_ml == pytest.approx(((found.labels.voxels > 0) & (half > 0)).sum() * 0.027, abs=0.01)
 
@@ -414,7 +423,7 @@ def test_the_demo_segments_a_phantom_and_a_study_of_the_users(package, tmp_path,
         assert Path("demo", picture).is_file()
     assert json.loads(Path("demo/study/run.json").read_text())["sequences"]["used"] == ["t1c", "t2"]
     assert Path("demo/evaluation/report.html").is_file()
-    assert any("known truth:\nDice (%" in line for line in lines)
+    assert any("reference of the phantom:\nDice (%" in line for line in lines)
 
 
 def test_the_demo_segments_one_study_and_not_an_archive(package, archive, elsewhere):
@@ -465,5 +474,7 @@ def test_the_card_is_of_the_shipped_file():
 @pytest.mark.parametrize("subset", [ALL, Modality.FLAIR], ids=lambda subset: subset.key)
 def test_the_shipped_model_finds_the_tumour_of_a_phantom_it_never_saw(subset):
     made = as_study(phantom.generate(900_301, phantom.Settings.at_spacing(2.0)))
-    found = segment_study(made.restricted_to(subset), load("box", "cpu"), raw="no")
+    found = segment_study(
+        made.restricted_to(subset), load("box", "cpu"), InferenceOptions(raw="no", uncertainty="none")
+    )
     assert dice(found.labels.voxels > 0, made.reference.voxels > 0) > 0.8

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -360,11 +361,14 @@ def test_what_is_drawn_later_does_not_depend_on_what_came_before():
 # Order of crops
 
 
+CROPS = SimpleNamespace(view=loader.random_crop, collate=loader.collate)
+
+
 def all_batches(archive_paths, threads=1, steps=range(6), parts=(range(2),)):
     source = CachedStudies(archive_paths)
     sampling = Sampling(patch=(16, 16, 16), batch=2)
     schedule = loader.Schedule(sampling=sampling, seed=7, steps=steps, shares=parts)
-    return list(loader.batches(source, loader, schedule, device=torch.device("cpu"), threads=threads))
+    return list(loader.batches(source, CROPS, schedule, device=torch.device("cpu"), threads=threads))
 
 
 @pytest.fixture(scope="module")

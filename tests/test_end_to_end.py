@@ -17,6 +17,7 @@ import glimpseg
 from conftest import AFFINE, ORIENTATIONS, WORDS, command_line, head, write_head
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
+from glimpseg.segmentation.options import PLAIN, InferenceOptions
 from glimpseg.segmentation.predict import load
 from glimpseg.volume import Volume
 
@@ -95,7 +96,7 @@ def test_segment_writes_the_files_that_it_promises(study, model_folder, tmp_path
 def test_the_command_and_the_function_give_the_same_labels(study, model_folder, tmp_path):
     done = process("segment", *flags(study, SUBSETS[0]), "-m", model_folder, "-o", tmp_path / "out", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    found = glimpseg.segment(**paths(study, SUBSETS[0]), model=model_folder, device="cpu")
+    found = glimpseg.segment(**paths(study, SUBSETS[0]), model=load(model_folder, "cpu"))
     assert np.array_equal(nibabel.load(tmp_path / "out" / "seg.nii.gz").get_fdata(), found.labels.voxels)
 
 
@@ -112,7 +113,7 @@ def test_the_numbers_in_the_file_follow_the_convention_that_was_asked_for(study,
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: subset.key)
 def test_every_subset_of_a_study_is_segmented_on_its_own_grid(study, model, subset):
-    found = glimpseg.segment(**paths(study, subset), model=model, uncertainty="none")
+    found = glimpseg.segment(**paths(study, subset), model=model, options=PLAIN)
     assert found.used == subset
     assert found.labels.voxels.shape == head()[0][Modality.T1].shape
     assert np.array_equal(found.labels.affine, AFFINE)
@@ -122,7 +123,7 @@ def test_every_subset_of_a_study_is_segmented_on_its_own_grid(study, model, subs
 def plain_labels(model):
     """Labels of the study stored in RAS order."""
     plain = {m.name.lower(): nibabel.Nifti1Image(image, AFFINE) for m, image in head()[0].items()}
-    return glimpseg.segment(**plain, model=model, uncertainty="none").labels.voxels
+    return glimpseg.segment(**plain, model=model, options=PLAIN).labels.voxels
 
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
@@ -135,7 +136,7 @@ def test_orientation_changes_where_labels_are_stored_not_where_they_are(model, p
         )
         for m, image in images.items()
     }
-    found = glimpseg.segment(**stored, model=model, uncertainty="none").labels
+    found = glimpseg.segment(**stored, model=model, options=PLAIN).labels
     assert found.grid.axes == axes
     assert np.array_equal(found.ras().voxels, plain_labels)
 
@@ -148,7 +149,7 @@ def test_order_of_names_does_not_matter(study, model):
 
 
 def test_probabilities_lie_between_zero_and_one(study, model):
-    found = glimpseg.segment(**paths(study, SUBSETS[-1]), model=model, probabilities=True)
+    found = glimpseg.segment(**paths(study, SUBSETS[-1]), model=model, options=InferenceOptions(probabilities=True))
     for volume in found.probabilities.values():
         assert volume.voxels.shape == found.labels.voxels.shape
         assert 0 <= volume.voxels.min() <= volume.voxels.max() <= 1

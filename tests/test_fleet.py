@@ -18,14 +18,17 @@ from typer.testing import CliRunner
 
 from conftest import as_it_was, command_line, write_head
 from glimpseg.batch import tree as batch
-from glimpseg.batch.job import Work
-from glimpseg.batch.job_spec import Order
-from glimpseg.batch.tree import FAILURES, PLAN, STATISTICS, Part, Wanted, begin, combine, segment_tree
+from glimpseg.batch.folder import PLAN, STATISTICS
+from glimpseg.batch.job import BatchOptions, StudyJob
+from glimpseg.batch.job_spec import JobSpec
+from glimpseg.batch.progress import FAILURES, Outcome, Shard
+from glimpseg.batch.tree import begin, combine, segment_tree
 from glimpseg.cli import app
-from glimpseg.cli.fleet import _order
 from glimpseg.errors import UsageError
+from glimpseg.modality import Modality
 from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import items
+from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.options import PLAIN, InferenceOptions, OutputOptions
 from glimpseg.segmentation.result import RECORD
 
 needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs glimpseg[slurm]")
@@ -91,37 +94,34 @@ def same_batch(output, undisturbed):
 # What travels, and what comes together
 
 
-def test_the_options_are_those_of_segment(tmp_path, model_folder):
-    words = [
-        "-i",
-        str(tmp_path),
-        "-o",
-        "out",
-        "-m",
-        str(model_folder),
-        "--labels",
-        "brats2021",
-        "--output-type",
-        "bids",
-    ]
-    order, given = _order([*words, "--uncertainty", "none", "--continue", "--device", "cpu", "--backend", "torch"])
-    wanted = Wanted(labels="brats2021", types=("bids",), uncertainty="none")
+def test_the_options_are_those_of_segment(tmp_path, model_folder, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "glimpseg.batch.on_slurm.segment_on_slurm", lambda *one, **more: given.append((one, more)) or DONE
+    )
+    words = ["-i", tmp_path, "-o", "out", "-m", model_folder, "--labels", "brats2021", "--output-type", "bids,nifti"]
+    more = ["--uncertainty", "none", "--grid", "t2", "--device", "cpu", "--backend", "torch", "--shards", "3"]
+    old = ["--continue", "--slurm", "mem_gb=8"]
+    done = CliRunner().invoke(app, ["on", "slurm", *map(str, words), *more, *old], catch_exceptions=False)
+    assert done.exit_code == 0
+    options = BatchOptions(
+        inference=InferenceOptions(uncertainty="none", grid=Modality.T2),
+        outputs=OutputOptions(labels="brats2021", types=("bids", "nifti")),
+    )
+    (((spec, jobs), how),) = given
     place = Path("out").absolute()
-    assert order == Order(source=tmp_path, output=place, model=str(model_folder), wanted=wanted, device="cpu")
-    assert given["go_on"]
+    assert spec == JobSpec(source=tmp_path, output=place, model=str(model_folder), options=options, device="cpu")
+    assert (jobs.shards, jobs.options) == (3, {"mem_gb": 8})
+    assert how == {"resume": True, "overwrite": False}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--t1", "a.nii.gz"], "without --t1"),
-        ([], "name one with -i"),
-        (["-i", "tree", "--part", "1/2"], "Leave --part out"),
-    ],
-)
-def test_what_is_no_tree_for_a_cluster_is_refused(words, message):
-    with pytest.raises(UsageError, match=message):
-        _order(["-o", "out", *words])
+DONE = Outcome(done=(), kept=(), failed={})
+
+
+@pytest.mark.parametrize("words", [["--t1", "a.nii.gz"], [], ["-i", "tree", "--shard", "1/2"]])
+@pytest.mark.parametrize("cluster", ["slurm", "ray"])
+def test_what_is_no_tree_for_a_cluster_is_refused(cluster, words):
+    assert CliRunner().invoke(app, ["on", cluster, "-o", "out", *words]).exit_code == 2
 
 
 def test_an_option_that_segment_does_not_know_is_refused_before_anything_is_submitted(tmp_path):
@@ -133,9 +133,11 @@ def test_an_option_that_segment_does_not_know_is_refused_before_anything_is_subm
 def test_parts_that_have_ended_are_brought_together(tree, model_folder, tmp_path):
     model, output = predict.load(model_folder, "cpu"), tmp_path / "out"
     for number in (0, 1):
-        segment_tree(items(tree), model, output, Wanted(uncertainty="none"), part=Part(number=number, of=3))
-    work = begin(items(tree), model, output, Wanted(uncertainty="none"))
-    outcome = combine(work, items(tree))
+        segment_tree(
+            study_entries(tree), model, output, BatchOptions(inference=PLAIN), shard=Shard(number=number, of=3)
+        )
+    job = begin(study_entries(tree), model, output, BatchOptions(inference=PLAIN))
+    outcome = combine(job, study_entries(tree))
     assert outcome.kept == ("P0", "P3", "P4")
     assert "P1-t1n.nii.gz is damaged" in outcome.failed["P1"]
     assert outcome.failed["P2"] == batch.UNREACHED
@@ -146,12 +148,20 @@ def test_parts_that_have_ended_are_brought_together(tree, model_folder, tmp_path
 def test_parts_may_begin_at_the_same_moment(tree, model_folder, tmp_path):
     """Each makes the folder or finds it made; all have one key."""
     model, errors = predict.load(model_folder, "cpu"), []
-    works: list[Work] = []
+    jobs: list[StudyJob] = []
 
     def one(number):
         try:
-            part = Part(number=number, of=8)
-            works.append(begin(items(tree), model, tmp_path / "out", Wanted(deidentify=True), part=part))
+            shard = Shard(number=number, of=8)
+            jobs.append(
+                begin(
+                    study_entries(tree),
+                    model,
+                    tmp_path / "out",
+                    BatchOptions(outputs=OutputOptions(deidentify=True)),
+                    shard=shard,
+                )
+            )
         except Exception as error:
             errors.append(error)
 
@@ -161,14 +171,14 @@ def test_parts_may_begin_at_the_same_moment(tree, model_folder, tmp_path):
     for thread in threads:
         thread.join()
     assert not errors
-    assert len({work.pseudonyms.key for work in works}) == 1
+    assert len({job.pseudonyms.key for job in jobs}) == 1
 
 
 def test_a_study_whose_folder_stands_is_told_of_and_not_done_again(tree, model_folder, tmp_path, monkeypatch):
-    work = begin(items(tree), predict.load(model_folder, "cpu"), tmp_path / "out", Wanted(uncertainty="none"))
-    first = work.whole(items(tree)[0])
-    monkeypatch.setattr(Work, "read", None)
-    again = work.whole(items(tree)[0])
+    job = begin(study_entries(tree), predict.load(model_folder, "cpu"), tmp_path / "out", BatchOptions(inference=PLAIN))
+    first = job.run(study_entries(tree)[0])
+    monkeypatch.setattr(StudyJob, "prepare", None)
+    again = job.run(study_entries(tree)[0])
     assert (again.study, again.used, again.volumes) == (first.study, first.used, first.volumes)
     assert again.seconds == pytest.approx(first.seconds, abs=0.02)
 
@@ -181,20 +191,20 @@ def test_without_slurm_submitit_says_so(tree, model_folder, tmp_path, monkeypatc
     from glimpseg.batch.on_slurm import Jobs, segment_on_slurm
 
     monkeypatch.setenv("PATH", "")
-    order = Order(source=tree, output=tmp_path / "out", model=str(model_folder), device="cpu")
+    spec = JobSpec(source=tree, output=tmp_path / "out", model=str(model_folder), device="cpu")
     with pytest.raises(UsageError, match="srun"):
-        segment_on_slurm(order, Jobs())
+        segment_on_slurm(spec, Jobs())
     assert not (tmp_path / "out").exists()
 
 
 SUBMIT = """
 import sys
 from pathlib import Path
-from glimpseg.fleet.on_slurm import Jobs, segment_on_slurm
-from glimpseg.fleet.order import Order
+from glimpseg.batch.on_slurm import Jobs, segment_on_slurm
+from glimpseg.batch.job_spec import JobSpec
 tree, output, model = sys.argv[1:]
-order = Order(source=Path(tree), output=Path(output), model=model, device="cpu")
-outcome = segment_on_slurm(order, Jobs(parts=2, cluster="local", options={"timeout_min": 60}))
+spec = JobSpec(source=Path(tree), output=Path(output), model=model, device="cpu")
+outcome = segment_on_slurm(spec, Jobs(shards=2, cluster="local", options={"timeout_min": 60}))
 assert sorted(outcome.failed) == ["P1"], outcome
 """
 
@@ -234,7 +244,7 @@ def test_a_job_that_is_stopped_goes_on_and_results_are_those_of_one_process(tree
     )
     while not list(output.glob(".P0.tmp-*")) and process.poll() is None:  # of the first part: P0, P2 and P4
         time.sleep(0.01)
-    stopped = [job for job in jobs_below(process.pid, "submitit.core._submit") if holds(job, "/.part-0-of-2/.lock")]
+    stopped = [job for job in jobs_below(process.pid, "submitit.core._submit") if holds(job, "/.shard-0-of-2/.lock")]
     for job in stopped:
         os.kill(job, signal.SIGTERM)
     _, text = process.communicate()
@@ -249,8 +259,8 @@ def test_a_job_that_is_stopped_goes_on_and_results_are_those_of_one_process(tree
 
 ON_RAY = """
 import os, signal, sys, threading, time
-from glimpseg.fleet.on_ray import Workers, segment_on_ray
-from glimpseg.fleet.order import Order
+from glimpseg.batch.on_ray import Workers, segment_on_ray
+from glimpseg.batch.job_spec import JobSpec
 tree, output, model, how = sys.argv[1:5]
 killed, over = [], []
 
@@ -267,9 +277,9 @@ def kill():
 
 watch = threading.Thread(target=kill)
 watch.start()
-order = Order(source=Path(tree), output=Path(output), model=model, device="cpu")
+spec = JobSpec(source=Path(tree), output=Path(output), model=model, device="cpu")
 try:
-    outcome = segment_on_ray(order, Workers(count=2))
+    outcome = segment_on_ray(spec, Workers(count=2))
 finally:
     over.append(True)
     watch.join()
@@ -303,8 +313,8 @@ def test_a_study_that_kills_every_worker_is_given_up(model_folder, tmp_path):
 
 
 def test_an_order_asks_for_the_model_of_its_own_machine(model_folder, tmp_path):
-    order = Order(source=tmp_path, output=tmp_path / "out", model=str(model_folder), device="cpu")
-    assert str(order.load().device) == "cpu"
+    spec = JobSpec(source=tmp_path, output=tmp_path / "out", model=str(model_folder), device="cpu")
+    assert str(spec.load().device) == "cpu"
     with pytest.raises(UsageError, match="cuda:99"):
-        replace(order, device="cuda:99").load()
-    assert str(replace(order, device="cuda:99").plain().device) == "cpu"
+        replace(spec, device="cuda:99").load()
+    assert str(replace(spec, device="cuda:99").load_for_reading().device) == "cpu"

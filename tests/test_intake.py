@@ -13,13 +13,15 @@ pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 
 from conftest import AFFINE, head
 from dicom_phantoms import Person, write_series
-from glimpseg.batch.tree import Wanted, segment_tree
+from glimpseg.batch.job import BatchOptions
+from glimpseg.batch.tree import segment_tree
 from glimpseg.cli import app
 from glimpseg.data.dicom.seg import read_seg
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import items
+from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.options import InferenceOptions, OutputOptions
 from glimpseg.volume import Volume, resample
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -88,7 +90,7 @@ def test_a_folder_of_dicom_becomes_a_mask_a_seg_and_measurements(visit, model_fo
 @pytest.mark.usefixtures("readers_here")
 def test_the_mask_of_dicom_is_that_of_the_same_voxels_as_nifti(visit, model, tmp_path):
     folder, written = visit
-    segment_tree(items(folder), model, tmp_path / "out", Wanted())
+    segment_tree(study_entries(folder), model, tmp_path / "out", BatchOptions())
     named = {m.key: nibabel.Nifti1Image(voxels.astype(np.float32), AFFINE) for m, voxels in written.items()}
     expected = predict.segment(**named, model=model).labels
     found = nibabel.load(tmp_path / "out" / "visit" / "seg.nii.gz")
@@ -99,9 +101,15 @@ def test_the_mask_of_dicom_is_that_of_the_same_voxels_as_nifti(visit, model, tmp
 @pytest.mark.usefixtures("readers_here")
 def test_the_result_lies_on_the_grid_that_is_asked_for(tmp_path, model, visit):
     folder, _ = visit
-    segment_tree(items(folder), model, tmp_path / "out", Wanted(grid=Modality.FLAIR))
+    segment_tree(
+        study_entries(folder), model, tmp_path / "out", BatchOptions(inference=InferenceOptions(grid=Modality.FLAIR))
+    )
     with pytest.raises(UsageError, match="T2"):
-        predict.segment(flair=nibabel.Nifti1Image(head()[0][Modality.FLAIR], AFFINE), model=model, grid="t2")
+        predict.segment(
+            flair=nibabel.Nifti1Image(head()[0][Modality.FLAIR], AFFINE),
+            model=model,
+            options=InferenceOptions(grid="t2"),
+        )
     assert (tmp_path / "out" / "visit" / "seg.nii.gz").is_file()
 
 
@@ -125,7 +133,7 @@ def test_in_a_tree_of_dicom_each_folder_and_archive_is_a_study(model, tmp_path):
     shutil.make_archive(str(tree / "three"), "zip", tree / "two")
     write_visit(tree / "mixed", 3, [Modality.FLAIR])
     write_visit(tree / "mixed" / "other", 4, [Modality.T2], person=Person(name="Other^Person", id="4711"))
-    outcome = segment_tree(items(tree), model, tmp_path / "out", Wanted())
+    outcome = segment_tree(study_entries(tree), model, tmp_path / "out", BatchOptions())
     assert sorted(outcome.done) == ["one", "three", "two"]
     assert "more than one patient" in outcome.failed["mixed"]
     assert "4711" not in outcome.failed["mixed"]
@@ -141,8 +149,8 @@ def test_series_folders_of_one_study_are_one_study(model, tmp_path):
             tmp_path / "visit" / f"series{number}", voxels, AFFINE, number=number, description=description, tags=tags,
             study="one",
         )  # fmt: skip
-    (item,) = items(tmp_path / "visit")
-    segment_tree([item], model, tmp_path / "out", Wanted())
+    (item,) = study_entries(tmp_path / "visit")
+    segment_tree([item], model, tmp_path / "out", BatchOptions())
     record = json.loads((tmp_path / "out" / "visit" / "run.json").read_text())
     assert record["sequences"]["used"] == ["t1", "t2"]
 
@@ -192,7 +200,12 @@ def test_deidentified_outputs_name_nobody(model, tmp_path):
     write_visit(tmp_path / "tree" / "CANARY-77", 0, [Modality.FLAIR], person=person)
     write_visit(tmp_path / "tree" / "other", 1, [Modality.FLAIR])
     types = ("nifti", "dicom-seg", "dicom-sr")
-    segment_tree(items(tmp_path / "tree"), model, tmp_path / "out", Wanted(types=types, deidentify=True))
+    segment_tree(
+        study_entries(tmp_path / "tree"),
+        model,
+        tmp_path / "out",
+        BatchOptions(outputs=OutputOptions(types=types, deidentify=True)),
+    )
     for path in (tmp_path / "out").rglob("*"):
         assert "CANARY" not in path.name
         assert path.is_dir() or b"canary" not in path.read_bytes().lower(), path
@@ -202,7 +215,7 @@ def test_deidentified_outputs_name_nobody(model, tmp_path):
 def test_a_tree_without_studies_says_what_was_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(InputError, match="No study"):
-        items(tmp_path)
+        study_entries(tmp_path)
 
 
 @pytest.mark.usefixtures("readers_here")

@@ -19,6 +19,7 @@ from glimpseg.modality import ALL, Modality
 from glimpseg.model.loading import load_model
 from glimpseg.region import Region
 from glimpseg.segmentation import inference, memory, predict
+from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.study import Study
 from glimpseg.volume import Grid, Volume
 
@@ -121,7 +122,7 @@ def own(request):
 
 
 def test_labels_and_probabilities_are_the_same_slab_by_slab(model, own, monkeypatch):
-    images = {modality: volumes.onto(Volume(voxels, AFFINE), own) for modality, voxels in head()[0].items()}
+    images = {modality: volumes.resample(Volume(voxels, AFFINE), own) for modality, voxels in head()[0].items()}
     prepared = prepare(Study("S", images), SETTINGS)
     told = {Region.WT: 1.7}
     (whole,) = inference.infer(prepared, model, [ALL], keep_probabilities=True, temperatures=told)
@@ -202,7 +203,9 @@ def test_a_study_that_needs_much_more_than_there_is_is_refused_before_it_is_read
 
 def test_a_study_that_fits_is_read(machine, files, model):
     machine("meminfo", "MemAvailable: 8000000 kB\n")
-    assert predict.segment(t1c=files[Modality.T1C], model=model, raw="no").used == Modality.T1C
+    assert (
+        predict.segment(t1c=files[Modality.T1C], model=model, options=InferenceOptions(raw="no")).used == Modality.T1C
+    )
 
 
 def test_a_large_study_needs_less_than_four_gigabytes_beside_two_thirds_of_one():

@@ -368,7 +368,7 @@ def test_the_preview_of_a_result_has_each_used_sequence_on_the_results_grid():
     recipe, provenance = SimpleNamespace(method="unet"), {"sha256": {"weights.safetensors": "0123456789ab"}}
     model = Model(SimpleNamespace(), recipe, provenance, Path("m"))
     images = {Modality.FLAIR: stored_as_ail(10 * brain()), Modality.T1C: ras(brain()), Modality.T2: ras(brain())}
-    result = Segmentation(ras(tumour()), None, Modality.T1C | Modality.FLAIR, model, images)
+    result = Segmentation(labels=ras(tumour()), used=Modality.T1C | Modality.FLAIR, model=model, images=images)
     figure = result.preview()
     assert figure.get_suptitle() == "T1c + FLAIR   absent: T1 + T2   (unet-01234567)"
     assert [row[0].get_title(loc="left") for row in cells(figure)] == ["T1c", "FLAIR"]

@@ -14,7 +14,7 @@ from glimpseg.model.loading import Model
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
 from glimpseg.segmentation.result import Segmentation, volumes_in_words
-from glimpseg.segmentation.uncertainty import Doubt, Uncertainty
+from glimpseg.segmentation.uncertainty import RegionUncertainty, Uncertainty
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
 
@@ -38,7 +38,9 @@ def result(expectations=None, uncertainty=None):
     labels[6, 0, 0] = Label.ED
     labels[7] = Label.RC
     affine = np.diag([-2.0, 3, 5, 1])
-    return Segmentation(Volume(labels, affine), None, TWO, model(expectations), {}, uncertainty=uncertainty)
+    return Segmentation(
+        labels=Volume(labels, affine), used=TWO, model=model(expectations), images={}, uncertainty=uncertainty
+    )
 
 
 def expectations():
@@ -55,7 +57,7 @@ def expectations():
 
 
 def uncertainty():
-    doubt = Doubt(estimated_dice=0.8, lowest_ml=0.1, highest_ml=0.4, agreement=math.nan)
+    doubt = RegionUncertainty(estimated_dice=0.8, lowest_ml=0.1, highest_ml=0.4, agreement=math.nan)
     return Uncertainty(level="none", calibrated=True, regions={Region.WT: doubt}, members=())
 
 
@@ -93,7 +95,7 @@ def test_what_to_expect_how_sure_it_is_and_what_it_is_not_are_said_in_this_order
         "  WT: mean Dice 90.0 % (95 % interval 89.0 to 91.0); one case in ten had 70 % or less.",
         "Of the absent sequences T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice there "
         "(WT +6.0 (+5.0 to +7.0)).",
-        "This study, by calibrated probabilities and 1 passes (as it is):",
+        "This study, by calibrated probabilities and 1 passes (plain):",
         "  WT: estimated Dice 80 % (such estimates were 4 points off on average); 0.1 to 0.4 ml.",
         NOT_A_DEVICE,
     ]

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 import glimpseg
 from conftest import AFFINE, WORDS, head, small_recipe, write_head
 from glimpseg import methods, metrics
-from glimpseg.batch.tree import STATISTICS, Wanted, segment_tree
+from glimpseg.batch.folder import STATISTICS
+from glimpseg.batch.job import BatchOptions
+from glimpseg.batch.tree import segment_tree
 from glimpseg.cli.app import app
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import prepare
@@ -39,8 +41,9 @@ from glimpseg.model.folder import save_model
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
 from glimpseg.segmentation import inference, predict
-from glimpseg.segmentation.inputs import items
-from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, doubts, estimated_dice, mirrored
+from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.options import InferenceOptions
+from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, estimated_dice, mirrored, uncertainty_of
 from glimpseg.study import Study
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume
@@ -217,7 +220,9 @@ def cube(side):
 
 
 def test_range_and_agreement_of_members_are_as_by_hand():
-    found = doubts(cube(2), {Region.ET: 0.8}, [("larger", cube(3)), ("none", cube(0))], level="full", calibrated=True)
+    found = uncertainty_of(
+        cube(2), {Region.ET: 0.8}, [("larger", cube(3)), ("none", cube(0))], level="full", calibrated=True
+    )
     one = found.regions[Region.ET]
     assert one.spread_ml == pytest.approx((0, 27))
     assert one.agreement == pytest.approx((2 * 8 / (8 + 27) + 0) / 2)
@@ -271,7 +276,8 @@ def test_a_mirrored_pass_returns_to_a_grid_of_another_spacing_and_order(model):
 
 def test_every_level_gives_the_labels_of_the_plain_pass(model, study):
     found = {
-        level: glimpseg.segment(**paths(study), model=model, uncertainty=level) for level in ("none", "quick", "full")
+        level: glimpseg.segment(**paths(study), model=model, options=InferenceOptions(uncertainty=level))
+        for level in ("none", "quick", "full")
     }
     for level in ("quick", "full"):
         assert np.array_equal(found[level].labels.voxels, found["none"].labels.voxels)
@@ -283,20 +289,24 @@ def test_every_level_gives_the_labels_of_the_plain_pass(model, study):
 
 
 def test_a_left_out_sequence_is_the_segmentation_without_it(model, study):
-    whole = glimpseg.segment(**paths(study), model=model, uncertainty="full")
-    less = glimpseg.segment(flair=paths(study)["flair"], model=model, grid="flair")
+    whole = glimpseg.segment(**paths(study), model=model, options=InferenceOptions(uncertainty="full"))
+    less = glimpseg.segment(flair=paths(study)["flair"], model=model, options=InferenceOptions(grid="flair"))
     (member,) = [one for one in whole.uncertainty.members if one.name == "without T1c"]
     assert member.volumes_ml == pytest.approx(less.volumes_ml, rel=1e-6)
 
 
 def test_a_single_sequence_cannot_be_left_out(model, study):
-    found = glimpseg.segment(t2=study / f"{study.name}-{WORDS[Modality.T2]}.nii.gz", model=model, uncertainty="full")
+    found = glimpseg.segment(
+        t2=study / f"{study.name}-{WORDS[Modality.T2]}.nii.gz",
+        model=model,
+        options=InferenceOptions(uncertainty="full"),
+    )
     assert len(found.uncertainty.members) == 7
 
 
 def test_an_unknown_level_is_refused():
     with pytest.raises(UsageError, match="none, quick, full"):
-        predict.refuse_unknown_level("some")
+        InferenceOptions(uncertainty="some")
 
 
 # What to expect
@@ -373,7 +383,7 @@ def test_whether_more_sequences_were_measured_is_said(gains, available, words):
 
 
 def test_how_wrong_estimates_were_is_said_with_the_estimate(knowing, study):
-    found = glimpseg.segment(**paths(study), model=knowing, device="cpu")
+    found = glimpseg.segment(**paths(study), model=predict.load(knowing, "cpu"))
     doubted = {Region.WT: dataclasses.replace(found.uncertainty.regions[Region.WT], estimated_dice=0.87)}
     known = dataclasses.replace(found, uncertainty=dataclasses.replace(found.uncertainty, regions=doubted))
     assert "  WT: estimated Dice 87 % (such estimates were 4 points off on average); " in "\n".join(known.trust)
@@ -450,7 +460,7 @@ def test_a_model_of_labels_is_calibrated_by_its_regions(studies, tmp_path):
 
 def test_the_copy_segments_as_the_model_does(model, calibrated_folder, study):
     plain = glimpseg.segment(**paths(study), model=model)
-    copy = glimpseg.segment(**paths(study), model=calibrated_folder, device="cpu")
+    copy = glimpseg.segment(**paths(study), model=predict.load(calibrated_folder, "cpu"))
     assert np.array_equal(plain.labels.voxels, copy.labels.voxels)
     assert copy.uncertainty.calibrated
     assert not plain.uncertainty.calibrated
@@ -568,8 +578,10 @@ def knowing(model, tmp_path):
 
 
 def test_probabilities_are_written_at_the_models_temperature(model, knowing, study, tmp_path):
-    plain = glimpseg.segment(**paths(study), model=model, probabilities=True)
-    found = glimpseg.segment(**paths(study), model=knowing, probabilities=True, device="cpu")
+    plain = glimpseg.segment(**paths(study), model=model, options=InferenceOptions(probabilities=True))
+    found = glimpseg.segment(
+        **paths(study), model=predict.load(knowing, "cpu"), options=InferenceOptions(probabilities=True)
+    )
     found.save(tmp_path / "out")
     written = nibabel.load(tmp_path / "out" / "probabilities_TC.nii.gz").get_fdata()
     before = plain.probabilities[Region.TC].voxels.astype(np.float64)
@@ -580,7 +592,7 @@ def test_probabilities_are_written_at_the_models_temperature(model, knowing, stu
 
 
 def test_run_and_statistics_hold_the_numbers(knowing, study, tmp_path):
-    found = glimpseg.segment(**paths(study), model=knowing, device="cpu")
+    found = glimpseg.segment(**paths(study), model=predict.load(knowing, "cpu"))
     found.save(tmp_path / "out")
     trust = json.loads((tmp_path / "out" / "run.json").read_text())["trust"]
     assert trust["expected"]["population"] == "phantoms of held-out settings"
@@ -607,7 +619,7 @@ def test_a_model_without_expectations_says_how_to_get_them(model, study, tmp_pat
 
 def test_a_tree_gets_the_numbers_in_its_table(knowing, archive, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        segment_tree(items(archive)[:2], predict.load(knowing, "cpu"), tmp_path / "out", Wanted())
+        segment_tree(study_entries(archive)[:2], predict.load(knowing, "cpu"), tmp_path / "out", BatchOptions())
     header, *rows = (tmp_path / "out" / STATISTICS).read_text().splitlines()
     assert header == "study,sequences,region,volume_ml,lesions,estimated_dice,volume_low_ml,volume_high_ml,agreement"
     assert len(rows) == 6

@@ -10,16 +10,16 @@ from glimpseg.modality import ALL, Modality, parse
 from glimpseg.region import Label, Region
 from glimpseg.segmentation.uncertainty import (
     DiceEstimate,
-    Doubt,
     Member,
+    RegionUncertainty,
     Uncertainty,
     calibrated,
-    doubt_tree,
-    doubts,
     estimated_dice,
-    left_out,
-    looks,
+    leave_one_out,
     mirrored,
+    mirrored_inputs,
+    region_tree,
+    uncertainty_of,
 )
 from glimpseg.volume import Grid, Volume
 
@@ -147,11 +147,11 @@ def test_a_study_without_a_reference_is_mirrored_too():
 
 def test_the_passes_of_a_level_are_every_mirror_once():
     plain = prepared()
-    assert list(looks(plain, "none")) == []
-    ((name, look),) = looks(plain, "quick")
+    assert list(mirrored_inputs(plain, "none")) == []
+    ((name, look),) = mirrored_inputs(plain, "quick")
     assert name == "mirrored left-right"
     assert np.array_equal(look.image, plain.image[:, ::-1])
-    found = dict(looks(plain, "full"))
+    found = dict(mirrored_inputs(plain, "full"))
     assert list(found) == [
         "mirrored left-right",
         "mirrored front-back",
@@ -166,14 +166,14 @@ def test_the_passes_of_a_level_are_every_mirror_once():
 
 def test_each_sequence_is_left_out_once_if_another_remains():
     three = parse("t1+t2+flair")
-    assert left_out(three, "full") == {
+    assert leave_one_out(three, "full") == {
         parse("t2+flair"): "without T1",
         parse("t1+flair"): "without T2",
         parse("t1+t2"): "without FLAIR",
     }
-    assert left_out(three, "quick") == {}
-    assert left_out(Modality.T2, "full") == {}
-    assert len(left_out(parse("t1+t2"), "full")) == 2
+    assert leave_one_out(three, "quick") == {}
+    assert leave_one_out(Modality.T2, "full") == {}
+    assert len(leave_one_out(parse("t1+t2"), "full")) == 2
 
 
 # Range and agreement
@@ -185,7 +185,7 @@ def test_the_range_and_the_agreement_are_those_of_all_passes():
     result = labels(Label.NCR, 0, Label.ET, Label.ET, 0, 0)
     one = labels(0, 0, Label.ET, Label.ET, Label.ET, Label.NCR)
     nothing = labels(0, 0, 0, 0, 0, 0)
-    found = doubts(
+    found = uncertainty_of(
         result,
         {Region.ET: 0.8, Region.WT: NAN},
         [("first", one), ("second", nothing)],
@@ -208,13 +208,13 @@ def test_the_range_and_the_agreement_are_those_of_all_passes():
 
 def test_passes_that_find_nothing_either_agree():
     nothing = labels(0, 0)
-    found = doubts(nothing, {Region.ET: NAN}, [("one", nothing)], level="quick", calibrated=False)
+    found = uncertainty_of(nothing, {Region.ET: NAN}, [("one", nothing)], level="quick", calibrated=False)
     assert found.regions[Region.ET].agreement == 1
     assert not found.calibrated
 
 
 def test_without_other_passes_the_range_is_one_volume_and_nothing_agrees():
-    found = doubts(labels(Label.ET, Label.ET), {Region.ET: 0.7}, [], level="none", calibrated=False)
+    found = uncertainty_of(labels(Label.ET, Label.ET), {Region.ET: 0.7}, [], level="none", calibrated=False)
     one = found.regions[Region.ET]
     assert one.spread_ml == pytest.approx((0.2, 0.2))
     assert math.isnan(one.agreement)
@@ -224,7 +224,7 @@ def test_without_other_passes_the_range_is_one_volume_and_nothing_agrees():
 
 
 def doubt(estimated=0.874, low=1.24, high=3.26, agreement=0.554):
-    return Doubt(estimated_dice=estimated, lowest_ml=low, highest_ml=high, agreement=agreement)
+    return RegionUncertainty(estimated_dice=estimated, lowest_ml=low, highest_ml=high, agreement=agreement)
 
 
 def uncertainty(calibrated=True):
@@ -242,19 +242,17 @@ def uncertainty(calibrated=True):
 
 def test_the_sentences_of_a_study():
     assert uncertainty().sentences({Region.WT: 0.554, Region.ET: NAN}) == [
-        "This study, by calibrated probabilities and 3 passes (as it is, mirrored left-right, without T2):",
-        "  WT: estimated Dice 87 % (such estimates were 55 points off on average); 1.2 to 3.3 ml, passes agree by a "
-        "Dice of 55 %.",
+        "This study, by calibrated probabilities and 3 passes (plain, mirrored left-right, without T2):",
+        "  WT: estimated Dice 87 % (such estimates were 55 points off on average); 1.2 to 3.3 ml, agreement of the "
+        "passes: Dice 55 %.",
         "  TC: estimated Dice 87 %; 1.2 to 3.3 ml.",
-        "  ET: not found, so that no Dice is estimated; 0.0 to 0.0 ml, passes agree by a Dice of 55 %.",
+        "  ET: not found, so no Dice is estimated; 0.0 to 0.0 ml, agreement of the passes: Dice 55 %.",
     ]
 
 
 def test_uncalibrated_probabilities_are_called_so():
     alone = Uncertainty(level="none", calibrated=False, regions={}, members=())
-    assert alone.sentences({}) == [
-        "This study, by the network's own, uncalibrated probabilities and 1 passes (as it is):"
-    ]
+    assert alone.sentences({}) == ["This study, by the network's own, uncalibrated probabilities and 1 passes (plain):"]
 
 
 def test_the_numbers_are_kept_to_four_decimals_and_null_for_what_is_not_known():
@@ -273,6 +271,6 @@ def test_the_numbers_are_kept_to_four_decimals_and_null_for_what_is_not_known():
             {"name": "without T2", "volume_ml": {"WT": 3.0}, "dice": {"WT": 0.5}},
         ],
     }
-    assert doubt_tree(doubt(estimated=0.12346, low=2 / 3, high=NAN, agreement=1)) == {
+    assert region_tree(doubt(estimated=0.12346, low=2 / 3, high=NAN, agreement=1)) == {
         "estimated_dice": 0.1235, "volume_low_ml": 0.6667, "volume_high_ml": None, "agreement": 1,
     }  # fmt: skip

@@ -9,13 +9,49 @@ from glimpseg.modality import SUBSETS, Modality
 from glimpseg.version import __version__
 
 if TYPE_CHECKING:
-    from glimpseg.segmentation.predict import Segmentation, load, segment
+    from glimpseg import metrics, phantom
+    from glimpseg.evaluation.compare import compare
+    from glimpseg.evaluation.evaluate import evaluate
+    from glimpseg.model.loading import Model
+    from glimpseg.segmentation.options import InferenceOptions
+    from glimpseg.segmentation.predict import load, segment
+    from glimpseg.segmentation.result import Segmentation
 
-__all__ = ["SUBSETS", "Modality", "Segmentation", "__version__", "load", "segment"]
+__all__ = [
+    "SUBSETS",
+    "InferenceOptions",
+    "Modality",
+    "Model",
+    "Segmentation",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "metrics",
+    "phantom",
+    "segment",
+]
+
+_MODULES = {
+    "InferenceOptions": "glimpseg.segmentation.options",
+    "Model": "glimpseg.model.loading",
+    "Segmentation": "glimpseg.segmentation.result",
+    "compare": "glimpseg.evaluation.compare",
+    "evaluate": "glimpseg.evaluation.evaluate",
+    "load": "glimpseg.segmentation.predict",
+    "segment": "glimpseg.segmentation.predict",
+}
+_PACKAGES = ("metrics", "phantom")
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported when something is segmented, not when the package is named.
-    if name in __all__:
-        return getattr(importlib.import_module("glimpseg.segmentation.predict"), name)
+    # Naming the package imports neither torch nor numpy. A module is imported when its name is first used.
+    if name in _PACKAGES:
+        return importlib.import_module(f"glimpseg.{name}")
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'glimpseg' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

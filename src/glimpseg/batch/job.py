@@ -1,4 +1,4 @@
-"""One study of a batch, segmented and written, in whichever process does it."""
+"""Segmentation job for one study of a batch: prepare, segment, write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,131 +19,134 @@ from glimpseg.model.expectations import EXPECTATIONS
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
-from glimpseg.segmentation.inputs import Item, opened
-from glimpseg.segmentation.predict import Raw, Read, read, segment_read
+from glimpseg.segmentation.inputs import StudyEntry, opened_entry
+from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
+from glimpseg.segmentation.passes import segment_prepared
+from glimpseg.segmentation.preparation import PreparedInput, prepare_input
+from glimpseg.segmentation.record import STATISTICS
 from glimpseg.segmentation.result import RECORD, Segmentation, volumes_in_words
-from glimpseg.segmentation.uncertainty import Level
 from glimpseg.version import __version__
-
-BIDS = "bids"
-"""The output type that is a data set of all studies together, under `derivatives/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """How each study is segmented and what is written of it."""
+class BatchOptions:
+    """How each study of a batch is segmented, and which files are written."""
 
-    labels: str = "brats2024"
-    types: tuple[str, ...] = ("nifti",)
-    grid: Modality | None = None
-    probabilities: bool = False
-    deidentify: bool = False
-    """Output folders are numbered and DICOM files name no patient; what leads back stands beside the output folder."""
-    raw: Raw = "auto"
-    uncertainty: Level = "quick"
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
 
-    def plan(self, model: Model) -> dict[str, Any]:
-        """What makes two batches the same; --continue compares it."""
+    def fingerprint(self, model: Model) -> dict[str, Any]:
+        """Return the settings of a batch that all its studies share. A batch resumes only with the same settings."""
+        inference, outputs = self.inference, self.outputs
         return {
             "glimpseg": __version__,
             "model": model.provenance["sha256"][WEIGHTS],
             **({"choices": model.chosen} if model.chosen else {}),
             "backend": f"{model.computed_by} {model.precision}",  # masks of two backends differ by some voxels
-            "labels": self.labels,
-            "types": sorted(self.types),
-            "grid": None if self.grid is None else self.grid.key,
-            "probabilities": self.probabilities,
-            "deidentify": self.deidentify,
-            "raw": self.raw,
-            "uncertainty": self.uncertainty,
+            "labels": outputs.labels,
+            "types": sorted(outputs.types),
+            "grid": None if inference.grid_sequence is None else inference.grid_sequence.key,
+            "probabilities": inference.probabilities,
+            "deidentify": outputs.deidentify,
+            "raw": inference.raw,
+            "uncertainty": inference.uncertainty,
             "expectations": model.provenance["sha256"].get(EXPECTATIONS),
         }
 
 
-@dataclass(frozen=True)
-class Written:
-    """What is told of a study whose folder stands."""
+@dataclass(frozen=True, kw_only=True)
+class WrittenStudy:
+    """Summary of a study whose output folder is written, for the log."""
 
     study: str
     seconds: float
     used: Modality
     volumes: str
+    """Volumes in words."""
     outlook: tuple[str, ...] = ()
+    """Sentences on the expected performance."""
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What is done with one study after another, in whichever process."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StudyJob:
+    """Steps that segment one study of a batch. The same object serves all studies of a process."""
 
     model: Model
     output: Path
-    wanted: Wanted
+    options: BatchOptions
     names: Mapping[str, str]
-    """The output folder of each item, by its id."""
+    """Name of the output folder of each entry, by its id."""
     pseudonyms: Pseudonyms | None
 
-    def read(self, item: Item) -> tuple[Read, ExitStack]:
-        """A study's voxels, and what has to stay open until it is written."""
+    def prepare(self, entry: StudyEntry) -> tuple[PreparedInput, ExitStack]:
+        """Return a prepared study, and the files that have to stay open until its results are written."""
         with ExitStack() as stack:
-            visit = stack.enter_context(opened(item))
-            return read(visit, self.model, self.wanted.grid, self.wanted.raw), stack.pop_all()
+            study_input = stack.enter_context(opened_entry(entry))
+            return prepare_input(study_input, self.model, self.options.inference), stack.pop_all()
         raise AssertionError
 
-    def segment(self, done: Read) -> Segmentation:
-        """What the network finds."""
-        return segment_read(
-            done, self.model, probabilities=self.wanted.probabilities, uncertainty=self.wanted.uncertainty
+    def segment(self, prepared: PreparedInput) -> Segmentation:
+        """Segment a prepared study."""
+        return segment_prepared(prepared, self.model, self.options.inference)
+
+    def write(self, entry: StudyEntry, segmentation: Segmentation, held: ExitStack) -> WrittenStudy:
+        """Write the output folder of a study, close its files, and return its summary."""
+        name, outputs = self.names[entry.id], self.options.outputs
+        with held:
+            segmentation.save(
+                self.output / name, labels=outputs.labels, types=outputs.study_types, pseudonyms=self.pseudonyms
+            )
+            if BIDS in outputs.types:
+                digest = self.model.provenance["sha256"][WEIGHTS]
+                write_derivative(self.output, name, segmentation.labels, model=self.model.name, version=digest[:12])
+        return WrittenStudy(
+            study=name,
+            seconds=sum(segmentation.seconds.values()),
+            used=segmentation.used,
+            volumes=volumes_in_words(segmentation.volumes_ml),
+            outlook=tuple(segmentation.outlook),
         )
 
-    def write(self, item: Item, found: Segmentation, held: ExitStack) -> Written:
-        """A study's folder, and what there is to tell of it."""
-        name = self.names[item.id]
-        with held:
-            found.save(
-                self.output / name,
-                labels=self.wanted.labels,
-                types=[kind for kind in self.wanted.types if kind != BIDS],
-                pseudonyms=self.pseudonyms,
-            )
-            if BIDS in self.wanted.types:
-                digest = self.model.provenance["sha256"][WEIGHTS]
-                write_derivative(self.output, name, found.labels, model=self.model.name, version=digest[:12])
-        volumes = volumes_in_words(found.volumes_ml)
-        return Written(name, sum(found.seconds.values()), found.used, volumes, tuple(found.outlook))
+    def run(self, entry: StudyEntry) -> WrittenStudy:
+        """Run all steps for one study. A study whose folder is there already is only read back.
 
-    def whole(self, item: Item) -> Written:
-        """All of it for one study. One whose folder stands is not done again, so that whoever was killed before telling
-        of it may ask once more."""
-        name = self.names[item.id]
+        A process that was killed before it could report the study may therefore ask for it again.
+        """
+        name = self.names[entry.id]
         if (self.output / name / RECORD).is_file():
-            return self._told_by(self.output / name)
-        clear(self.output, [name])
-        done, held = self.read(item)
+            return self._read_back(self.output / name)
+        remove_temporary(self.output, [name])
+        prepared, held = self.prepare(entry)
         try:
-            found = self.segment(done)
+            segmentation = self.segment(prepared)
         except BaseException:
             held.close()
             raise
-        return self.write(item, found, held)
+        return self.write(entry, segmentation, held)
 
-    def reason(self, item: Item, error: Exception) -> str:
-        """Why a study could not be segmented, as `failures.json` says it."""
+    def reason(self, entry: StudyEntry, error: Exception) -> str:
+        """Return why a study could not be segmented, as written to `failures.json`."""
         known = isinstance(error, InputError | UsageError)
         reason = str(error) if known else f"unexpected error ({type(error).__name__}: {error})"
-        return _without_names(reason, item, self.names[item.id]) if self.wanted.deidentify else reason
+        if not self.options.outputs.deidentify:
+            return reason
+        return _without_names(reason, entry, self.names[entry.id])
 
     @staticmethod
-    def _told_by(folder: Path) -> Written:
-        """What the files of a study say that was written before."""
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-        statistics = json.loads((folder / "statistics.json").read_text("utf-8"))
-        volumes = volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()})
-        used = parse("+".join(record["sequences"]["used"]))
-        return Written(folder.name, sum(record["seconds"].values()), used, volumes)
+    def _read_back(folder: Path) -> WrittenStudy:
+        """Return the summary of a study that was written before, from its files."""
+        run = json.loads((folder / RECORD).read_text("utf-8"))
+        statistics = json.loads((folder / STATISTICS).read_text("utf-8"))
+        return WrittenStudy(
+            study=folder.name,
+            seconds=sum(run["seconds"].values()),
+            used=parse("+".join(run["sequences"]["used"])),
+            volumes=volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()}),
+        )
 
 
-def clear(output: Path, names: Iterable[str]) -> None:
-    """Temporary folders of these studies, which a kill has left."""
+def remove_temporary(output: Path, names: Iterable[str]) -> None:
+    """Remove the temporary folders of these studies that a killed process has left."""
     for name in names:
         for left in output.glob(f".{_escaped(name)}.tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -153,7 +156,7 @@ def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _without_names(reason: str, item: Item, name: str) -> str:
-    """A message with neither the study's name nor the folders that it lies in."""
-    words = reason.replace(item.id, name).split(" ")
+def _without_names(reason: str, entry: StudyEntry, name: str) -> str:
+    """Return a message without the study's name and the folders that it lies in."""
+    words = reason.replace(entry.id, name).split(" ")
     return " ".join(Path(word).name or word if word.startswith(os.sep) else word for word in words)

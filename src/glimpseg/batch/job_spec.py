@@ -1,4 +1,4 @@
-"""What is to be segmented and how, in words that travel to other machines."""
+"""Serialisable job specification of a batch, for other processes and machines."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glimpseg.batch.job import Wanted
+from glimpseg.batch.job import BatchOptions
 from glimpseg.model.loading import Model
 from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import Item, items
+from glimpseg.segmentation.inputs import StudyEntry, study_entries
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """A batch before anything of it is opened. Its paths are absolute and mean the same on every machine."""
+class JobSpec:
+    """Input, output, model and options of a batch. Its paths are absolute and the same on every machine."""
 
     source: Path
+    """Tree of studies."""
     output: Path
     model: str
-    wanted: Wanted = field(default_factory=Wanted)
+    """`model`, `device`, `choices` and `backend` are the arguments of `predict.load`."""
+    options: BatchOptions = field(default_factory=BatchOptions)
     layout: str = "auto"
     device: str = "auto"
     choices: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "torch"
-    """These three as `predict.load` takes them."""
 
-    def items(self) -> list[Item]:
-        """The studies. Raises: InputError when there is none."""
-        return items(self.source, self.layout)
+    def entries(self) -> list[StudyEntry]:
+        """Return the studies of the tree. Raises: InputError when there is none."""
+        return study_entries(self.source, self.layout)
 
-    def plain(self) -> Model:
-        """The model for asking what it is, on the processor."""
+    def load_for_reading(self) -> Model:
+        """Load the model on the CPU, to read what it is. Raises: ModelError, UsageError."""
         return predict.load(self.model, "cpu", self.choices)
 
     def load(self) -> Model:
-        """The model, on the device of the machine that asks. Raises: ModelError, UsageError."""
+        """Load the model on the device of this machine. Raises: ModelError, UsageError."""
         return predict.load(self.model, self.device, self.choices, self.backend)

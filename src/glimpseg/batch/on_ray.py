@@ -1,4 +1,4 @@
-"""A tree of studies on a Ray cluster: workers that hold the model, each study with one of them."""
+"""Segmentation of a tree of studies on a Ray cluster: workers hold the model, and each study goes to one of them."""
 
 from __future__ import annotations
 
@@ -10,131 +10,140 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from glimpseg.batch.job import Work, Written
-from glimpseg.batch.job_spec import Order
-from glimpseg.batch.progress import WHOLE, Outcome, Tally
-from glimpseg.batch.tree import begin, write_statistics
+from glimpseg.batch.folder import write_statistics
+from glimpseg.batch.job import StudyJob, WrittenStudy
+from glimpseg.batch.job_spec import JobSpec
+from glimpseg.batch.progress import WHOLE, BatchProgress, Outcome
+from glimpseg.batch.tree import begin
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
-from glimpseg.segmentation.inputs import Item
+from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.version import NOT_A_DEVICE
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""A study whose worker is killed so often is given up: it may be the one that needs too much memory."""
+"""Attempts for one study. A study whose worker was killed so often is given up: it may need too much memory."""
+POLL_S = 1
+"""Seconds between two looks at the stop request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many workers there are, and what each has."""
+    """Number of workers, and the resources of each."""
 
     count: int = 2
     cpus: int = 1
     gpus: float = 0
-    """A part of one, 0.5, lets two share it. With 0 a worker sees no GPU."""
+    """GPUs of each worker. With 0.5 two workers share one. With 0 a worker sees no GPU."""
     address: str | None = None
-    """Of a running cluster, `auto` for the one that this machine belongs to. Without it, and without `RAY_ADDRESS`, Ray
-    is started on this machine alone."""
+    """Address of a running cluster; `auto` for the one that this machine belongs to. Without it, and without
+    `RAY_ADDRESS`, Ray is started on this machine alone."""
 
 
-def segment_on_ray(order: Order, workers: Workers, *, go_on: bool = False, overwrite: bool = False) -> Outcome:
-    """Segments every study once. Only this process tells of them; the workers write their folders, as `segment_tree`
-    does.
+def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, overwrite: bool = False) -> Outcome:
+    """Segment every study of a tree once. The workers write the folders of the studies; this process records progress.
 
-    A killed worker is started again, and its study with it, up to `ATTEMPTS` times; a study whose folder stands by then
-    is not done again.
+    A killed worker is started again, and so is its study, up to `ATTEMPTS` times. A study whose folder is complete by
+    then is not segmented again.
 
     Raises: UsageError without Ray, for workers that cannot begin, or for the output folder of another batch; InputError
-        without a study; ModelError; OutputError when the disk refuses; Preempted after SIGTERM, whole studies written.
+        without a study; ModelError; OutputError when the disk refuses; Preempted after SIGTERM, with complete studies.
     """
-    ray = _ray()
-    items = order.items()
-    work = begin(items, order.plain(), order.output, order.wanted, go_on=go_on, overwrite=overwrite)
-    with folder_lock(order.output / ".part-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
-        tally, waiting = Tally.of(work, WHOLE.share(items, work.names))
-        with _hired(ray, workers, order, work) as hired:
-            _share_out(ray, hired, waiting, work.names, tally, stopped)
-        write_statistics(order.output)
+    ray = _import_ray()
+    entries = spec.entries()
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
+        progress, waiting = BatchProgress.begin(job, WHOLE.select(entries, job.names))
+        with _started(ray, workers, spec, job) as started:
+            _Dispatcher(ray, job.names, progress).run(started, waiting, stopped)
+        write_statistics(spec.output)
     log.info("%s", NOT_A_DEVICE)
-    tally.refuse_unfinished(bool(stopped))
-    return tally.outcome()
+    progress.refuse_unfinished(stopped=bool(stopped))
+    return progress.outcome()
 
 
 class Worker:
-    """A process that holds the model and segments what it is given."""
+    """Process that holds the model and segments the studies that it is given."""
 
-    def __init__(self, order: Order, names: Mapping[str, str], pseudonyms: Pseudonyms | None) -> None:
-        self.work = Work(order.load(), order.output, order.wanted, names, pseudonyms)
+    def __init__(self, spec: JobSpec, names: Mapping[str, str], pseudonyms: Pseudonyms | None) -> None:
+        self.job = StudyJob(
+            model=spec.load(), output=spec.output, options=spec.options, names=names, pseudonyms=pseudonyms
+        )
 
     def ready(self) -> None:
-        """Answers once the model is there."""
+        """Return once the model is loaded."""
 
-    def segment(self, item: Item) -> Written | OutputError | str:
-        """What there is to tell of a study, or why there is nothing."""
+    def segment(self, entry: StudyEntry) -> WrittenStudy | OutputError | str:
+        """Return the summary of a study, or the reason why it failed."""
         try:
-            return self.work.whole(item)
+            return self.job.run(entry)
         except OutputError as error:
             return error
         except Exception as error:
-            return self.work.reason(item, error)
+            return self.job.reason(entry, error)
 
 
-def _share_out(
-    ray: Any, hired: Sequence[Any], items: Sequence[Item], names: Mapping[str, str], tally: Tally, stopped: StopRequest
-) -> None:
-    """Gives each worker that has nothing to do the next study, until there is none."""
-    left = deque(items)
-    busy: dict[Any, tuple[Any, Item | None]] = {worker.ready.remote(): (worker, None) for worker in hired}
-    while busy and (left or any(item for _, item in busy.values())):
-        answered, _ = ray.wait(list(busy), timeout=1)  # a signal is noticed in between
-        for answer in answered:
-            worker, item = busy.pop(answer)
-            _take(ray, answer, item, names, tally)
-            if left and not stopped:
-                following = left.popleft()
-                busy[worker.segment.remote(following)] = worker, following
-        if stopped:
-            left.clear()
+class _Dispatcher:
+    """Gives studies to workers, and records how they end."""
 
+    def __init__(self, ray: Any, names: Mapping[str, str], progress: BatchProgress) -> None:
+        self.ray, self.names, self.progress = ray, names, progress
 
-def _take(ray: Any, answer: Any, item: Item | None, names: Mapping[str, str], tally: Tally) -> None:
-    try:
-        found = ray.get(answer)
-    except ray.exceptions.RayError as error:
-        if item is None:
-            lines = str(error).strip().splitlines()
-            raise UsageError(f"A worker could not begin: {lines[-1]}") from error
-        tally.fail(names[item.id], f"its worker was killed {ATTEMPTS} times; its memory may not have been enough")
-        return
-    if isinstance(found, OutputError):
-        raise found
-    if item is not None and isinstance(found, str):
-        tally.fail(names[item.id], found)
-    elif item is not None:
-        tally.take(found)
+    def run(self, workers: Sequence[Any], entries: Sequence[StudyEntry], stopped: StopRequest) -> None:
+        """Give each idle worker the next study, until there is none left or a stop is requested."""
+        left = deque(entries)
+        busy: dict[Any, tuple[Any, StudyEntry | None]] = {worker.ready.remote(): (worker, None) for worker in workers}
+        while busy and (left or any(entry for _, entry in busy.values())):
+            answered, _ = self.ray.wait(list(busy), timeout=POLL_S)  # a signal is noticed in between
+            for answer in answered:
+                worker, entry = busy.pop(answer)
+                self._record(answer, entry)
+                if left and not stopped:
+                    following = left.popleft()
+                    busy[worker.segment.remote(following)] = worker, following
+            if stopped:
+                left.clear()
+
+    def _record(self, answer: Any, entry: StudyEntry | None) -> None:
+        """Record the answer of a worker; `entry` is None for the answer that it is ready."""
+        try:
+            result = self.ray.get(answer)
+        except self.ray.exceptions.RayError as error:
+            if entry is None:
+                lines = str(error).strip().splitlines()
+                raise UsageError(f"A worker could not begin: {lines[-1]}") from error
+            reason = f"its worker was killed {ATTEMPTS} times; its memory may not have been enough"
+            self.progress.fail(self.names[entry.id], reason)
+            return
+        if isinstance(result, OutputError):
+            raise result
+        if entry is not None and isinstance(result, str):
+            self.progress.fail(self.names[entry.id], result)
+        elif entry is not None:
+            self.progress.add(result)
 
 
 @contextmanager
-def _hired(ray: Any, workers: Workers, order: Order, work: Work) -> Iterator[list[Any]]:
-    """The workers; gone at the end, whatever happens."""
+def _started(ray: Any, workers: Workers, spec: JobSpec, job: StudyJob) -> Iterator[list[Any]]:
+    """Start the workers, and kill them at the end."""
     kind = ray.remote(Worker).options(
         num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=ATTEMPTS - 1
     )
-    known = ray.put(dict(work.names))
-    hired = [kind.remote(order, known, work.pseudonyms) for _ in range(workers.count)]
+    names = ray.put(dict(job.names))
+    started = [kind.remote(spec, names, job.pseudonyms) for _ in range(workers.count)]
     try:
-        yield hired
+        yield started
     finally:
-        for worker in hired:
+        for worker in started:
             ray.kill(worker)
 
 
 @contextmanager
 def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
-    """A connection to the cluster, or a Ray of our own for as long as it is needed."""
+    """Connect to the cluster, or start Ray on this machine for the time of the block."""
     if ray.is_initialized():
         yield
         return
@@ -142,7 +151,7 @@ def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
     if address is not None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     else:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unless the user wants it
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage report unless the user wants it
         ray.init(
             address="local",
             num_cpus=workers.count * workers.cpus,
@@ -158,7 +167,7 @@ def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
         ray.shutdown()
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:

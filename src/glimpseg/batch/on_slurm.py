@@ -1,5 +1,7 @@
-"""A tree of studies as an array of Slurm jobs, by submitit: one job for each part, put back into the queue when it is
-preempted or its time is over."""
+"""Segmentation of a tree of studies as an array of Slurm jobs, by submitit: one job for each shard.
+
+A job that is preempted, or whose time is over, is put back into the queue.
+"""
 
 from __future__ import annotations
 
@@ -9,79 +11,79 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from glimpseg.batch.job_spec import Order
-from glimpseg.batch.progress import Outcome, Part
+from glimpseg.batch.job_spec import JobSpec
+from glimpseg.batch.progress import Outcome, Shard
 from glimpseg.batch.tree import begin, combine, segment_tree
 from glimpseg.errors import Preempted, UsageError
 
 log = logging.getLogger(__name__)
 
 LONGEST_JOB_MIN = 240
-"""Unless `timeout_min` says otherwise; submitit's own default is five minutes."""
+"""Time limit of a job in minutes, unless `timeout_min` sets another. submitit's own default is five minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
-    """How many jobs share a tree, and what each asks for."""
+    """Number of jobs that share a tree, and the resources of each."""
 
-    parts: int = 8
+    shards: int = 8
     cluster: Literal["slurm", "local"] = "slurm"
-    """`local`: processes on this machine, which stand in for Slurm in tests."""
+    """`local`: processes on this machine, in place of Slurm in tests."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of submitit's AutoExecutor: `timeout_min`, `mem_gb`, `gpus_per_node`, `slurm_partition`, `slurm_account` ..."""
+    """Options of submitit's AutoExecutor: `timeout_min`, `mem_gb`, `gpus_per_node`, `slurm_partition` ..."""
 
 
-def segment_on_slurm(order: Order, jobs: Jobs, *, go_on: bool = False, overwrite: bool = False) -> Outcome:
-    """Submits the jobs, waits for them, and brings together what they left. Logs and submitit's files lie beside the
-    output folder, in `<output>.jobs`. Whoever stops waiting does not stop the jobs.
+def segment_on_slurm(spec: JobSpec, jobs: Jobs, *, resume: bool = False, overwrite: bool = False) -> Outcome:
+    """Submit the jobs, wait for them, and combine their results.
 
-    A job that ends early costs the others nothing; its studies are in `failures.json`, and `go_on` does them.
+    Logs and submitit's files lie beside the output folder, in `<output>.jobs`. Interrupting this call does not stop the
+    jobs. A job that ends early does not stop the others. Its studies are in `failures.json`; `resume` segments them.
 
     Raises: UsageError without submitit or Slurm, for an option that submitit does not know, or for the output folder of
         another batch; InputError without a study; ModelError.
     """
-    executor = _executor(order, jobs)
-    items = order.items()
+    executor = _executor(spec, jobs)
+    entries = spec.entries()
     # The plan and the key are written here, once, and not by whichever job comes first.
-    work = begin(items, order.plain(), order.output, order.wanted, go_on=go_on, overwrite=overwrite)
-    count = min(jobs.parts, len(items))
-    submitted = executor.map_array(Share(order), [Part(number=number, of=count) for number in range(count)])
-    log.info("%d studies in %d jobs: %s", len(items), count, ", ".join(job.job_id for job in submitted))
-    for job in submitted:
-        error = job.exception()
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    count = min(jobs.shards, len(entries))
+    submitted = executor.map_array(ShardTask(spec), [Shard(number=number, of=count) for number in range(count)])
+    log.info("%d studies in %d jobs: %s", len(entries), count, ", ".join(one.job_id for one in submitted))
+    for one in submitted:
+        error = one.exception()
         if error is not None:
-            log.warning("Job %s ended early: %s", job.job_id, str(error).strip().splitlines()[-1])
-    return combine(work, items)
+            log.warning("Job %s ended early: %s", one.job_id, str(error).strip().splitlines()[-1])
+    return combine(job, entries)
 
 
-class Share:
-    """What a job does: its part of the tree. Pickled, and called on another machine."""
+class ShardTask:
+    """Task of one job: segment a shard of the tree. It is pickled and called on another machine."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
 
-    def __call__(self, part: Part) -> Outcome:
-        """Segments the part's studies that are not there yet; a job that was stopped begins here again."""
-        _tell()
-        order = self.order
+    def __call__(self, shard: Shard) -> Outcome:
+        """Segment the studies of the shard that are not there yet. A stopped job begins here again."""
+        _log_to_stderr()
+        spec = self.spec
         try:
-            return segment_tree(order.items(), order.load(), order.output, order.wanted, part=part, go_on=True)
+            return segment_tree(spec.entries(), spec.load(), spec.output, spec.options, shard=shard, resume=True)
         except Preempted:
             from submitit import JobEnvironment
 
-            # SIGTERM has come, after which whole studies are there. To submitit this signal means preemption: it calls
+            # SIGTERM has come, and the written studies are complete. To submitit this signal means preemption: it calls
             # `checkpoint`, puts the job back into the queue, and ends the process.
             signal.raise_signal(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
             raise
 
-    def checkpoint(self, part: Part) -> Any:
-        """What is to be done once the job runs again: the same."""
+    def checkpoint(self, shard: Shard) -> Any:
+        """Return the task that the job runs after it was put back into the queue: the same."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, part)
+        return DelayedSubmission(self, shard)
 
 
-def _executor(order: Order, jobs: Jobs) -> Any:
+def _executor(spec: JobSpec, jobs: Jobs) -> Any:
     try:
         import submitit
     except ImportError as error:
@@ -90,17 +92,16 @@ def _executor(order: Order, jobs: Jobs) -> Any:
     requeue = {"slurm_additional_parameters": {"requeue": True}} if jobs.cluster == "slurm" else {}
     options = {"name": "glimpseg", "timeout_min": LONGEST_JOB_MIN, **requeue, **jobs.options}
     try:
-        executor = submitit.AutoExecutor(
-            folder=order.output.with_name(f"{order.output.name}.jobs"), cluster=jobs.cluster
-        )
+        folder = spec.output.with_name(f"{spec.output.name}.jobs")
+        executor = submitit.AutoExecutor(folder=folder, cluster=jobs.cluster)
         executor.update_parameters(**options)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"submitit refuses: {error}") from error
     return executor
 
 
-def _tell() -> None:
-    """The job's log says what `glimpseg segment` says on a terminal."""
+def _log_to_stderr() -> None:
+    """Send the log of the package to the log of the job, as `glimpseg segment` sends it to a terminal."""
     root = logging.getLogger("glimpseg")
     root.setLevel(logging.INFO)
     root.addHandler(logging.StreamHandler())

@@ -1,4 +1,4 @@
-"""What becomes of a batch's studies, and how a batch is shared out."""
+"""Batch progress: which studies are done, skipped or failed. Shards of a batch."""
 
 from __future__ import annotations
 
@@ -10,95 +10,100 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glimpseg.batch.job import Work, Written, clear
+from glimpseg.batch.job import StudyJob, WrittenStudy, remove_temporary
 from glimpseg.errors import Preempted, UsageError
 from glimpseg.modality import Modality
 from glimpseg.runtime.atomic import write_json
-from glimpseg.segmentation.inputs import Item
+from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.segmentation.result import RECORD
 
 log = logging.getLogger(__name__)
 
 FAILURES = "failures.json"
 JOURNAL = "batch.jsonl"
-"""A line for each study that was segmented, written after its folder stands."""
+"""File with one line for each segmented study, added after its folder is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One of several jobs that share a tree: it takes every `of`-th study, the first at `number`."""
+class Shard:
+    """One of `of` jobs that share a tree. It takes every `of`-th study, beginning with study `number`."""
 
     number: int = 0
     of: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.of:
-            raise UsageError(f"--part is number/of with the number below of, 0/4 to 3/4, not {self.number}/{self.of}.")
+            raise UsageError(f"--shard is number/of with the number below of, 0/4 to 3/4, not {self.number}/{self.of}.")
 
     @classmethod
-    def parse(cls, text: str) -> Part:
-        """From `0/4`. Raises: UsageError."""
+    def parse(cls, text: str) -> Shard:
+        """Return the shard of a text such as `0/4`. Raises: UsageError."""
         number, slash, of = text.partition("/")
         if not slash or not number.isdigit() or not of.isdigit():
-            raise UsageError(f"--part is number/of, 0/4 to 3/4, not '{text}'.")
+            raise UsageError(f"--shard is number/of, 0/4 to 3/4, not '{text}'.")
         return cls(number=int(number), of=int(of))
 
     def file(self, name: str) -> str:
-        """The name under which this part keeps a file that others have, too."""
+        """Return this shard's own name for a file that every shard writes."""
         stem, suffix = os.path.splitext(name)
         return name if self.of == 1 else f"{stem}-{self.number}-of-{self.of}{suffix}"
 
-    def share(self, items: Collection[Item], names: Mapping[str, str]) -> list[Item]:
-        """The items that are this part's."""
-        return sorted(items, key=lambda item: names[item.id])[self.number :: self.of]
+    def select(self, entries: Collection[StudyEntry], names: Mapping[str, str]) -> list[StudyEntry]:
+        """Return the entries of this shard."""
+        return sorted(entries, key=lambda entry: names[entry.id])[self.number :: self.of]
 
 
-WHOLE = Part()
-"""The only part of a tree that is not shared."""
+WHOLE = Shard()
+"""The only shard of a tree that is not shared."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a batch, or of a part of it."""
+    """Studies of a batch, or of a shard, by how they ended."""
 
     done: tuple[str, ...]
-    """Studies that were segmented now."""
+    """Studies that were segmented in this run."""
     kept: tuple[str, ...]
-    """Those that were there already."""
+    """Studies that were there already."""
     failed: Mapping[str, str]
-    """Why the others were not."""
+    """Reason why each other study was not segmented."""
 
 
-class Tally:
-    """What became of a batch's studies, or of a part's: on the disk as soon as it is known."""
+class BatchProgress:
+    """Studies of a batch, or of a shard, that are done, skipped or failed. Written to disk at once."""
 
-    def __init__(self, output: Path, part: Part, kept: Sequence[str], waiting: int) -> None:
-        self.output, self.part = output, part
+    def __init__(self, output: Path, shard: Shard, kept: Sequence[str], waiting: int) -> None:
+        self.output, self.shard = output, shard
         self.kept, self.waiting = tuple(kept), waiting
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
         self.explained: frozenset[Modality] = frozenset()
-        """Subsets of which it was said what to expect."""
+        """Subsets whose expected performance was logged."""
 
     @classmethod
-    def of(cls, work: Work, items: Sequence[Item], part: Part = WHOLE) -> tuple[Tally, list[Item]]:
-        """An empty one, and the items that have still to be segmented; what a kill has left of them is cleared."""
-        clear(work.output, (work.names[item.id] for item in items))
-        kept = [item for item in items if (work.output / work.names[item.id] / RECORD).is_file()]
-        waiting = [item for item in items if item not in kept]
-        log.info("%d studies%s.", len(items), f", {len(kept)} of them done already" if kept else "")
-        tally = cls(work.output, part, [work.names[item.id] for item in kept], len(waiting))
-        tally.write_failures()
-        return tally, waiting
+    def begin(
+        cls, job: StudyJob, entries: Sequence[StudyEntry], shard: Shard = WHOLE
+    ) -> tuple[BatchProgress, list[StudyEntry]]:
+        """Return empty progress, and the entries that are still to be segmented.
 
-    def take(self, written: Written) -> None:
-        """A study's line in the journal, and what a person is told."""
+        Temporary folders of these studies, which a killed process has left, are removed.
+        """
+        remove_temporary(job.output, (job.names[entry.id] for entry in entries))
+        kept = [entry for entry in entries if (job.output / job.names[entry.id] / RECORD).is_file()]
+        waiting = [entry for entry in entries if entry not in kept]
+        log.info("%d studies%s.", len(entries), f", {len(kept)} of them already done" if kept else "")
+        progress = cls(job.output, shard, [job.names[entry.id] for entry in kept], len(waiting))
+        progress.write_failures()
+        return progress, waiting
+
+    def add(self, written: WrittenStudy) -> None:
+        """Record a written study: a line in the journal, and log lines."""
         line = {
             "study": written.study,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "seconds": round(written.seconds, 2),
         }
-        with (self.output / self.part.file(JOURNAL)).open("a", encoding="utf-8") as journal:
+        with (self.output / self.shard.file(JOURNAL)).open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(line) + "\n")
         self.done.append(written.study)
         log.info("%s: used %s. %s.", written.study, written.used.title, written.volumes)
@@ -108,29 +113,29 @@ class Tally:
                 log.info("%s", sentence)
 
     def fail(self, name: str, reason: str) -> None:
-        """Keeps the reason, on the disk at once."""
+        """Record a failed study, in `failures.json` at once."""
         self.failed[name] = reason
         log.warning("%s was not segmented: %s", name, reason)
         self.write_failures()
 
     def write_failures(self) -> None:
-        """failures.json, of this part."""
-        write_failures(self.output / self.part.file(FAILURES), self.failed)
+        """Write `failures.json` of this shard."""
+        write_failures(self.output / self.shard.file(FAILURES), self.failed)
 
-    def refuse_unfinished(self, stopped: bool) -> None:
-        """Raises Preempted where SIGTERM came and studies are left."""
+    def refuse_unfinished(self, *, stopped: bool) -> None:
+        """Raise Preempted if SIGTERM came and studies are left."""
         if stopped and len(self.done) + len(self.failed) < self.waiting:
             raise Preempted(
                 f"Stopped by SIGTERM with {len(self.kept) + len(self.done)} of {len(self.kept) + self.waiting} studies "
-                "segmented. Go on with --continue."
+                "segmented. Go on with --resume."
             )
 
     def outcome(self) -> Outcome:
-        """All of it."""
-        return Outcome(tuple(self.done), self.kept, dict(self.failed))
+        """Return the outcome."""
+        return Outcome(done=tuple(self.done), kept=self.kept, failed=dict(self.failed))
 
 
 def write_failures(path: Path, failed: Mapping[str, str]) -> None:
-    """The studies that could not be segmented, and why."""
+    """Write the studies that could not be segmented, and why."""
     tree = {"failed": [{"study": study, "reason": reason} for study, reason in failed.items()]}
     write_json(path, tree)

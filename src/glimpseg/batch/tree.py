@@ -1,234 +1,199 @@
-"""A tree of studies segmented: read ahead, written behind, every study once, and none that stops the others."""
+"""Segmentation of a tree of studies on this machine: every study once, reading ahead and writing behind."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
-
-from glimpseg.batch.job import Wanted, Work
-from glimpseg.batch.progress import FAILURES, WHOLE, Outcome, Part, Tally, write_failures
-from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.errors import OutputError, UsageError
+from glimpseg.batch.folder import open_folder, output_names, pseudonyms_of, write_statistics
+from glimpseg.batch.job import BatchOptions, StudyJob
+from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
+from glimpseg.errors import OutputError
 from glimpseg.model.loading import Model
-from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used, write_json
+from glimpseg.runtime.atomic import folder_lock
+from glimpseg.runtime.pipeline import ahead
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
-from glimpseg.segmentation.inputs import Item
-from glimpseg.segmentation.predict import Read
+from glimpseg.segmentation.inputs import StudyEntry
+from glimpseg.segmentation.preparation import PreparedInput
 from glimpseg.segmentation.result import RECORD, Segmentation
 from glimpseg.version import NOT_A_DEVICE
 
 log = logging.getLogger(__name__)
 
-PLAN = "batch.json"
-"""What was asked for; also the mark of a folder that may be replaced."""
-STATISTICS = "statistics.csv"
-UNREACHED = "no part came to it; run again with --continue"
-"""The reason of a study that is neither there nor known to have failed."""
-LONGEST_WAIT_S = 60
-"""For a part that writes the key at the same moment."""
-NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_high_ml", "agreement")
-"""Of a study's statistics.json, in the table of all; what was not asked for or is not defined stays blank."""
+UNREACHED = "no shard reached it; run again with --resume"
+"""Reason of a study that is neither there nor known to have failed."""
+DEPTH = 2
+"""Studies in each of the two pipelines: one that the caller waits for, one behind it."""
+DEFAULT_OPTIONS = BatchOptions()
 
 
 def segment_tree(
-    items: Sequence[Item],
+    entries: Sequence[StudyEntry],
     model: Model,
     output: str | Path,
-    wanted: Wanted,
+    options: BatchOptions = DEFAULT_OPTIONS,
     *,
-    part: Part = WHOLE,
-    go_on: bool = False,
+    shard: Shard = WHOLE,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> Outcome:
-    """Segments every item into a folder of its own below `output`.
+    """Segment every study of a tree into a folder of its own below `output`.
 
-    While the network works, a thread reads the next study and another writes the last: at most three are in memory.
-    A study that cannot be used stops no other; `failures.json` says why. `statistics.csv` holds the volumes of all
-    studies that are there by then, of other parts, too.
+    While the network works, a thread reads the next study and another writes the last. At most three studies are in
+    memory. A study that fails does not stop the others; `failures.json` says why it failed. `statistics.csv` holds the
+    volumes of all studies that are there at the end, from all shards.
 
-    Raises: UsageError for an output folder of another batch, or in use; OutputError when the disk refuses; Preempted
-        after SIGTERM, whole studies written (`go_on` continues).
+    Args:
+        entries: All studies of the tree.
+        model: The model.
+        output: Output folder of the batch.
+        options: How each study is segmented, and which files are written.
+        shard: Share of the tree that this call segments.
+        resume: Go on with a batch that was begun before. Failed studies are tried again.
+        overwrite: Replace the folder of a batch.
+
+    Raises:
+        UsageError: For an output folder of another batch, or in use.
+        OutputError: When the disk refuses.
+        Preempted: After SIGTERM. All written studies are complete; `resume` continues.
     """
     output = Path(output)
-    work = begin(items, model, output, wanted, part=part, go_on=go_on, overwrite=overwrite)
-    with folder_lock(output / f".part-{part.number}-of-{part.of}"), deferred_sigterm() as stopped:
-        tally, waiting = Tally.of(work, part.share(items, work.names), part)
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            _work(work, tally, waiting, reader, writer, stopped)
+    job = begin(entries, model, output, options, shard=shard, resume=resume, overwrite=overwrite)
+    with folder_lock(output / f".shard-{shard.number}-of-{shard.of}"), deferred_sigterm() as stopped:
+        progress, waiting = BatchProgress.begin(job, shard.select(entries, job.names), shard)
+        _segment_all(job, progress, waiting, stopped)
         write_statistics(output)
     log.info("%s", NOT_A_DEVICE)
-    tally.refuse_unfinished(bool(stopped))
-    return tally.outcome()
+    progress.refuse_unfinished(stopped=bool(stopped))
+    return progress.outcome()
 
 
 def begin(
-    items: Collection[Item],
+    entries: Collection[StudyEntry],
     model: Model,
     output: Path,
-    wanted: Wanted,
+    options: BatchOptions,
     *,
-    part: Part = WHOLE,
-    go_on: bool = False,
+    shard: Shard = WHOLE,
+    resume: bool = False,
     overwrite: bool = False,
-) -> Work:
-    """Makes a batch's folder, or checks that it may go on there; parts may do so at the same time.
+) -> StudyJob:
+    """Make the folder of a batch, or check that the batch may go on there. Shards may do so at the same time.
 
     Raises: UsageError for the output folder of another batch.
     """
-    names = _names(items, wanted.deidentify)
-    _open(output, wanted.plan(model), part, go_on, overwrite)
-    return Work(model, output, wanted, names, _key(output, names) if wanted.deidentify else None)
+    deidentify = options.outputs.deidentify
+    names = output_names(entries, deidentify=deidentify)
+    open_folder(output, options.fingerprint(model), shard, resume=resume, overwrite=overwrite)
+    return StudyJob(
+        model=model,
+        output=output,
+        options=options,
+        names=names,
+        pseudonyms=pseudonyms_of(output, names) if deidentify else None,
+    )
 
 
-def _work(
-    work: Work,
-    tally: Tally,
-    items: Sequence[Item],
-    reader: ThreadPoolExecutor,
-    writer: ThreadPoolExecutor,
-    stopped: StopRequest,
-) -> None:
-    """Reads one ahead, writes one behind."""
-    coming: Future[tuple[Read, ExitStack]] | None = reader.submit(work.read, items[0]) if items else None
-    writing: tuple[Item, Future[None]] | None = None
-    for number, item in enumerate(items):
-        assert coming is not None
-        now = coming
-        going_on = number + 1 < len(items) and not stopped
-        try:
-            done, held = now.result()
-            coming = reader.submit(work.read, items[number + 1]) if going_on else None
-        except Exception as error:
-            tally.fail(work.names[item.id], work.reason(item, error))
-            coming = reader.submit(work.read, items[number + 1]) if going_on else None
-            if coming is None:
-                break
-            continue
-        try:
-            found = work.segment(done)
-            del done
-        except Exception as error:
-            held.close()
-            tally.fail(work.names[item.id], work.reason(item, error))
-        else:
-            _settle(work, tally, writing)
-            writing = item, writer.submit(_write, work, tally, item, found, held)
-            del found
-        if coming is None:
-            break
-        if stopped:
-            _discard(coming)
-            break
-    _settle(work, tally, writing)
+def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
+    """Combine the results of all shards after they have ended: `statistics.csv` and one `failures.json`.
 
-
-def _write(work: Work, tally: Tally, item: Item, found: Segmentation, held: ExitStack) -> None:
-    tally.take(work.write(item, found, held))
-
-
-def _settle(work: Work, tally: Tally, writing: tuple[Item, Future[None]] | None) -> None:
-    """Waits for a study to be written. Raises: OutputError, which would meet the others, too."""
-    if writing is None:
-        return
-    item, future = writing
-    try:
-        future.result()
-    except OutputError:
-        raise
-    except Exception as error:
-        tally.fail(work.names[item.id], work.reason(item, error))
-
-
-def _discard(coming: Future[tuple[Read, ExitStack]]) -> None:
-    """What was read for nothing is let go."""
-    if coming.exception() is None:
-        coming.result()[1].close()
-
-
-def _open(output: Path, plan: dict[str, Any], part: Part, go_on: bool, overwrite: bool) -> None:
-    """Makes the output folder, or checks that it is this batch's."""
-    path = output / PLAN
-    if overwrite and not go_on and part.of == 1:
-        refuse_if_used(output, overwrite=True, mark=PLAN)
-        shutil.rmtree(output, ignore_errors=True)
-    # Another part that begins at this moment has written the plan before anything else, or is about to.
-    used = output.is_file() or (output.is_dir() and any(not _is_plan_to_be(found) for found in output.iterdir()))
-    if path.is_file():
-        if json.loads(path.read_text("utf-8")) != plan:
-            raise UsageError(
-                f"{output} was begun with another model, version, backend or other options ({path.name} has them). "
-                "Repeat those, or name another folder with -o."
-            )
-        if (output / part.file(FAILURES)).exists() and not go_on:
-            raise UsageError(f"{output} holds this batch already. Add --continue to go on with it.")
-        return
-    if used:
-        refuse_if_used(output)
-    write_json(path, plan)
-
-
-def _is_plan_to_be(path: Path) -> bool:
-    return path.name.startswith(f".{PLAN}.tmp-")
-
-
-def _names(items: Collection[Item], deidentify: bool) -> dict[str, str]:
-    """The output folder of each item. Numbers say nothing of the names: they follow from digests."""
-    if not deidentify:
-        return {item.id: item.id for item in items}
-    order = sorted(items, key=lambda item: hashlib.sha256(item.id.encode("utf-8", "surrogateescape")).digest())
-    return {item.id: f"study-{number:05d}" for number, item in enumerate(order, 1)}
-
-
-def _key(output: Path, names: Mapping[str, str]) -> Pseudonyms:
-    """What leads back from the results: kept beside the output folder, readable by its owner alone, so that it does not
-    leave with them. A batch that goes on uses the key it was begun with."""
-    path = output.with_name(f"{output.name}.key.json")
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=LONGEST_WAIT_S):  # parts may begin at the same time
-        old = json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
-        pseudonyms = Pseudonyms() if old is None else Pseudonyms(bytes.fromhex(old))
-        with atomic_file(path, mode=0o600) as temporary:
-            tree = {"key": pseudonyms.key.hex(), "studies": {name: study for study, name in sorted(names.items())}}
-            temporary.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
-    return pseudonyms
-
-
-def combine(work: Work, items: Collection[Item]) -> Outcome:
-    """Brings together what parts have left, once they have ended: `statistics.csv` and one `failures.json`, in which a
-    study that no part came to stands, too."""
-    output, reasons = work.output, dict[str, str]()
+    A study that no shard reached is listed as failed.
+    """
+    output, reasons = job.output, dict[str, str]()
     for path in sorted(output.glob(f"{Path(FAILURES).stem}-*-of-*.json")):
         reasons |= {entry["study"]: entry["reason"] for entry in json.loads(path.read_text("utf-8"))["failed"]}
-    names = sorted(work.names[item.id] for item in items)
+    names = sorted(job.names[entry.id] for entry in entries)
     kept = tuple(name for name in names if (output / name / RECORD).is_file())
     failed = {name: reasons.get(name, UNREACHED) for name in names if name not in set(kept)}
     write_failures(output / FAILURES, failed)
     write_statistics(output)
-    return Outcome((), kept, failed)
+    return Outcome(done=(), kept=kept, failed=failed)
 
 
-def write_statistics(output: Path) -> None:
-    """All studies' volumes in one tidy table, from their folders."""
-    rows = list(_statistics(output))
-    with atomic_file(output / STATISTICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("study", "sequences", "region", *NUMBERS), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A study that was read, or the error that reading ended with."""
+
+    entry: StudyEntry
+    prepared: PreparedInput | Exception
+    held: ExitStack
+    """Files that have to stay open until the results are written."""
 
 
-def _statistics(output: Path) -> Iterator[dict[str, Any]]:
-    for record in sorted(output.glob(f"*/{RECORD}")):
-        used = "+".join(json.loads(record.read_text("utf-8"))["sequences"]["used"])
-        found = json.loads((record.parent / "statistics.json").read_text("utf-8"))
-        for region, values in found.items():
-            numbers = {name: values.get(name) for name in NUMBERS}
-            yield {"study": record.parent.name, "sequences": used, "region": region, **numbers}
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    """A segmented study that is to be written."""
+
+    entry: StudyEntry
+    segmentation: Segmentation
+    held: ExitStack
+
+
+def _segment_all(job: StudyJob, progress: BatchProgress, entries: Sequence[StudyEntry], stopped: StopRequest) -> None:
+    """Read, segment and write the entries, until there is none left or a stop is requested."""
+    refused: list[OutputError] = []
+
+    def read(entry: StudyEntry) -> _Read:
+        try:
+            return _Read(entry, *job.prepare(entry))
+        except Exception as error:
+            return _Read(entry, error, ExitStack())
+
+    def write(study: _Segmented) -> tuple[StudyEntry, Exception | None]:
+        if refused:  # the disk refused the study before: this one would meet the same error
+            study.held.close()
+            return study.entry, None
+        try:
+            progress.add(job.write(study.entry, study.segmentation, study.held))
+        except OutputError as error:
+            refused.append(error)
+            raise
+        except Exception as error:
+            return study.entry, error
+        return study.entry, None
+
+    with (
+        closing(ahead(_until(stopped, entries), read, DEPTH, discard=lambda study: study.held.close())) as reading,
+        closing(_segmented(job, progress, reading, stopped)) as segmented,
+        closing(ahead(segmented, write, DEPTH)) as writing,
+    ):
+        for entry, error in writing:
+            if error is not None:
+                progress.fail(job.names[entry.id], job.reason(entry, error))
+
+
+def _until(stopped: StopRequest, entries: Sequence[StudyEntry]) -> Iterator[StudyEntry]:
+    """Yield the entries until a stop is requested."""
+    for entry in entries:
+        if stopped:
+            return
+        yield entry
+
+
+def _segmented(
+    job: StudyJob, progress: BatchProgress, reading: Iterator[_Read], stopped: StopRequest
+) -> Generator[_Segmented, None, None]:
+    """Yield each study that was segmented. A study that fails is recorded, and the next one follows."""
+    for study in reading:
+        entry, held = study.entry, study.held
+        try:
+            if isinstance(study.prepared, Exception):
+                raise study.prepared
+            result = _Segmented(entry, job.segment(study.prepared), held)
+        except Exception as error:
+            held.close()
+            progress.fail(job.names[entry.id], job.reason(entry, error))
+        else:
+            del study  # the writer alone keeps what it needs: at most three studies are in memory
+            try:
+                yield result
+            except GeneratorExit:
+                held.close()
+                raise
+            del result
+        if stopped:
+            return

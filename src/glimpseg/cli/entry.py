@@ -6,7 +6,7 @@ import os
 import sys
 
 # isort: off  (the order of --help)
-from glimpseg.cli import about, export, scoring, segment, fleet, studies, training  # noqa: F401
+from glimpseg.cli import about, export, scoring, segment, cluster, studies, training  # noqa: F401
 
 # isort: on
 from glimpseg.cli.app import app

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Backend, Choice, Device, Labels, ModelArgument, Output, Overwrite, Split, changes_of
+from glimpseg.cli.options import (
+    Backend,
+    Choice,
+    Device,
+    Labels,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Resume,
+    Split,
+    changes_of,
+)
 from glimpseg.errors import InputError, UsageError
 
 
@@ -29,7 +40,7 @@ def evaluate(
     ] = "all",
     split: Split = None,
     change: Choice = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
+    resume: Resume = False,
     labels: Labels = None,
     device: Device = "auto",
     backend: Backend = "torch",

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from glimpseg.cli.app import app, log
-from glimpseg.cli.options import Backbone, Cache, Change, Device, Labels, Split, Tensorboard, Threads, changes_of
+from glimpseg.cli.options import (
+    Backbone,
+    Cache,
+    Change,
+    Device,
+    Labels,
+    Resume,
+    Split,
+    Tensorboard,
+    Threads,
+    changes_of,
+)
 from glimpseg.errors import UsageError
 
 
@@ -22,33 +33,37 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Folder of studies. Default: the recipe's phantom stream.")] = None,
     change: Change = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Resume = False,
     labels: Labels = None,
     split: Split = None,
     cache: Cache = None,
     init: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of a pretraining, or of another model.")
+        Path | None, typer.Option(help="Initialise with the weights of a pretraining, or of another model.")
     ] = None,
-    part: Annotated[
+    transfer: Annotated[
         str | None,
-        typer.Option(help="What of --init is taken over: encoder (the default), encoder+decoder, or whole: all of it."),
+        typer.Option(
+            "--transfer",
+            "--part",
+            help="Weights that are taken from --init: encoder (default), encoder+decoder, or whole (all weights).",
+        ),
     ] = None,
     labelled: Annotated[
-        float | None, typer.Option(help="Learn from this share of the studies, chosen by the recipe's seed.")
+        float | None, typer.Option(help="Train on this share of the studies, chosen by the recipe's seed.")
     ] = None,
     threads: Threads = 1,
     tensorboard: Tensorboard = False,
     device: Device = "auto",
 ) -> None:
-    """Train a method. Under `torchrun` the same command uses every rank."""
+    """Train a method. Under `torchrun` the same command trains on every rank."""
     from glimpseg import methods
     from glimpseg.runtime.device import resolved_device
     from glimpseg.training import loop
     from glimpseg.training.options import TrainOptions
 
-    if part is not None and init is None:
-        raise UsageError("--part says what of --init is taken over: name a model with --init, too.")
-    flags = {"init.weights": init and str(init), "init.transfer": part, "data.labelled": labelled}
+    if transfer is not None and init is None:
+        raise UsageError("--transfer says which weights are taken from --init: name a model with --init, too.")
+    flags = {"init.weights": init and str(init), "init.transfer": transfer, "data.labelled": labelled}
     changes = changes_of(change) | {path: value for path, value in flags.items() if value is not None}
     wanted = methods.find_recipe(recipe, changes)
     if wanted.backbone is not None:
@@ -77,14 +92,14 @@ def pretrain(
     ] = None,
     backbone: Backbone = None,
     change: Change = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Resume = False,
     split: Split = None,
     cache: Cache = None,
     threads: Threads = 1,
     tensorboard: Tensorboard = False,
     device: Device = "auto",
 ) -> None:
-    """Pretrain a network without labels; `train --init` goes on from it."""
+    """Pretrain a network without labels; `train --init` starts from its weights."""
     from glimpseg import methods
     from glimpseg.runtime.device import resolved_device
     from glimpseg.training import loop

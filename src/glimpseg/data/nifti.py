@@ -68,26 +68,26 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def read_volume(source: str | Path | Frame, called: str = "") -> Volume:
+def read_volume(source: str | Path | Frame, name: str = "") -> Volume:
     """Read one image as float32, in the axis order of the file.
 
     NaN and infinite voxels outside the brain become background, with a warning.
 
     Args:
         source: file (NIfTI or `.mha`), or one volume of a four-dimensional file.
-        called: name of the image in warnings. By default the file name, which may contain the name of a patient.
+        name: name of the image in warnings. By default the file name, which may contain the name of a patient.
 
     Raises: InputError if the file is not a whole, finite, three-dimensional, non-constant NIfTI image (or `.mha`)
         with a usable affine.
     """
     if isinstance(source, Frame):
-        return _checked(_series(source, called), source.path, called, source.number)
+        return _checked(_series(source, name), source.path, name, source.number)
     path = Path(source)
-    return _checked(_open(path, called), path, called)
+    return _checked(_open(path, name), path, name)
 
 
-def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, called: str = "", number: int = 0) -> Volume:
-    voxels = _finite(_intensities(image, path, number), path, called)
+def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, name: str = "", number: int = 0) -> Volume:
+    voxels = _finite(_intensities(image, path, number), path, name)
     if voxels.min() == voxels.max():
         raise InputError(
             f"{path} holds the single value {voxels.flat[0]:g} and no image. Leave this sequence out: "
@@ -178,14 +178,14 @@ def _save(image: nibabel.Nifti1Image, path: str | Path) -> None:
         nibabel.save(image, temporary)
 
 
-def _open(path: Path, called: str = "") -> nibabel.Nifti1Image:
+def _open(path: Path, name: str = "") -> nibabel.Nifti1Image:
     """Open an image, check its header, and load voxels later.
 
     Extensions are not read: they are long, belong to other programs and may hold private data.
     """
     image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
-    _check_shape(image, path, called)
-    _check_affine(image, path, called)
+    _check_shape(image, path, name)
+    _check_affine(image, path, name)
     return image
 
 
@@ -213,7 +213,7 @@ def _metaimage(path: Path) -> nibabel.Nifti1Image:
         raise InputError(f"{path} cannot be read as MetaImage ({_first_line(error)}). Export it again.") from error
 
 
-def _series(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
+def _series(frame: Frame, name: str = "") -> nibabel.Nifti1Image:
     """Open the four-dimensional file that holds a frame, and check its header."""
     image, path = _nifti(frame.path), frame.path
     if len(image.shape) != 4 or not 0 <= frame.number < image.shape[3]:
@@ -222,7 +222,7 @@ def _series(frame: Frame, called: str = "") -> nibabel.Nifti1Image:
             "dataset.json name the sequences of these files?"
         )
     _check_size(image, path)
-    _check_affine(image, path, called)
+    _check_affine(image, path, name)
     return image
 
 
@@ -259,7 +259,7 @@ def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header
     return kind, header
 
 
-def _check_shape(image: nibabel.Nifti1Image, path: Path, called: str = "") -> None:
+def _check_shape(image: nibabel.Nifti1Image, path: Path, name: str = "") -> None:
     shape = image.shape
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         kind = "a series of volumes (functional, diffusion, or several echoes)" if len(shape) > 3 else "a single slice"
@@ -268,7 +268,7 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path, called: str = "") -> No
             "Give the file of one volume, or split it (fslsplit, nibabel.four_to_three)."
         )
     if len(shape) > 3:
-        warn(f"{called or path.name} has the shape {shape}; its single volume is used.")
+        warn(f"{name or path.name} has the shape {shape}; its single volume is used.")
     _check_size(image, path)
 
 
@@ -313,18 +313,18 @@ def _misplaced(affine: np.ndarray, path: Path, what: str) -> InputError:
     return InputError(f"{path} {what}: {rows}. Export the image again, or set the header from the scanner's geometry.")
 
 
-def _check_affine(image: nibabel.Nifti1Image, path: Path, called: str = "") -> None:
+def _check_affine(image: nibabel.Nifti1Image, path: Path, name: str = "") -> None:
     _check_placed(image.affine, path)
     x, y, z = image.shape[:3]
     _check_extent(Grid((x, y, z), image.affine), path)
     sform, qform = image.get_sform(coded=True), _qform(image)
     if sform[1] == 0 and qform[1] == 0:
         warn(
-            f"{called or path.name} says nothing of its orientation (sform and qform code 0); its axes are taken as "
+            f"{name or path.name} says nothing of its orientation (sform and qform code 0); its axes are taken as "
             "stored."
         )
     if sform[1] > 0 and qform[1] > 0 and np.abs(sform[0] - qform[0]).max() > MAXIMAL_GAP_MM:
-        warn(f"{called or path.name}: sform and qform differ; the sform is used, as the standard asks.")
+        warn(f"{name or path.name}: sform and qform differ; the sform is used, as the standard asks.")
 
 
 def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
@@ -418,7 +418,7 @@ def _skip(stream: io.BufferedIOBase, begin: int, end: int, size: int) -> None:
         begin += found
 
 
-def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
+def _finite(voxels: np.ndarray, path: Path, name: str) -> np.ndarray:
     """Set non-finite voxels of the background to its value. Raises: InputError for other non-finite voxels."""
     broken = ~np.isfinite(voxels)
     count = int(broken.sum())
@@ -437,7 +437,7 @@ def _finite(voxels: np.ndarray, path: Path, called: str) -> np.ndarray:
             f"{path} holds {count:,} NaN or infinite voxels, {where}. Segmenting it would be a guess: "
             "export it again, or leave this sequence out."
         )
-    warn(f"{called or path.name}: {count:,} NaN or infinite voxels in the background were set to it.")
+    warn(f"{name or path.name}: {count:,} NaN or infinite voxels in the background were set to it.")
     return np.where(broken, np.float32(0 if is_convention else background), voxels)
 
 

@@ -269,8 +269,8 @@ def _refuse_same_voxels(study: Study, volume: Volume, modality: Modality, other:
         )
 
 
-def _image(image: Volume | Path | Frame, called: str) -> Volume:
-    return image if isinstance(image, Volume) else nifti.read_volume(image, called)
+def _image(image: Volume | Path | Frame, name: str) -> Volume:
+    return image if isinstance(image, Volume) else nifti.read_volume(image, name)
 
 
 def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str | None:

@@ -1,4 +1,4 @@
-"""One paper, one file. A file in this folder is a method: it has a `Config`, a `METHOD` and `RECIPES`.
+"""Registry of methods. A file in this folder is a method, the one of one paper; it has the members of `MethodModule`.
 
 Methods of your own may be in other folders: name these in the environment variable `GLIMPSEG_METHODS` (separated as in
 `PATH`), or call `add_folder`.
@@ -14,12 +14,17 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import yaml
 
 from glimpseg.errors import ModelError, UsageError
+
+if TYPE_CHECKING:  # the names of the methods are listed without torch
+    from torch import Tensor
+
+    from glimpseg.method import Learner, Segmenter
+    from glimpseg.recipe import Recipe
 
 OWN_FOLDERS = "GLIMPSEG_METHODS"
 """Environment variable with the folders of a user's own methods. Code is loaded from nowhere else."""
@@ -51,7 +56,7 @@ def _names_in(folders: Iterable[str]) -> list[str]:
 
 
 def summary(name: str) -> tuple[str, list[str]]:
-    """First line of a method's docstring and the names of its recipes, read from the source, not imported."""
+    """Return the first line of a method's docstring and its recipes' names, from the source; nothing is imported."""
     files = (Path(folder, file) for folder in __path__ for file in (f"{name}.py", f"{name}/__init__.py"))
     tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
     recipes: list[str] = []
@@ -62,39 +67,72 @@ def summary(name: str) -> tuple[str, list[str]]:
     return (ast.get_docstring(tree) or "").split("\n")[0], recipes
 
 
-def module(name: str) -> ModuleType:
-    """A method's module. Raises: ModelError if there is no such method."""
+class MethodModule(Protocol):
+    """Members of a method's module."""
+
+    Config: type
+    """Configuration of the method: a validated dataclass."""
+    METHOD: type[Learner]
+    """The learner. It is called with a `Config` and the labels; a pretraining with a `Config` and the network."""
+    RECIPES: Mapping[str, Recipe]
+    """Recipes by name."""
+
+
+class AuthorsModule(MethodModule, Protocol):
+    """Members of a method's module that can import the weights of the paper's authors. `CHECKPOINTS` is optional."""
+
+    def from_authors(self, weights: Mapping[str, Tensor]) -> Segmenter:
+        """Return the official network with the authors' weights. Raises: ModelError if they do not fit."""
+
+    def authors_recipe(self, network: Segmenter) -> Recipe:
+        """Return the recipe of a network that `from_authors` made."""
+
+
+def module(name: str) -> MethodModule:
+    """Return the module of a method. Raises: ModelError if there is no such method."""
     if name not in names():
         raise ModelError(f"There is no method '{name}' in this version of glimpseg; it has {', '.join(names())}.")
-    return importlib.import_module(f"{__name__}.{name}")
+    return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))
 
 
-def build(recipe: Any) -> Any:
-    """The learner that a recipe describes, freshly initialised from the global generator."""
-    made = module(recipe.method).METHOD
+def authors_module(name: str) -> AuthorsModule | None:
+    """Return the module of a method that can import authors' weights, else None. Raises: ModelError as `module`."""
+    found = module(name)
+    return cast("AuthorsModule", found) if hasattr(found, "from_authors") else None
+
+
+def build(recipe: Recipe) -> Learner:
+    """Return the learner of a recipe, with random weights drawn from torch's global generator."""
+    method = module(recipe.method).METHOD
     if recipe.backbone is None:
-        return made(recipe.config, recipe.label_values)
-    return made(recipe.config, module(recipe.backbone.method).METHOD(recipe.backbone.config, recipe.label_values))
+        return method(recipe.config, recipe.label_values)
+    return method(recipe.config, module(recipe.backbone.method).METHOD(recipe.backbone.config, recipe.label_values))
 
 
-def with_backbone(recipe: Any, name: str) -> Any:
-    """A pretraining of another network: that of the recipe `name`, with its preparation of the data, which the
-    fine-tuning will have, too.
+def with_backbone(recipe: Recipe, name: str) -> Recipe:
+    """Return a pretraining recipe for the network of the recipe `name`, with that recipe's preprocessing.
 
-    Raises: UsageError as `find_recipe`, or if either recipe is of the other kind.
+    The fine-tuning will have the same preprocessing.
+
+    Raises: UsageError as `find_recipe`, or if `recipe` is no pretraining, or `name` is one.
     """
     other = find_recipe(name)
     _refuse_wrong_kind(recipe.method, other.method)
+    assert recipe.backbone is not None, "a pretraining has a backbone"
     backbone = replace(recipe.backbone, method=other.method, config=other.config)
     data = replace(recipe.data, preprocess=other.data.preprocess)
     return replace(recipe, backbone=backbone, labels=other.labels, data=data)
 
 
-def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: str | None = None) -> Any:
-    """A recipe by `method/recipe` or from a YAML file, with fields changed by dotted path. A pretraining may be given
-    the network of another recipe, `backbone`, whose preparation of the data it then shares.
+def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: str | None = None) -> Recipe:
+    """Return a recipe by name or from a file, with some fields changed.
 
-    Raises: UsageError for an unknown name, field or value, with the nearest that exists.
+    Args:
+        name: `method/recipe`, or the path of a YAML file.
+        changes: New values by dotted path: `{"optim.steps": 20}`.
+        backbone: Name of the recipe whose network a pretraining trains, with that recipe's preprocessing.
+
+    Raises: UsageError for an unknown name, field or value; the message names the nearest that exists.
     """
     if name.endswith((".yaml", ".yml")):
         try:
@@ -112,8 +150,12 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
     return from_tree(_changed(tree, changes or {}))
 
 
-def chosen(recipe: Any, choices: Mapping[str, Any]) -> Any:
-    """A trained model's recipe with another way of segmenting: fields that its method names in `choices`.
+def with_choices(recipe: Recipe, choices: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a trained model with other values of the fields in `Segmenter.choices`.
+
+    Args:
+        recipe: The recipe.
+        choices: New values by dotted path, such as `config.NAME`.
 
     Raises: UsageError for another field, or a value that it cannot have.
     """
@@ -127,15 +169,16 @@ def chosen(recipe: Any, choices: Mapping[str, Any]) -> Any:
     return from_tree(_changed(as_tree(recipe), choices))
 
 
-def as_tree(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values, as its YAML holds them."""
+def as_tree(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain values, as its YAML file holds them."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    tree: dict[str, Any] = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    return tree
 
 
-def from_tree(tree: Any) -> Any:
-    """A recipe from plain values, `config` as the method's own type. Raises: UsageError naming the field."""
+def from_tree(tree: Any) -> Recipe:
+    """Return a recipe from plain values, with `config` as the method's `Config`. Raises: UsageError naming the field."""
     from pydantic import TypeAdapter, ValidationError
 
     from glimpseg.recipe import Recipe
@@ -145,12 +188,12 @@ def from_tree(tree: Any) -> Any:
     place = ""
     try:
         recipe = TypeAdapter(Recipe).validate_python({"config": {}, **_upgraded(tree)})
-        config = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
+        config: Any = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
         backbone = recipe.backbone
         _refuse_wrong_kind(recipe.method, None if backbone is None else backbone.method)
         if backbone is not None:
             place = "backbone.config."
-            own = TypeAdapter(module(backbone.method).Config).validate_python(backbone.config)
+            own: Any = TypeAdapter(module(backbone.method).Config).validate_python(backbone.config)
             backbone = replace(backbone, config=own)
     except ValidationError as error:
         first = error.errors()[0]
@@ -159,7 +202,7 @@ def from_tree(tree: Any) -> Any:
 
 
 def _upgraded(tree: Any) -> Any:
-    """A recipe's plain values with today's field names; `init.transfer` was `init.part` until version 0.1."""
+    """Return plain values with today's field names. In recipes of version 0.1 `init.transfer` was `init.part`."""
     if not isinstance(tree, dict) or not isinstance(tree.get("init"), dict) or "part" not in tree["init"]:
         return tree
     init = {"transfer" if name == "part" else name: value for name, value in tree["init"].items()}

@@ -1,4 +1,4 @@
-"""The verb `models`: weights that other code wrote become a model folder, without running any of it."""
+"""Import of weights that other code wrote (the verb `models`), without running any of that code."""
 
 from __future__ import annotations
 
@@ -27,35 +27,40 @@ from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, ru
 log = logging.getLogger(__name__)
 
 READING_SECONDS = 600
-"""A reader that has not finished by then is stopped."""
+"""Seconds after which the reading process is stopped."""
 
 
 def import_model(
     method: str, sources: str | Path | Sequence[str | Path], output: str | Path, *, overwrite: bool = False
 ) -> Path:
-    """Writes a model folder from an authors' checkpoint: a state dict, or a dictionary that has one. A model of some
-    methods is several of them.
+    """Write a model folder from the checkpoint of a paper's authors, and return the folder.
 
-    A pickle is read weights-only, in a process of its own with limited memory and time; a safetensors file as it is.
+    A pickle is read weights-only, in a process of its own with limited memory and time; a safetensors file directly.
 
-    Raises: UsageError for a method whose authors' weights cannot be read, or a used folder; ModelError for a file that
-        holds something else.
+    Args:
+        method: Name of the method.
+        sources: Checkpoint, or the several checkpoints of one training that a model of some methods needs. Each is a
+            state dict, or a dictionary that holds one.
+        output: The model folder to write.
+        overwrite: Replace a model in `output`.
+
+    Raises: UsageError for a method without authors' weights, or a used folder; ModelError for a file of other content.
     """
     paths = [Path(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
     output = Path(output)
-    module = methods.module(method)
-    if not hasattr(module, "from_authors"):
-        able = [name for name in methods.names() if hasattr(methods.module(name), "from_authors")]
+    module = methods.authors_module(method)
+    if module is None:
+        able = [name for name in methods.names() if methods.authors_module(name)]
         raise UsageError(f"No weights of others fit the method '{method}'. Those of {', '.join(able)} can be imported.")
-    wanted = getattr(module, "CHECKPOINTS", 1)
-    if len(paths) != wanted:
-        raise UsageError(f"A model of {method} is made of {wanted} checkpoints of one training, not of {len(paths)}.")
+    count = getattr(module, "CHECKPOINTS", 1)
+    if len(paths) != count:
+        raise UsageError(f"A model of {method} is made of {count} checkpoints of one training, not of {len(paths)}.")
     for path in paths:
         if not path.is_file():
             raise ModelError(f"{path} is not a file. Give the checkpoint that the authors' training wrote.")
     refuse_if_used(output, overwrite=overwrite, mark=PROVENANCE)
     digests = [sha256_of(path) for path in paths]
-    if wanted == 1:
+    if count == 1:
         weights = read_weights(paths[0])
     else:  # numbered, so that names do not clash
         weights = {f"{n}.{key}": v for n, path in enumerate(paths, 1) for key, v in read_weights(path).items()}
@@ -66,7 +71,7 @@ def import_model(
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict in a foreign file. Raises: ModelError."""
+    """Return the tensors of the state dict in a foreign file. Raises: ModelError if it cannot be read."""
     if source.suffix.lower() == ".safetensors":
         try:
             return load_file(source)
@@ -85,7 +90,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
 
 def state_dict(tree: Any) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds; if it holds several, all of them, each under its name.
+    """Return the state dict in the content of a checkpoint; several are merged, with their names as prefixes.
 
     Raises: ValueError if there is none.
     """
@@ -106,7 +111,7 @@ def _is_state_dict(tree: Any) -> bool:
 
 
 def _read(source: Path, target: Path) -> None:
-    """What the reading process does."""
+    """Read a checkpoint in the reading process and write its tensors to `target`."""
     import torch
 
     limit_memory(SPARE_BYTES + 3 * source.stat().st_size)
@@ -122,7 +127,7 @@ def _read(source: Path, target: Path) -> None:
 
 
 def _numbers() -> list[Any]:
-    """What numpy's numbers are pickled as: the authors' schedule leaves its learning rate in the optimiser as one."""
+    """Return the globals that a pickled number of numpy names. The authors' schedulers store a learning rate so."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)

@@ -97,8 +97,9 @@ def load_model(
             f"{stored.path} holds a {stored.recipe.method}, which is pretraining and segments nothing. Train from it: "
             f"glimpseg train METHOD/RECIPE --init {stored.path}"
         )
-    recipe = methods.chosen(stored.recipe, choices)
-    network: Segmenter = methods.build(recipe)
+    recipe = methods.with_choices(stored.recipe, choices)
+    network = methods.build(recipe)
+    assert isinstance(network, Segmenter), "only a pretraining does not segment"
     spacing_mm = recipe.data.preprocess.spacing_mm
     computed_by = resolved_backend(backend, torch.device(device), spacing_mm, network.whole_up_to)
     if not any(name.startswith(network.training_only) for name in stored.weights):

@@ -40,7 +40,7 @@ def commit_of(package: Path) -> str | None:
         return None
     try:
         head = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        status = ["git", "-C", package, "status", "--porcelain", "-uno"]
+        status: list[str | Path] = ["git", "-C", package, "status", "--porcelain", "-uno"]
         changed = subprocess.run(status, capture_output=True, check=False)
     except OSError:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.errors import ModelError
-from glimpseg.method import Segmenter, names_by_role
+from glimpseg.method import Learner, Segmenter, names_by_role
 from glimpseg.model.folder import WEIGHTS, StoredModel
 from glimpseg.model.loading import stored_model
 from glimpseg.recipe import Init, Recipe
@@ -68,6 +68,7 @@ def weights_by_role(source: StoredModel) -> Mapping[str, Tensor]:
         return source.weights
     with torch.device("meta"):
         network = methods.build(source.recipe)
+    assert isinstance(network, Segmenter), "only a pretraining does not segment"
     stored = {role: [n for n in names if n in source.weights] for role, names in names_by_role(network).items()}
     return {role: source.weights[names[0]] for role, names in stored.items() if names}
 
@@ -97,13 +98,14 @@ def find_initial_weights(network: Segmenter, recipe: Recipe) -> tuple[StoredMode
     return source, taken
 
 
-def initialise(network: Segmenter, recipe: Recipe) -> dict[str, Any]:
+def initialise(network: Learner, recipe: Recipe) -> dict[str, Any]:
     """Put the initial weights that the recipe's `init` names into the network and log which ones fit.
 
     Returns: The field `init` of the provenance.
 
     Raises: ModelError as `find_initial_weights`.
     """
+    assert isinstance(network, Segmenter), "a pretraining begins with random weights"
     init = recipe.init
     source, taken = find_initial_weights(network, recipe)
     steps, planned = source.provenance.get("steps"), source.recipe.optim.steps

@@ -1,4 +1,4 @@
-"""A prepared study and a network in; labels and probabilities on the study's own grid out."""
+"""Sliding-window inference: labels and probabilities of a prepared study, on its native grid."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ log = logging.getLogger(__name__)
 WEIGHT_SD = 0.125
 """Standard deviation of the Gaussian weights, as a share of a window's side. nnU-Net: 1/8."""
 LEAST_WEIGHT = 1e-3
-"""Of a voxel in the average, where the centre has 1. MONAI: 0.001."""
+"""Smallest weight of a voxel in the average, where the centre has 1. MONAI: 0.001."""
 WINDOWS_AT_ONCE = 2
-"""On a processor without GPU two windows cost less than one (oneDNN leaves single small ones to a slow kernel)."""
+"""Windows in one call. On a CPU two together take less time than one each (oneDNN computes a single small window with a
+slow kernel)."""
 WHOLE_VOXELS = 160 * 192 * 160
-"""Of a window that shows the whole brain, at most: a large brain at 1 mm, little more than two windows of 128^3."""
+"""Voxels of the largest window that shows the whole brain: a large brain at 1 mm, little more than two windows of
+128^3."""
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "bad allocation")
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network finds in a prepared study from one subset of its modalities."""
+    """Labels and probabilities of a study, from one subset of its modalities."""
 
     subset: Modality
     labels: Volume
-    """`Label` values, uint8, on the study's own grid."""
+    """`Label` values, uint8, on the native grid of the study."""
     probabilities: Mapping[Region, Volume] | None
-    """On the own grid, if they were asked for; at temperatures, if those were given."""
+    """Probability maps on the native grid, if asked for; calibrated if temperatures were given."""
     estimates: Mapping[Region, float] | None = None
-    """The Dice to expect of each region, if temperatures were given (`uncertainty.estimated_dice`)."""
+    """Estimated Dice of each region, if temperatures were given (`uncertainty.estimated_dice`)."""
 
 
 def infer(
@@ -57,40 +59,56 @@ def infer(
     temperatures: Mapping[Region, float] | None = None,
     weighting: str = "gaussian",
 ) -> Iterator[Prediction]:
-    """What each of `subsets` alone shows, on the study's own grid; one result at a time, not always in their order.
+    """Yield the prediction from each subset of modalities alone, on the native grid, one at a time.
 
-    Windows run over the brain's box on the working grid. A network that `shares` encodes each window once for all
-    subsets whose box is the same; of several subsets that is torch's work, else the model's backend computes.
-    Probabilities, not labels, are interpolated back, to a large grid slab by slab. With `temperatures` (1 for a region
-    that has none) they are calibrated, and the Dice of each region is estimated. `weighting` is how overlapping windows
-    are averaged: `gaussian` or `constant`.
+    Predictions do not always come in the order of `subsets`. Windows run over the brain's box on the working grid. A
+    network that `shares` encodes each window once for all subsets whose box is the same. For several subsets torch
+    computes that; otherwise the inference backend of the model computes. Probabilities, not labels, are interpolated
+    back; to a large grid slab by slab.
 
-    Raises: InputError if the memory does not suffice even for one window at a time.
+    Args:
+        prepared: The study on the working grid.
+        model: The model.
+        subsets: Subsets of the available modalities.
+        keep_probabilities: Keep the probability maps.
+        temperatures: Temperature of each region (1 for a region without one). With them, probabilities are calibrated
+            and the Dice of each region is estimated.
+        weighting: Weights of overlapping windows in their average, `gaussian` or `constant`.
+
+    Raises:
+        InputError: If the memory does not suffice even for one window at a time.
     """
     if model.network.shares and len(subsets) > 1:
-        model, groups = model.by_torch, _groups(prepared, subsets)
+        model, groups = model.by_torch, _subsets_by_box(prepared, subsets)
     else:
         groups = [(subset,) for subset in subsets]
     for group in groups:
         shown = prepared.restricted_to(union(group))
-        for subset, working in zip(group, _windows(model, shown, group, weighting), strict=True):
-            yield _found(subset, working[0].cpu(), shown, model, keep_probabilities, temperatures)
+        for subset, working in zip(group, _working_probabilities(model, shown, group, weighting), strict=True):
+            yield _on_native_grid(
+                subset,
+                working[0].cpu(),
+                prepared=shown,
+                network=model.network,
+                keep_probabilities=keep_probabilities,
+                temperatures=temperatures,
+            )
 
 
-def _groups(prepared: Prepared, subsets: Sequence[Modality]) -> list[tuple[Modality, ...]]:
-    """Subsets that see the same box of the working grid, together."""
+def _subsets_by_box(prepared: Prepared, subsets: Sequence[Modality]) -> list[tuple[Modality, ...]]:
+    """Group the subsets that see the same box of the working grid."""
     groups: dict[tuple[tuple[int, int], ...], list[Modality]] = {}
     for subset in subsets:
         groups.setdefault(tuple((side.start, side.stop) for side in prepared.box(subset)), []).append(subset)
     return [tuple(group) for group in groups.values()]
 
 
-def _windows(
+def _working_probabilities(
     model: Model, shown: Prepared, subsets: Sequence[Modality], weighting: str
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
-    """Probabilities on the working grid, for each subset."""
+    """Return the probabilities on the working grid, for each subset."""
     network, device = model.network, model.device
-    rois = _sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
+    rois = _window_sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
     masks = [to_flags(subset)[None].to(device) for subset in subsets]
     wanted = to_flags(union(subsets))[None].to(device)
 
@@ -101,34 +119,47 @@ def _windows(
         return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
 
     with torch.inference_mode(), model.backend.computing():
-        return _stitched(shown, rois, weighting, device, probabilities)
+        return _with_enough_memory(shown, rois, weighting, device, network=probabilities)
 
 
-def _stitched(
+def _with_enough_memory(
     shown: Prepared,
     rois: Sequence[Sequence[int]],
     weighting: str,
     device: torch.device,
-    probabilities: Callable[[Tensor], tuple[Tensor, ...]],
+    *,
+    network: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
-    """Windows over the image, averaged where they overlap. When the memory does not suffice, windows of the next of the
-    sides `rois`; then one at a time; then with the image and the averages in the processor's memory."""
+    """Run the windows over the image, in the first way for which the memory suffices.
+
+    The ways, in order: windows of each of the sides `rois`; one window at a time; the image and the averages in the
+    CPU's memory.
+    """
     cpu, least = torch.device("cpu"), rois[-1]
     plans = [*((roi, WINDOWS_AT_ONCE, device) for roi in rois), (least, 1, device)]
     for roi, at_once, place in plans if device == cpu else [*plans, (least, 1, cpu)]:
-        image, inner = _with_air(shown, roi)
+        image, inner = _padded(shown, roi)
         try:
-            results = averaged(torch.from_numpy(image).to(place), probabilities, roi, weighting, at_once, device)
-            return tuple(found[None, :, *inner] for found in results)
+            results = averaged(
+                torch.from_numpy(image).to(place),
+                network,
+                sides=roi,
+                weighting=weighting,
+                at_once=at_once,
+                device=device,
+            )
+            return tuple(result[None, :, *inner] for result in results)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-        log.warning("The memory of %s did not suffice for windows of %s, %d at a time.", device, _words(roi), at_once)
+        log.warning(
+            "The memory of %s did not suffice for windows of %s, %d at a time.", device, _size_in_words(roi), at_once
+        )
         torch.cuda.empty_cache()  # nothing without a GPU
     raise InputError(
-        f"The memory of {device} does not suffice for one window of {_words(least)} voxels of an image of "
-        f"{_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, or take a "
-        "model with smaller windows or larger voxels."
+        f"The memory of {device} does not suffice for one window of {_size_in_words(least)} voxels of an image of "
+        f"{_size_in_words(image.shape[1:])}, {image.nbytes >> 20} MB. Close other programs, choose another --device, "
+        "or take a model with smaller windows or larger voxels."
     )
 
 
@@ -140,19 +171,20 @@ def averaged(
     at_once: int,
     device: torch.device,
 ) -> list[Float[Tensor, "k x y z"]]:
-    """Outputs of `network` on windows over an image, averaged where windows overlap.
+    """Return the outputs of a network on windows over an image, averaged where windows overlap.
 
-    Places, weights and order of summation are those of MONAI 1.6's `SlidingWindowInferer`.
+    Places, weights and order of summation are the same as in MONAI 1.6's `SlidingWindowInferer`.
 
     Args:
-        image: at least as large as a window; the averages lie where it lies.
-        network: windows (b m x y z) to one output (b k x y z) or several.
-        sides: voxels of a window along each axis.
+        image: The image, at least as large as a window. The averages lie on its device.
+        network: Function from windows (b m x y z) to one output (b k x y z) or several.
+        sides: Voxels of a window along each axis.
         weighting: `gaussian` or `constant`, see `window_weights`.
-        at_once: windows in one call.
-        device: where the network computes.
+        at_once: Number of windows in one call.
+        device: Device of the network.
 
-    Returns: one average for each output of the network.
+    Returns:
+        One average for each output of the network.
     """
     boxes = window_boxes(image.shape[1:], sides)
     weights = window_weights(sides, weighting, device)
@@ -172,7 +204,10 @@ def averaged(
 
 
 def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice, slice, slice]]:
-    """Windows of `sides` voxels that cover `shape` and overlap by `WINDOW_OVERLAP` or more; the last ends at the edge."""
+    """Return windows of `sides` voxels that cover `shape` and overlap by `WINDOW_OVERLAP` or more.
+
+    The last window along an axis ends at the edge.
+    """
     starts = []
     for length, side in zip(shape, sides, strict=True):
         step = max(int(side * (1 - WINDOW_OVERLAP)), 1)
@@ -181,8 +216,11 @@ def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice
 
 
 def window_weights(sides: Sequence[int], weighting: str, device: torch.device) -> Float[Tensor, "x y z"]:
-    """Weight of each voxel of a window in the average: 1 (`constant`), or a Gaussian about the centre with a standard
-    deviation of an eighth of the side, at least `LEAST_WEIGHT` (`gaussian`; nnU-Net)."""
+    """Return the weight of each voxel of a window in the average.
+
+    `constant`: 1. `gaussian`: a Gaussian about the centre with a standard deviation of an eighth of the side, at least
+    `LEAST_WEIGHT` (nnU-Net).
+    """
     weights = torch.ones(tuple(sides), device=device)
     if weighting == "constant":
         return weights
@@ -194,17 +232,19 @@ def window_weights(sides: Sequence[int], weighting: str, device: torch.device) -
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch has a class for a GPU's, and only words for a processor's and for MPS."""
+    """True if an error means that memory ran out. torch has a class for it on a GPU only; else the text says it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def _words(sides: Sequence[int]) -> str:
+def _size_in_words(sides: Sequence[int]) -> str:
     return "x".join(map(str, sides))
 
 
-def _sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> list[Sequence[int]]:
-    """Sides of the windows for images of `shape`, for a network that was trained on crops of `patch`; behind them
-    smaller ones for where the memory does not suffice, if the network can be shown smaller ones."""
+def _window_sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> list[Sequence[int]]:
+    """Return the sides of the windows for images of `shape`, best first; later ones need less memory.
+
+    `patch` are the sides of the crops that the network was trained on.
+    """
     if network.fixed_windows:
         return [patch]
     # A study smaller than the patch needs no larger window than the next multiple of the network's stride.
@@ -215,8 +255,8 @@ def _sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> li
     return [sides, windows] if whole else [windows]
 
 
-def _with_air(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
-    """The images with air around them where they are smaller than `least`, and where they then lie."""
+def _padded(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
+    """Return the images, padded with air to at least the sides `least`, and the place of the images in them."""
     shape = shown.image.shape[1:]
     before = [max(side - n, 0) // 2 for side, n in zip(least, shape, strict=True)]
     x, y, z = (slice(start, start + n) for start, n in zip(before, shape, strict=True))
@@ -226,15 +266,17 @@ def _with_air(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, 
     return image, (x, y, z)
 
 
-def _found(
+def _on_native_grid(
     subset: Modality,
     working: Float[Tensor, "k x y z"],
+    *,
     prepared: Prepared,
-    model: Model,
+    network: Segmenter,
     keep_probabilities: bool,
     temperatures: Mapping[Region, float] | None,
 ) -> Prediction:
-    network, own = model.network, prepared.own
+    """Return the prediction on the native grid, from the probabilities on the working grid."""
+    own = prepared.own
     labels, estimate = np.zeros(own.shape, np.uint8), DiceEstimate()
     maps: dict[Region, np.ndarray] = {}
     for box in slabs(own):

@@ -1,4 +1,4 @@
-"""What a person points at becomes visits: files, folders as releases lay them out, DICOM, archives."""
+"""Input of a segmentation: resolve files, folders of studies, DICOM and archives to studies."""
 
 from __future__ import annotations
 
@@ -28,39 +28,40 @@ from glimpseg.volume import Volume
 
 log = logging.getLogger(__name__)
 
-ImageLike: TypeAlias = str | Path | Volume | Frame | SpatialImage
+MaskLike: TypeAlias = str | Path | Volume | SpatialImage
+ImageLike: TypeAlias = MaskLike | Frame
 
 
 @dataclass(frozen=True, eq=False)
-class Visit:
-    """A study whose images can be read, and where they came from."""
+class StudyInput:
+    """A study whose images can be read, with their DICOM series."""
 
     study: Study
     series: Mapping[Modality, Series] = field(default_factory=dict)
-    """The DICOM series of its images; empty for NIfTI."""
+    """DICOM series of its images; empty for NIfTI."""
     notes: tuple[str, ...] = ()
-    """What was found out and done on the way, for people."""
+    """Sentences for people: which series was taken for which sequence."""
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class StudyEntry:
     """One study of a tree, before any of its files is opened."""
 
     id: str
-    """Names its folder in the output."""
+    """Name of its output folder."""
     study: Study | None = None
+    """The study, if it came in a layout of NIfTI files."""
     place: Path | None = None
-    """The folder or archive of a DICOM study."""
+    """Folder or archive of a DICOM study."""
     problem: str | None = None
-    """Why it cannot be read, if that is known already."""
+    """Reason why it cannot be read, if that is known already."""
 
 
-def items(place: str | Path, layout: str = "auto") -> list[Item]:
-    """The studies below a folder, or in a manifest or archive that holds one; sorted by id, nothing opened that need
-    not be.
+def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
+    """Return the studies of a tree, a manifest or an archive, sorted by id. No image is opened.
 
     Studies in a layout of `data.layouts` are found first. In a folder of DICOM each folder and archive directly below
-    is a study, unless all belong to one: then the folder is.
+    it is a study. If all of them belong to one study, the folder itself is that study.
 
     Raises: InputError when there is none.
     """
@@ -68,32 +69,34 @@ def items(place: str | Path, layout: str = "auto") -> list[Item]:
     if not place.exists():
         raise InputError(f"{place} does not exist. Check the path.")
     if _is_archive(place):
-        return [Item(_stem(place), place=place)]
+        return [StudyEntry(_stem(place), place=place)]
     if layout == "auto" and place.is_dir() and contains_dicom(place):
-        return [Item(_stem(below), place=below) for below in find_study_folders(place)]
+        return [StudyEntry(_stem(below), place=below) for below in find_study_folders(place)]
     studies, problems = find_usable(place, layout=layout)
-    found = [Item(study.id, study=study) for study in studies]
-    return sorted([*found, *(Item(name, problem=why) for name, why in problems.items())], key=lambda item: item.id)
+    found = [StudyEntry(study.id, study=study) for study in studies]
+    return sorted(
+        [*found, *(StudyEntry(name, problem=why) for name, why in problems.items())], key=lambda entry: entry.id
+    )
 
 
 @contextmanager
-def opened(item: Item) -> Iterator[Visit]:
-    """The visit of an item; what an archive holds is there for as long as the context is.
+def opened_entry(entry: StudyEntry) -> Iterator[StudyInput]:
+    """Yield the input of an entry. Files of an archive exist as long as the context.
 
     Raises: InputError for a study that cannot be read.
     """
-    if item.problem is not None:
-        raise InputError(item.problem)
-    if item.study is not None:
-        yield Visit(item.study)
+    if entry.problem is not None:
+        raise InputError(entry.problem)
+    if entry.study is not None:
+        yield StudyInput(entry.study)
         return
-    assert item.place is not None
-    with unpacked(item.place) as folder:
-        yield visit_of(item.id, _identified(folder))
+    assert entry.place is not None
+    with unpacked(entry.place) as folder:
+        yield input_from_series(entry.id, _identified(folder))
 
 
-def visit_of(name: str, series: Mapping[Modality, Series]) -> Visit:
-    """A visit made of series, of which DICOM is read now. Raises: InputError."""
+def input_from_series(name: str, series: Mapping[Modality, Series]) -> StudyInput:
+    """Return the input made of one series for each sequence. DICOM is read now. Raises: InputError."""
     if not series:
         raise InputError(
             f"{name}: no series could be told to be T1, T1c, T2 or FLAIR. Run `glimpseg identify` to see why, name "
@@ -107,11 +110,11 @@ def visit_of(name: str, series: Mapping[Modality, Series]) -> Visit:
         for modality, one in series.items()
         if one.source == "dicom"
     )
-    return Visit(Study(name, images), {m: one for m, one in series.items() if one.source == "dicom"}, notes)
+    return StudyInput(Study(name, images), {m: one for m, one in series.items() if one.source == "dicom"}, notes)
 
 
 def series_named_in(path: Path) -> dict[Modality, Series]:
-    """The series that a `series.json` names, with what their headers say.
+    """Return the series that a `series.json` names, with their headers.
 
     Raises: InputError or UsageError for a file that cannot be used, or whose series are no longer there.
     """
@@ -127,9 +130,12 @@ def series_named_in(path: Path) -> dict[Modality, Series]:
     return {modality: known.get(one.key, one) for modality, one in named.items()}
 
 
-def named_images(images: Mapping[Modality, ImageLike], brain: str | Path | Volume | SpatialImage | None) -> Visit:
-    """A visit of images that the caller names: NIfTI files, images in memory, or folders and archives that hold one
-    DICOM series each.
+def input_from_images(images: Mapping[Modality, ImageLike], brain: MaskLike | None = None) -> StudyInput:
+    """Return the input made of one image for each sequence.
+
+    Args:
+        images: NIfTI files, images in memory, or folders and archives of one DICOM series each.
+        brain: Brain mask, as file or in memory.
 
     Raises: InputError for an image that cannot be used, or when none is given.
     """
@@ -139,18 +145,20 @@ def named_images(images: Mapping[Modality, ImageLike], brain: str | Path | Volum
     study = Study(
         "study",
         {modality: image for modality, (image, _) in found.items()},
-        brain=None if brain is None else _mask(brain),
+        brain=None if brain is None else _volume_or_path(brain),
     )
-    return Visit(study, {modality: series for modality, (_, series) in found.items() if series is not None})
+    return StudyInput(study, {modality: series for modality, (_, series) in found.items() if series is not None})
 
 
-def with_brain(visit: Visit, brain: Path | None) -> Visit:
-    """The same visit with a brain mask from elsewhere, if there is one."""
-    return visit if brain is None else replace(visit, study=replace(visit.study, brain=brain))
+def with_brain_mask(study_input: StudyInput, brain: Path | None) -> StudyInput:
+    """Return the input with a brain mask, if one is given."""
+    if brain is None:
+        return study_input
+    return replace(study_input, study=replace(study_input.study, brain=brain))
 
 
 def volume_of(image: ImageLike, called: str = "") -> Volume:
-    """An image's voxels, from wherever it is; `called` as in `nifti.read_volume`. Raises: InputError."""
+    """Return the voxels of an image in a file or in memory; `called` as in `nifti.read_volume`. Raises: InputError."""
     known = _in_memory(image)
     return known if isinstance(known, Volume) else nifti.read_volume(known, called)
 
@@ -171,10 +179,10 @@ def _image(modality: Modality, image: ImageLike) -> tuple[Volume | Path | Frame,
 
 
 def _in_memory(image: ImageLike) -> Volume | Path | Frame:
-    return image if isinstance(image, Frame) else _mask(image)
+    return image if isinstance(image, Frame) else _volume_or_path(image)
 
 
-def _mask(image: str | Path | Volume | SpatialImage) -> Volume | Path:
+def _volume_or_path(image: str | Path | Volume | SpatialImage) -> Volume | Path:
     if isinstance(image, Volume):
         return image
     if isinstance(image, str | Path):

@@ -1,6 +1,6 @@
-"""How much memory a study will need, before its voxels are read, and how much there is.
+"""Memory check: estimate what a study needs before its voxels are read, and compare it with the free memory.
 
-What the system says is asked of Linux alone (`/proc/meminfo`, and the limit of a container or batch job); elsewhere
+The free memory is read on Linux only (`/proc/meminfo`, and the limit of a container or batch job). On other systems
 nothing is compared.
 """
 
@@ -21,48 +21,58 @@ MEMINFO = Path("/proc/meminfo")
 OWN_GROUPS = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
 SURE = 0.8
-"""Of what is estimated: less than this is surely too little."""
+"""Share of the estimate below which the free memory is clearly too small."""
 MODALITIES = 4
 READ_BYTES = 12
-"""For each voxel of the image that is being read: float32, the mask of its air, and what numbers the parts of that."""
+"""Bytes per voxel of the image that is being read: float32, the mask of its air, and the numbers of its components."""
 RESULT_BYTES = 10
-"""For each voxel of the result: two label maps, masks, and what numbers the lesions."""
+"""Bytes per voxel of the result: two label maps, masks, and the numbers of the lesions."""
 WORKING_BYTES = 5 * MODALITIES
-"""For each voxel of the working grid: the images in float32, and where they have tissue."""
+"""Bytes per voxel of the working grid: the images in float32, and their tissue masks."""
 
 
 def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
-    """Raises InputError if a study clearly needs more memory than there is, on a model of `channels` probabilities that
-    works on voxels of `spacing_mm`. Nothing is compared where the system does not say what there is."""
-    there = available_bytes()
-    if there is None or not study.images:
+    """Raise InputError if a study clearly needs more memory than is free.
+
+    Nothing is compared where the system does not report its free memory.
+
+    Args:
+        study: The study; headers of its files are read.
+        spacing_mm: Voxel side of the working grid of the model.
+        channels: Number of probability maps of the model.
+    """
+    free = available_bytes()
+    if free is None or not study.images:
         return
     known = {m: image.grid for m, image in study.images.items() if isinstance(image, Volume)}
     unread = {m: nifti.claimed_grid(image) for m, image in study.images.items() if not isinstance(image, Volume)}
     grids = [*known.values(), *unread.values()]
     needed = drawn_bytes(unread.values()) + needed_bytes(grids, spacing_mm, channels)
-    log.debug("%s: about %d MB of memory are needed, %d MB are there.", study.id, needed >> 20, there >> 20)
-    if SURE * needed > there:
+    log.debug("%s: about %d MB of memory are needed, %d MB are free.", study.id, needed >> 20, free >> 20)
+    if SURE * needed > free:
         largest = max(grids, key=_voxels)
         shape, side = "x".join(map(str, largest.shape)), "x".join(f"{mm:.2g}" for mm in largest.spacing_mm)
         raise InputError(
-            f"Study {study.id} needs about {needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are free. Its "
+            f"Study {study.id} needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. Its "
             f"largest image has {shape} voxels of {side} mm. Close other programs, give the job more memory, resample "
             "the images to larger voxels, or take a model that works on larger voxels."
         )
 
 
 def drawn_bytes(grids: Iterable[Grid]) -> int:
-    """What the images take that the preview is drawn of: ordinary ones are kept until then, large ones read again and
-    thinned."""
+    """Return the bytes of the images that the preview is drawn from.
+
+    Ordinary images are kept until then. Large ones are read again and thinned.
+    """
     return sum(4 * min(n, LARGE_VOXELS) for n in map(_voxels, grids))
 
 
 def needed_bytes(grids: Iterable[Grid], spacing_mm: float, channels: int) -> int:
-    """About what else a study takes beyond what the process holds before, if its label map lies on the largest grid.
+    """Return an estimate of the further bytes that a study takes, if its label map lies on the largest grid.
 
-    With what is drawn between 14 % below and 7 % above what was measured, of four sequences of 256 and 512 cubed and
-    networks that work on 2 and 1 mm. A network's own activations are left out: they are gone before the result begins.
+    Together with `drawn_bytes` it lay between 14 % below and 7 % above the measured peak, for four sequences of 256
+    and 512 cubed and networks that work on 2 and 1 mm. The network's activations are not counted: they are freed before
+    the result is made.
     """
     sides = list(grids)
     largest = max(map(_voxels, sides))
@@ -75,8 +85,10 @@ def needed_bytes(grids: Iterable[Grid], spacing_mm: float, channels: int) -> int
 
 
 def available_bytes() -> int | None:
-    """What this process may still take: what is free or can be freed, within the limits of its control groups. None
-    where the system does not say."""
+    """Return the bytes that this process may still take, within the limits of its control groups.
+
+    None where the system does not report them.
+    """
     known = [n for n in (_free_bytes(), *_left_in_groups()) if n is not None]
     return min(known) if known else None
 
@@ -89,7 +101,7 @@ def _free_bytes() -> int | None:
 
 
 def _left_in_groups() -> Iterable[int | None]:
-    """For the group of this process and all above it, in both versions of the kernel's interface."""
+    """Yield what is left in the control group of this process and in all above it, for cgroup versions 1 and 2."""
     for line in _lines(OWN_GROUPS):
         number, names, place = line.split(":", 2)
         if number == "0":

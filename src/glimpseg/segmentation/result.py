@@ -1,109 +1,106 @@
-"""What was found in one study, and how it is written."""
+"""The segmentation of one study: labels, volumes, uncertainty, and its output folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from glimpseg import metrics
 from glimpseg.data import nifti
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.dicom.seg import SegmentationType, write_seg
 from glimpseg.data.dicom.sr import write_sr
-from glimpseg.data.layouts import convention_named
 from glimpseg.data.series import Series
 from glimpseg.errors import UsageError
 from glimpseg.modality import ALL, Modality
-from glimpseg.model.expectations import expected_tree, gain_tree
-from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
-from glimpseg.region import TITLES, Label, Region
+from glimpseg.region import Region, convention_named
 from glimpseg.runtime.atomic import atomic_folder
+from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import ImageLike, volume_of
-from glimpseg.segmentation.uncertainty import Uncertainty, doubt_tree
-from glimpseg.version import NOT_A_DEVICE, __version__
+from glimpseg.segmentation.options import DICOM_TYPES, refuse_unknown_types
+from glimpseg.segmentation.uncertainty import Uncertainty
+from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume, downsample_large, resample
 
 RECORD = "run.json"
-"""What was used and how; also the mark of a folder that may be overwritten."""
+"""File that says what was used and how. A folder that holds it may be overwritten."""
 UNMEASURED = (
     "What to expect from {} is not known of this model, which has no expectations.json for this use. Make a copy that "
     "has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL"
 )
-DICOM = frozenset({"dicom-seg", "dicom-labelmap", "dicom-sr"})
-TYPES = ("nifti", *sorted(DICOM))
-"""What can be written; NIfTI always is."""
+PREVIEW_DPI = 110
 
 
 def volumes_in_words(volumes_ml: Mapping[Region, float]) -> str:
-    """`WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
+    """Format volumes in millilitres: `WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
     return ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in volumes_ml.items())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Segmentation:
-    """What was found in one study."""
+    """The segmentation of one study, with the model and the images that it comes from."""
 
     labels: Volume
-    """`Label` values, uint8, on the study's own grid."""
-    probabilities: Mapping[Region, Volume] | None
-    """At the model's temperatures, if it has any (`calibrated`)."""
+    """`Label` values, uint8, on the native grid of the study."""
     used: Modality
+    """Sequences that were there."""
     model: Model
     images: Mapping[Modality, ImageLike] = field(repr=False)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    series: Series | None = field(default=None, repr=False)
-    """The DICOM series on whose grid the labels lie; None for NIfTI."""
-    notes: tuple[str, ...] = ()
-    """What was done to the images before: conversion, registration, skull stripping."""
+    probabilities: Mapping[Region, Volume] | None = None
+    """Probability map of each region, if asked for; calibrated if `calibrated` is true."""
     uncertainty: Uncertainty | None = None
-    """How sure the result is, if that was asked for."""
+    """Uncertainty of each region, if asked for."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time of each step."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about the images."""
+    notes: tuple[str, ...] = ()
+    """Steps before the network: conversion, registration, skull stripping."""
+    series: Series | None = field(default=None, repr=False)
+    """DICOM series on whose grid the labels lie; None for NIfTI."""
     backend: Mapping[str, str] | None = None
-    """What computed the network, and in which precision."""
+    """Inference backend that computed the network, and its precision."""
 
     @property
     def absent(self) -> Modality:
-        """The sequences that were not there."""
+        """Sequences that were not there."""
         return ALL & ~self.used
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions the model delineates."""
+        """Regions that the model delineates."""
         return self.model.network.regions
 
     @property
     def volumes_ml(self) -> dict[Region, float]:
-        """Millilitres of each region."""
+        """Volume of each region in millilitres."""
         voxel = self.labels.grid.voxel_ml
         return {region: metrics.volume_ml(region.mask(self.labels.voxels), voxel) for region in self.regions}
 
     @property
     def lesions(self) -> dict[Region, int]:
-        """Connected parts of each region."""
+        """Number of connected components of each region."""
         return {region: metrics.lesion_count(region.mask(self.labels.voxels)) for region in self.regions}
 
     @property
     def calibrated(self) -> bool:
-        """Whether the model has temperatures for these sequences, so that its probabilities are at them."""
+        """True if the model has temperatures for these sequences; probabilities are then calibrated."""
         return self.model.expectations is not None and bool(self.model.expectations.of(self.used))
 
     @property
     def outlook(self) -> list[str]:
-        """What to expect from these sequences, and which absent one would help most; for a person, line by line."""
-        told = self.model.expectations
-        return told.sentences(self.used) if told else [UNMEASURED.format(self.used.title)]
+        """Sentences on the expected performance for these sequences, and the absent one that would help most."""
+        expected = self.model.expectations
+        return expected.sentences(self.used) if expected else [UNMEASURED.format(self.used.title)]
 
     @property
     def trust(self) -> list[str]:
-        """The outlook, and how sure this very result is."""
-        told = self.model.expectations.of(self.used) if self.model.expectations else {}
-        errors = {region: expected.estimate_error for region, expected in told.items()}
+        """The outlook, and sentences on the uncertainty of this result."""
+        expected = self.model.expectations.of(self.used) if self.model.expectations else {}
+        errors = {region: one.estimate_error for region, one in expected.items()}
         return [*self.outlook, *(self.uncertainty.sentences(errors) if self.uncertainty else ()), NOT_A_DEVICE]
 
     def save(
@@ -115,17 +112,25 @@ class Segmentation:
         pseudonyms: Pseudonyms | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Writes `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json` and, if they were kept,
-        `probabilities_<region>.nii.gz`; all of it or nothing. Of `TYPES`, `dicom-seg` adds `seg.dcm`, in the geometry
-        of the series that gave the study its grid (`dicom-labelmap`: in one plane), and `dicom-sr` the volumes as
-        `measurements.dcm`, too.
+        """Write the output folder, whole or not at all.
 
-        `labels` names the convention of the numbers in `seg.nii.gz`. With `pseudonyms`, DICOM files name no
-        patient.
+        Always written: `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json`. If probabilities were
+        kept: `probabilities_<region>.nii.gz`.
 
-        Raises: UsageError if the folder holds files (without `overwrite`), or for unknown `labels` or `types`, or
-            DICOM output of images that came as NIfTI; InputError if the convention has no number for a label that was
-            found; OutputError when the disk refuses.
+        Args:
+            folder: Folder to make.
+            labels: Label convention of `seg.nii.gz`.
+            types: Output types of `options.STUDY_TYPES`. `dicom-seg` adds `seg.dcm`, in the geometry of the series on
+                whose grid the labels lie (`dicom-labelmap`: one plane per slice for all labels); `dicom-sr` also adds
+                the volumes as `measurements.dcm`.
+            pseudonyms: With them, DICOM files name no patient.
+            overwrite: Replace a folder that glimpseg wrote.
+
+        Raises:
+            UsageError: If the folder holds files (without `overwrite`), for unknown `labels` or `types`, or for DICOM
+                output of images that came as NIfTI.
+            InputError: If the convention has no number for a label that was found.
+            OutputError: When the disk refuses.
         """
         convention = convention_named(labels)
         self._refuse_types(types)
@@ -135,33 +140,31 @@ class Segmentation:
             nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
             for region, volume in (self.probabilities or {}).items():
                 nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
-            if set(types) & DICOM:
+            if set(types) & DICOM_TYPES:
                 self._write_dicom(place, types, pseudonyms)
-            _write_json(place / "seg.json", self._names(labels, numbers))
-            _write_json(place / "statistics.json", self._statistics())
-            _write_json(place / RECORD, self._record(labels))
-            self.preview().savefig(place / "preview.png", dpi=110)
+            record.write_tree(place / "seg.json", record.label_names(labels, numbers, self.regions))
+            record.write_tree(place / record.STATISTICS, self._statistics())
+            record.write_tree(place / RECORD, self._record(labels))
+            self.preview().savefig(place / "preview.png", dpi=PREVIEW_DPI)
         return Path(folder)
 
-    def _refuse_types(self, types: Collection[str]) -> None:
-        unknown = sorted(set(types) - set(TYPES))
-        if unknown:
-            raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(TYPES)}.")
-        if set(types) & DICOM and self.series is None:
-            raise UsageError(
-                "A DICOM SEG lies in the geometry of a DICOM series, and the image on whose grid the result lies came "
-                "as NIfTI, or from an archive of one series. Give the study's DICOM with -i, or leave DICOM out of "
-                "the output types."
-            )
-
     def preview(self) -> Any:
-        """The matplotlib figure of `preview.png`: three planes of each present sequence, radiological side."""
+        """Return the matplotlib figure of `preview.png`: three planes of each sequence, in radiological view."""
         from glimpseg.picture import preview  # matplotlib, for whoever draws
 
         labels = downsample_large(self.labels)
         volumes = {m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""
         return preview(volumes, labels, title=f"{self.used.title}{absent}   ({self.model.name})")
+
+    def _refuse_types(self, types: Collection[str]) -> None:
+        refuse_unknown_types(tuple(types))
+        if set(types) & DICOM_TYPES and self.series is None:
+            raise UsageError(
+                "A DICOM SEG lies in the geometry of a DICOM series, and the image on whose grid the result lies came "
+                "as NIfTI, or from an archive of one series. Give the study's DICOM with -i, or leave DICOM out of "
+                "the output types."
+            )
 
     def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
         assert self.series is not None
@@ -174,71 +177,21 @@ class Segmentation:
                 target, self.labels, segmentation, self.series, model=model, regions=regions, pseudonyms=pseudonyms
             )
 
-    def _names(self, convention: str, numbers: Mapping[int, Label]) -> dict[str, Any]:
-        return {
-            "convention": convention,
-            "labels": {str(number): {"name": label.name, "title": TITLES[label]} for number, label in numbers.items()},
-            "regions": {region.name: [label.name for label in region.value] for region in self.regions},
-        }
-
     def _statistics(self) -> dict[str, Any]:
-        lesions, doubted = self.lesions, self.uncertainty.regions if self.uncertainty else {}
-        return {
-            region.name: {
-                "title": region.title,
-                "volume_ml": round(volume, 4),
-                "lesions": lesions[region],
-                **(doubt_tree(doubted[region]) if region in doubted else {}),
-            }
-            for region, volume in self.volumes_ml.items()
-        }
-
-    def _trusted(self) -> dict[str, Any]:
-        """What `trust` says, in numbers."""
-        told = self.model.expectations
-        best = told.most_helpful(self.used) if told else None
-        return {
-            "expected": told
-            and {
-                "population": told.population,
-                "studies": told.studies,
-                "regions": {region.name: expected_tree(one) for region, one in told.of(self.used).items()},
-            },
-            "most_helpful": best and {"sequence": best.sequence.key, **gain_tree(best)},
-            "uncertainty": self.uncertainty and self.uncertainty.as_tree(),
-        }
+        return record.statistics(self.volumes_ml, self.lesions, self.uncertainty)
 
     def _record(self, labels: str) -> dict[str, Any]:
-        grid = self.labels.grid
-        prior = self.model.provenance.get("data", {}).get("prior")
         backend = self.backend or self.model.backend.record
+        kept = self.probabilities and ("calibrated" if self.calibrated else "as the network gives them")
         return {
-            "glimpseg": __version__,
-            "notice": NOT_A_DEVICE,
-            "model": {
-                "name": self.model.name,
-                "method": self.model.recipe.method,
-                "sha256": self.model.provenance["sha256"][WEIGHTS],
-                "steps": self.model.provenance.get("steps"),
-                "written_by": self.model.provenance.get("glimpseg"),
-                **({"choices": self.model.chosen} if self.model.chosen else {}),
-                **({"prior": prior} if prior else {}),
-            },
+            **record.model_used(self.model),
             "sequences": {"used": [m.key for m in self.used], "absent": [m.key for m in self.absent]},
-            "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "axes": grid.axes},
+            "grid": record.grid(self.labels.grid),
             "labels": labels,
-            "probabilities": self.probabilities and ("calibrated" if self.calibrated else "as the network gives them"),
-            "trust": self._trusted(),
-            "device": str(self.model.device),
-            "backend": dict(backend),
-            "precision": backend["precision"],
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "probabilities": kept,
+            "trust": record.trust(self.model.expectations, self.used, self.uncertainty),
+            **record.machine(self.model, backend),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **({"notes": list(self.notes)} if self.notes else {}),
             "warnings": list(self.warnings),
         }
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")

@@ -1,7 +1,7 @@
-"""How sure one segmentation is: the Dice to be estimated of it from calibrated probabilities, and how far it moves when
-the images are mirrored or a sequence is left out.
+"""Uncertainty of one segmentation: estimated Dice, and agreement with further passes over the same study.
 
-Labels are never changed by any of this: they are those of the plain forward pass.
+The Dice is estimated from calibrated probabilities. The further passes segment the mirrored images, and the study
+without one of its sequences. Labels are never changed: they are those of the plain forward pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -20,80 +20,82 @@ from glimpseg import metrics
 from glimpseg.data.preprocess import Prepared
 from glimpseg.modality import Modality
 from glimpseg.region import Region
+from glimpseg.segmentation.options import Level
 from glimpseg.volume import Grid, Volume, bounding_box
 
-Level: TypeAlias = Literal["none", "quick", "full"]
-"""How much is computed: nothing; the estimate and one mirrored pass; all mirrored passes and the left-out sequences."""
-
 AXES = ("left-right", "front-back", "up-down")
-"""Of the working grid, which is in RAS order."""
+"""Names of the axes of the working grid, which is in RAS order."""
 MIRRORS: Mapping[Level, tuple[tuple[int, ...], ...]] = {
     "none": (),
     "quick": ((0,),),
     "full": tuple(axes for count in (1, 2, 3) for axes in itertools.combinations(range(3), count)),
 }
-"""Axes along which the images are mirrored, one pass each. A head is nearly the same in a mirror left and right; the
-other flips show a network what no patient looks like, unless it was trained with them."""
+"""Axes along which the images are mirrored, one pass each. Mirrored left-right, a head looks nearly the same. The other
+flips show a network images that no patient has, unless it was trained with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doubt:
-    """How sure one region of one segmentation is."""
+class RegionUncertainty:
+    """Uncertainty of one region of one segmentation."""
 
     estimated_dice: float
-    """To be expected of this very mask, if the probabilities mean what they say; NaN where nothing was found."""
+    """Dice to expect of this mask, if the probabilities are calibrated; NaN where nothing was found."""
     lowest_ml: float
-    """The smallest volume among the segmentation and all members."""
+    """Smallest volume among the segmentation and all members."""
     highest_ml: float
+    """Largest volume among the segmentation and all members."""
     agreement: float
     """Mean Dice of the members with the segmentation; NaN without members."""
 
     @property
     def spread_ml(self) -> tuple[float, float]:
-        """From the smallest volume to the largest."""
+        """Smallest and largest volume, in millilitres."""
         return self.lowest_ml, self.highest_ml
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Another look at the same study."""
+    """Result of one further pass over the same study."""
 
     name: str
     """`mirrored left-right`, `without T2`."""
     volumes_ml: Mapping[Region, float]
     dice: Mapping[Region, float]
-    """With the segmentation."""
+    """Dice of the member with the segmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """How sure one segmentation is, by region."""
+    """Uncertainty of one segmentation, by region."""
 
     level: Level
     calibrated: bool
-    """Whether the probabilities were brought to their temperatures; if not, the estimates are the network's own."""
-    regions: Mapping[Region, Doubt]
+    """True if the probabilities were calibrated; if not, the estimates are from the network's own probabilities."""
+    regions: Mapping[Region, RegionUncertainty]
     members: tuple[Member, ...]
 
     def sentences(self, errors: Mapping[Region, float]) -> list[str]:
-        """For a person; `errors` says by how much such estimates were wrong where that could be checked."""
+        """Return sentences for people, line by line.
+
+        `errors` are the mean absolute errors of such estimates, by region, where they were measured.
+        """
         by = "calibrated probabilities" if self.calibrated else "the network's own, uncalibrated probabilities"
-        said = [f"This study, by {by} and {len(self.members) + 1} passes ({self._names()}):"]
-        for region, doubt in self.regions.items():
-            low, high = doubt.spread_ml
-            dice = _estimated(doubt, errors.get(region, math.nan))
-            said.append(f"  {region.name}: {dice}; {low:.1f} to {high:.1f} ml{_agreeing(doubt)}.")
-        return said
+        lines = [f"This study, by {by} and {len(self.members) + 1} passes ({self._names()}):"]
+        for region, one in self.regions.items():
+            low, high = one.spread_ml
+            dice = _dice_in_words(one, errors.get(region, math.nan))
+            lines.append(f"  {region.name}: {dice}; {low:.1f} to {high:.1f} ml{_agreement_in_words(one)}.")
+        return lines
 
     def _names(self) -> str:
-        return "as it is" + "".join(f", {member.name}" for member in self.members)
+        return "plain" + "".join(f", {member.name}" for member in self.members)
 
     def as_tree(self) -> dict[str, Any]:
-        """For JSON; what is not defined is null."""
+        """Return the content for JSON; undefined numbers are null."""
         return {
             "level": self.level,
             "calibrated": self.calibrated,
-            "regions": {region.name: doubt_tree(doubt) for region, doubt in self.regions.items()},
+            "regions": {region.name: region_tree(one) for region, one in self.regions.items()},
             "members": [
                 {
                     "name": member.name,
@@ -105,19 +107,21 @@ class Uncertainty:
         }
 
 
-def doubt_tree(doubt: Doubt) -> dict[str, float | None]:
-    """For JSON and tables."""
+def region_tree(uncertainty: RegionUncertainty) -> dict[str, float | None]:
+    """Return the uncertainty of a region for JSON and tables; undefined numbers are None."""
     return {
-        "estimated_dice": _number(doubt.estimated_dice),
-        "volume_low_ml": _number(doubt.lowest_ml),
-        "volume_high_ml": _number(doubt.highest_ml),
-        "agreement": _number(doubt.agreement),
+        "estimated_dice": _number(uncertainty.estimated_dice),
+        "volume_low_ml": _number(uncertainty.lowest_ml),
+        "volume_high_ml": _number(uncertainty.highest_ml),
+        "agreement": _number(uncertainty.agreement),
     }
 
 
 def calibrated(probability: Float[np.ndarray, "..."], temperature: float) -> Float[np.ndarray, "..."]:
-    """sigmoid(logit(p) / T). One half stays one half, 0 stays 0, and the order of voxels stays; so do labels. Eq. (1)
-    of the page on trust."""
+    """Return calibrated probabilities: sigmoid(logit(p) / T). Eq. (1) of the page on trust.
+
+    0, one half and 1 stay as they are, and so does the order of voxels. Labels therefore do not change.
+    """
     if temperature == 1:
         return probability
     scaled = special.logit(probability) / np.asarray(temperature, probability.dtype)
@@ -125,9 +129,17 @@ def calibrated(probability: Float[np.ndarray, "..."], temperature: float) -> Flo
 
 
 def estimated_dice(probability: Float[np.ndarray, "..."], mask: Bool[np.ndarray, "..."]) -> float:
-    """2 sum(p m) / (sum p + sum m): the Dice to expect of a mask when each voxel belongs to the region with its
-    probability. NaN for an empty mask. Give the voxels of the brain: far from it nothing was calibrated. Eq. (3) of the
-    page on trust."""
+    """Return the Dice to expect of a mask: 2 sum(p m) / (sum p + sum m). Eq. (3) of the page on trust.
+
+    Each voxel belongs to the region with its probability. Give the voxels of the brain: calibration was measured there.
+
+    Args:
+        probability: Probability of the region, for each voxel.
+        mask: Mask of the region, for each voxel.
+
+    Returns:
+        The estimate; NaN for an empty mask.
+    """
     shared, total = (float(p.sum(dtype=np.float64)) for p in (probability[mask], probability))
     return _dice_of(shared, total, int(mask.sum()))
 
@@ -137,7 +149,7 @@ def _dice_of(shared: float, total: float, voxels: float) -> float:
 
 
 class DiceEstimate:
-    """`estimated_dice` of each region, from a label map and probabilities that come part by part."""
+    """Estimated Dice of each region, from a label map and probabilities that come part by part."""
 
     def __init__(self) -> None:
         self._sums: dict[Region, np.ndarray] = {}
@@ -148,7 +160,7 @@ class DiceEstimate:
         probabilities: Mapping[Region, Float[np.ndarray, "x y z"]],
         brain: Bool[np.ndarray, "x y z"],
     ) -> None:
-        """Takes one more part; beyond the brain and the mask itself nothing counts."""
+        """Add one part. Only voxels of the brain and of the mask itself count."""
         for region, probability in probabilities.items():
             mask = region.mask(labels)
             shared, total = (probability[where].sum(dtype=np.float64) for where in (mask, brain | mask))
@@ -157,13 +169,15 @@ class DiceEstimate:
 
     @property
     def dice(self) -> dict[Region, float]:
-        """By region, of all parts together."""
+        """Estimated Dice by region, of all parts together."""
         return {region: _dice_of(*sums.tolist()) for region, sums in self._sums.items()}
 
 
 def mirrored(prepared: Prepared, axes: Sequence[int]) -> Prepared:
-    """The study as a network would see it in a mirror, on a grid that says so: its axes run the other way, and results
-    return to the own grid without being flipped by hand."""
+    """Return the mirrored study, for axes of the working grid (0 left-right, 1 front-back, 2 up-down).
+
+    The affine of its grid is mirrored, too: results return to the native grid without being flipped back.
+    """
     turn = np.eye(4)
     for axis in axes:
         turn[axis, axis] = -1
@@ -178,20 +192,20 @@ def mirrored(prepared: Prepared, axes: Sequence[int]) -> Prepared:
     )
 
 
-def looks(prepared: Prepared, level: Level) -> Iterator[tuple[str, Prepared]]:
-    """The mirrored studies of a level, by name."""
+def mirrored_inputs(prepared: Prepared, level: Level) -> Iterator[tuple[str, Prepared]]:
+    """Yield the name and the mirrored study of each mirrored pass of a level."""
     for axes in MIRRORS[level]:
         yield f"mirrored {' and '.join(AXES[axis] for axis in axes)}", mirrored(prepared, axes)
 
 
-def left_out(available: Modality, level: Level) -> dict[Modality, str]:
-    """The subsets that lack one of the sequences, with names; none unless `full`, nor of a single sequence."""
+def leave_one_out(available: Modality, level: Level) -> dict[Modality, str]:
+    """Return the subsets that lack one of the sequences, with their names; empty unless `full`, or for one sequence."""
     if level != "full" or len(available) == 1:
         return {}
     return {available & ~modality: f"without {modality.title}" for modality in available}
 
 
-def doubts(
+def uncertainty_of(
     labels: Volume,
     estimates: Mapping[Region, float],
     members: Iterable[tuple[str, Volume]],
@@ -199,25 +213,27 @@ def doubts(
     level: Level,
     calibrated: bool,
 ) -> Uncertainty:
-    """What a segmentation's probabilities and other looks at the study say of it.
+    """Return the uncertainty of a segmentation.
 
-    `estimates` are the Dice to expect of each region (`DiceEstimate`). `members` are named label maps on the grid of
-    `labels`; each is let go after it was compared.
+    Args:
+        labels: Label map of the segmentation.
+        estimates: Estimated Dice of each region (`DiceEstimate`).
+        members: Name and label map of each further pass, on the grid of `labels`. One is in memory at a time.
+        level: Level that the passes belong to.
+        calibrated: True if the estimates are from calibrated probabilities.
     """
-    seen = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
+    compared = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
     voxel, found = labels.grid.voxel_ml, {}
     for region, estimate in estimates.items():
-        volumes = [
-            metrics.volume_ml(region.mask(labels.voxels), voxel),
-            *(member.volumes_ml[region] for member in seen),
-        ]
-        found[region] = Doubt(
+        own = metrics.volume_ml(region.mask(labels.voxels), voxel)
+        volumes = [own, *(member.volumes_ml[region] for member in compared)]
+        found[region] = RegionUncertainty(
             estimated_dice=estimate,
             lowest_ml=min(volumes),
             highest_ml=max(volumes),
-            agreement=float(np.mean([member.dice[region] for member in seen])) if seen else math.nan,
+            agreement=float(np.mean([member.dice[region] for member in compared])) if compared else math.nan,
         )
-    return Uncertainty(level=level, calibrated=calibrated, regions=found, members=seen)
+    return Uncertainty(level=level, calibrated=calibrated, regions=found, members=compared)
 
 
 def _member(name: str, other: Volume, labels: Volume, regions: Sequence[Region]) -> Member:
@@ -231,15 +247,16 @@ def _member(name: str, other: Volume, labels: Volume, regions: Sequence[Region])
     )
 
 
-def _estimated(doubt: Doubt, error: float) -> str:
-    if math.isnan(doubt.estimated_dice):
-        return "not found, so that no Dice is estimated"
+def _dice_in_words(uncertainty: RegionUncertainty, error: float) -> str:
+    if math.isnan(uncertainty.estimated_dice):
+        return "not found, so no Dice is estimated"
     usual = "" if math.isnan(error) else f" (such estimates were {100 * error:.0f} points off on average)"
-    return f"estimated Dice {100 * doubt.estimated_dice:.0f} %{usual}"
+    return f"estimated Dice {100 * uncertainty.estimated_dice:.0f} %{usual}"
 
 
-def _agreeing(doubt: Doubt) -> str:
-    return "" if math.isnan(doubt.agreement) else f", passes agree by a Dice of {100 * doubt.agreement:.0f} %"
+def _agreement_in_words(uncertainty: RegionUncertainty) -> str:
+    agreement = uncertainty.agreement
+    return "" if math.isnan(agreement) else f", agreement of the passes: Dice {100 * agreement:.0f} %"
 
 
 def _number(value: float) -> float | None:
