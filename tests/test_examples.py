@@ -10,11 +10,16 @@ from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
 
 EXAMPLES = [
     "glimpseg.load",
-    "glimpseg.segment",
+    "glimpseg.modality.Modality",
+    "glimpseg.modality.parse",
     "glimpseg.phantom",
+    "glimpseg.phantom.Settings",
+    "glimpseg.phantom.dataset.write_phantoms",
     "glimpseg.phantom.draw_plan",
     "glimpseg.phantom.generate",
     "glimpseg.phantom.stream",
+    "glimpseg.region.Region",
+    "glimpseg.segment",
 ]
 """Modules and functions whose docstring holds an example; add yours."""
 WITH_BOX = {"glimpseg.load", "glimpseg.segment"}
