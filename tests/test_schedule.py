@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from glimpseg.data.loader import Sampling
 from glimpseg.errors import TrainingError
 from glimpseg.method import Learner, Progress
-from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe, cosine
-from glimpseg.recipe import block_start
+from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe, block_start, cosine
 from glimpseg.region import Label
 from glimpseg.training.loop import is_due
 from glimpseg.training.state import TrainingState

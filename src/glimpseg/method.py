@@ -121,7 +121,7 @@ class Segmenter(Learner):
     choices: ClassVar[tuple[str, ...]] = ()
     """Fields of its config that change how it segments, and may get another value whenever the model is used."""
     pretrainable: ClassVar[Mapping[str, str]] = {}
-    """Parts of the network that may be pretrained: `encoder`, and perhaps `decoder`, with a pattern of its weights' names.
+    """Parts that may be pretrained: `encoder`, and perhaps `decoder`, each with a pattern of its weights' names.
 
     Group 1 of the pattern is the weight's role, by which it is found in other networks. Of copies that have the same
     role, `pyramid` runs the first.
@@ -182,7 +182,7 @@ class Segmenter(Learner):
         return 1.0
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Any:
-        """Return the part of `forward` that does not depend on the subset, computed once for all 15. Default: the image.
+        """Return the features of `forward` that do not depend on the subset, for use with all 15. Default: the image.
 
         Args:
             image: Image of all modalities that any subset will ask for.

@@ -1,7 +1,7 @@
 """Recipe: the typed settings of a training run.
 
-A recipe is read from a method's file or from YAML, and written in full beside every checkpoint. Recipe and data together
-decide the weights.
+A recipe is read from a method's file or from YAML, and written in full beside every checkpoint. Recipe and data
+together decide the weights.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Optim:
         """Return the learning rate of a step, counted from 0."""
         rate, since = self.learning_rate, block_start(step, self.epoch)
         if self.cosine_to is not None:
-            return cosine(since, self.steps, rate, self.cosine_to, self.warmup)
+            return cosine(since, self.steps, rate, self.cosine_to, warmup=self.warmup)
         return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - since / self.steps) ** self.power
 
     def decay(self, step: int) -> float:

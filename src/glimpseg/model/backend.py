@@ -1,6 +1,6 @@
 """Inference backend: torch, or a copy of the network in another runtime that is compared with torch before use.
 
-A copy is made for one shape of window. The available modalities are an input of it, so that one copy serves all subsets.
+A copy is made for one shape of window. The available modalities are an input of it: one copy serves all subsets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Expected performance of a model for each subset of sequences: Dice, temperatures, and the gain from one more sequence.
+"""Expected performance of a model for each subset of sequences: Dice, temperatures, gain from one more sequence.
 
 The numbers are stored as `expectations.json` in the model folder. `evaluation.calibrate` measures them.
 """
@@ -100,20 +100,19 @@ class Expectations:
         """Return sentences on the expected performance for a subset and on the sequence that would help most."""
         found = self.of(subset)
         if not found:
-            return [f"What to expect from {subset.title} is not known: no study of {self.population} had these."]
-        said = [f"What to expect from {subset.title}, as measured on {self.population} ({self.studies} studies):"]
+            return [f"The performance with {subset.title} is not known: no study of {self.population} had these."]
+        said = [f"Expected performance with {subset.title}, measured on {self.population} ({self.studies} studies):"]
         said += [f"  {region.name}: mean Dice {_measured(expected)}" for region, expected in found.items()]
         best = self.most_helpful(subset)
         if best is not None:
             gains = ", ".join(f"{region.name} {_gained(gain)}" for region, gain in best.regions.items())
             said.append(
-                f"Of the absent sequences {best.sequence.title} would help most: {_gained(best.mean)} points of mean "
-                f"Dice there ({gains})."
+                f"Adding {best.sequence.title} would help most: {_gained(best.mean)} points of mean Dice ({gains})."
             )
         elif self.gains.get(subset):
-            said.append("Of the absent sequences none was shown to add a point of mean Dice there.")
+            said.append("No absent sequence was shown to add a point of mean Dice.")
         elif subset != ALL:
-            said.append("What a further sequence would add was not measured.")
+            said.append("The gain from a further sequence was not measured.")
         return said
 
     def as_tree(self) -> dict[str, Any]:

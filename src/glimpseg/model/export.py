@@ -133,7 +133,7 @@ def channels_of_regions(network: Segmenter, channels: int) -> dict[str, list[int
     """Return, for each region, the output channels that its probability is made of."""
     found: dict[str, list[int]] = {region.name: [] for region in network.regions}
     for channel in range(channels):
-        alone = torch.zeros(1, channels, 1, 1, 1)
+        alone = torch.zeros((1, channels, 1, 1, 1))
         alone[:, channel] = 1
         for region, probability in network.region_probabilities(alone).items():
             if probability.any():

@@ -21,8 +21,7 @@ from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.methods.voxmmsd.views import Pair, Pairs, collated, pair
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
-from glimpseg.recipe import cosine
-from glimpseg.recipe import block_start
+from glimpseg.recipe import block_start, cosine
 from glimpseg.runtime.distributed import gather_from_ranks
 
 
