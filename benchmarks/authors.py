@@ -23,8 +23,8 @@ def as_authors() -> Iterator[None]:
     share, RFNet's regions as a stack of every modality's features times every class, losses class by class, every layer
     as torch has it."""
     with (
-        mock.patch.object(layers, "on_processor", _never),
-        mock.patch.object(pyramid, "on_processor", _never),
+        mock.patch.object(layers, "on_cpu", _never),
+        mock.patch.object(pyramid, "on_cpu", _never),
         mock.patch.object(SingleDecoder, "forward", _one_by_one),
         mock.patch.object(RegionFusion, "forward", _stacked),
         mock.patch.object(losses, "weighted_cross_entropy", _cross_entropy),

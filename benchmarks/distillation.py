@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from glimpseg.methods.mstkdnet import objective
-from glimpseg.methods.mstkdnet.network import Seen
+from glimpseg.methods.mstkdnet.network import NetworkOutput
 from turns import Contest, add_options, furthest, in_processes, steps_of, tell
 
 LEAST = 2**-10
@@ -66,7 +66,7 @@ def compared(wanted: argparse.Namespace, tokens: int) -> list[Contest]:
 def run(wanted: argparse.Namespace) -> dict[str, float]:
     """What one process measures: seconds of the second pass, and the most memory of both beside what was there."""
     if wanted.form == "at once":
-        objective.AT_ONCE = 2**62
+        objective.ENTRIES_AT_ONCE = 2**62
     tokens, draws = wanted.tokens[0], torch.Generator().manual_seed(0)
     shape = (1, wanted.heads, tokens, tokens)
     both = [[torch.randn(shape, generator=draws).softmax(-1) for _ in range(wanted.layers)] for _ in range(2)]
@@ -88,10 +88,10 @@ def run(wanted: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def seen(attentions: list[Tensor]) -> Seen:
+def seen(attentions: list[Tensor]) -> NetworkOutput:
     """A network's attentions, and nothing else of it."""
     nothing = torch.empty(0)
-    return Seen(nothing, nothing, nothing, nothing, [], attentions)
+    return NetworkOutput(nothing, nothing, nothing, nothing, [], attentions)
 
 
 def most() -> float:

@@ -151,7 +151,7 @@ def by_branch(network: Any, batch: Any, progress: Any) -> list[Any]:
     outputs = [network.output(b, batch, seen, target) for b, seen in zip(network.branches, subsets, strict=True)]
     late = progress.fraction >= network.config.start
     return [
-        sum(network.terms(number, own, peer.detached(), batch, target, late).values())
+        sum(network.terms(number, own, peer.detached(), batch=batch, target=target, late=late).values())
         for number, (own, peer) in enumerate((outputs, outputs[::-1]))
     ]
 

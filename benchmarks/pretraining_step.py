@@ -33,8 +33,8 @@ from glimpseg.data.cache import Case, in_memory
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Progress
 from glimpseg.methods.voxmmsd import views
-from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
-from glimpseg.methods.voxmmsd.views import Pairs
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, restoration_loss, voxel_features
+from glimpseg.methods.voxmmsd.views import PairBatch
 from glimpseg.phantom.dataset import as_study
 from training_step import rss
 from turns import Contest, add_options, in_processes, tell
@@ -93,15 +93,15 @@ def viewing(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
     config, case = methods.find_recipe("voxmmsd/official").config, study()
     if form == "authors":
         search_everywhere(case, 96)
-    views.pair(case, (96, 96, 96), config, np.random.default_rng(99))
+    views.view_pair(case, (96, 96, 96), config, np.random.default_rng(99))
     seconds, processor = [], []
     for number in range(wanted.samples):
         begun, used = time.perf_counter(), time.process_time()
-        pair = views.pair(case, (96, 96, 96), config, np.random.default_rng(number))
+        pair = views.view_pair(case, (96, 96, 96), config, np.random.default_rng(number))
         seconds.append(time.perf_counter() - begun)
         processor.append(time.process_time() - used)
     tracemalloc.start()
-    views.pair(case, (96, 96, 96), config, np.random.default_rng(0))
+    views.view_pair(case, (96, 96, 96), config, np.random.default_rng(0))
     most = tracemalloc.get_traced_memory()[1]
     return {
         "seconds a pair": statistics.median(seconds),
@@ -132,7 +132,9 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
     recipe, case = methods.find_recipe("voxmmsd/official", changes), study()
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    pairs = [views.pair(case, recipe.data.sampling.patch, recipe.config, np.random.default_rng(n)) for n in range(2)]
+    pairs = [
+        views.view_pair(case, recipe.data.sampling.patch, recipe.config, np.random.default_rng(n)) for n in range(2)
+    ]
     batch, _ = learner.collate(pairs)
     del case, pairs
     still = rss()
@@ -167,17 +169,17 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def with_graph(learner: VoxMMSD, batch: Pairs) -> tuple[dict[str, Tensor], Any]:
+def with_graph(learner: VoxMMSD, batch: PairBatch) -> tuple[dict[str, Tensor], Any]:
     """The same losses; the teacher's pass is recorded, and kept for as long as the second value."""
     levels = learner.student.pyramid(batch.image, batch.available)
-    student = learner.projector(at_voxels(levels, batch.voxels, batch.image.shape[2:]))
+    student = learner.projector(voxel_features(levels, batch.voxels, batch.image.shape[2:]))
     slow = learner.teacher.pyramid(batch.image, batch.available)
-    teacher = learner.projector(at_voxels(slow, batch.voxels, batch.image.shape[2:]))
+    teacher = learner.projector(voxel_features(slow, batch.voxels, batch.image.shape[2:]))
     temperatures = learner.config.student_temperature, learner.temperature(Progress(0, STEPS))
-    distilled = distillation(student, teacher, learner.centre, temperatures)
+    distilled = distillation_loss(student, teacher, learner.centre, temperatures)
     learner._rows.append(teacher.detach().mean(0, keepdim=True))
     restored = learner.restorer(levels).tanh()
-    return {"distillation": distilled, "restoration": restoration(restored, batch)}, (slow, teacher)
+    return {"distillation": distilled, "restoration": restoration_loss(restored, batch)}, (slow, teacher)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -20,7 +21,8 @@ from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import Modality, parse
 from glimpseg.model.folder import save_model
-from glimpseg.report import comparison, write_html
+from glimpseg.report import write_html
+from glimpseg.results.comparison import read_comparison
 from glimpseg.results.folder import read_evaluation
 from glimpseg.segmentation import predict
 
@@ -93,13 +95,13 @@ def test_of_two_methods_only_what_both_have_is_said_to_differ(runs, archive, tmp
 
 
 def test_every_subset_region_and_mean_is_compared(runs, tmp_path):
-    lines = compare(runs, tmp_path / "c", metrics=METRICS)
+    lines = compare(runs, tmp_path / "c", metrics=METRICS).tests
     keys = {(line.metric, line.region, line.subset) for line in lines}
     assert len(lines) == len(keys) == 4 * (4 + 4 + 3)  # 3 subsets and their mean; ET_pp has no calibration
 
 
 def test_differences_are_those_of_the_scores(runs, tmp_path):
-    lines = compare(runs, tmp_path / "c")
+    lines = compare(runs, tmp_path / "c").tests
     a, b = (read_evaluation(run).scores.array("hd95", "TC") for run in runs)
     line = next(x for x in lines if (x.metric, x.region, x.subset) == ("hd95", "TC", "t1c"))
     column = read_evaluation(runs[0]).scores.subsets.index("t1c")
@@ -109,7 +111,7 @@ def test_differences_are_those_of_the_scores(runs, tmp_path):
 
 
 def test_p_values_are_scipys_and_adjusted_over_the_family(runs, tmp_path):
-    lines = [x for x in compare(runs, tmp_path / "c") if x.metric == "dice" and x.subset != "mean"]
+    lines = [x for x in compare(runs, tmp_path / "c").tests if x.metric == "dice" and x.subset != "mean"]
     a, b = (read_evaluation(run).scores for run in runs)
     for line in lines:
         column = a.subsets.index(line.subset)
@@ -122,13 +124,13 @@ def test_p_values_are_scipys_and_adjusted_over_the_family(runs, tmp_path):
 
 def test_a_run_against_its_copy_differs_in_nothing(runs, model, archive, tmp_path):
     evaluate(model, find_studies(archive), tmp_path / "copy", EvaluationOptions(subsets=SUBSETS, metrics=METRICS))
-    lines = compare([runs[0], tmp_path / "copy"], tmp_path / "c")
+    lines = compare([runs[0], tmp_path / "copy"], tmp_path / "c").tests
     assert {(line.difference, line.p, line.effect) for line in lines} == {(0.0, 1.0, 0.0)}
 
 
 def test_swapping_the_runs_turns_the_signs(runs, tmp_path):
-    one = compare(runs, tmp_path / "c")
-    other = compare(runs[::-1], tmp_path / "d")
+    one = compare(runs, tmp_path / "c").tests
+    other = compare(runs[::-1], tmp_path / "d").tests
     for a, b in zip(one, other, strict=True):
         assert (a.difference, a.effect, a.wins) == pytest.approx((-b.difference, -b.effect, b.losses))
         assert a.p == pytest.approx(b.p)
@@ -152,7 +154,7 @@ def test_other_cases_are_left_out_and_named(runs, model, tmp_path, caplog):
     evaluate(
         model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
     )
-    lines = compare([runs[0], tmp_path / "e"], tmp_path / "c")
+    lines = compare([runs[0], tmp_path / "e"], tmp_path / "c").tests
     assert {line.cases for line in lines} == {2}
     record = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert record["studies"] == ["S1", "S2"]
@@ -167,7 +169,7 @@ def test_a_case_that_lacks_a_subset_counts_in_the_others(model, runs, tmp_path):
     evaluate(
         model, find_studies(tmp_path / "data"), tmp_path / "e", EvaluationOptions(subsets=SUBSETS, metrics=METRICS)
     )
-    lines = compare([runs[1], tmp_path / "e"], tmp_path / "c", metrics=["dice"])
+    lines = compare([runs[1], tmp_path / "e"], tmp_path / "c", metrics=["dice"]).tests
     cases = {line.subset: line.cases for line in lines}
     assert cases == {"t1c": 3, "flair": 2, "t1c+flair": 2, "mean": 2}
 
@@ -181,7 +183,7 @@ def test_a_case_without_any_common_subset_keeps_its_place(model, tmp_path):
     evaluate(model, studies, tmp_path / "a", EvaluationOptions(subsets=SUBSETS, metrics=["dice"]))
     both = [*find_studies(tmp_path / "more"), *studies[1:]]
     evaluate(model, both, tmp_path / "b", EvaluationOptions(subsets=[parse("flair")], metrics=["dice"]))
-    lines = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "c", metrics=["dice"])
+    lines = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "c", metrics=["dice"]).tests
     assert {(line.subset, line.cases, line.difference) for line in lines} == {("flair", 2, 0.0), ("mean", 2, 0.0)}
 
 
@@ -250,12 +252,30 @@ def test_what_is_not_compared_is_said(runs, model, archive, tmp_path, caplog):
     assert "Not compared" in write_html(tmp_path / "c").read_text()
 
 
-def test_a_cell_has_no_colour_where_mean_and_ranks_disagree():
+def test_a_test_has_no_verdict_where_mean_and_ranks_disagree(runs, tmp_path):
     # Many cases a little nearer, one missed: the ranks say better, the mean worse.
-    entry = {"metric": "hd95", "p_holm": "0.001", "effect": "0.87", "difference": "11.7"}
-    assert comparison._colour(entry) == ""
-    assert comparison._colour({**entry, "difference": "-1"}) == comparison.BETTER
-    assert comparison._colour({**entry, "metric": "dice"}) == comparison.BETTER
+    test = replace(compare(runs, tmp_path / "c").tests[0], metric="hd95", p_holm=0.001, effect=0.87, difference=11.7)
+    assert test.verdict == 0
+    assert replace(test, difference=-1.0).verdict == 1
+    assert replace(test, metric="dice").verdict == 1
+
+
+def test_a_comparison_is_read_as_it_was_made(runs, tmp_path):
+    made = compare(runs, tmp_path / "c")
+    found = read_comparison(tmp_path / "c")
+    assert (found.runs, found.studies, found.subsets) == (made.runs, made.studies, made.subsets)
+    assert (found.metrics, found.left_out, found.family_sizes) == (made.metrics, made.left_out, made.family_sizes)
+    assert [test.p for test in found.tests] == pytest.approx([test.p for test in made.tests], rel=1e-5)
+    for metric, region in (("dice", "WT"), ("hd95", "ET")):
+        values = (one.values("B", metric, region) for one in (found, made))
+        np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+def test_evaluations_can_be_given_instead_of_their_folders(runs, tmp_path):
+    compare(runs, tmp_path / "c")
+    compare([read_evaluation(run) for run in runs], tmp_path / "d")
+    for name in ("comparison.json", "comparisons.csv", "cases.csv"):
+        assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "d" / name).read_bytes()
 
 
 def test_published_means_are_over_the_rows_that_are_shown(runs, tmp_path):

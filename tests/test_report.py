@@ -1,6 +1,5 @@
 """What the pages claim: which case is the worst, which run is better, and in which order rows stand."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -16,7 +15,8 @@ from glimpseg.errors import InputError
 from glimpseg.evaluation.published import PublishedTable
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.report import comparison, evaluation, figures, write_html
-from glimpseg.report.comparison import BETTER, WORSE, Compared
+from glimpseg.report.comparison import COLOURS
+from glimpseg.results.comparison import ComparedRun, Comparison, LeftOut, PairedTest, write_comparison
 from glimpseg.results.folder import Evaluation
 from glimpseg.results.scores import METRICS, Score, Scores, write_scores
 from glimpseg.results.summary import summary
@@ -460,34 +460,43 @@ def test_tables_of_dice_and_hd95_open_the_page_and_the_others_fold(tmp_path, mon
 # A comparison
 
 RUNS = {
-    letter: {
-        "model": f"model-{letter}", "method": method, "trained": f"seed {seed}", "split": None, "changes": {},
-        "cases": 8, "left_out": [], "data": "00", "commit": None,
-    }
+    letter: ComparedRun(
+        folder="", model=f"model-{letter}", method=method, seed=seed, changes={}, trained=f"seed {seed}", commit=None,
+        split=None, data="00", cases=8, left_out=[],
+    )
     for letter, method, seed in (("A", "unet", 0), ("B", "rfnet", 1), ("C", "unet", 2))
 }  # fmt: skip
+BETTER, WORSE = COLOURS[1], COLOURS[-1]
 
 
 def result(b="B", subset="mean", region="WT", metric="dice", **changes):
-    """A line of `comparisons.csv`: by default B better by 2 points of Dice in 6 of 8 cases, p adjusted 0.03."""
-    line = {
-        "a": "A", "b": b, "metric": metric, "region": region, "subset": subset, "cases": "8", "mean_a": "0.80",
-        "mean_b": "0.82", "difference": "0.02", "low": "0.005", "high": "0.0351234", "wins": "6", "losses": "2",
-        "p": "0.01", "p_holm": "0.03", "effect": "0.75",
-    }  # fmt: skip
-    return {**line, **{name: str(value) for name, value in changes.items()}}
+    """A test: by default B better by 2 points of Dice in 6 of 8 cases, p adjusted 0.03."""
+    test = PairedTest(
+        a="A", b=b, metric=metric, region=region, subset=subset, cases=8, mean_a=0.80, mean_b=0.82, difference=0.02,
+        low=0.005, high=0.0351234, wins=6, losses=2, p=0.01, p_holm=0.03, effect=0.75,
+    )  # fmt: skip
+    return dataclasses.replace(test, **changes)
 
 
-def compared(lines=(), cases=(), letters="AB", **record):
+def compared(tests=(), cases=(), letters="AB", **parts):
     known = {
-        "runs": {letter: RUNS[letter] for letter in letters}, "studies": ["S1", "S2"], "subsets": ["t1c", "t1c+flair"],
-        "metrics": ["dice"], "tests": {"dice": 4, "hd95": 6, "volume_error": 2}, "published": None,
-        "protocol": "clinical", "left_out": {"metrics": [], "subsets": [], "regions": []},
+        "glimpseg": "0", "runs": {letter: RUNS[letter] for letter in letters}, "studies": ["S1", "S2"],
+        "subsets": ["t1c", "t1c+flair"], "metrics": ["dice"], "published": None, "protocol": "clinical",
+        "family_sizes": {"dice": 4, "hd95": 6, "volume_error": 2}, "tests": list(tests),
+        "left_out": LeftOut(metrics=[], subsets=[], regions=[]), **parts,
     }  # fmt: skip
-    return Compared({**known, **record}, list(lines), list(cases))
+    values = {}
+    for one in cases:
+        shape = len(known["studies"]), len(known["subsets"])
+        runs = values.setdefault(
+            (one["metric"], one["region"]), {letter: np.full(shape, math.nan) for letter in known["runs"]}
+        )
+        for letter, array in runs.items():
+            array[known["studies"].index(one["study"]), known["subsets"].index(one["subset"])] = one[letter]
+    return Comparison(**known, case_values=values)
 
 
-WORSE_LINE = {"difference": "-0.02", "low": "-0.03", "high": "-0.01", "wins": "2", "losses": "6", "effect": "-0.75"}
+WORSE_LINE = {"difference": -0.02, "low": -0.03, "high": -0.01, "wins": 2, "losses": 6, "effect": -0.75}
 
 
 @pytest.mark.parametrize(
@@ -495,18 +504,18 @@ WORSE_LINE = {"difference": "-0.02", "low": "-0.03", "high": "-0.01", "wins": "2
     [
         ({}, BETTER),
         (WORSE_LINE, WORSE),
-        ({"p_holm": "0.05"}, ""),  # not below the level
-        ({"p_holm": "0.0499"}, BETTER),
-        ({"difference": "-0.02"}, ""),  # the ranks say better, the mean worse
-        ({"effect": "-0.75"}, ""),
-        ({"difference": "0"}, ""),
+        ({"p_holm": 0.05}, ""),  # not below the level
+        ({"p_holm": 0.0499}, BETTER),
+        ({"difference": -0.02}, ""),  # the ranks say better, the mean worse
+        ({"effect": -0.75}, ""),
+        ({"difference": 0}, ""),
         # Of distances less is better: 2 mm less with the ranks in favour is better, 2 mm more is worse.
-        ({"metric": "hd95", "difference": "-2"}, BETTER),
-        ({"metric": "hd95", "difference": "2", "effect": "-0.75"}, WORSE),
-        ({"metric": "hd95", "difference": "2"}, ""),
+        ({"metric": "hd95", "difference": -2}, BETTER),
+        ({"metric": "hd95", "difference": 2, "effect": -0.75}, WORSE),
+        ({"metric": "hd95", "difference": 2}, ""),
         # Of volume errors the absolute values are compared, so less is better too.
-        ({"metric": "volume_error", "difference": "-2"}, BETTER),
-        ({"metric": "volume_error", "difference": "2", "effect": "-0.75"}, WORSE),
+        ({"metric": "volume_error", "difference": -2}, BETTER),
+        ({"metric": "volume_error", "difference": 2, "effect": -0.75}, WORSE),
     ],
 )
 def test_a_difference_is_green_if_b_is_better_and_red_if_it_is_worse(changes, colour):
@@ -533,7 +542,7 @@ def test_a_loss_has_a_minus_sign_everywhere():
 
 
 def test_a_difference_of_few_cases_has_no_interval():
-    cell = comparison._difference(result(low="nan", high="nan"), 100)
+    cell = comparison._difference(result(low=math.nan, high=math.nan), 100)
     assert cell.small.startswith("no interval p")
     assert (cell.parts["low"], cell.parts["high"]) == (None, None)
 
@@ -570,14 +579,15 @@ def test_a_subset_without_a_test_has_dashes_and_no_case():
 def test_the_note_says_which_run_is_better_and_over_how_many_tests():
     found = comparison.difference_table(compared([result()]), ("A", "B"), "dice")
     assert found.note == (
-        "Difference of the means over cases; p and r are of ranks, and may disagree with it. Green: B better at the "
-        "5 % level after Holm's correction over the 4 tests of this metric, red: worse, none: not shown, or mean and "
-        "ranks disagree. r: matched-pairs rank-biserial correlation, above 0 where B is better"
+        "Difference of the means over cases. p and r are computed from ranks and may disagree with it. Green: B is "
+        "better at the 5 % level after Holm's correction over the 4 tests of this metric. Red: worse. No colour: no "
+        "difference was shown, or mean and ranks disagree. r: matched-pairs rank-biserial correlation, above 0 where "
+        "B is better"
     )
     assert found.small == "95 % interval, not adjusted; adjusted p, r, wins:losses"
     found = comparison.difference_table(compared([result(metric="volume_error")]), ("A", "B"), "volume_error")
     assert "over the 2 tests" in found.note
-    assert found.note.endswith("where B is better. Of volume errors the absolute value is compared")
+    assert found.note.endswith("where B is better. Of volume errors the absolute values are compared")
 
 
 def test_each_run_stands_beside_the_first_with_its_own_mean():
@@ -609,11 +619,11 @@ def test_each_run_stands_beside_the_first_with_its_own_mean():
         "Over the common cases that have every subset. Intervals are not adjusted. Green: better than the first run at "
         "the 5 % level after Holm's correction over the regions and runs of this table; red: worse"
     )
-    assert found.small == "difference to the first run with 95 % interval, adjusted p"
+    assert found.small == "difference from the first run with 95 % interval, adjusted p"
 
 
 def case(study, subset, a, b, region="WT", metric="dice"):
-    return {"study": study, "subset": subset, "region": region, "metric": metric, "A": str(a), "B": str(b)}
+    return {"study": study, "subset": subset, "region": region, "metric": metric, "A": a, "B": b}
 
 
 CASES = [
@@ -632,7 +642,7 @@ def test_values_stand_in_the_row_of_their_study_and_the_column_of_their_subset()
 
 def test_pairs_and_regions_are_those_that_were_tested():
     found = compared([result(region="RC"), result(b="C", region="WT"), result(region="ET", metric="hd95"), result()])
-    assert found.pairs() == [("A", "B"), ("A", "C")]
+    assert found.pairs == [("A", "B"), ("A", "C")]
     assert (found.regions("dice"), found.regions("hd95")) == (["WT", "RC"], ["ET"])
 
 
@@ -669,7 +679,8 @@ def test_published_dice_stands_beside_ours_in_per_cent():
     assert [cell.value for cell in found.rows[0][4:]] == pytest.approx([70.25, 71, 20, 65])
     assert [cell.value for cell in found.footer[4:]] == pytest.approx([75.375, 76.5, 20, 57.5])
     assert found.note == (
-        "Not one protocol: read the table of protocols first. †: the source contradicts itself, see the cautions"
+        "The columns were made under different protocols: read the table of protocols first. †: the source "
+        "contradicts itself, see the cautions"
     )
 
 
@@ -693,10 +704,8 @@ def test_a_region_that_nobody_published_or_that_we_lack_has_no_table():
 
 def test_each_column_of_published_tables_has_its_protocol():
     tables = [published("RFNet", (1, 1, 1)), dataclasses.replace(published("X", (1, 1, 1)), protocol={"other": "y"})]
-    runs = {"A": {**RUNS["A"], "split": "brats2020-1/test"}, "B": RUNS["B"]}
-    found = comparison.protocol_table(
-        dataclasses.replace(compared(), record={**compared().record, "runs": runs}), tables
-    )
+    runs = {"A": dataclasses.replace(RUNS["A"], split="brats2020-1/test"), "B": RUNS["B"]}
+    found = comparison.protocol_table(compared(runs=runs), tables)
     assert (found.name, found.title) == ("published-protocols", "The protocol each column was made under")
     assert found.columns == ["method", "split", "scored on", "other", "source"]
     assert texts(found.rows) == [
@@ -709,8 +718,8 @@ def test_each_column_of_published_tables_has_its_protocol():
 
 def test_runs_are_named_by_method_and_seed_or_by_model_where_those_are_equal():
     a, b, c = RUNS.values()
-    assert comparison._names([a, b]) == ["unet (seed 0)", "rfnet (seed 1)"]
-    assert comparison._names([a, {**a, "model": "other"}, c]) == ["model-A", "other", "model-C"]
+    assert comparison._run_names([a, b]) == ["unet (seed 0)", "rfnet (seed 1)"]
+    assert comparison._run_names([a, dataclasses.replace(a, model="other"), c]) == ["model-A", "other", "model-C"]
 
 
 def test_the_heading_names_two_runs_or_counts_the_others():
@@ -720,19 +729,10 @@ def test_the_heading_names_two_runs_or_counts_the_others():
 
 def test_the_smallest_p_of_n_cases_is_two_of_all_their_signs():
     # Two of the 2^n ways to give n differences a sign: 2 / 2^5 = 0.0625, 2 / 2^10 = 0.00195, 2 / 2^11 = 0.000977.
-    assert [comparison._smallest(n) for n in (5, 10, 11)] == ["0.062", "0.002", "9.8e-04"]
+    assert [comparison._smallest_p(n) for n in (5, 10, 11)] == ["0.062", "0.002", "9.8e-04"]
 
 
 # A comparison: the page
-
-
-def write_compared(folder, found):
-    (folder / "comparison.json").write_text(json.dumps(found.record))
-    for name, lines in (("comparisons.csv", found.lines), ("cases.csv", found.cases)):
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
 
 
 LINES = [result(), result(region="ET_pp"), result(metric="hd95", difference=-2), result(b="C")]
@@ -740,11 +740,11 @@ LINES = [result(), result(region="ET_pp"), result(metric="hd95", difference=-2),
 
 def test_the_page_of_a_comparison_holds_every_pair_metric_and_region(tmp_path, monkeypatch):
     drawn = figures_of(monkeypatch, comparison)
-    record = {
+    parts = {
         "metrics": ["dice", "hd95"],
-        "runs": {**{x: RUNS[x] for x in "AB"}, "C": {**RUNS["C"], "changes": {"seed": [0, 2]}}},
+        "runs": {**{x: RUNS[x] for x in "AB"}, "C": dataclasses.replace(RUNS["C"], changes={"seed": [0, 2]})},
     }
-    write_compared(tmp_path, compared(LINES, [{**line, "C": "0.5"} for line in CASES], **record))
+    write_comparison(tmp_path, compared(LINES, [{**line, "C": 0.5} for line in CASES], **parts))
     assert write_html(tmp_path) == tmp_path / "report.html"
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h1>unet (seed 0) against 2 others</h1>" in page
@@ -765,10 +765,10 @@ def test_the_page_of_a_comparison_holds_every_pair_metric_and_region(tmp_path, m
 
 def test_published_tables_stand_beside_a_comparison_with_their_protocols(tmp_path, monkeypatch):
     figures_of(monkeypatch, comparison)
-    runs = {"A": {**RUNS["A"], "split": "brats2020-1/test"}, "B": RUNS["B"]}
+    runs = {"A": dataclasses.replace(RUNS["A"], split="brats2020-1/test"), "B": RUNS["B"]}
     subsets = [subset.key for subset in SUBSETS]
     cases = [case(study, subset, 0.5, 0.25) for study in ("S1", "S2") for subset in subsets]
-    write_compared(tmp_path, compared([result()], cases, runs=runs, subsets=subsets, published="BraTS2020"))
+    write_comparison(tmp_path, compared([result()], cases, runs=runs, subsets=subsets, published="BraTS2020"))
     target = write_html(tmp_path, tmp_path / "elsewhere.html")
     assert target == tmp_path / "elsewhere.html"
     page = target.read_text("utf-8")
@@ -783,7 +783,7 @@ def test_published_tables_stand_beside_a_comparison_with_their_protocols(tmp_pat
 
 @pytest.mark.parametrize("name", ["comparison.json", "comparisons.csv", "cases.csv"])
 def test_a_folder_that_lacks_a_file_is_no_comparison(tmp_path, name):
-    write_compared(tmp_path, compared([result()], CASES))
+    write_comparison(tmp_path, compared([result()], CASES))
     (tmp_path / name).unlink()
     with pytest.raises(InputError) as caught:
         comparison.write_html(tmp_path)

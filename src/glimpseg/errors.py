@@ -1,28 +1,28 @@
-"""The errors a caller can expect; the command line maps each to its exit code.
+"""Errors that a caller can expect; the command line maps each to an exit code.
 
-Every message says what was needed, what came, and what to do.
+Every message says what was needed, what was found, and what to do.
 """
 
 
 class UsageError(ValueError):
-    """The command or call itself is wrong: an unknown field, an output folder in use. Exit code 2."""
+    """Wrong command or call, such as an unknown field or an output folder in use. Exit code 2."""
 
 
 class InputError(ValueError):
-    """An image, label map or study cannot be used as it is. Exit code 3."""
+    """Image, label map or study that cannot be used as it is. Exit code 3."""
 
 
 class ModelError(ValueError):
-    """A checkpoint is absent, damaged, or of another method or version. Exit code 4."""
+    """Model that is absent, damaged, or of another method or version. Exit code 4."""
 
 
 class OutputError(OSError):
-    """A result could not be written; nothing half-written was left. Exit code 1."""
+    """Result that could not be written; no partial file was left. Exit code 1."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss is not finite. Exit code 1."""
+    """Training that cannot go on, for example because a loss is not finite. Exit code 1."""
 
 
 class Preempted(RuntimeError):
-    """Training was asked to stop (SIGTERM) and has saved its state; `--resume` continues. Exit code 75."""
+    """Training that was stopped by SIGTERM and has saved its state; `--resume` continues. Exit code 75."""

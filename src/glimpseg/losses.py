@@ -1,4 +1,4 @@
-"""Losses that two methods or more use unchanged, on probabilities or logits, in fp32."""
+"""Losses that several methods share, on probabilities or logits, in fp32."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ def soft_dice_loss(
     target: Float[Tensor, "b k x y z"],
     smooth: tuple[float, float] = (1e-5, 1e-5),
 ) -> Float[Tensor, ""]:
-    """1 - soft Dice, each class over the whole batch at once, mean over classes.
+    """Soft Dice loss: 1 - soft Dice of each class over the whole batch, mean over classes.
 
-    Pooling the batch keeps a crop without enhancing tumour from swinging the loss between 0 and 1 (nnU-Net's
-    `batch_dice`). `smooth` stands in numerator and denominator; both alike, empty against empty costs nothing
-    (nnU-Net). RFNet: 0 and 1e-7, so that a class the batch lacks costs 1 whatever is predicted.
+    Pooling over the batch keeps the loss of a crop without enhancing tumour from jumping between 0 and 1 (nnU-Net's
+    `batch_dice`).
+
+    Args:
+        probabilities: Predicted probabilities.
+        target: Target, 0 to 1.
+        smooth: Values added to numerator and denominator. If they are equal, an empty prediction for an empty target
+            costs nothing (nnU-Net). RFNet uses 0 and 1e-7: a class that the batch lacks then costs 1, whatever is
+            predicted.
     """
     axes = (0, 2, 3, 4)
     both = (probabilities * target).sum(axes)
@@ -29,18 +35,18 @@ def soft_dice_loss(
 
 
 def binary_cross_entropy(logits: Float[Tensor, "b k x y z"], target: Float[Tensor, "b k x y z"]) -> Float[Tensor, ""]:
-    """Binary cross-entropy, mean over everything."""
+    """Binary cross-entropy of logits, mean over all elements."""
     return functional.binary_cross_entropy_with_logits(logits, target)
 
 
 def downsample_target(target: Float[Tensor, "b k x y z"], shape: torch.Size) -> Float[Tensor, "b k u v w"]:
-    """A soft target at the resolution of a deep-supervision head: the mean over the voxels each covers."""
+    """Downsample a soft target to the resolution of a deep-supervision head: the mean over the voxels of each cell."""
     x, y, z = shape
     return functional.adaptive_avg_pool3d(target, (x, y, z)) if target.shape[2:] != shape else target
 
 
 def one_hot(target: Int[Tensor, "b x y z"], labels: Sequence[int]) -> Float[Tensor, "b k x y z"]:
-    """One map for the background and one for each label, in this order; other values count as background."""
+    """One-hot maps of a label map: the background, then each of `labels` in order; other values are background."""
     maps = torch.stack([target == label for label in labels], 1)
     return torch.cat([~maps.any(1, keepdim=True), maps], 1).float()
 
@@ -48,10 +54,11 @@ def one_hot(target: Int[Tensor, "b x y z"], labels: Sequence[int]) -> Float[Tens
 def weighted_cross_entropy(
     probabilities: Float[Tensor, "b k x y z"], target: Float[Tensor, "b k x y z"]
 ) -> Float[Tensor, "b"]:
-    """Cross-entropy of each sample, mean over voxels, a class weighted by the share of voxels that are not of it.
+    """Weighted cross-entropy of each sample, mean over voxels.
 
-    RFNet's and mmFormer's: the weight is the crop's own, and log stops at 0.005, so that a voxel missed with more
-    confidence has no gradient here.
+    The weight of a class is the share of voxels that do not belong to it, computed for each crop. This is the loss of
+    RFNet and mmFormer. The logarithm is clamped at 0.005: a voxel whose true class has a lower probability has no
+    gradient here.
     """
     voxels = target[0, 0].numel()
     weight = 1 - target.sum((2, 3, 4), keepdim=True) / voxels
@@ -59,23 +66,31 @@ def weighted_cross_entropy(
 
 
 class FusionOutputs(NamedTuple):
-    """What RFNet and mmFormer supervise: probabilities at full resolution."""
+    """Outputs that RFNet and mmFormer supervise: probabilities at full resolution."""
 
     fused: Float[Tensor, "b k x y z"]
     singles: Float[Tensor, "b m k x y z"]
-    """From each modality by itself."""
+    """Predictions from each modality alone."""
     deep: Sequence[Float[Tensor, "b k x y z"]]
-    """From coarser levels, finest first."""
+    """Predictions from coarser levels, finest first."""
 
 
 def region_fusion_terms(
     maps: FusionOutputs, target: Float[Tensor, "b k x y z"], available: Bool[Tensor, "b m"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """The objective of RFNet and mmFormer: cross-entropy and Dice of the fused output, of each modality by itself
-    and of the deep maps, all with weight 1, all against the full-resolution target.
+    """Terms of the objective of RFNet and mmFormer, all with weight 1 and at full resolution.
 
-    `available` is in the order of `maps.singles`. A modality that a sample lacks is left out of the terms of single
-    modalities; with all available they are the authors'.
+    They are cross-entropy and Dice of the fused output, of the prediction from each single modality, and of the deep
+    outputs. Modalities that a sample lacks are left out of the single-modality terms. If all are available, the terms
+    are the authors'.
+
+    Args:
+        maps: Outputs of the network.
+        target: One-hot target.
+        available: Modalities of each sample, in the order of `maps.singles`.
+
+    Returns:
+        The terms by name.
     """
     fused, singles, deep = maps
     terms = {"fuse/ce": weighted_cross_entropy(fused, target).mean(), "fuse/dice": _dice(fused, target)}

@@ -1,6 +1,6 @@
-"""The four MRI sequences, and sets of them.
+"""MRI modalities (sequences), and subsets of them.
 
-Declaration order is channel order; it is written nowhere else.
+The order of declaration is the channel order everywhere; it is written nowhere else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 class Modality(enum.Flag, boundary=enum.STRICT):
-    """A set of MRI modalities; a single one is the set of itself.
+    """One MRI modality, or a set of modalities.
 
-    `Modality.T1C | Modality.FLAIR` is a subset, `Modality.T1C in subset` asks, `for modality in subset` walks
-    the members in channel order and `len(subset)` counts them.
+    >>> subset = Modality.FLAIR | Modality.T1C
+    >>> Modality.T1C in subset
+    True
+    >>> [modality.name for modality in subset]  # in channel order
+    ['T1C', 'FLAIR']
+    >>> len(subset), subset.key, subset.title
+    (2, 't1c+flair', 'T1c + FLAIR')
     """
 
     T1 = enum.auto()
@@ -30,12 +35,12 @@ class Modality(enum.Flag, boundary=enum.STRICT):
 
     @property
     def key(self) -> str:
-        """How files and command lines write it: `t1c+flair`; `none` for the empty set."""
+        """Name in files and on the command line, such as `t1c+flair`; `none` for the empty set."""
         return "+".join(str(modality.name).lower() for modality in self) or "none"
 
     @property
     def title(self) -> str:
-        """How screens write it: `T1c + FLAIR`."""
+        """Name in reports and figures, such as `T1c + FLAIR`."""
         return " + ".join(_TITLES[modality] for modality in self) or "none"
 
 
@@ -49,13 +54,22 @@ ALIASES: dict[str, Modality] = {
     **dict.fromkeys(("t2", "t2w"), Modality.T2),
     **dict.fromkeys(("flair", "t2f", "fla"), Modality.FLAIR),
 }
-"""Every spelling of a modality in the releases' file names and in the field's tools (lower case)."""
+"""Modality of each spelling that releases' file names and common tools use (lower case)."""
 
 
 def parse(text: str) -> Modality:
-    """The subset a text names: `t1c+flair`, `T1ce, FLAIR`, `all`. Never empty.
+    """Parse the name of a subset, such as `t1c+flair`, `T1ce, FLAIR` or `all`.
 
-    Raises: UsageError naming the word that is not a modality.
+    Returns:
+        A non-empty subset.
+
+    Raises:
+        UsageError: A word is not a modality. The message names it.
+
+    >>> parse("T1ce, FLAIR").key
+    't1c+flair'
+    >>> parse("all") == ALL
+    True
     """
     words = [word.strip().lower() for word in text.replace(",", "+").split("+")]
     if words == ["all"]:
@@ -71,7 +85,7 @@ def parse(text: str) -> Modality:
 
 
 def union(subsets: Iterable[Modality]) -> Modality:
-    """All modalities that occur in any of `subsets`; the empty set for none."""
+    """Return all modalities that occur in any of `subsets`; the empty set if there are none."""
     total = Modality(0)
     for subset in subsets:
         total |= subset
@@ -87,21 +101,21 @@ SUBSETS: tuple[Modality, ...] = tuple(
         "all",
     )
 )  # fmt: skip
-"""The 15 non-empty subsets, singles first, in the order of the field's tables (RFNet's rows)."""
+"""The 15 non-empty subsets of the four modalities: single ones first, in the row order of published tables (RFNet)."""
 
 
 def subsets_of(available: Modality) -> tuple[Modality, ...]:
-    """Those of the 15 subsets that can be made from `available`, in table order."""
+    """Return those of the 15 subsets that can be made from `available`, in table order."""
     return tuple(subset for subset in SUBSETS if subset in available)
 
 
 def to_flags(subset: Modality) -> Bool[Tensor, "m"]:
-    """One flag for each channel, in channel order."""
-    import torch  # here, so that naming a subset does not cost the 1.4 s of importing torch
+    """Return one flag for each modality, in channel order: True if it is in the subset."""
+    import torch  # imported here, because naming a subset should not cost the 1.4 s of importing torch
 
     return torch.tensor([modality in subset for modality in Modality])
 
 
 def from_flags(mask: Bool[Tensor, "m"]) -> Modality:
-    """The subset whose flags `mask` holds, in channel order."""
+    """Return the subset of the modalities whose flag is True; flags in channel order."""
     return union(modality for modality, flag in zip(Modality, mask.tolist(), strict=True) if flag)

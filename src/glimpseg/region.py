@@ -1,9 +1,9 @@
-"""Tumour labels, the regions made of them, and what each release's files mean by their numbers.
+"""Tumour labels, regions made of them, and label conventions of releases.
 
-Inside glimpseg a label map holds `Label` values; a release's own numbers exist only in files. The same
-number means different things: 4 is enhancing tumour up to BraTS 2021 and in FeTS, and the resection cavity
-in BraTS 2024; 3 is non-enhancing core in BraTS 2015 and enhancing tumour since 2023. So a convention is read
-from the labels and the layout together, and where both leave a doubt the caller is asked.
+Inside glimpseg a label map holds `Label` values. A release's own numbers exist only in files. The same number has
+different meanings: 4 is enhancing tumour up to BraTS 2021 and in FeTS, and the resection cavity in BraTS 2024; 3 is
+non-enhancing core in BraTS 2015 and enhancing tumour since 2023. A convention is therefore determined from the numbers
+and the layout together. If both leave it open, the user has to name it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from glimpseg.errors import InputError, UsageError
 
 
 class Label(enum.IntEnum):
-    """Values of a label map inside glimpseg (as in BraTS 2024). 0 is everything else."""
+    """Values of a label map inside glimpseg (as in BraTS 2024); 0 is background."""
 
     NCR = 1
     """Necrosis and non-enhancing tumour core."""
@@ -31,14 +31,25 @@ class Label(enum.IntEnum):
 
 
 TITLES = {Label.NCR: "necrosis", Label.ED: "oedema", Label.ET: "enhancing", Label.RC: "cavity"}
-"""Names of the labels in pictures and records."""
+"""Names of the labels in figures and records."""
 COLOURS = {Label.NCR: "#e34a33", Label.ED: "#31a354", Label.ET: "#ffd92f", Label.RC: "#6baed6"}
-"""Colours of the labels in pictures and DICOM, distinct on grey and for the most common colour blindness."""
+"""Colours of the labels in figures and DICOM; distinct on grey, and with the most common colour blindness."""
 
 
 class Region(enum.Enum):
-    """What is scored: unions of labels. The cavity stands alone; it is in neither WT nor TC (as the
-    BraTS 2024 challenge scores it; some tools count it inside both)."""
+    """Tumour region that is scored: a union of labels.
+
+    The resection cavity (RC) is a region of its own and in neither WT nor TC. The BraTS 2024 challenge scores it in
+    this way; some tools count it inside both.
+
+    >>> labels = np.array([0, 1, 2, 3, 4])  # background, NCR, ED, ET, RC
+    >>> for region in Region:
+    ...     print(region.name, region.title, region.mask(labels).astype(int))
+    WT whole tumour [0 1 1 1 0]
+    TC tumour core [0 1 0 1 0]
+    ET enhancing tumour [0 0 0 1 0]
+    RC resection cavity [0 0 0 0 1]
+    """
 
     WT = (Label.NCR, Label.ED, Label.ET)
     TC = (Label.NCR, Label.ET)
@@ -47,11 +58,11 @@ class Region(enum.Enum):
 
     @property
     def title(self) -> str:
-        """The region's name in words."""
+        """Name of the region in words."""
         return _REGION_TITLES[self]
 
     def mask(self, labels: np.ndarray) -> np.ndarray:
-        """Boolean array of the region in an array of `Label` values, any shape."""
+        """Return a boolean array: True where an array of `Label` values (any shape) lies in the region."""
         return np.isin(labels, self.value)
 
 
@@ -65,23 +76,28 @@ _REGION_TITLES = {
 
 @dataclass(frozen=True)
 class Convention:
-    """What one family of releases means by the numbers in its label files."""
+    """Label convention: meaning of the numbers in the label files of one family of releases."""
 
     name: str
     meaning: Mapping[int, Label]
     layouts: tuple[str, ...]
-    """File layouts (see `data.layouts`) in which it occurs."""
+    """File layouts (see `data.layouts`) in which the convention occurs."""
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions that can occur under it."""
+        """Regions that can occur under the convention."""
         found = set(self.meaning.values())
         return tuple(region for region in Region if found.issuperset(region.value))
 
     def read(self, values: np.ndarray, what: str = "the label map") -> np.ndarray:
-        """File numbers to `Label` values, uint8, same shape.
+        """Convert file numbers to `Label` values (uint8, same shape).
 
-        Raises: InputError if a number is not within 1e-3 of one that the convention knows.
+        Args:
+            values: Numbers of the file.
+            what: Name of the label map in error messages.
+
+        Raises:
+            InputError: A number is not within 1e-3 of one that the convention knows.
         """
         rounded = whole_numbers(values, what)
         unknown = sorted(set(np.unique(rounded).tolist()) - {0, *self.meaning})
@@ -96,9 +112,10 @@ class Convention:
         return labels
 
     def write(self, labels: np.ndarray) -> np.ndarray:
-        """`Label` values to file numbers, uint8.
+        """Convert `Label` values to file numbers (uint8, same shape).
 
-        Raises: InputError if a label present has no number here, or more than one.
+        Raises:
+            InputError: A label that occurs has no number in this convention, or more than one.
         """
         if len(set(self.meaning.values())) < len(self.meaning):
             raise InputError(f"{self.name} has two numbers for one label, so it can only be read. Choose another.")
@@ -122,15 +139,22 @@ CONVENTIONS: dict[str, Convention] = {
         Convention("msd", {1: Label.ED, 2: Label.NCR, 3: Label.ET}, ("msd",)),
     )
 }
-"""By name. `brats2021` serves BraTS 2017 to 2021 and FeTS; `brats2015` serves 2013 to 2016; `msd` the Decathlon, and
-what nnU-Net makes of BraTS. In 2015, 3 is non-enhancing solid tumour, which later releases joined with necrosis. In
-`pediatric2024` (BraTS-PEDs 2024), 2 is non-enhancing tumour and 3 cysts; both belong to the core, as in its first
-release (2023), which joined them itself. The old numbers also occur under the new names, in archives that were
-renamed: so a 4 without a 3 is in doubt there."""
+"""Label conventions by name.
+
+`brats2021` is for BraTS 2017 to 2021 and FeTS; `brats2015` for 2013 to 2016; `msd` for the Medical Segmentation
+Decathlon and for BraTS as converted by nnU-Net. In 2015, 3 is non-enhancing solid tumour, which later releases joined
+with necrosis. In `pediatric2024` (BraTS-PEDs 2024), 2 is non-enhancing tumour and 3 is cyst; both belong to the core,
+as in the first release (2023), which had joined them itself. The old numbers also occur with the new file names, in
+datasets that were renamed. A 4 without a 3 is therefore ambiguous there.
+"""
 
 
 def convention_named(name: str) -> Convention:
-    """One of `CONVENTIONS`, or one that is spelled out, such as `1=ED,2=NCR,3=ET`. Raises: UsageError."""
+    """Return the convention with this name, or the one that is spelled out, such as `1=ED,2=NCR,3=ET`.
+
+    Raises:
+        UsageError: The name is neither.
+    """
     if name in CONVENTIONS:
         return CONVENTIONS[name]
     parts = [part.strip().partition("=") for part in name.split(",")]
@@ -143,7 +167,7 @@ def convention_named(name: str) -> Convention:
 
 
 def convention_of(meaning: Mapping[int, Label]) -> Convention:
-    """The convention by which numbers mean just this: one of `CONVENTIONS`, or one named by what it means."""
+    """Return the convention with this meaning of numbers: one of `CONVENTIONS`, or a new one named by its meaning."""
     ordered = dict(sorted(meaning.items()))
     known = [convention for convention in CONVENTIONS.values() if convention.meaning == ordered]
     spelled = ",".join(f"{number}={label.name}" for number, label in ordered.items())
@@ -151,9 +175,14 @@ def convention_of(meaning: Mapping[int, Label]) -> Convention:
 
 
 def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray:
-    """`values` as int64 if each is within 1e-3 of a whole number (files store labels as floats too).
+    """Return `values` as int64 if each is within 1e-3 of a whole number (files store labels as floats, too).
 
-    Raises: InputError otherwise: the file was interpolated, or is no label map.
+    Args:
+        values: Numbers of a label map.
+        what: Name of the label map in error messages.
+
+    Raises:
+        InputError: The map was interpolated, or is not a label map.
     """
     if not np.issubdtype(values.dtype, np.floating):
         return values.astype(np.int64)
@@ -169,13 +198,18 @@ def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray
 
 
 def detect_convention(numbers: Collection[int], layout: str | None, what: str = "the label map") -> Convention:
-    """The convention of files that hold `numbers` (0 aside), found in `layout` (None: some release of BraTS).
+    """Determine the convention of label files from the numbers in them.
 
-    Pool the numbers of a whole dataset before asking: one study without enhancing tumour says less.
-    When several conventions fit and mean the same by every number present, the one that knows the fewest
-    others is returned, the layout's own first.
+    Pass the numbers of a whole dataset: a single study may lack a label. If several conventions fit and agree about
+    every number, the one with the fewest other numbers is returned; among equals, the layout's own.
 
-    Raises: InputError when none fits, or when those that fit disagree.
+    Args:
+        numbers: Numbers that occur in the files; 0 is ignored.
+        layout: Layout of the dataset; None for an unknown BraTS release.
+        what: Name of the label maps in error messages.
+
+    Raises:
+        InputError: No convention fits, or those that fit disagree.
     """
     present = {int(number) for number in numbers} - {0}
     known = [c for c in CONVENTIONS.values() if (layout or "brats") in c.layouts]

@@ -1,4 +1,4 @@
-"""One patient's visit, and a batch of crops for a network."""
+"""Study: the images of one patient at one time point, and optionally a reference."""
 
 from __future__ import annotations
 
@@ -17,41 +17,44 @@ class Frame:
 
     path: Path
     number: int
-    """Along the fourth axis, from 0."""
+    """Index along the fourth axis, from 0."""
 
     def __str__(self) -> str:
-        """As a manifest writes it: `study.nii.gz#2`."""
+        """Name of the volume in a manifest: `study.nii.gz#2`."""
         return f"{self.path}#{self.number}"
 
 
 def parse_image(text: str) -> Path | Frame:
-    """What `str` of a path or a frame says."""
+    """Parse the name of an image: a path, or a frame as `study.nii.gz#2`."""
     name, _, number = text.rpartition("#")
     return Frame(Path(name), int(number)) if number.isdigit() and not Path(text).exists() else Path(text)
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What one visit has: an image for each modality that exists, perhaps an expert's label map.
+    """Images of one patient at one time point, one for each available modality, and optionally a reference label map.
 
-    Images may be files (read when needed) or volumes. The reference's numbers follow `convention`.
+    Images may be files (read when needed) or volumes. The numbers of the reference follow `convention`.
     """
 
     id: str
     images: Mapping[Modality, Volume | Path | Frame]
     reference: Volume | Path | None = None
     convention: Convention | None = None
-    """How to read the reference; None when there is none or it is not yet known."""
+    """Label convention of the reference; None if there is no reference or its convention is not yet known."""
     brain: Volume | Path | None = None
-    """A brain mask from elsewhere; None: the brain is what differs from the images' constant border."""
+    """Brain mask from another source. If None, the brain is where the images differ from their constant border."""
     registered: bool = False
-    """Whether the images were registered to each other, or found to be (`data.raw`): their grids may then be turned."""
+    """True if the images are registered to each other, or were found to be (`data.raw`).
+
+    Their grids may then be rotated against each other.
+    """
 
     @property
     def available(self) -> Modality:
-        """The modalities that exist."""
+        """Modalities that the study has."""
         return union(self.images)
 
     def restricted_to(self, subset: Modality) -> Study:
-        """The same visit had only the modalities of `subset` been acquired."""
+        """Return the study as if only the modalities of `subset` had been acquired."""
         return replace(self, images={m: image for m, image in self.images.items() if m in subset})

@@ -1,4 +1,4 @@
-"""The version, and the notice that every output carries."""
+"""Version of the package, and the notice that every output carries."""
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
-"""Voxels with their place in the world: RAS+ millimetres, as nibabel has it.
+"""Volumes and grids: voxels with their position in the world (RAS+ millimetres, as in nibabel).
 
-A `Grid` is the lattice alone. Orientation lives in the affine; work is done on the closest RAS lattice,
-and results return to the lattice they came from without a flip or transpose written by hand.
+A `Grid` has no voxel values. Orientation is part of the affine. Processing uses the closest RAS order of axes; results
+are then returned to the order of the original file.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from scipy import ndimage
 from glimpseg.errors import InputError
 
 GRID_TOLERANCE_MM = 1e-3
-"""Two grids closer than this at every corner are one (reliability table, row 12)."""
+"""Largest distance in mm between corresponding corners of two grids that count as equal."""
 MAXIMAL_ANGLE_DEGREES = 5.0
-"""Sequences of one visit whose axes differ by more are not taken to share a frame of reference."""
+"""Largest rotation between sequences of one study that are taken to share a frame of reference."""
 MINIMAL_OVERLAP = 0.5
-"""Share of the smaller field of view that two sequences must have in common."""
+"""Smallest share of the smaller field of view that two sequences must have in common."""
 CONSTANT_SHARE = 0.5
-"""Share of an array's outermost voxels that must agree before their value is taken for background."""
+"""Share of an array's outermost voxels that must have the same value for it to count as background."""
 LARGE_VOXELS = 1 << 25
-"""Volumes with more are worked on in slabs: 128 MB in float32, twice what a head of 1 mm voxels in 256 cubed has."""
+"""Largest number of voxels that is processed at once; larger volumes are processed in slabs.
+
+It is 128 MB in float32, twice the size of a head of 1 mm voxels in 256 cubed.
+"""
 SLAB_VOXELS = 1 << 23
-"""Of such a slab, about."""
+"""Approximate number of voxels in a slab."""
 REACH_SIGMAS = 4.0
-"""How far a Gaussian is followed; scipy's default."""
+"""Radius, in standard deviations, at which a Gaussian filter is truncated; scipy's default."""
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A lattice of voxels: its shape and its affine (voxel index to world RAS+ millimetres)."""
+    """Lattice of voxels: shape and affine (voxel index to world RAS+ millimetres)."""
 
     shape: tuple[int, int, int]
     affine: Float[np.ndarray, "4 4"]
@@ -49,7 +52,7 @@ class Grid:
 
     @property
     def axes(self) -> str:
-        """Where each array axis points, to the nearest: `RAS`, `LPS`, ..."""
+        """Direction of each array axis, rounded to the nearest: `RAS`, `LPS`, ..."""
         return "".join(str(code) for code in nio.aff2axcodes(self.affine))
 
     @property
@@ -58,13 +61,16 @@ class Grid:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     def ras(self) -> Grid:
-        """The same lattice with its axes reordered and flipped to the closest RAS."""
+        """Return the same lattice with its axes reordered and flipped to the closest RAS order."""
         turn = nio.io_orientation(self.affine)
         shape = tuple(int(self.shape[int(np.where(turn[:, 0] == axis)[0][0])]) for axis in range(3))
         return Grid(shape, self.affine @ nio.inv_ornt_aff(turn, self.shape))  # type: ignore[arg-type]
 
     def at_spacing(self, spacing_mm: float) -> Grid:
-        """The RAS lattice of this field of view with cubic voxels; itself (as RAS) if it has them already."""
+        """Return the RAS lattice of the same field of view with cubic voxels of another size.
+
+        The grid itself (in RAS order) is returned if it already has this spacing.
+        """
         grid = self.ras()
         old = np.array(grid.spacing_mm)
         if np.abs(old - spacing_mm).max() < GRID_TOLERANCE_MM:
@@ -72,82 +78,88 @@ class Grid:
         shape = np.maximum(np.ceil(np.array(grid.shape) * old / spacing_mm - 1e-3), 1).astype(int)
         affine = grid.affine.copy()
         affine[:3, :3] = grid.affine[:3, :3] * (spacing_mm / old)
-        # The field of view keeps its centre, so that what rounding adds is shared by both ends.
+        # The field of view keeps its centre; what rounding adds is shared by both ends.
         middle = grid.affine[:3, :3] @ ((np.array(grid.shape) - 1) / 2) + grid.affine[:3, 3]
         affine[:3, 3] = middle - affine[:3, :3] @ ((shape - 1) / 2)
         return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
     def crop(self, box: tuple[slice, slice, slice]) -> Grid:
-        """The part of the lattice inside `box` (slices with both ends given)."""
+        """Return the part of the lattice inside `box` (slices with both ends given)."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.array([side.start for side in box])
         return Grid(tuple(side.stop - side.start for side in box), affine)  # type: ignore[arg-type]
 
     def corners_mm(self) -> Float[np.ndarray, "8 3"]:
-        """World positions of the eight corner voxels' centres."""
+        """Return the world positions of the centres of the eight corner voxels."""
         ends = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(3, 8)
         return (self.affine[:3, :3] @ ends + self.affine[:3, 3:]).T
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels on a grid. The array is in file order; `ras` gives the closest RAS order."""
+    """Voxels on a grid. The array is in file order; `ras` returns the closest RAS order."""
 
     voxels: Shaped[np.ndarray, "x y z"]
     affine: Float[np.ndarray, "4 4"]
 
     @property
     def grid(self) -> Grid:
-        """The lattice the voxels lie on."""
+        """Lattice of the voxels."""
         x, y, z = self.voxels.shape
         return Grid((x, y, z), self.affine)
 
     def ras(self) -> Volume:
-        """The same voxels in the closest RAS order; nothing is interpolated."""
+        """Return the same voxels in the closest RAS order; nothing is interpolated."""
         turned = _ras_view(self)
         return Volume(np.ascontiguousarray(turned.voxels), turned.affine)
 
 
 def slabs(grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
-    """Boxes along the first axis that make up the grid: one, unless it is large."""
+    """Yield boxes along the first axis that together cover the grid: one, unless the grid is large."""
     x, y, z = grid.shape
     for side in axis_slices(x, x * y * z):
         yield side, slice(0, y), slice(0, z)
 
 
 def axis_slices(length: int, voxels: int) -> Iterator[slice]:
-    """An axis of `length` in parts, of `voxels` in all about `SLAB_VOXELS` to each; in one piece if those are few."""
+    """Yield slices that cover an axis.
+
+    Args:
+        length: Length of the axis.
+        voxels: Number of voxels of the whole array. If it is large, each slice holds about `SLAB_VOXELS` voxels; else
+            there is one slice.
+    """
     step = length if voxels <= LARGE_VOXELS else max(length * SLAB_VOXELS // voxels, 1)
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 
 
 def downsample_large(volume: Volume) -> Volume:
-    """Every second voxel, or fewer, along the axes of the smallest steps, until a volume is no longer large."""
+    """Keep every second voxel along the axis with the smallest spacing, until the volume is no longer large."""
     whole = volume
     while volume.voxels.size > LARGE_VOXELS:
         steps = [1, 1, 1]
         steps[int(np.argmin(volume.grid.spacing_mm))] = 2
         x, y, z = (slice(None, None, step) for step in steps)
         volume = Volume(volume.voxels[x, y, z], volume.affine @ np.diag([*steps, 1.0]))
-    # A copy lets the large array go.
+    # A copy, so that the large array can be freed.
     return whole if volume is whole else Volume(np.ascontiguousarray(volume.voxels), volume.affine)
 
 
 def same_grid(a: Grid, b: Grid) -> bool:
-    """Whether two lattices agree in shape and, within 1e-3 mm, at every corner."""
+    """True if two grids have the same shape and, within 1e-3 mm, the same corners."""
     return a.shape == b.shape and bool(np.abs(a.corners_mm() - b.corners_mm()).max() < GRID_TOLERANCE_MM)
 
 
 def angle_degrees(a: Grid, b: Grid) -> float:
-    """The rotation that takes the RAS axes of `a` to those of `b`."""
+    """Return the angle of the rotation between the RAS axes of two grids."""
     first, second = (grid.ras().affine[:3, :3] / np.array(grid.ras().spacing_mm) for grid in (a, b))
     cosine = (np.trace(np.linalg.inv(first) @ second) - 1) / 2
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def overlap(a: Grid, b: Grid) -> float:
-    """Shared part of the two fields of view (boxes along the world axes), as a share of the smaller, 0 to 1."""
+    """Return the overlap of two fields of view (boxes along the world axes) as a share of the smaller one, 0 to 1."""
     boxes = [(grid.corners_mm().min(0) - 0.5, grid.corners_mm().max(0) + 0.5) for grid in (a, b)]
     shared = np.minimum(boxes[0][1], boxes[1][1]) - np.maximum(boxes[0][0], boxes[1][0])
     smaller = min(float(np.prod(high - low)) for low, high in boxes)
@@ -155,23 +167,33 @@ def overlap(a: Grid, b: Grid) -> float:
 
 
 def resample(volume: Volume, grid: Grid) -> Volume:
-    """`volume` by linear interpolation on `grid`; outside its field of view, 0.
+    """Resample an image by linear interpolation.
 
-    Where `grid` is coarser the image is smoothed first, so that fine detail does not alias. Where both are
-    windows on the same lattice, up to the order of axes, voxels are only copied, bit for bit.
+    If `grid` is coarser, the image is smoothed first to avoid aliasing. If both are windows on the same lattice, up to
+    the order of axes, voxels are copied without interpolation.
+
+    Args:
+        volume: Image.
+        grid: Grid of the result.
+
+    Returns:
+        The image on `grid`, float32; 0 outside its field of view.
     """
     return _resample_with(volume, grid, _interpolate_linearly)
 
 
 def resample_labels(labels: Volume, grid: Grid) -> Volume:
-    """A label map on `grid`: the label with the largest interpolated share wins, so thin parts do not alias."""
+    """Resample a label map: each voxel gets the label with the largest interpolated share.
+
+    This avoids aliasing of thin parts.
+    """
     return _resample_with(labels, grid, _interpolate_labels)
 
 
 def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
-    """The value that fills most of the array's outermost voxels; 0 if none fills half of them, NaN if NaN does.
+    """Return the value of most of the array's outermost voxels; 0 if none fills half of them, NaN if NaN does.
 
-    Releases write 0, but z-scored archives a negative constant (BraTS 2013 as often passed on).
+    Releases use 0. Z-scored datasets use a negative constant (BraTS 2013 as often passed on).
     """
     faces = [voxels.take(end, axis=axis).ravel() for axis, end in itertools.product(range(3), (0, -1))]
     values, counts = np.unique(np.concatenate(faces), return_counts=True)  # NaN counts as one value
@@ -179,14 +201,17 @@ def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
 
 
 def foreground(voxels: Float[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """Where an image differs from its constant border, holes inside filled; everywhere if nothing is constant."""
+    """Return a mask of the voxels that differ from the constant border, with holes filled.
+
+    All voxels are in the mask if no border is constant.
+    """
     return ~connected_to_border(voxels == background_value(voxels))
 
 
 def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice] | None:
-    """The smallest part of the grid that holds the mask; None if it is empty. Ten times sooner than `find_objects`."""
+    """Return the bounding box of a mask; None if it is empty. Ten times faster than `scipy.ndimage.find_objects`."""
     sides = [slice(None)] * 3
-    # The axis with the longest way through memory first: its slices are read in one go, and the rest is small.
+    # The axis with the largest stride comes first: its slices are contiguous in memory, and the rest is small.
     for axis in np.argsort(np.abs(mask.strides))[::-1]:
         filled = np.flatnonzero(mask[tuple(sides)].any(tuple({0, 1, 2} - {int(axis)})))
         if not len(filled):
@@ -196,19 +221,19 @@ def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice] 
 
 
 def connected_to_border(outside: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """The part of `outside` that reaches the array's border through itself (faces only)."""
+    """Return the part of `outside` that is connected to the border of the array (by faces only)."""
     found, _ = ndimage.label(np.pad(outside, 1, constant_values=True))
     return (found == found[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
 def _ras_view(volume: Volume) -> Volume:
-    """The closest RAS order as a view."""
+    """Return the closest RAS order as a view."""
     turn = nio.io_orientation(volume.affine)
     return Volume(nio.apply_orientation(volume.voxels, turn), volume.grid.ras().affine)
 
 
 def _resample_with(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Grid], np.ndarray]) -> Volume:
-    """Between the RAS orders of both lattices, where axes run alike; then into the order of `grid`."""
+    """Resample between the RAS orders of both grids, then return to the order of `grid`."""
     source, target = _ras_view(volume), grid.ras()
     voxels = source.voxels if same_grid(source.grid, target) else interpolate(source, target)
     turn = nio.ornt_transform(nio.io_orientation(target.affine), nio.io_orientation(grid.affine))
@@ -216,7 +241,7 @@ def _resample_with(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Gr
 
 
 def _interpolate_linearly(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
-    """By linear interpolation; a large image part by part, so that no second one of its size is made."""
+    """Interpolate linearly; a large image is processed in slabs, to avoid a second array of its size."""
     try:
         matrix = np.linalg.inv(volume.affine) @ grid.affine
     except np.linalg.LinAlgError as error:
@@ -224,8 +249,8 @@ def _interpolate_linearly(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y 
     shift = np.rint(matrix[:3, 3])
     if np.abs(matrix[:3, :3] - np.eye(3)).max() < 1e-6 and np.abs(matrix[:3, 3] - shift).max() < 1e-4:
         return _copy_window(volume.voxels, shift.astype(int), grid.shape)
-    step = np.linalg.norm(matrix[:3, :3], axis=1)  # source voxels that one target voxel spans, by source axis
-    # Width of a Gaussian that takes a point spread (full width at half maximum) of one voxel to one of `step`.
+    step = np.linalg.norm(matrix[:3, :3], axis=1)  # source voxels per target voxel, along each source axis
+    # Standard deviation of a Gaussian that widens a point spread (full width at half maximum) of one voxel to `step`.
     sigma = np.sqrt(np.maximum(step**2 - 1, 0) / (8 * np.log(2)))
     if volume.voxels.size <= LARGE_VOXELS:
         return _smooth_and_sample(volume.voxels, sigma, scale=matrix[:3, :3], offset=matrix[:3, 3], shape=grid.shape)
@@ -250,7 +275,7 @@ def _source_box(
     sigma: Float[np.ndarray, "3"],
     sides: tuple[int, ...],
 ) -> tuple[slice, slice, slice] | None:
-    """The part of a source of `sides` voxels that shapes a target of `shape`, smoothing included; None if none does."""
+    """Return the box of a source of `sides` voxels that influences a target of `shape`; None if there is none."""
     places = Grid(shape, np.block([[scale, offset[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])).corners_mm()
     reach = np.ceil(REACH_SIGMAS * sigma).astype(int) + 2
     low = np.maximum(np.floor(places.min(0)).astype(int) - reach, 0)
@@ -272,14 +297,14 @@ def _smooth_and_sample(
     voxels = np.ascontiguousarray(voxels, np.float32)
     smooth = ndimage.gaussian_filter(voxels, sigma, truncate=REACH_SIGMAS) if sigma.max() > 0.1 else voxels
     if np.abs(scale - np.diag(np.diag(scale))).max() < 1e-9:
-        scale = np.diag(scale)  # told so, scipy takes its separable way, four times faster
+        scale = np.diag(scale)  # with the diagonal alone, scipy filters each axis separately, four times faster
     return ndimage.affine_transform(smooth, scale, offset, output_shape=shape, order=1)
 
 
 def _copy_window(
     voxels: Shaped[np.ndarray, "x y z"], shift: Int[np.ndarray, "3"], shape: tuple[int, int, int]
 ) -> Float[np.ndarray, "i j k"]:
-    """Another window on the same lattice, beginning at voxel `shift` of the source: copied, not interpolated."""
+    """Copy another window of the same lattice, which begins at voxel `shift` of the source, without interpolation."""
     result = np.zeros(shape, np.float32)
     ends = [(max(s, 0), min(s + n, side)) for s, n, side in zip(shift, shape, voxels.shape, strict=True)]
     if all(low < high for low, high in ends):
@@ -291,7 +316,7 @@ def _copy_window(
 
 def _interpolate_labels(labels: Volume, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
     result = np.zeros(grid.shape, labels.voxels.dtype)
-    best = np.ones(grid.shape, np.float32)  # what is left for the background, later the largest share so far
+    best = np.ones(grid.shape, np.float32)  # the background's share; later the largest share so far
     shares = {}
     for value in np.unique(labels.voxels[labels.voxels != 0]):
         shares[value] = _interpolate_linearly(Volume(labels.voxels == value, labels.affine), grid)

@@ -1,16 +1,14 @@
-"""Evaluations against each other, case by case: paired tests, effect sizes, wins and losses; published tables beside.
+"""Comparison of evaluations, case by case: paired tests, effect sizes, wins and losses; published tables beside.
 
-Every run is compared with the first. Only cases that all runs were scored on count; what is left out is said.
+Every run is compared with the first. Only cases that all runs were scored on count; the others are named.
 """
 
 from __future__ import annotations
 
-import csv
-import itertools
 import logging
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,108 +16,92 @@ import numpy as np
 from jaxtyping import Float
 
 from glimpseg.errors import InputError, UsageError
-from glimpseg.evaluation import published as tables
+from glimpseg.evaluation import published as published_tables
 from glimpseg.modality import SUBSETS
-from glimpseg.results.folder import CASES, COMPARISON, COMPARISONS, MEAN, Evaluation, read_evaluation
+from glimpseg.results.comparison import ComparedRun, Comparison, LeftOut, PairedTest, Values, write_comparison
+from glimpseg.results.folder import COMPARISON, MEAN, Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, Scores
-from glimpseg.results.statistics import Bootstrap, Paired, holm, paired
-from glimpseg.runtime.atomic import atomic_folder, refuse_if_used, write_json
+from glimpseg.results.statistics import Bootstrap, holm, paired
+from glimpseg.runtime.atomic import atomic_folder, refuse_if_used
 from glimpseg.version import __version__
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One line of `comparisons.csv`: run `b` minus run `a` in one metric, region and subset.
-
-    Of a signed error (volume) the absolute value is compared.
-    """
-
-    a: str
-    b: str
-    metric: str
-    region: str
-    subset: str
-    cases: int
-    mean_a: float
-    mean_b: float
-    difference: float
-    low: float
-    """Of the 95 % bootstrap interval of the difference, not adjusted for other comparisons; NaN for few cases."""
-    high: float
-    wins: int
-    """Cases in which b is better."""
-    losses: int
-    p: float
-    p_holm: float
-    """Adjusted over all subsets, regions and pairs of the metric; means over subsets are a family of their own."""
-    effect: float
-    """Matched-pairs rank-biserial correlation, -1 to 1; above 0 b is better."""
-
-
 def compare(
-    folders: Sequence[str | Path],
+    evaluations: Sequence[str | Path | Evaluation],
     output: str | Path,
     *,
     metrics: Sequence[str] = ("dice", "hd95"),
     published: str | None = None,
     overwrite: bool = False,
-) -> list[Comparison]:
-    """Compares finished evaluations and writes `comparisons.csv`, `cases.csv` (the runs side by side) and
-    `comparison.json`, all at once.
+) -> Comparison:
+    """Compare finished evaluations with the first of them, case by case.
 
-    `published` names a dataset whose published tables are to stand beside (`data.published`); by default that of the
-    list the first run was evaluated on, if any.
+    Args:
+        evaluations: At least two evaluations, or folders that `evaluate` wrote.
+        output: Output folder. It gets `comparisons.csv` (tests), `cases.csv` (the runs side by side) and
+            `comparison.json`, all at once.
+        metrics: Names of metrics to compare; those that a run lacks are left out with a warning.
+        published: Dataset whose published tables are shown beside the runs. By default that of the list on which the
+            first run was evaluated, if any.
+        overwrite: Replace a comparison in the output folder.
 
-    Raises: UsageError for fewer than two folders, one given twice or an unknown `published`; InputError for runs of
-        several protocols or rules, for cases with other references, or if fewer than two cases are common to all.
+    Returns:
+        The comparison, as `read_comparison(output)` reads it, but with all digits.
+
+    Raises:
+        UsageError: Fewer than two evaluations, one given twice, or an unknown `published`.
+        InputError: The runs have other protocols or rules, the cases have other references, or fewer than two cases
+            are common to all.
     """
     refuse_if_used(output, overwrite=overwrite, mark=COMPARISON)
     if published is not None:
-        tables.tables(published)
-    runs = _read_runs(folders)
-    common = _common_cases(runs)
-    wanted, subsets = _common_metrics(runs, metrics), _common_subsets(runs)
-    _refuse_other_rules(runs, wanted)
-    _refuse_other_references(runs, common)
-    scores = {letter: run.scores.restricted_to(common, subsets) for letter, run in runs.items()}
-    lines = [line for metric in wanted for line in _family(scores, metric)]
-    if not lines:
+        published_tables.tables(published)
+    runs = _read_runs(evaluations)
+    studies = _common_cases(runs)
+    shared_metrics, subsets = _common_metrics(runs, metrics), _common_subsets(runs)
+    _refuse_other_rules(runs, shared_metrics)
+    _refuse_other_references(runs, studies)
+    scores = {letter: run.scores.restricted_to(studies, subsets) for letter, run in runs.items()}
+    tests = [test for metric in shared_metrics for test in _metric_tests(scores, metric)]
+    if not tests:
         raise InputError("No subset of sequences was scored in all runs for at least two cases. Evaluate more studies.")
-    dataset = published or tables.dataset_of(runs["A"].record["split"])
-    record = {
-        "glimpseg": __version__,
-        "protocol": next(iter(runs.values())).record["protocol"],
-        "runs": {letter: _run_record(run, runs["A"], common) for letter, run in runs.items()},
-        "studies": common,
-        "subsets": subsets,
-        "metrics": wanted,
-        "left_out": {
-            "metrics": [metric for metric in metrics if metric not in wanted],
-            "subsets": sorted({s for run in runs.values() for s in run.scores.subsets} - set(subsets)),
-            "regions": sorted({r for run in runs.values() for r in run.scores.regions} - {x.region for x in lines}),
-        },
-        "published": tables.tables(dataset)[0].dataset if dataset else None,
-        "tests": {metric: sum(line.metric == metric and line.subset != MEAN for line in lines) for metric in wanted},
-    }
+    dataset = published or published_tables.dataset_of(runs["A"].record["split"])
+    comparison = Comparison(
+        glimpseg=__version__,
+        protocol=runs["A"].record["protocol"],
+        runs={letter: _compared_run(run, runs["A"], studies) for letter, run in runs.items()},
+        studies=studies,
+        subsets=subsets,
+        metrics=shared_metrics,
+        left_out=LeftOut(
+            metrics=[metric for metric in metrics if metric not in shared_metrics],
+            subsets=sorted({s for run in runs.values() for s in run.scores.subsets} - set(subsets)),
+            regions=sorted({r for run in runs.values() for r in run.scores.regions} - {x.region for x in tests}),
+        ),
+        published=published_tables.tables(dataset)[0].dataset if dataset else None,
+        family_sizes={m: sum(test.metric == m and test.subset != MEAN for test in tests) for m in shared_metrics},
+        tests=tests,
+        case_values=_case_values(scores, shared_metrics),
+    )
     with atomic_folder(output, overwrite=overwrite, mark=COMPARISON) as place:
-        _write_comparisons(place / COMPARISONS, lines)
-        _write_cases(place / CASES, scores, wanted)
-        write_json(place / COMPARISON, record)
-    return lines
+        write_comparison(place, comparison)
+    return comparison
 
 
-def _read_runs(folders: Sequence[str | Path]) -> dict[str, Evaluation]:
-    """By letter, in the order given."""
-    if len(folders) < 2:
+def _read_runs(evaluations: Sequence[str | Path | Evaluation]) -> dict[str, Evaluation]:
+    """Return the evaluations by letter, in the order given."""
+    if len(evaluations) < 2:
         raise UsageError("A comparison needs at least two evaluation folders.")
-    places = [Path(folder).resolve() for folder in folders]
+    folders = [one.folder if isinstance(one, Evaluation) else Path(one) for one in evaluations]
+    places = [folder.resolve() for folder in folders]
     if len(set(places)) < len(places):
         raise UsageError("One evaluation folder was given twice. Name each run once.")
     if len(places) > len(string.ascii_uppercase):
         raise UsageError(f"At most {len(string.ascii_uppercase)} runs can be compared at once.")
-    runs = dict(zip(string.ascii_uppercase, map(read_evaluation, folders), strict=False))
+    read = [one if isinstance(one, Evaluation) else read_evaluation(one) for one in evaluations]
+    runs = dict(zip(string.ascii_uppercase, read, strict=False))
     protocols = {letter: run.record["protocol"] for letter, run in runs.items()}
     if len(set(protocols.values())) > 1:
         raise InputError(
@@ -131,7 +113,7 @@ def _read_runs(folders: Sequence[str | Path]) -> dict[str, Evaluation]:
 
 
 def _common_cases(runs: Mapping[str, Evaluation]) -> list[str]:
-    """The studies of all runs, in the order of the first."""
+    """Return the studies that all runs have, in the order of the first run."""
     shared = set.intersection(*(set(run.scores.studies) for run in runs.values()))
     common = [study for study in next(iter(runs.values())).scores.studies if study in shared]
     left = {letter: len(run.scores.studies) - len(common) for letter, run in runs.items()}
@@ -173,7 +155,7 @@ def _common_subsets(runs: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _refuse_other_rules(runs: Mapping[str, Evaluation], metrics: Sequence[str]) -> None:
-    """Rules of the protocol and of the metrics that are compared."""
+    """Refuse runs that differ in a rule of the protocol or of a metric that is compared."""
     (first, one), *others = runs.items()
     for letter, other in others:
         for name in {*one.record["rules"], *other.record["rules"]} - (set(METRICS) - set(metrics)):
@@ -198,8 +180,8 @@ def _refuse_other_references(runs: Mapping[str, Evaluation], common: Sequence[st
             )
 
 
-def _family(scores: Mapping[str, Scores], metric: str) -> list[Comparison]:
-    """Every run against the first in one metric: single subsets, then means, each adjusted among themselves."""
+def _metric_tests(scores: Mapping[str, Scores], metric: str) -> list[PairedTest]:
+    """Test every run against the first in one metric: single subsets, then means, each adjusted among themselves."""
     (first, one), *others = scores.items()
     bootstrap = Bootstrap(len(one.studies))
     single, mean = [], []
@@ -207,96 +189,85 @@ def _family(scores: Mapping[str, Scores], metric: str) -> list[Comparison]:
         for region in one.regions:
             if region not in other.regions or np.isnan(one.array(metric, region)).all():
                 continue
-            a, b = (_magnitudes(metric, of.array(metric, region)) for of in (one, other))
+            a, b = (_magnitudes(metric, run.array(metric, region)) for run in (one, other))
+            names = {"a": first, "b": letter, "metric": metric, "region": region}
             for column, subset in enumerate(one.subsets):
-                single.append(_line(first, letter, metric, region, subset, a[:, column], b[:, column], bootstrap))
+                numbers = _numbers(metric, a[:, column], b[:, column], bootstrap)
+                single.append(PairedTest(**names, subset=subset, **numbers))
             # A case that lacks a subset would be an average over easier or harder ones.
-            mean.append(_line(first, letter, metric, region, MEAN, a.mean(1), b.mean(1), bootstrap))
+            mean.append(PairedTest(**names, subset=MEAN, **_numbers(metric, a.mean(1), b.mean(1), bootstrap)))
     # Subsets that fewer than two common cases have are no tests.
-    families = ([line for line in lines if line.cases > 1] for lines in (single, mean))
-    return [line for family in families for line in _adjusted(family)]
+    families = ([test for test in tests if test.cases > 1] for tests in (single, mean))
+    return [test for family in families for test in _adjusted(family)]
 
 
 def _magnitudes(metric: str, values: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n s"]:
-    """The values themselves; of signed errors, how large they are."""
+    """Return the values themselves; for signed errors, their absolute values."""
     return values if METRICS[metric].better else np.abs(values)
 
 
-def _line(
-    first: str,
-    letter: str,
-    metric: str,
-    region: str,
-    subset: str,
-    a: Float[np.ndarray, "n"],
-    b: Float[np.ndarray, "n"],
-    bootstrap: Bootstrap,
-) -> Comparison:
+def _numbers(metric: str, a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return the numbers of a test by their names in `PairedTest`; cases that a run lacks are left out."""
     both = np.where(np.isnan(a) | np.isnan(b), np.nan, 1.0)
-    found: Paired = paired(a * both, b * both, METRICS[metric].better or -1, bootstrap)
+    result = paired(a * both, b * both, METRICS[metric].better or -1, bootstrap)
     mean_a, mean_b = (bootstrap.interval(values * both).mean for values in (a, b))
-    difference = found.difference
-    return Comparison(
-        first, letter, metric, region, subset, found.cases, mean_a, mean_b, difference.mean, difference.low,
-        difference.high, found.wins, found.losses, found.p, found.p, found.effect,
-    )  # fmt: skip
-
-
-def _adjusted(lines: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm's p values in place."""
-    adjusted = holm(np.array([line.p for line in lines]))
-    return [replace(line, p_holm=float(p)) for line, p in zip(lines, adjusted, strict=True)]
-
-
-def _run_record(run: Evaluation, first: Evaluation, common: Sequence[str]) -> dict[str, Any]:
-    model = run.record["model"]
-    recipes = [_fields(of.record["recipe"]) for of in (first, run)]
-    # Two methods' configs have little in common: there, naming the method says it all.
-    same = recipes[0]["method"] == recipes[1]["method"]
-    names = [name for name in {**recipes[0], **recipes[1]} if same or not name.startswith("config.")]
     return {
-        "folder": str(run.folder.resolve()),
-        "model": model["name"],
-        "method": run.record["recipe"]["method"],
-        "seed": run.record["recipe"]["seed"],
-        "changes": {name: values for name in names if (values := [r.get(name) for r in recipes])[0] != values[1]},
-        "trained": run.trained,
-        "commit": model.get("commit"),
-        "split": run.record["split"],
-        "data": run.record["data"],
-        "cases": len(run.scores.studies),
-        "left_out": [study for study in run.scores.studies if study not in common],
+        "cases": result.cases,
+        "mean_a": mean_a,
+        "mean_b": mean_b,
+        "difference": result.difference.mean,
+        "low": result.difference.low,
+        "high": result.difference.high,
+        "wins": result.wins,
+        "losses": result.losses,
+        "p": result.p,
+        "p_holm": result.p,
+        "effect": result.effect,
     }
 
 
+def _adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """Return the tests of one family with p values adjusted by Holm."""
+    adjusted = holm(np.array([test.p for test in tests]))
+    return [replace(test, p_holm=float(p)) for test, p in zip(tests, adjusted, strict=True)]
+
+
+def _case_values(scores: Mapping[str, Scores], metrics: Sequence[str]) -> Values:
+    """Return the values of every metric and region that all runs have."""
+    regions = next(iter(scores.values())).regions
+    values = {}
+    for metric in metrics:
+        for region in regions:
+            runs = {letter: one.array(metric, region) for letter, one in scores.items() if region in one.regions}
+            if len(runs) == len(scores) and not any(np.isnan(array).all() for array in runs.values()):
+                values[metric, region] = runs
+    return values
+
+
+def _compared_run(run: Evaluation, first: Evaluation, common: Sequence[str]) -> ComparedRun:
+    model = run.record["model"]
+    recipes = [_fields(one.record["recipe"]) for one in (first, run)]
+    # Two methods' configs have little in common: there, naming the method says it all.
+    same = recipes[0]["method"] == recipes[1]["method"]
+    names = [name for name in {**recipes[0], **recipes[1]} if same or not name.startswith("config.")]
+    return ComparedRun(
+        folder=str(run.folder.resolve()),
+        model=model["name"],
+        method=run.record["recipe"]["method"],
+        seed=run.record["recipe"]["seed"],
+        changes={name: values for name in names if (values := [r.get(name) for r in recipes])[0] != values[1]},
+        trained=run.trained,
+        commit=model.get("commit"),
+        split=run.record["split"],
+        data=run.record["data"],
+        cases=len(run.scores.studies),
+        left_out=[study for study in run.scores.studies if study not in common],
+    )
+
+
 def _fields(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """A recipe's fields by path: `optim.steps`."""
-    found: dict[str, Any] = {}
+    """Return the fields of a recipe by their path, such as `optim.steps`."""
+    fields: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= _fields(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return found
-
-
-def _write_comparisons(path: Path, lines: Sequence[Comparison]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Comparison)], lineterminator="\n")
-        writer.writeheader()
-        for line in lines:
-            # p values keep their digits: 0.0000004 is not 0.
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
-
-
-def _write_cases(path: Path, scores: Mapping[str, Scores], metrics: Sequence[str]) -> None:
-    """The runs' values side by side: a line for each study, subset, region and metric."""
-    one = next(iter(scores.values()))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["study", "subset", "region", "metric", *scores])
-        for metric, region in itertools.product(metrics, one.regions):
-            arrays = [of.array(metric, region) for of in scores.values() if region in of.regions]
-            if len(arrays) < len(scores) or any(np.isnan(array).all() for array in arrays):
-                continue
-            for (i, study), (j, subset) in itertools.product(enumerate(one.studies), enumerate(one.subsets)):
-                values = [array[i, j] for array in arrays]
-                if not np.isnan(values).all():
-                    writer.writerow([study, subset, region, metric, *(f"{value:.6g}" for value in values)])
+        fields |= _fields(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return fields

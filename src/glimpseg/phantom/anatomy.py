@@ -32,14 +32,12 @@ NEAR_MM = 5.0
 """Standard deviation of the blur that gives the nearness of grey matter."""
 FOLD_MM = 11.0
 FOLD_LEVELS = 1.4
-"""Correlation length of the field whose levels are the small sulci, and distance between these levels; sulci are about
-12
-mm apart.
+"""Correlation length of the random field of the small sulci, and distance between its sulcus levels.
+
+Sulci are then about 12 mm apart.
 """
 SHARPNESS, ROUGHNESS = 2.2, 0.45
-"""Factor that sharpens the tissue probabilities of the atlas, and noise that then moves the tissue borders (both in
-logits).
-"""
+"""Factor that sharpens the atlas's tissue probabilities, and noise that moves the tissue borders (in logits)."""
 RIBBON_GAIN, GYRUS_LOSS, SULCUS_GAIN = 4.0, 1.2, 5.5
 """Effect of folding, in logits: more grey matter along a sulcus, less between sulci, and fluid in a sulcus."""
 FOLD_LATTICE_MM = 3.0
@@ -60,12 +58,14 @@ class Atlas:
     """Average brain as float tensors on one device; axes RAS."""
 
     maps: Float[Tensor, "4 x y z"]
-    """Depth (mm below the surface, down to -2 outside), grey and white matter (probabilities), T1 (0 to 1); voxels of 1
-    mm.
+    """Depth (mm below the surface, down to -2 outside), grey and white matter (probabilities), T1 (0 to 1).
+
+    Voxels of 1 mm.
     """
     smooth: Float[Tensor, "5 x2 y2 z2"]
-    """Lateral ventricles and nearness of grey matter (both 0 to 1), and the direction in which ventricles grow (3
-    channels); voxels of 2 mm.
+    """Lateral ventricles, nearness of grey matter (both 0 to 1), and direction of ventricle growth (3 channels).
+
+    Voxels of 2 mm.
     """
     centre: np.ndarray
     """Voxel of `maps` in the middle of the head."""
@@ -245,8 +245,9 @@ def large_components(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, 
 
 
 def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, "3 n"]:
-    """Return the shares of white matter, grey matter and fluid. The atlas's shares are sharpened and roughened, to look
-    like one person.
+    """Return the shares of white matter, grey matter and fluid.
+
+    The atlas's shares are sharpened and roughened, to look like one person.
     """
     spacing = plan.settings.spacing_mm
     fine = max(3.2, 1.6 * spacing)

@@ -47,9 +47,9 @@ def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: fl
 
 
 def slice_sampling_matrix(count: int, step: float) -> np.ndarray:
-    """Return the matrix that samples every `step` voxels and interpolates linearly back; the identity for steps of at
-    most
-    1.
+    """Return the matrix that samples every `step` voxels and interpolates linearly back.
+
+    It is the identity for steps of at most 1.
     """
     if step <= 1:
         return np.eye(count)

@@ -1,7 +1,7 @@
-"""Growth of the tumour: Fisher-Kolmogorov invasion and spreading oedema, on a lattice of 2.5 mm or of the grid's
-spacing.
+"""Growth of the tumour: Fisher-Kolmogorov invasion and spreading oedema.
 
-All of it runs on the CPU. The arrays are small, and the tumour is then the same on every device that renders the case.
+The growth lattice has a spacing of 2.5 mm, or that of the grid if it is coarser. All of it runs on the CPU. The arrays
+are small, and the tumour is then the same on every device that renders the case.
 """
 
 from __future__ import annotations

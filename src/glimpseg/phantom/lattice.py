@@ -18,8 +18,9 @@ from torch import Tensor
 from glimpseg.phantom.settings import keyed_generator
 
 SPLINE_DEVIATION = (151 / 315) ** 1.5
-"""Standard deviation of a cubic B-spline in three dimensions whose coefficients are independent N(0, 1). 151/315 is the
-mean over a knot interval of the sum of the squared weights.
+"""Standard deviation of a cubic B-spline in three dimensions with independent N(0, 1) coefficients.
+
+151/315 is the mean over a knot interval of the sum of the squared weights.
 """
 CUTOFF = 3.5
 """Distance, in standard deviations, beyond which a Gaussian is set to zero."""
@@ -54,9 +55,7 @@ class Lattice:
         return Lattice((x, y, z), self.spacing_mm)
 
     def box_around(self, other: Lattice, chosen: np.ndarray, margin_mm: float) -> Box:
-        """Return the box of this lattice that lies within `margin_mm` of the bounding box of the `chosen` voxels of
-        `other`.
-        """
+        """Return the box of this lattice around the `chosen` voxels of `other`, with a margin of `margin_mm`."""
         sides = []
         for k in range(3):
             hit = other.axes[k][chosen.any(axis=tuple({0, 1, 2} - {k}))]
@@ -129,10 +128,7 @@ def linear_matrix(at_mm: np.ndarray, from_mm: np.ndarray) -> np.ndarray:
 
 
 def gaussian_matrix(count: int, sigma: float, shift: float = 0.0) -> np.ndarray:
-    """Return the weights of a Gaussian blur of `sigma` voxels that also shifts the content by `shift` voxels; rows sum
-    to
-    1.
-    """
+    """Return the weights of a Gaussian blur of `sigma` voxels with a shift of `shift` voxels; rows sum to 1."""
     voxels = np.arange(count)
     # Beyond the ends, the outermost values continue.
     offset = voxels[None, :] - np.clip(voxels - shift, -1, count)[:, None]

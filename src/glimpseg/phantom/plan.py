@@ -54,13 +54,15 @@ class Focus:
     front_mm: float
     """Width of the growing front: the ratio of diffusion to proliferation."""
     begins: Literal["alone", "near", "anywhere", "midline"] = "alone"
-    """Where the focus begins. `alone`: anywhere in eligible white matter; `near`: near the first focus; `anywhere`:
-    anywhere, as an additional focus; `midline`: near the midline.
+    """Area in which the focus begins.
+
+    `alone`: anywhere in eligible white matter. `near`: near the first focus. `anywhere`: anywhere, as an additional
+    focus. `midline`: near the midline.
     """
     lean: Three = (0.0, 0.0, 0.0)
-    """Asymmetry of its oedema. The vector points to the side with more oedema. Its length is the change of the
-    logarithm
-    of the oedema's strength over one radius of the focus.
+    """Asymmetry of its oedema: a vector that points to the side with more oedema.
+
+    Its length is the change of the logarithm of the oedema's strength over one radius of the focus.
     """
 
 
@@ -140,9 +142,9 @@ class Ghost:
 
 @dataclass(frozen=True, kw_only=True)
 class Brightening:
-    """Brightening of the middle of the head, which occurs at 3 T and above, where the radio wavelength is about as
-    large
-    as the head.
+    """Brightening of the middle of the head.
+
+    It occurs at 3 T and above, where the radio wavelength is about as large as the head.
     """
 
     strength: float

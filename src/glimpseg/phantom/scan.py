@@ -66,9 +66,7 @@ def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tens
 
 
 def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m 2"]]:
-    """Return the signal of each tissue in each sequence (white matter: 1), and its slope in log T1 for textured
-    tissues.
-    """
+    """Return each tissue's signal in each sequence (white matter: 1), and its slope in log T1 for textured tissues."""
     weights, slopes = torch.zeros(len(Modality), len(names)), torch.zeros(len(Modality), len(TEXTURE))
     for channel, (modality, acquisition) in enumerate(zip(Modality, scanner.acquisitions, strict=True)):
         after_contrast = modality is Modality.T1C

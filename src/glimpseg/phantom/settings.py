@@ -20,9 +20,9 @@ FIELD_OF_VIEW_MM = (240.0, 240.0, 155.0)
 MINIMAL_EXTENT_MM = 48.0
 """Smallest field of view along an axis. A smaller one may hold no white matter that is deep enough for a tumour."""
 SPACINGS_MM = (0.5, 4.0)
-"""Smallest and largest spacing. The atlas has 1 mm voxels, so finer voxels show nothing new; in coarser ones small
-tumours
-vanish.
+"""Smallest and largest spacing.
+
+The atlas has 1 mm voxels, so finer voxels show nothing new. In coarser ones small tumours vanish.
 """
 
 

@@ -61,8 +61,9 @@ TISSUES: dict[str, TissueRange] = {
         ("blood", 0.78, 780, 620, 60, 0.15, (0.0, 0.03)),
     )
 }
-"""Tissue parameters by name. `solid` is tumour that does not enhance. `vessel` is flowing blood; its low density models
-the flow void.
+"""Tissue parameters by name.
+
+`solid` is tumour that does not enhance. `vessel` is flowing blood; its low density models the flow void.
 """
 
 NORMAL = ("white", "grey", "fluid", "vessel")

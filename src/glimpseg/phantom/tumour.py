@@ -155,9 +155,7 @@ def _part_masks(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]
 
 
 def _high_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:
-    """Return the parts of a high-grade core: a broken enhancing rim, necrosis inside, lobes outside that do not
-    enhance.
-    """
+    """Return the parts of a high-grade core: broken enhancing rim, necrosis inside, non-enhancing lobes outside."""
     thickness = tumour.rim_mm * torch.exp(0.45 * site.field("rim", 14.0))
     septum = site.field("septa", 13.0).abs() < tumour.septa
     outer = (site.depth_mm + 0.9 * site.field("rim inside", 5.0) < thickness) | septum

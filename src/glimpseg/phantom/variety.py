@@ -43,9 +43,10 @@ class Variety:
     vessels: float = 0.0
     """Width of the thickness of vessels. It also adds fine veins in the sulci."""
     sequences: float = 0.0
-    """Probability that a sequence is of another kind: three-dimensional spin echo, T1 with inversion, T2 gradient echo,
-    or
-    a FLAIR that suppresses fluid badly.
+    """Probability that a sequence is of another kind.
+
+    The other kinds are three-dimensional spin echo, T1 with inversion, T2 gradient echo, and a FLAIR that suppresses
+    fluid badly.
     """
     tissue: float = 0.0
     """Width of T1 and T2 of the lesion tissues between cases; half of it for normal tissues."""
@@ -54,9 +55,9 @@ class Variety:
     contrast: float = 0.0
     """Width of a factor on the signal of each tissue in each sequence."""
     flatness: float = 0.0
-    """Width of an exponent on the contrast between grey and white matter. It also sets how far the exponent lies below
-    1
-    on T2 and FLAIR and above 1 on T1c.
+    """Width of an exponent on the contrast between grey and white matter.
+
+    It also sets how far the exponent lies below 1 on T2 and FLAIR and above 1 on T1c.
     """
     coarse: float = 0.0
     """Probability that a sequence was scanned in coarse voxels and interpolated back."""
@@ -69,9 +70,9 @@ class Variety:
     field: float = 0.0
     """Probability of a coil with stronger sensitivity variation over shorter distances."""
     central: float = 0.0
-    """Probability that a sequence is brighter in the middle of the head, as at 3 T. The contrast of the deep nuclei on
-    T1
-    and T1c is then stronger, too.
+    """Probability that a sequence is brighter in the middle of the head, as at 3 T.
+
+    The contrast of the deep nuclei on T1 and T1c is then stronger, too.
     """
     noisy: float = 0.0
     """Probability of more noise than `Settings.noise`."""
@@ -80,14 +81,16 @@ class Variety:
     strip: float = 0.0
     """Probability of an error in skull-stripping: parts of the brain are missing, or membranes are left around it."""
     coverage: float = 0.0
-    """Probability that a sequence lacks the top or the bottom of the brain. A third of it is the probability that all
-    sequences show a slab instead of the head.
+    """Probability that a sequence lacks the top or the bottom of the brain.
+
+    A third of it is the probability that all sequences show a slab instead of the head.
     """
     registration: float = 0.0
     """Probability that a sequence is registered badly, by up to 1.5 mm along each axis."""
     outer: float = 0.0
-    """Share of the random numbers that are drawn outside the usual range: deviations beyond the truncation, strengths
-    above their range.
+    """Share of the random numbers that are drawn outside the usual range.
+
+    Deviations are then beyond the truncation, strengths above their range.
     """
 
     def __post_init__(self) -> None:

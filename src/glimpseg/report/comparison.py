@@ -1,197 +1,153 @@
-"""The page of a comparison: what differs, how surely, case by case, and published tables beside it.
+"""HTML report of a comparison: differences with their tests, case by case, and published tables beside them.
 
 It reads the files that `compare` wrote.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from matplotlib.figure import Figure
 
-from glimpseg.errors import InputError
 from glimpseg.evaluation import published
 from glimpseg.evaluation.protocol import protocol_named
 from glimpseg.evaluation.published import PublishedTable, dataset_of
 from glimpseg.report import figures
 from glimpseg.report.page import number, render, svg, write_tables
-from glimpseg.results.folder import CASES, COMPARISON, COMPARISONS, MEAN
+from glimpseg.results.comparison import ComparedRun, Comparison, PairedTest, read_comparison
+from glimpseg.results.folder import MEAN
 from glimpseg.results.scores import METRICS, POSTPROCESSED, REGIONS
 from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots, no_dots
 from glimpseg.runtime.atomic import write_text
 
-ENDS = ("low", "high")
-LEVEL = 0.05
-BETTER, WORSE = "#cfe8cf", "#f5cfc9"
-"""Cells of differences that stand at the 5 % level."""
+COLOURS = {1: "#cfe8cf", -1: "#f5cfc9", 0: ""}
+"""Background of a cell by the verdict of its test: green for better, red for worse."""
 
 FIXED = "\u00a0"
-"""A space at which no line breaks."""
-
-Lines = list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The files of a comparison."""
-
-    record: Mapping[str, Any]
-    lines: Lines
-    cases: Lines
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Letters of the runs that were compared."""
-        return list(dict.fromkeys((line["a"], line["b"]) for line in self.lines))
-
-    def regions(self, metric: str) -> list[str]:
-        """Those that were compared in a metric."""
-        present = {line["region"] for line in self.lines if line["metric"] == metric}
-        return [region for region in REGIONS if region in present]
-
-    def line(self, pair: tuple[str, str], metric: str, region: str, subset: str) -> dict[str, str] | None:
-        """One test."""
-        key = (*pair, metric, region, subset)
-        names = ("a", "b", "metric", "region", "subset")
-        return next((line for line in self.lines if tuple(line[name] for name in names) == key), None)
-
-    def values(self, letter: str, metric: str, region: str) -> Float[np.ndarray, "study subset"]:
-        """A run's values over the common cases; NaN where there is none."""
-        place = (
-            {name: i for i, name in enumerate(self.record["studies"])},
-            {name: i for i, name in enumerate(self.record["subsets"])},
-        )
-        values = np.full((len(place[0]), len(place[1])), np.nan)
-        for line in self.cases:
-            if line["metric"] == metric and line["region"] == region:
-                values[place[0][line["study"]], place[1][line["subset"]]] = float(line[letter])
-        return values
+"""Space at which no line breaks."""
 
 
 def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
-    """Writes `report.html` from the folder of a comparison (into it, or to `path`) and `tables/`; returns its path.
+    """Write `report.html` from the folder of a comparison, and `tables/` in it; return the path of the report.
 
-    Raises: InputError if the folder is not a comparison.
+    Args:
+        folder: A folder that `compare` wrote.
+        path: The HTML file; `report.html` in the folder by default.
+
+    Raises:
+        InputError: The folder is not a comparison.
     """
     folder = Path(folder)
-    compared = _read(folder)
+    comparison = read_comparison(folder)
     target = Path(path) if path else folder / "report.html"
-    record = compared.record
-    differences = [
-        difference_table(compared, pair, metric)
-        for pair, metric in itertools.product(compared.pairs(), record["metrics"])
-    ]
-    overview = [mean_table(compared, metric) for metric in record["metrics"]]
-    dataset = published.tables(record["published"]) if record["published"] else ()
-    beside = [table for region in REGIONS if (table := published_table(compared, dataset, region))]
-    protocols = [protocol_table(compared, dataset)] if dataset else []
+    pairs_and_metrics = itertools.product(comparison.pairs, comparison.metrics)
+    differences = [difference_table(comparison, pair, metric) for pair, metric in pairs_and_metrics]
+    overview = [mean_table(comparison, metric) for metric in comparison.metrics]
+    dataset = published.tables(comparison.published) if comparison.published else ()
+    published_tables = [table for region in REGIONS if (table := published_table(comparison, dataset, region))]
+    protocols = [protocol_table(comparison, dataset)] if dataset else []
     page = render(
         "comparison.html.j2",
-        title=_title(_names(record["runs"].values())),
-        record=record,
+        title=_title(_run_names(comparison.runs.values())),
+        comparison=comparison,
         overview=overview,
         differences=differences,
-        strips=[
-            (f"{b} minus {a}, {region}", svg(_difference_strips(compared, (a, b), region)))
-            for (a, b), region in itertools.product(compared.pairs(), compared.regions("dice"))
-            if region != POSTPROCESSED
-        ],
-        published=beside,
+        strips=_strips(comparison),
+        published=published_tables,
         protocols=protocols,
         cautions={table.method: table.cautions for table in dataset if table.cautions},
-        strangers=[x for x, run in record["runs"].items() if dataset_of(run["split"]) != record["published"]],
-        smallest=_smallest(len(record["studies"])),
-        only_seed=[letter for letter, run in record["runs"].items() if set(run["changes"]) == {"seed"}],
+        off_list=[x for x, run in comparison.runs.items() if dataset_of(run.split) != comparison.published],
+        smallest_p=_smallest_p(len(comparison.studies)),
+        only_seed=[letter for letter, run in comparison.runs.items() if set(run.changes) == {"seed"}],
     )
     write_text(target, page)
-    write_tables(folder, [*overview, *differences, *beside, *protocols])
+    write_tables(folder, [*overview, *differences, *published_tables, *protocols])
     return target
 
 
-def mean_table(compared: Compared, metric: str) -> Table:
-    """Each run's mean over the subsets, and how it differs from the first."""
+def mean_table(comparison: Comparison, metric: str) -> Table:
+    """Make the table of each run's mean over the subsets, and its difference from the first run."""
     of = METRICS[metric]
-    regions = compared.regions(metric)
-    rows = []
-    for letter, run in compared.record["runs"].items():
-        cells = [Cell(letter), Cell(f"{run['model']}, {run['trained']}")]
-        for region in regions:
-            entry = next(
-                (c for c in compared.lines if _is_mean(c, metric, region) and letter in (c["a"], c["b"])), None
-            )
-            if entry is None:
-                cells.append(MISSING)
-            elif letter == entry["a"]:
-                cells.append(Cell(number(of.factor * float(entry["mean_a"])), of.factor * float(entry["mean_a"])))
-            else:
-                cells.append(
-                    Cell(
-                        number(of.factor * float(entry["mean_b"])),
-                        of.factor * float(entry["mean_b"]),
-                        _verdict(entry, of.factor),
-                        _parts(entry, of.factor),
-                        _colour(entry),
-                    )
-                )
-        rows.append(cells)
+    regions = comparison.regions(metric)
+    rows = [
+        [
+            Cell(letter),
+            Cell(f"{run.model}, {run.trained}"),
+            *(_mean_cell(comparison, letter, metric, region) for region in regions),
+        ]
+        for letter, run in comparison.runs.items()
+    ]
     return Table(
         name=f"means-{metric}",
         title=f"{of.title} ({of.unit}), mean over cases and subsets",
         columns=["run", "model", *regions],
         rows=rows,
         note="Over the common cases that have every subset. Intervals are not adjusted. Green: better than the first "
-        "run at the 5 % level after "
-        "Holm's correction over the regions and runs of this table; red: worse",
-        small="difference to the first run with 95 % interval, adjusted p",
+        "run at the 5 % level after Holm's correction over the regions and runs of this table; red: worse",
+        small="difference from the first run with 95 % interval, adjusted p",
     )
 
 
-def difference_table(compared: Compared, pair: tuple[str, str], metric: str) -> Table:
-    """B minus A for each subset and region, with its test."""
+def _mean_cell(comparison: Comparison, letter: str, metric: str, region: str) -> Cell:
+    factor = METRICS[metric].factor
+    tests = (comparison.test(pair, metric, region) for pair in comparison.pairs if letter in pair)
+    test = next((test for test in tests if test), None)
+    if test is None:
+        return MISSING
+    if letter == test.a:
+        return Cell(number(factor * test.mean_a), factor * test.mean_a)
+    return Cell(
+        text=number(factor * test.mean_b),
+        value=factor * test.mean_b,
+        small=f"{number(factor * test.difference, 1, True)} ({_interval(test, factor)}) p{FIXED}{_p(test)}",
+        parts=_parts(test, factor),
+        colour=COLOURS[test.verdict],
+    )
+
+
+def difference_table(comparison: Comparison, pair: tuple[str, str], metric: str) -> Table:
+    """Make the table of B minus A for each subset and region, with the tests."""
     of = METRICS[metric]
     a, b = pair
-    regions = compared.regions(metric)
+    regions = comparison.regions(metric)
     rows = []
-    for subset in compared.record["subsets"]:
-        found = [compared.line(pair, metric, region, subset) for region in regions]
-        cases = max((int(entry["cases"]) for entry in found if entry), default=0)
-        rows.append([*dots(subset), *(_difference(entry, of.factor) for entry in found), Cell(str(cases), cases)])
-    footer = [_difference(compared.line(pair, metric, region, MEAN), of.factor) for region in regions]
+    for subset in comparison.subsets:
+        tests = [comparison.test(pair, metric, region, subset) for region in regions]
+        cases = max((test.cases for test in tests if test), default=0)
+        rows.append([*dots(subset), *(_difference(test, of.factor) for test in tests), Cell(str(cases), cases)])
+    footer = [_difference(comparison.test(pair, metric, region, MEAN), of.factor) for region in regions]
     return Table(
         name=f"difference-{a}-{b}-{metric}",
         title=f"{b} minus {a}: {of.title} ({of.unit})",
         columns=[*dot_titles(), *regions, "cases"],
         rows=rows,
         footer=[*no_dots("mean"), *footer, Cell("")],
-        note=f"Difference of the means over cases; p and r are of ranks, and may disagree with it. Green: {b} better "
-        f"at the 5 % level after Holm's correction over the {compared.record['tests'][metric]} tests of this metric, "
-        "red: worse, none: not shown, or mean and ranks disagree. r: matched-pairs rank-biserial correlation, above 0 "
-        f"where {b} is better" + ("" if of.better else ". Of volume errors the absolute value is compared"),
+        note="Difference of the means over cases. p and r are computed from ranks and may disagree with it. Green: "
+        f"{b} is better at the 5 % level after Holm's correction over the {comparison.family_sizes[metric]} tests of "
+        "this metric. Red: worse. No colour: no difference was shown, or mean and ranks disagree. r: matched-pairs "
+        f"rank-biserial correlation, above 0 where {b} is better"
+        + ("" if of.better else ". Of volume errors the absolute values are compared"),
         small="95 % interval, not adjusted; adjusted p, r, wins:losses",
     )
 
 
-def published_table(compared: Compared, tables: Sequence[PublishedTable], region: str) -> Table | None:
-    """Published Dice of a region beside that of our runs; None if nobody published it."""
+def published_table(comparison: Comparison, tables: Sequence[PublishedTable], region: str) -> Table | None:
+    """Make the table of a region's published Dice beside that of the runs; None if nobody published it."""
     shown = [table for table in tables if ("dice", region, "t2") in table.values]
-    runs = [letter for letter in compared.record["runs"] if region in compared.regions("dice")]
+    runs = [letter for letter in comparison.runs if region in comparison.regions("dice")]
     if not shown or not runs:
         return None
-    ours = {letter: 100 * np.nanmean(compared.values(letter, "dice", region), axis=0) for letter in runs}
+    ours = {letter: 100 * np.nanmean(comparison.values(letter, "dice", region), axis=0) for letter in runs}
     rows = []
-    for column, subset in enumerate(compared.record["subsets"]):
+    for column, subset in enumerate(comparison.subsets):
         theirs = [(table.values["dice", region, subset], ("dice", region) in table.doubtful) for table in shown]
         mine = [Cell(number(ours[letter][column]), round(float(ours[letter][column]), 4)) for letter in runs]
         rows.append([*dots(subset), *(Cell(number(v, 2) + "†" * doubt, v) for v, doubt in theirs), *mine])
-    subsets = compared.record["subsets"]
-    means = [float(np.mean([table.values["dice", region, s] for s in subsets])) for table in shown]
+    means = [float(np.mean([table.values["dice", region, s] for s in comparison.subsets])) for table in shown]
     means += [float(ours[letter].mean()) for letter in runs]
     return Table(
         name=f"published-{region}",
@@ -199,12 +155,13 @@ def published_table(compared: Compared, tables: Sequence[PublishedTable], region
         columns=[*dot_titles(), *(table.method for table in shown), *runs],
         rows=rows,
         footer=[*no_dots("mean"), *(Cell(number(value, 2), round(value, 4)) for value in means)],
-        note="Not one protocol: read the table of protocols first. †: the source contradicts itself, see the cautions",
+        note="The columns were made under different protocols: read the table of protocols first. †: the source "
+        "contradicts itself, see the cautions",
     )
 
 
-def protocol_table(compared: Compared, tables: Sequence[PublishedTable]) -> Table:
-    """Under which rules each column was made."""
+def protocol_table(comparison: Comparison, tables: Sequence[PublishedTable]) -> Table:
+    """Make the table of the rules under which each column was made."""
     facts = list(dict.fromkeys(fact for table in tables for fact in table.protocol))
     rows = [
         [
@@ -215,53 +172,64 @@ def protocol_table(compared: Compared, tables: Sequence[PublishedTable]) -> Tabl
         ]
         for table in tables
     ]
-    rules = protocol_named(compared.record["protocol"])
-    for letter, run in compared.record["runs"].items():
-        split = run["split"] or f"no list, {len(compared.record['studies'])} cases"
+    rules = protocol_named(comparison.protocol)
+    for letter, run in comparison.runs.items():
+        split = run.split or f"no list, {len(comparison.studies)} cases"
         ours = (Cell(rules.facts.get(fact, "not stated")) for fact in facts)
         rows.append([Cell(letter), Cell(split), *ours, Cell(f"this comparison, protocol {rules.name}")])
     return Table(
-        "published-protocols", "The protocol each column was made under", ["method", "split", *facts, "source"], rows
+        name="published-protocols",
+        title="The protocol each column was made under",
+        columns=["method", "split", *facts, "source"],
+        rows=rows,
     )
 
 
-def _difference(entry: Mapping[str, str] | None, factor: float) -> Cell:
-    if entry is None:
+def _difference(test: PairedTest | None, factor: float) -> Cell:
+    """Make the cell of one test; numbers are shown times `factor`."""
+    if test is None:
         return MISSING
-    value = factor * float(entry["difference"])
+    value = factor * test.difference
     small = (
-        f"{_interval(entry, factor)} p{FIXED}{_p(entry)} r{FIXED}{number(float(entry['effect']), 2, True)} "
-        f"{entry['wins']}:{entry['losses']}"
+        f"{_interval(test, factor)} p{FIXED}{_p(test)} r{FIXED}{number(test.effect, 2, True)} {test.wins}:{test.losses}"
     )
-    return Cell(number(value, 1, True), round(value, 4), small, _parts(entry, factor), _colour(entry))
+    return Cell(
+        text=number(value, 1, True),
+        value=round(value, 4),
+        small=small,
+        parts=_parts(test, factor),
+        colour=COLOURS[test.verdict],
+    )
 
 
-def _parts(entry: Mapping[str, str], factor: float) -> dict[str, float | int | None]:
-    ends = {end: None if math.isnan(float(entry[end])) else round(factor * float(entry[end]), 4) for end in ENDS}
-    exact = {name: float(entry[name]) for name in ("p", "p_holm", "effect")}
-    return {**ends, **exact, "wins": int(entry["wins"]), "losses": int(entry["losses"])}
+def _parts(test: PairedTest, factor: float) -> dict[str, float | int | None]:
+    """Return the small numbers of a cell by name, for CSV."""
+    ends = {"low": test.low, "high": test.high}
+    return {
+        **{name: None if math.isnan(end) else round(factor * end, 4) for name, end in ends.items()},
+        "p": test.p,
+        "p_holm": test.p_holm,
+        "effect": test.effect,
+        "wins": test.wins,
+        "losses": test.losses,
+    }
 
 
-def _verdict(entry: Mapping[str, str], factor: float) -> str:
-    return f"{number(factor * float(entry['difference']), 1, True)} ({_interval(entry, factor)}) p{FIXED}{_p(entry)}"
-
-
-def _interval(entry: Mapping[str, str], factor: float) -> str:
-    if math.isnan(float(entry["low"])):
+def _interval(test: PairedTest, factor: float) -> str:
+    if math.isnan(test.low):
         return "no interval"
-    return f"{FIXED}to{FIXED}".join(number(factor * float(entry[end]), 1, True) for end in ENDS)
+    return f"{FIXED}to{FIXED}".join(number(factor * end, 1, True) for end in (test.low, test.high))
 
 
-def _p(entry: Mapping[str, str]) -> str:
-    p = float(entry["p_holm"])
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def _p(test: PairedTest) -> str:
+    return "<0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}"
 
 
-def _names(runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Method and seed, or the models' own names where those are equal."""
-    known = [(f"{run['method']} ({run['trained']})", run["model"]) for run in runs]
-    equal = len({name for name, _ in known}) < len(known)
-    return [model if equal else name for name, model in known]
+def _run_names(runs: Iterable[ComparedRun]) -> list[str]:
+    """Return method and seed of each run, or the models' own names where those are equal."""
+    names = [(f"{run.method} ({run.trained})", run.model) for run in runs]
+    equal = len({name for name, _ in names}) < len(names)
+    return [model if equal else name for name, model in names]
 
 
 def _title(names: Sequence[str]) -> str:
@@ -269,40 +237,21 @@ def _title(names: Sequence[str]) -> str:
     return f"{first} against {others[0] if len(others) == 1 else f'{len(others)} others'}"
 
 
-def _colour(entry: Mapping[str, str]) -> str:
-    """None where the mean and the ranks disagree: many cases a little better, say, and one missed."""
-    effect, difference = float(entry["effect"]), float(entry["difference"])
-    if float(entry["p_holm"]) >= LEVEL or effect * difference * (METRICS[entry["metric"]].better or -1) <= 0:
-        return ""
-    return BETTER if effect > 0 else WORSE
+def _strips(comparison: Comparison) -> list[tuple[str, str]]:
+    """Draw the differences in Dice case by case; return (caption, SVG) of each pair and region."""
+    return [
+        (f"{b} minus {a}, {region}", svg(_difference_strips(comparison, (a, b), region)))
+        for (a, b), region in itertools.product(comparison.pairs, comparison.regions("dice"))
+        if region != POSTPROCESSED
+    ]
 
 
-def _is_mean(line: Mapping[str, str], metric: str, region: str) -> bool:
-    return line["metric"] == metric and line["region"] == region and line["subset"] == MEAN
+def _difference_strips(comparison: Comparison, pair: tuple[str, str], region: str) -> Figure:
+    a, b = (comparison.values(letter, "dice", region) for letter in pair)
+    return figures.strips(100 * (b - a), comparison.subsets, f"{region}: Dice points, {pair[1]} minus {pair[0]}")
 
 
-def _difference_strips(compared: Compared, pair: tuple[str, str], region: str) -> Any:
-    a, b = (compared.values(letter, "dice", region) for letter in pair)
-    return figures.strips(
-        100 * (b - a), compared.record["subsets"], f"{region}: Dice points, {pair[1]} minus {pair[0]}"
-    )
-
-
-def _smallest(cases: int) -> str:
-    """The smallest p value that the exact test can give."""
+def _smallest_p(cases: int) -> str:
+    """Return the smallest p value that the exact test can give for so many cases."""
     p = 2.0 ** (1 - cases)
     return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
-
-
-def _read(folder: Path) -> Compared:
-    try:
-        record = json.loads((folder / COMPARISON).read_text("utf-8"))
-        lines, cases = (_rows(folder / name) for name in (COMPARISONS, CASES))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is not a comparison ({error}). Make one with `glimpseg compare`.") from error
-    return Compared(record, lines, cases)
-
-
-def _rows(path: Path) -> Lines:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all.
+"""Atomic writes: files and folders that appear complete or not at all.
 
-A result is written under a temporary name in the same folder, flushed to the disk, and renamed. A crash,
-a kill or a full disk leaves what was there before. SIGTERM removes what is temporary, too.
+A result is written under a temporary name in the same folder, flushed to the disk, and renamed. After a crash, a kill
+or a full disk, the previous content is still there. SIGTERM removes temporary files, too.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ from glimpseg.runtime.preemption import exit_on_sigterm
 
 @contextmanager
 def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block ends well, else removes it.
+    """Write a file atomically: yield a temporary path beside `path`, and rename it to `path` at the end of the block.
 
-    The temporary name keeps the suffixes of `path`, because writers choose their format by them. `mode` are the file's
-    permissions, as far as the process's mask allows them.
+    If the block raises, the temporary file is removed and `path` is unchanged. The temporary name keeps the suffixes of
+    `path`, because writers choose their format by them.
 
-    Raises: OutputError when the disk refuses (full, read-only, no permission).
+    Args:
+        path: File to write; parent folders are created.
+        mode: Permissions of the file, further limited by the process's umask.
+
+    Raises:
+        OutputError: The disk is full, read-only or not accessible.
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])
-    with _explained(path), exit_on_sigterm():
+    with _as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
         os.close(handle)
@@ -50,37 +55,52 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; it becomes `path` if the block ends well, and its files get the
-    permissions that the process's mask allows.
+    """Write a folder atomically: yield a temporary folder beside `path`, and rename it at the end of the block.
 
-    With `overwrite`, a folder that holds the file `mark` is replaced at the very end.
+    The permissions of its files are those that the process's umask allows. If the block raises, the temporary folder is
+    removed and `path` is unchanged.
 
-    Raises: UsageError as `refuse_if_used`; OutputError when the disk refuses.
+    Args:
+        path: Folder to write.
+        overwrite: Replace an existing folder that holds the file `mark`. It is replaced at the very end.
+        mark: Name of the file that shows that glimpseg wrote the folder.
+
+    Raises:
+        UsageError: The folder is in use; see `refuse_if_used`.
+        OutputError: The disk is full, read-only or not accessible.
     """
     path = Path(path)
     refuse_if_used(path, overwrite=overwrite, mark=mark)
-    with _explained(path), exit_on_sigterm():
+    with _as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
                 _flush(file)
-                if file.is_file():  # safetensors makes files for their owner alone
+                if file.is_file():  # safetensors makes files readable by their owner only
                     file.chmod(0o666 & ~_umask())
             temporary.chmod(0o777 & ~_umask())
-            refuse_if_used(path, overwrite=overwrite, mark=mark)  # by another process, while this one worked
-            _swap(temporary, path, overwrite=overwrite)
+            refuse_if_used(
+                path, overwrite=overwrite, mark=mark
+            )  # another process may have filled the folder in the meantime
+            _move_into_place(temporary, path, overwrite=overwrite)
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "") -> None:
-    """Raises UsageError if `path` is a file, or a folder with something in it that may not be replaced.
+    """Refuse an output folder that must not be replaced.
 
-    `mark` is the file by which a folder shows that glimpseg made it: `overwrite` replaces no other, so that a
-    mistyped name costs nobody a folder of images.
+    Args:
+        path: Output folder.
+        overwrite: Allow a folder with files in it.
+        mark: Name of the file that shows that glimpseg wrote the folder. `overwrite` replaces no other folder, so a
+            mistyped name cannot delete a folder of images.
+
+    Raises:
+        UsageError: `path` is a file, or a folder whose files may not be replaced.
     """
     path = Path(path)
     if path.is_file():
@@ -99,12 +119,15 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
 
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """Holds the lock of a folder that grows file by file; the system frees it when the process ends, however it ends.
+    """Hold the lock of a folder that is written file by file.
 
-    Raises: UsageError if another process holds it.
+    The system releases the lock when the process ends, however it ends.
+
+    Raises:
+        UsageError: Another process holds the lock.
     """
     folder = Path(folder)
-    with _explained(folder):
+    with _as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -120,28 +143,33 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file whole."""
+    """Write a UTF-8 text file, complete or not at all.
+
+    Raises:
+        OutputError: The disk is full, read-only or not accessible.
+    """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
-    """Write a JSON file (UTF-8, one space of indentation), whole or not at all.
+    """Write a JSON file (UTF-8, one space of indentation), complete or not at all.
 
-    Raises: OutputError when the disk refuses.
+    Raises:
+        OutputError: The disk is full, read-only or not accessible.
     """
     write_text(path, json.dumps(tree, indent=1) + "\n")
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
         if error.errno is None or (error.filename and not _inside(error.filename, path.parent)):
-            raise  # some other file's trouble, an input that vanished for instance
+            raise  # an error with another file, for example an input that vanished
         raise OutputError(
             error.errno,
             f"{path} could not be written ({error.strerror}). Nothing was left half-written. "
@@ -153,12 +181,12 @@ def _inside(name: str | bytes | int, folder: Path) -> bool:
     return Path(os.fsdecode(name) if not isinstance(name, int) else ".").absolute().is_relative_to(folder.absolute())
 
 
-def _swap(temporary: Path, path: Path, *, overwrite: bool) -> None:
+def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if not overwrite:
         if os.name == "nt" and path.is_dir():
             path.rmdir()
         try:
-            os.replace(temporary, path)  # over an empty folder, too; the system refuses a full one
+            os.replace(temporary, path)  # also replaces an empty folder; the system refuses a full one
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 refuse_if_used(path)
@@ -167,7 +195,7 @@ def _swap(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
-    # A folder that holds files cannot be replaced in one call: set the old one aside first, then drop it.
+    # A folder with files cannot be replaced in one call. Move the old one aside first, then remove it.
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
     os.replace(path, old)
     try:
@@ -180,7 +208,7 @@ def _swap(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 def _flush(path: Path) -> None:
     if os.name == "nt":
-        return  # Windows can neither open a folder nor needs it for a rename to last
+        return  # Windows cannot open a folder, and does not need this for a rename to last
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

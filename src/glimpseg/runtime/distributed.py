@@ -1,4 +1,4 @@
-"""Several processes that train as one under `torchrun`; alone, all of this does nothing."""
+"""Distributed training (DDP): helpers for several processes under `torchrun`. In a single process they do nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glimpseg.errors import Preempted, TrainingError
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are; 0 and 1 alone."""
+    """Return the rank of this process and the number of processes; 0 and 1 in a single process."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -24,30 +24,32 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other ranks where `torchrun` started several, and leaves them at the end.
+    """Join the process group that `torchrun` started, and leave it at the end of the block.
 
-    A rank that is done, or stopped by SIGTERM as all are, waits for the others and ends its communication. One that
-    fails leaves at once: the others lose the connection and end, too, and waiting for them would take for ever.
+    A rank that finishes, or that SIGTERM stops together with all others, waits for the other ranks. A rank that fails
+    leaves at once. The others then lose the connection and end, too; waiting for them would take for ever.
 
-    Raises: TrainingError when another rank has gone.
+    Raises:
+        TrainingError: Another rank has gone.
     """
     if rank_and_world()[1] == 1 or distributed.is_initialized():
         yield
         return
-    # Its functions have the group of the moment as a default. Imported later, as DDP does, it would keep ours for ever.
+    # Functions of this module have the current group as a default argument. If DDP imported it later, it would keep our
+    # group for ever.
     importlib.import_module("torch.distributed.nn.functional")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-        _finish()
+        _wait_and_release()
     except Preempted as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the DDP module
-        _finish()
+        traceback.clear_frames(error.__traceback__)  # the frames hold the DDP module
+        _wait_and_release()
         raise
     except RuntimeError as error:
-        if not _is_of_communication(error):
+        if not _is_communication_error(error):
             raise
         raise TrainingError(
             f"Rank {rank_and_world()[0]} lost the connection to another rank ({str(error).splitlines()[0]}). The rank "
@@ -58,24 +60,24 @@ def process_group(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _is_of_communication(error: RuntimeError) -> bool:
+def _is_communication_error(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
 
 
-def _finish() -> None:
-    """Waits for all ranks, then lets go of what holds the process group, so that destroying it ends its threads.
+def _wait_and_release() -> None:
+    """Wait for all ranks, then release what holds the process group, so that its threads end when it is destroyed.
 
-    One of them that still had an all-reduce to release while Python shut down took the process with it (SIGABRT,
-    "terminate called without an active exception", in a sixth of short runs on a busy machine): the all-reduce of a
-    backward pass holds a Python object, and there is no lock to get any more.
+    An all-reduce of a backward pass holds a Python object. If one was still unreleased while Python shut down, its
+    thread could no longer get Python's lock and aborted the process (SIGABRT, "terminate called without an active
+    exception"). This happened in a sixth of short runs on a busy machine.
     """
     distributed.barrier()
-    gc.collect()  # a DDP module lies in circles
+    gc.collect()  # a DDP module is part of reference cycles
 
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Rank 0 runs the block; the others wait and run it then."""
+    """Run the block on rank 0 first, then on the other ranks."""
     rank, world = rank_and_world()
     if world > 1 and rank:
         distributed.barrier()
@@ -85,7 +87,12 @@ def first_rank_first() -> Iterator[None]:
 
 
 def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each value; every rank has to come with the same names."""
+    """Return the mean of each value over all ranks.
+
+    Args:
+        values: Values by name; the same names on every rank.
+        device: Device for the communication.
+    """
     _, world = rank_and_world()
     if world == 1:
         return dict(values)
@@ -95,10 +102,13 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
 
 
 def gather_from_ranks(values: Tensor) -> Tensor:
-    """All ranks' values one after the other along the first axis; each rank has to come with the same shape.
+    """Concatenate the values of all ranks along the first axis.
 
-    The gradient reaches this rank's own values, times the number of ranks: DDP divides by it, so that a loss that every
-    rank computes of all of them has the gradient that one process would have.
+    The gradient reaches this rank's own values, multiplied by the number of ranks. DDP divides gradients by this
+    number. A loss that every rank computes from all values therefore has the same gradient as in a single process.
+
+    Args:
+        values: Values of this rank; the same shape on every rank.
     """
     rank, world = rank_and_world()
     if world == 1:
@@ -110,7 +120,10 @@ def gather_from_ranks(values: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether any rank has the flag: all stop after the same step, or one would wait for the others for ever."""
+    """Return True if `flag` is True on any rank.
+
+    All ranks then stop after the same step; otherwise one would wait for ever.
+    """
     if rank_and_world()[1] == 1:
         return flag
     flags = torch.tensor(int(flag), device=device)

@@ -1,4 +1,4 @@
-"""What training and inference compute in: bf16 by autocast where it is native and right, else fp32."""
+"""Numerical precision of training and inference: bf16 by autocast where it is native and correct, else fp32."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-COARSE = 2
-"""Planes along the first axis of a convolution's result from which bf16 is trusted on a CPU, less one."""
+FEW_PLANES = 2
+"""Largest number of planes along the first axis of a convolution's result for which bf16 is not used on a CPU."""
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
-    """bf16 or fp32; `auto` takes bf16 where the processor computes it natively."""
-    if wanted != "auto":
-        return wanted
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Return `bf16` or `fp32`; `auto` is bf16 where the processor supports it natively."""
+    if requested != "auto":
+        return requested
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
@@ -27,7 +27,12 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 @contextmanager
 def precision_context(precision: str, device: torch.device) -> Iterator[None]:
-    """The context to run a network in, forward."""
+    """Run networks in this precision inside the block (forward pass).
+
+    Args:
+        precision: `bf16` or `fp32`.
+        device: Device that the network runs on.
+    """
     with (
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
         small_convolutions_in_fp32(precision, device),
@@ -36,25 +41,25 @@ def precision_context(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def small_convolutions_in_fp32(precision: str, device: torch.device) -> AbstractContextManager:
-    """What of `computing` autocast does not know."""
-    return _CoarseInFp32() if precision == "bf16" and device.type == "cpu" else nullcontext()
+    """Return the part of `precision_context` that autocast does not cover: small convolutions in fp32 on a CPU."""
+    return _SmallConvolutionsInFp32() if precision == "bf16" and device.type == "cpu" else nullcontext()
 
 
 _CONV: Any = torch.conv3d
 
 
-class _CoarseInFp32(TorchFunctionMode):
-    """Computes convolutions in fp32 whose result has but one or two planes.
+class _SmallConvolutionsInFp32(TorchFunctionMode):
+    """Compute convolutions whose result has one or two planes in fp32.
 
-    The gradient of their weights is wrong in bf16 on a CPU (oneDNN 3.x reads memory that nobody wrote; torch 2.13),
-    and they cost next to nothing.
+    In bf16 on a CPU, the gradient of their weights is wrong (oneDNN 3.x reads uninitialised memory; torch 2.13). In
+    fp32 they cost next to nothing.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _CONV and not kwargs and _planes(*args) <= COARSE:
+        if func is _CONV and not kwargs and _planes(*args) <= FEW_PLANES:
             with torch.autocast("cpu", enabled=False):
                 return func(*[value.float() if isinstance(value, Tensor) else value for value in args])
         return func(*args, **kwargs)
@@ -69,7 +74,7 @@ def _planes(
     dilation: Any = 1,
     groups: int = 1,
 ) -> int:
-    """Of the result of `torch.conv3d` with these arguments, along the first axis."""
+    """Return the number of planes along the first axis of the result of `torch.conv3d` with these arguments."""
     stride, dilation = (value if isinstance(value, int) else value[0] for value in (stride, dilation))
     reach = dilation * (weight.shape[2] - 1)
     if isinstance(padding, str):

@@ -1,4 +1,7 @@
-"""Foreign files are opened in a process of their own, with limited memory and time: if it dies, only it dies."""
+"""Sandbox: read untrusted files in a subprocess with limited memory and time.
+
+If a file makes its reader crash, hang or use too much memory, only the subprocess ends.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SPARE_BYTES = 2 << 30
-"""What a reader may take beyond what it holds once its imports are done."""
+"""Memory that a reader may use in addition to what it holds after its imports."""
 
 
 class SandboxError(RuntimeError):
-    """The reader refused or died; the message is its last line, or how it ended."""
+    """Failure of a sandboxed reader. The message is the reader's last line on stderr, or how it ended."""
 
 
 def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: float) -> None:
-    """Runs `python -m module arguments` and waits. What it makes it writes into files that the arguments name.
+    """Run `python -m module arguments` in a subprocess and wait for it.
 
-    Raises: ReaderFailed if it ends with anything but 0, or takes longer.
+    Args:
+        module: Module with a main program. It writes its results into files that the arguments name.
+        arguments: Command-line arguments.
+        seconds: Time limit.
+
+    Raises:
+        SandboxError: The subprocess ended with an exit code other than 0, or took longer.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     try:
@@ -28,16 +37,17 @@ def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: floa
     except subprocess.TimeoutExpired as error:
         raise SandboxError(f"it could not be read in {seconds:g} s") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise SandboxError(said[-1] if said else f"reader ended with {done.returncode}")
+        lines = done.stderr.strip().splitlines()
+        raise SandboxError(lines[-1] if lines else f"reader ended with {done.returncode}")
 
 
 def limit_memory(more: int = SPARE_BYTES) -> None:
-    """Of this process, to what it has and so much more; where the system has such limits."""
+    """Limit the memory of this process to what it has now plus `more` bytes, where the system supports such limits."""
     with contextlib.suppress(ImportError, OSError):
         import resource
 
-        has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        allowed = resource.getrlimit(resource.RLIMIT_AS)[1]  # by whoever started us, a cluster's scheduler for one
-        most = has + more if allowed == resource.RLIM_INFINITY else min(has + more, allowed)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        current = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        # Whoever started this process, for example a cluster's scheduler, may have set a limit already.
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        limit = current + more if hard_limit == resource.RLIM_INFINITY else min(current + more, hard_limit)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,4 +1,4 @@
-"""Whether this machine's 3-D convolutions can be trusted: some versions of torch and cuDNN compute them wrongly."""
+"""Self-test of 3-D convolutions: some versions of torch and cuDNN compute them wrongly."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from glimpseg.runtime.precision import precision_context, resolve_precision
 log = logging.getLogger(__name__)
 
 BOUNDS = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-2}
-"""Largest error of each precision, relative to the largest value. Correct kernels stay below a third of it."""
+"""Largest allowed error of each precision, relative to the largest value. Correct kernels stay below a third of it."""
 WIDTHS, KERNEL = (16, 32), 3
-"""Channels in and out, and the kernel's side: as in every network here."""
+"""Input and output channels, and the kernel size: those of every network here."""
 SHAPES: tuple[tuple[tuple[int, int, int, int], int], ...] = (
     ((2, 13, 15, 17), 1),
     ((1, 9, 11, 13), 2),
-    # One and two planes along the first axis: in bf16 the gradient of the weights is wrong on CPUs (`precision`).
+    # Results with one and two planes along the first axis: in bf16 the gradient of the weights is wrong on CPUs (see
+    # `precision`).
     ((1, 1, 2, 3), 1),
     ((2, 2, 3, 3), 1),
     ((2, 4, 4, 6), 2),
 )
-"""Batch and voxels of an image, odd sides among them, and the stride of the convolution."""
+"""Batch size and image shape (some sides odd), and stride of the convolution."""
 AMPERE = 8
-"""Compute capability from which NVIDIA's processors have TF32 and bf16."""
+"""Compute capability from which NVIDIA GPUs have TF32 and bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFault:
-    """Versions that compute 3-D convolutions on NVIDIA's processors wrongly, or very slowly."""
+    """Versions that compute 3-D convolutions on NVIDIA GPUs wrongly, or very slowly."""
 
     torch: str = ""
-    """How the version begins; empty for all."""
+    """Prefix of the torch version; empty for all versions."""
     cudnn: tuple[int, int]
-    """The first bad version, and the first good one after it, as `torch.backends.cudnn.version()` counts."""
+    """First bad version, and first good version after it, as in `torch.backends.cudnn.version()`."""
     fault: str
     remedy: str
     source: str
@@ -77,7 +78,12 @@ KNOWN_FAULTS = (
 
 
 def known_faults(version: str, cudnn: int | None) -> list[KnownFault]:
-    """Those of a torch and its cuDNN; none without cuDNN. Of two that say the same, the first."""
+    """Return the known faults of a torch version and its cuDNN version, each fault once.
+
+    Args:
+        version: Version of torch.
+        cudnn: Version of cuDNN as in `torch.backends.cudnn.version()`; None without cuDNN, which has no known faults.
+    """
     if cudnn is None:
         return []
     found = [
@@ -87,7 +93,7 @@ def known_faults(version: str, cudnn: int | None) -> list[KnownFault]:
 
 
 def version_warnings() -> list[str]:
-    """What is known of the versions that run here: what is wrong, and what to do."""
+    """Return a warning for each known fault of the installed versions: what is wrong, and what to do."""
     version, cudnn = torch.__version__, torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return [
         f"torch {version} with cuDNN {cudnn}: {known.fault} ({known.source}). {known.remedy}."
@@ -97,28 +103,28 @@ def version_warnings() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionCheck:
-    """What came of the convolutions on one device in one precision."""
+    """Result of the convolution test on one device in one precision."""
 
     device: str
     precision: str
     error: float
-    """The largest of all results and gradients, relative to the largest value; infinite if nothing came."""
+    """Largest error of all results and gradients, relative to the largest value; infinite if there was no result."""
     bound: float
     where: str
-    """The largest error's place."""
+    """Convolution and quantity with the largest error."""
 
     @property
     def passed(self) -> bool:
-        """Whether every error is below the bound; one that is not a number is not."""
+        """True if the largest error is below the bound; False for NaN."""
         return self.error < self.bound
 
     def record(self) -> dict[str, str | float | bool | None]:
-        """For JSON, which has no infinity: null where nothing came."""
+        """Return the result as JSON; null for an infinite error, which JSON cannot hold."""
         return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
 
 
 def available_devices() -> list[torch.device]:
-    """The CPU, and what else there is."""
+    """Return all devices of this machine, the CPU first."""
     found = [torch.device("cpu")]
     found += [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     found += [torch.device("mps")] if torch.backends.mps.is_available() else []
@@ -126,7 +132,7 @@ def available_devices() -> list[torch.device]:
 
 
 def available_precisions(device: torch.device) -> list[str]:
-    """Those that training and inference may choose there."""
+    """Return the precisions that training and inference may use on a device."""
     found = ["fp32"]
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= AMPERE:
         found.append("tf32")
@@ -136,31 +142,38 @@ def available_precisions(device: torch.device) -> list[str]:
 
 
 def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck:
-    """Convolutions forward and backward, as training runs them, against fp64 on the CPU: a tenth of a second."""
+    """Compare convolutions on a device with fp64 on the CPU, forward and backward; takes 0.1 s.
+
+    Args:
+        device: Device to test.
+        precision: `fp32`, `tf32` or `bf16`.
+    """
     worst, where = 0.0, "nowhere"
     for shape, stride in SHAPES:
         named = f"an image of {'x'.join(map(str, shape[1:]))}, stride {stride}"
-        image, weight, upstream = _inputs(shape, stride)
+        image, weight, upstream = _make_inputs(shape, stride)
         exact = [value.double() for value in (image, weight, upstream)]
-        right = _convolve(exact, stride, torch.device("cpu"), "fp64")
+        expected = _convolve(exact, stride, torch.device("cpu"), "fp64")
         try:
-            found = _convolve((image, weight, upstream), stride, device, precision)
+            computed = _convolve((image, weight, upstream), stride, device, precision)
         except RuntimeError as error:
             worst, where = math.inf, f"{named}: {str(error).splitlines()[0]}"
             break
-        for what, one, other in zip(("result", "image's gradient", "weights' gradient"), found, right, strict=True):
-            apart = float((one - other).abs().max() / other.abs().max())
-            if not apart <= worst:  # also what is not a number
-                worst, where = apart if math.isfinite(apart) else math.inf, f"the {what}, {named}"
+        for what, one, other in zip(
+            ("result", "image's gradient", "weights' gradient"), computed, expected, strict=True
+        ):
+            deviation = float((one - other).abs().max() / other.abs().max())
+            if not deviation <= worst:  # also true for NaN
+                worst, where = deviation if math.isfinite(deviation) else math.inf, f"the {what}, {named}"
     return ConvolutionCheck(device=str(device), precision=precision, error=worst, bound=BOUNDS[precision], where=where)
 
 
 def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
-    """What the checks that did not pass mean, and what to do; nothing if all passed."""
-    failed = [found for found in checks if not found.passed]
+    """Return an error message for the failed checks: what is wrong, and what to do. None if all passed."""
+    failed = [result for result in checks if not result.passed]
     if not failed:
         return None
-    worst = max(failed, key=lambda found: found.error)
+    worst = max(failed, key=lambda result: result.error)
     return (
         f"3-D convolutions are computed wrongly on {worst.device} in {worst.precision}: a relative error of "
         f"{worst.error:.1e} where at most {worst.bound:.0e} is right ({worst.where}). Trust no result of this device. "
@@ -169,21 +182,27 @@ def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
 
 
 def require_correct_convolutions(device: torch.device, precision: str) -> None:
-    """Before training on a graphics processor. Raises: TrainingError if it computes convolutions wrongly."""
+    """Test a GPU before training on it.
+
+    Raises:
+        TrainingError: The device computes convolutions wrongly.
+    """
     if device.type == "cpu":
         return
     for caution in version_warnings() if device.type == "cuda" else ():
         log.warning("%s", caution)
-    # Where fp32 is asked for, torch lets cuDNN compute convolutions in TF32.
+    # With fp32, torch lets cuDNN compute convolutions in TF32.
     used = "tf32" if device.type == "cuda" and precision == "fp32" else precision
     message = failure_message([check_convolutions(device, used)])
     if message is not None:
         raise TrainingError(message)
 
 
-def _inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, weights and the gradient that comes back, all of numbers that bf16 has, so that only the arithmetic
-    differs. The global generator is left alone."""
+def _make_inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an image, weights and an upstream gradient for the test.
+
+    All values are exact in bf16, so only the arithmetic differs. The global random generator is not used.
+    """
     draws = torch.Generator().manual_seed(sum(shape))
     batch, *sides = shape
     after = [(side - 1) // stride + 1 for side in sides]
@@ -193,9 +212,9 @@ def _inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tens
 
 
 def _convolve(inputs: Sequence[Tensor], stride: int, device: torch.device, precision: str) -> list[Tensor]:
-    """The result and both gradients, in fp64 on the CPU."""
+    """Return the result of the convolution and its gradients for image and weights, in fp64 on the CPU."""
     image, weight = (value.to(device).requires_grad_() for value in inputs[:2])
-    # Positional, as `torch.nn.Conv3d` passes them: `precision` looks at no others.
+    # Positional arguments, as `torch.nn.Conv3d` passes them: `precision` looks at no others.
     arguments = (image, weight, None, stride, KERNEL // 2)
     with torch.enable_grad(), _tf32(precision, device):
         with precision_context(precision, device):

@@ -40,6 +40,11 @@ def load(
         ModelError: If the folder holds no model that this version can read.
         UsageError: For a choice that the model does not have, a device that is not there, or a backend that is not
             installed.
+
+    >>> import glimpseg
+    >>> model = glimpseg.load(device="cpu")
+    >>> [region.name for region in model.network.regions]
+    ['WT', 'TC', 'ET']
     """
     return load_model(path, resolved_device(device), choices, backend)
 
@@ -71,6 +76,22 @@ def segment(
         InputError: For images that cannot be used, or when none is given.
         ModelError: Without a usable model.
         UsageError: For raw images without the extras that they need.
+
+    >>> import glimpseg
+    >>> from glimpseg.phantom.dataset import as_study
+    >>> images = as_study(glimpseg.phantom.generate(7, glimpseg.phantom.Settings.at_spacing(4.0))).images
+    >>> found = glimpseg.segment(
+    ...     t1c=images[glimpseg.Modality.T1C],
+    ...     flair=images[glimpseg.Modality.FLAIR],
+    ...     model=glimpseg.load(device="cpu"),
+    ...     options=glimpseg.InferenceOptions(raw="no", uncertainty="none"),
+    ... )
+    >>> found.used.title, found.absent.title
+    ('T1c + FLAIR', 'T1 + T2')
+    >>> [region.name for region in found.volumes_ml]
+    ['WT', 'TC', 'ET']
+    >>> found.labels.grid.shape
+    (60, 60, 39)
     """
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     given = input_from_images({m: image for m, image in named.items() if image is not None}, brain_mask)
