@@ -129,7 +129,8 @@ def compare(
     published: Annotated[
         str | None,
         typer.Option(
-            help="Published tables to show beside: BraTS2018, BraTS2020, BraTS2024, FeTS2024. Default: by the list of studies."
+            help="Published tables to show beside: BraTS2018, BraTS2020, BraTS2024, FeTS2024. "
+            "Default: by the list of studies."
         ),
     ] = None,
     overwrite: Overwrite = False,
