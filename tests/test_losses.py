@@ -110,7 +110,9 @@ def fusion(*, deep=(), has=(True, True)):
 
 
 def cost(p):
-    """Losses if the right class has probability p in both voxels. Cross-entropy: -log(p), weight 1/2. Dice: 1 - 2p / (1 + 1)."""
+    """Losses of a probability p for the right class in both voxels.
+
+    Cross-entropy: -log(p), weight 1/2. Dice: 1 - 2p / (1 + 1)."""
     return -math.log(p) / 2, 1 - p
 
 
