@@ -30,7 +30,7 @@ Departures
 | code | centre of one process | of all passes and ranks |
 | code | voxels of 8 bits, cut at the 99.9th percentile of a box | as prepared; `official`: 8 bits, of a tighter box |
 | code | one box for all, of T1c, which loses the last slice of each axis | of all there are, nothing lost |
-| code | transfers the encoder alone | `--part encoder`, or `encoder+decoder` |
+| code | transfers the encoder alone | `--transfer encoder`, or `encoder+decoder` |
 """
 
 from __future__ import annotations
