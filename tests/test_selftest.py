@@ -1,4 +1,4 @@
-"""A machine that computes convolutions wrongly is found out, and known bad versions are named."""
+"""Self-test: a machine that computes convolutions wrongly is detected, and known bad versions are named."""
 
 import json
 import math

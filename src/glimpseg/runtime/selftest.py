@@ -170,10 +170,10 @@ def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck
 
 def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
     """Return an error message for the failed checks: what is wrong, and what to do. None if all passed."""
-    failed = [check_convolutions for check_convolutions in checks if not check_convolutions.passed]
+    failed = [result for result in checks if not result.passed]
     if not failed:
         return None
-    worst = max(failed, key=lambda check: check_convolutions.error)
+    worst = max(failed, key=lambda result: result.error)
     return (
         f"3-D convolutions are computed wrongly on {worst.device} in {worst.precision}: a relative error of "
         f"{worst.error:.1e} where at most {worst.bound:.0e} is right ({worst.where}). Trust no result of this device. "

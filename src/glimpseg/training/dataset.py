@@ -57,7 +57,7 @@ def _prepared(
 ) -> tuple[list[Path], list[Path]]:
     paths = prepare_studies(studies, recipe, folder)
     spacing_mm = recipe.data.preprocess.spacing_mm
-    return paths, make_priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder, device)
+    return paths, make_priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder=folder, device=device)
 
 
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:

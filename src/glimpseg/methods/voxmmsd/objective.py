@@ -24,7 +24,7 @@ from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.methods.voxmmsd.views import PairBatch, ViewPair, collate_pairs, view_pair
 from glimpseg.modality import Modality
 from glimpseg.nets.layers import Pointwise, upsampled
-from glimpseg.recipe import begun, cosine
+from glimpseg.recipe import block_start, cosine
 from glimpseg.runtime.distributed import gather_from_ranks
 
 
@@ -144,12 +144,12 @@ class VoxMMSD(Learner):
     def temperature(self, progress: Progress) -> float:
         """Return the teacher's temperature, which rises linearly. Eq. (8)."""
         first, last = self.config.temperatures
-        since = begun(progress.step, self.config.epoch) + self.config.ahead
+        since = block_start(progress.step, self.config.epoch) + self.config.ahead
         return first + (last - first) * min(since / max(self.config.warming * progress.steps, 1), 1.0)
 
     def momentum(self, progress: Progress) -> float:
         """Return the share of its own weights that the teacher keeps; it rises to 1 along half a cosine. Eq. (10)."""
-        return cosine(begun(progress.step, self.config.epoch), progress.steps, self.config.momentum, 1.0)
+        return cosine(block_start(progress.step, self.config.epoch), progress.steps, self.config.momentum, 1.0)
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
