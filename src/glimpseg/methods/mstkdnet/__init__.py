@@ -41,7 +41,7 @@ Departures
 | README | other modules, losses and costs than the code's | follows the code |
 | README | tables with shifted rows | the figures' (`data/published`) |
 | code | decompresses five files for each sample | a cache that is mapped |
-| code | 160 x 192 x 128 is the only crop | multiples of 32: positions interpolated, judge pooled |
+| code | 160 x 192 x 128 is the only crop | multiples of 32: positions interpolated, discriminator pooled |
 | code | needs all four modalities of every training study | a study that lacks one trains the student alone |
 | code | NaN of an absent modality reaches everything | absent channels are 0 by selection |
 | code | one subset for a batch | one for each sample |

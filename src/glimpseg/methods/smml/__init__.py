@@ -14,7 +14,7 @@ Departures
 | source | says or does | we do |
 |---|---|---|
 | code | both consistency losses are called and defined nowhere | reconstructed, by what is known of them |
-| code | the second backward walks through weights already changed | one of the sum; peers are constants |
+| code | the second backward pass uses weights that have already changed | one of the sum; peers are constants |
 | code | the divergences begin with the 102nd of 1000 epochs | after a tenth of the training; 0.101 in `OFFICIAL` |
 | code | relations of scrambled deep features, 0 if not a number | of class prototypes; of samples in `OFFICIAL` |
 | code | no script or file of the priors of SAM, nor which SAM | a frozen encoder, cross-fitted decoders |
@@ -23,10 +23,10 @@ Departures
 | code | an absent class divides by 1e-7 | by 1e-3 at least; `OFFICIAL` as the code |
 | code | refined logits go into losses of probabilities | their softmax |
 | code | batch norm over one sample for each GPU in the refiners | instance norm; `OFFICIAL` has batch norm |
-| code | mmFormer's scrambled tokens, absent tokens and null biases | mended as in mmFormer; `OFFICIAL` as the code |
+| code | mmFormer's scrambled tokens, absent tokens and null biases | corrected as in mmFormer; `OFFICIAL` as the code |
 | code | needs all modalities of every training study | subsets of what there is; of one sequence both branches see it |
 | code | a validation list that is never used, the last epoch tested | the last; no model is chosen |
-| code | scores in the cropped frame, files without their place | on the study's own grid |
+| code | scores in the cropped frame, files without their place | on the study's native grid |
 | code | the evaluation after training lacks two arguments and crashes | `glimpseg evaluate` |
 | code | logits are averaged over branches and windows | over branches; of windows, probabilities |
 | code | five classes for BraTS 2015 | `ET` and `NCR` as in later releases (`docs/data.md`) |
