@@ -30,6 +30,7 @@ from glimpseg.volume import (
     Volume,
     angle_degrees,
     bounding_box,
+    difference_in_words,
     foreground,
     overlap,
     resample,
@@ -278,7 +279,7 @@ def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str 
 
     Raises: InputError if axes or fields of view do not fit.
     """
-    if same_grid(grid.ras(), own.ras()):
+    if same_grid(own, grid.ordered_as(own)):
         return None
     angle, shared = angle_degrees(grid, own), overlap(grid, own)
     if (angle > MAXIMAL_ANGLE_DEGREES and not study.registered) or shared < MINIMAL_OVERLAP:
@@ -289,9 +290,11 @@ def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str 
         )
     if study.registered:
         return None
+    alike = grid.ordered_as(own)
+    apart = f"; {difference_in_words(own, alike)}" if alike.shape == own.shape else ""
     return (
-        f"{modality.title} lies on another grid ({_in_words(grid)}; the study: {_in_words(own)}) and was resampled. "
-        "This assumes that the sequences are registered."
+        f"{modality.title} lies on another grid ({_in_words(grid)}; the study: {_in_words(own)}{apart}) and was "
+        "resampled. This assumes that the sequences are registered."
     )
 
 
@@ -329,10 +332,11 @@ def reference_on(study: Study, own: Grid) -> Volume | None:
         raise InputError(f"Study {study.id}: the label convention of {study.reference} is unknown. Name it (--labels).")
     else:
         labels, name = nifti.read_labels(study.reference, study.convention), study.reference.name
-    if not same_grid(labels.grid.ras(), own.ras()):
+    if not same_grid(own, labels.grid.ordered_as(own)):
         raise InputError(
             f"Study {study.id}: {name} lies on another grid ({_in_words(labels.grid)}) than the images "
-            f"({_in_words(own)}). Give the reference that was drawn on these images."
+            f"({_in_words(own)}; {difference_in_words(own, labels.grid.ordered_as(own))}). Give the reference that was drawn "
+            "on these images."
         )
     return resample_labels(labels, own)
 
