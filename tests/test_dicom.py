@@ -189,7 +189,7 @@ def test_two_echoes_in_one_series_are_two(tmp_path, here):
 
 def test_time_points_that_no_attribute_tells_apart_are_refused_by_their_number(tmp_path, here):
     for repeat in range(3):
-        for path in phantoms.write_series(tmp_path / "in" / str(repeat), VOXELS, AFFINE):
+        for path in phantoms.write_series(tmp_path / "in" / str(repeat), VOXELS + repeat, AFFINE):
             phantoms.change(path, SOPInstanceUID=phantoms.uid(path))
     series = one_series(tmp_path / "in")
     with pytest.raises(InputError, match="up to 3 images at one position"):

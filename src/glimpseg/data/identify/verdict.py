@@ -173,7 +173,9 @@ def _without_unreliable_agents(
 
 
 def _stack(series: Series) -> tuple[object, ...]:
-    return (series.numbers.get("SeriesNumber"), series.words.get("SeriesDescription"), series.plane, series.shape)
+    # The images of a Dixon scan differ in ImageType and are no volumes of a dynamic series.
+    numbers, words = series.numbers, series.words
+    return numbers.get("SeriesNumber"), words.get("SeriesDescription"), series.image_type, series.plane, series.shape
 
 
 def _many_volumes(series: Series, alike: int) -> tuple[Evidence, ...]:
