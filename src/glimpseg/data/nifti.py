@@ -382,14 +382,15 @@ def _convert_to_mm(header: nibabel.Nifti1PairHeader) -> Iterator[str]:
     header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | 2
     if _is_plausible(sizes, shape) and not _is_plausible(sizes * factor, shape):
         yield (
-            f"is in {unit} by its header (xyzt_units), which would give voxels of {_by(sizes * factor)} mm; its numbers "
-            "are taken as millimetres."
+            f"is in {unit} by its header (xyzt_units), which would give voxels of {_by(sizes * factor)} mm; its "
+            "numbers are taken as millimetres."
         )
         return
     header["pixdim"][1:4] *= factor
     for key in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
         header[key] = header[key] * factor
-    yield f"is in {unit} by its header (xyzt_units); it was converted to millimetres: voxels of {_by(sizes * factor)} mm."
+    said = f"voxels of {_by(sizes * factor)} mm"
+    yield f"is in {unit} by its header (xyzt_units); it was converted to millimetres: {said}."
 
 
 def _is_plausible(sizes_mm: np.ndarray, shape: Sequence[int]) -> bool:

@@ -53,12 +53,13 @@ def positions(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 3"]:
     found = []
     for dataset in datasets:
         for item in _group_per_frame(dataset, "PlanePositionSequence"):
-            place = value(item, "ImagePositionPatient")
-            if place is None or len(place) != 3:
+            place = _numbers(item, "ImagePositionPatient")
+            if len(place) != 3:
                 raise InputError(
-                    _with_comma(item, "ImagePositionPatient") or "A slice does not say where it lies (ImagePositionPatient)."
+                    _with_comma(item, "ImagePositionPatient")
+                    or "A slice does not say where it lies (ImagePositionPatient)."
                 )
-            found.append([float(part) for part in place])
+            found.append(place)
     array = np.array(found)
     if not np.isfinite(array).all():
         raise InputError("A slice lies nowhere: its position is no number.")
@@ -74,13 +75,13 @@ def orientations(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 6"]:
     found = []
     for dataset in datasets:
         for item in _group_per_frame(dataset, "PlaneOrientationSequence"):
-            cosines = value(item, "ImageOrientationPatient")
-            if cosines is None or len(cosines) != 6:
+            cosines = _numbers(item, "ImageOrientationPatient")
+            if len(cosines) != 6:
                 raise InputError(
                     _with_comma(item, "ImageOrientationPatient")
                     or "A slice does not say how it is turned (ImageOrientationPatient)."
                 )
-            found.append([float(part) for part in cosines])
+            found.append(cosines)
     array = np.array(found)
     lengths = np.linalg.norm(array.reshape(-1, 2, 3), axis=2)
     with np.errstate(invalid="ignore"):
@@ -104,14 +105,23 @@ def pixel_spacings(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 2"]:
     found = []
     for dataset in datasets:
         for item in _group_per_frame(dataset, "PixelMeasuresSequence"):
-            given = value(item, "PixelSpacing")
-            sizes = [first_number(part) or 0.0 for part in given] if given is not None and len(given) == 2 else []
+            sizes = _numbers(item, "PixelSpacing")
             if len(sizes) != 2 or not all(0 < size < 100 for size in sizes):
                 raise InputError(
-                    _with_comma(item, "PixelSpacing") or "The size of its pixels is not given or is no size (PixelSpacing)."
+                    _with_comma(item, "PixelSpacing")
+                    or "The size of its pixels is not given or is no size (PixelSpacing)."
                 )
             found.append(sizes)
     return np.array(found)
+
+
+def _numbers(item: Dataset, keyword: str) -> list[float]:
+    """Return the numbers of an attribute; an empty list if it is absent or one of its values is no number."""
+    given = value(item, keyword)
+    if given is None or isinstance(given, str) or not hasattr(given, "__iter__"):
+        return []
+    numbers = [first_number(part) for part in given]
+    return [number for number in numbers if number is not None] if None not in numbers else []
 
 
 def _with_comma(item: Dataset, keyword: str) -> str | None:
@@ -204,7 +214,7 @@ def typical_step(distances: Float[np.ndarray, "n"]) -> float:
 def images_at_each_position(distances: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """Return the number of the position of each image, in the order of distance along the normal.
 
-    Images whose distance is a small fraction of the slice distance are at one position, so that rounding separates none.
+    Images nearer than a small fraction of the slice distance are at one position, so that rounding separates none.
     """
     order = np.argsort(distances, kind="stable")
     apart = np.diff(distances[order]) > SAME_POSITION * max(typical_step(distances), EXACT_MM)
@@ -250,9 +260,9 @@ def fit_stack(
     alike = same_plane(tilted, turned, sizes, typical or min(sizes))
     if not alike.all():
         raise InputError(
-            "Its slices are turned differently, or their pixels differ in size (a localiser, or several stacks): corners "
-            f"lie up to {np.linalg.norm(tilted, axis=2).max():.2f} mm from where parallel slices have them ({_LIMITS}). "
-            "So they are no volume."
+            "Its slices are turned differently, or their pixels differ in size (a localiser, or several stacks): "
+            f"corners lie up to {np.linalg.norm(tilted, axis=2).max():.2f} mm from where parallel slices have them "
+            f"({_LIMITS}). So they are no volume."
         )
     _check_one_image_each(distances)
     order = np.argsort(distances, kind="stable")

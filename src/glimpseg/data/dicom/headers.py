@@ -175,7 +175,10 @@ def decimal_comma(dataset: Dataset, *keywords: str) -> str | None:
         except Exception:  # pydicom raises a different error for each kind of invalid value
             continue
         content = getattr(raw, "value", None)
-        text = content.decode("ascii", "replace") if isinstance(content, bytes) else str(content)
+        if isinstance(content, bytes):
+            text = content.decode("ascii", "replace")
+        else:
+            text = content if isinstance(content, str) else "\\".join(map(str, content or ()))
         text = text.strip("\0 ")
         if re.fullmatch(r"[-+0-9eE., \\]{1,200}", text) and "," in text:
             return f"Its {keyword} is {text} with decimal commas, and DICOM has decimal points"

@@ -72,7 +72,9 @@ def _check_pixels(dataset: Dataset, shape: Sequence[int]) -> None:
         raise InputError("A file holds no pixels: it is truncated, or was exported as a header only.")
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed and dataset["PixelData"].is_undefined_length:
-        raise InputError("Its pixels are compressed, and the file does not say how. Export the series again, uncompressed.")
+        raise InputError(
+            "Its pixels are compressed, and the file does not say how. Export the series again, uncompressed."
+        )
     if not syntax.is_compressed:
         bits = int(dataset.BitsAllocated)
         promised = int(dataset.Rows) * int(dataset.Columns) * frames * bits // 8

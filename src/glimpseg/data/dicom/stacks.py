@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SPLITTING_KEYWORDS = (
-    "ImageType", "SeriesDescription", "EchoTime", "EchoNumbers", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier",
-    "AcquisitionNumber", "TriggerTime", "AcquisitionTime", "ContentTime",
+    "ImageType", "SeriesDescription", "EchoTime", "EchoNumbers", "InversionTime", "DiffusionBValue",
+    "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "AcquisitionTime", "ContentTime",
 )  # fmt: skip
 """Attributes that may separate images at one position, most likely first."""
 ACQUISITION_KEYWORDS = (
@@ -168,7 +168,9 @@ def split_stacks(slices: Sequence[Slice]) -> list[Stack]:
             continue
         group, copies = copies_dropped(group)
         if copies:
-            warnings.append(f"{_files(copies)} the same pixels as another at the same position; each image is used once")
+            warnings.append(
+                f"{_files(copies)} the same pixels as another at the same position; each image is used once"
+            )
         stacks += [Stack(part, list(warnings)) for part in _split_by_attributes(group, SPLITTING_KEYWORDS)]
     return stacks
 

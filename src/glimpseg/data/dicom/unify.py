@@ -1,6 +1,6 @@
-"""Unify UIDs that an export or an anonymiser made different: of the series for each slice, of the study for each series.
+"""Unify UIDs that an export made different: of the series for each slice, of the study for each series.
 
-Only identifiers are compared, and every change gives a note.
+Anonymisers do so too. Only identifiers are compared, and every change gives a note.
 """
 
 from __future__ import annotations
