@@ -12,6 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import nibabel
@@ -276,7 +277,7 @@ def _is_gzip(path: Path) -> bool:
     return block[:2] == _GZIP_START or (not plain and path.name.lower().endswith(".gz"))
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
+def _opened(path: Path) -> AbstractContextManager[io.BufferedIOBase]:
     """Open a file to read its uncompressed content."""
     return open_gzip(path) if _is_gzip(path) else path.open("rb")
 
@@ -469,6 +470,7 @@ def _check_affine(image: nibabel.Nifti1Image, path: Path, name: str = "") -> Non
             "stored."
         )
     if sform[1] > 0 and qform[1] > 0:
+        assert qform[0] is not None, "its code is set"
         by_sform, by_qform = Grid((x, y, z), sform[0]), Grid((x, y, z), qform[0])
         if not same_grid(by_sform, by_qform):
             warn(

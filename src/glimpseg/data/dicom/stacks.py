@@ -48,6 +48,7 @@ NEAR = 0.05
 """Largest difference of two sides of slices, as a share of their length, for slices of about the same direction."""
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -332,8 +333,8 @@ def _split_by_attributes(slices: list[Slice], keywords: Sequence[str]) -> list[l
     return [slices]
 
 
-def _group_by(slices: Sequence[T], by: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
-    groups: dict[Hashable, list[T]] = defaultdict(list)
+def _group_by(slices: Sequence[T], by: Callable[[T], K]) -> dict[K, list[T]]:
+    groups: dict[K, list[T]] = defaultdict(list)
     for image in slices:
         groups[by(image)].append(image)
     return groups
@@ -416,9 +417,9 @@ def find_series_fields(folder: Path) -> dict[str, Any]:
     found.repeated = len(found.slices) - len(slices)
     studies, notes = unify.study_uids([image.header for image in slices])
     uids, more = unify.series_uids([image.header for image in slices], studies)
-    named = {id(image): pair for image, *pair in zip(slices, studies, uids, strict=True)}
-    series = []
-    for (study, uid), group in _group_by(slices, lambda image: tuple(named[id(image)])).items():  # type: ignore[misc]
+    named = {id(image): (study, uid) for image, study, uid in zip(slices, studies, uids, strict=True)}
+    series: list[dict[str, Any]] = []
+    for (study, uid), group in _group_by(slices, lambda image: named[id(image)]).items():
         stacks = split_stacks(group)
         names = [digest(uid)] if len(stacks) == 1 else [digest(f"{uid} {number}") for number in range(len(stacks))]
         for stack, name in zip(stacks, names, strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from glimpseg.data.dicom.headers import ENHANCED_CLASSES, value
 
@@ -23,6 +23,8 @@ VISIT_KEYWORDS = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber")
 """Attributes that the series of one study share."""
 FEWEST_SLICES = 3
 """Fewest files with a SeriesInstanceUID each that are taken for slices of one series."""
+
+K = TypeVar("K", bound=Hashable)
 
 
 def study_uids(headers: Sequence[Dataset]) -> tuple[list[str], list[str]]:
@@ -112,12 +114,12 @@ def _text(header: Dataset, keyword: str) -> str:
     return "" if found is None else str(found).strip()
 
 
-def _members(names: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+def _members(names: Sequence[K]) -> dict[K, list[int]]:
     return _grouped(range(len(names)), lambda at: names[at])
 
 
-def _grouped(items: Sequence[int], by: Callable[[int], Hashable]) -> dict[Hashable, list[int]]:
-    groups: dict[Hashable, list[int]] = defaultdict(list)
+def _grouped(items: Sequence[int], by: Callable[[int], K]) -> dict[K, list[int]]:
+    groups: dict[K, list[int]] = defaultdict(list)
     for item in items:
         groups[by(item)].append(item)
     return groups
