@@ -535,7 +535,8 @@ PLACES = (
     affine_row("an origin 1e30 mm away", _with(0, 3, 1e30), 3, _TOO_FAR.format("", "{size}", "1e+30")),
     Fault(
         name="qform and sform differ", make=_two_forms, code=0, same=True,
-        says="study: T1c: sform and qform differ by up to {apart} mm at a corner; the sform is used, as the standard asks.",
+        says="study: T1c: sform and qform differ by up to {apart} mm at a corner; the sform is used, as the standard "
+        "asks.",
     ),
     Fault(
         name="neither sform nor qform", make=_no_form, code=0,
@@ -677,7 +678,10 @@ _NOT_WHOLE = (
 
 
 TOGETHER = (
-    pair_row("FLAIR half a voxel away", _moved(1.5), 0, _OTHER_GRID.format("{shape}", "{size}", _CORNERS.format("1.50", "{moved}"))),
+    pair_row(
+        "FLAIR half a voxel away", _moved(1.5), 0,
+        _OTHER_GRID.format("{shape}", "{size}", _CORNERS.format("1.50", "{moved}")),
+    ),
     pair_row("FLAIR a tenth of a voxel away", _moved(0.4), 0),
     pair_row("FLAIR with half as many voxels", _coarser, 0, _OTHER_GRID.format("{half_shape}", "{half_size}", "")),
     pair_row("FLAIR turned by 20 degrees", _rotated, 3, _APART.format("20.0", 100)),
@@ -721,8 +725,8 @@ TOGETHER = (
     Fault(
         name="labels on another grid", make=_labels(_wrong_grid), code=3,
         says="No study could be scored.\nS1: Study S1: S1-seg.nii.gz lies on another grid ({one_less} voxels of {size} "
-        "mm, {axes}) than the images ({shape} voxels of {size} mm, {axes}; {shape} voxels against {one_less}). Give the "
-        "reference that was drawn on these images.",
+        "mm, {axes}) than the images ({shape} voxels of {size} mm, {axes}; {shape} voxels against {one_less}). Give "
+        "the reference that was drawn on these images.",
     ),
 )  # fmt: skip
 
@@ -788,13 +792,13 @@ MISLEADING = (
     Fault(name="a pair, .hdr and .img", make=_pair(), code=0, same=True),
     Fault(
         name="an .img without its .hdr", make=_pair(other=False), code=3,
-        says="{place}/t1c.img is one of two files of a NIfTI pair, and the header (.hdr) of the same name is not beside "
-        "it. Copy both files into one folder.",
+        says="{place}/t1c.img is one of two files of a NIfTI pair, and the header (.hdr) of the same name is not "
+        "beside it. Copy both files into one folder.",
     ),
     Fault(
         name="Analyze 7.5", make=_pair(kind=nibabel.AnalyzeImage), code=3,
-        says="{place}/t1c.img is no NIfTI pair but, perhaps, Analyze 7.5, which does not say which side is left. Convert "
-        "it to .nii.gz with the program that wrote it, or from the original DICOM with dcm2niix.",
+        says="{place}/t1c.img is no NIfTI pair but, perhaps, Analyze 7.5, which does not say which side is left. "
+        "Convert it to .nii.gz with the program that wrote it, or from the original DICOM with dcm2niix.",
     ),
     Fault(name="lengths in metres", make=_in_unit(1, 1e-3), code=0, same=True, says=_CONVERTED.format("metres")),
     Fault(

@@ -218,8 +218,8 @@ DICOM = (
     ),
     dicom_row(
         "DICOM: two images at one position", _copies(5, changed=True), 3,
-        f"{_SERIES}: It holds up to 2 images at one position (several echoes, time points or weightings in one series), "
-        "and their pixels differ. Export each as a series of its own.",
+        f"{_SERIES}: It holds up to 2 images at one position (several echoes, time points or weightings in one "
+        "series), and their pixels differ. Export each as a series of its own.",
     ),
     dicom_row(
         "DICOM: a SeriesInstanceUID for each slice", _own_series, 0,
@@ -234,8 +234,8 @@ DICOM = (
     ),
     Fault(
         name="DICOM: a SEG without FrameOfReferenceUID", make=_seg_without_frame, code=0,
-        says="No DICOM output is written, only NIfTI: The source series has no FrameOfReferenceUID, so nothing can refer "
-        "to it. Write NIfTI instead, or correct the UIDs of the series (dcmodify).",
+        says="No DICOM output is written, only NIfTI: The source series has no FrameOfReferenceUID, so nothing can "
+        "refer to it. Write NIfTI instead, or correct the UIDs of the series (dcmodify).",
     ),
     dicom_row("DICOM: a UID that names a path", _all_tags(SeriesInstanceUID="../../outside"), 0),
     Fault(name="DICOM: a folder without any", make=_no_dicom, code=3, says=_NO_IMAGE.format("t1c")),
