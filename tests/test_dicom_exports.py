@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glimpseg.errors import InputError
-from glimpseg.volume import SAME_GRID_VOXELS, displacement_mm, resample
+from glimpseg.volume import SAME_GRID_VOXELS, Grid, Volume, displacement_mm, resample, resample_labels
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
 import pydicom
@@ -18,14 +18,15 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 import dicom_phantoms as phantoms
 from conftest import run_here
-from glimpseg.data.dicom import find, geometry, headers, pixels, read, stacks
+from glimpseg.data.dicom import find, geometry, headers, pixels, read, stacks, study_folders
 from glimpseg.data.dicom.find import find_series
 from glimpseg.data.dicom.read import read_grid, read_series
-from glimpseg.data.dicom.seg import check_seg_source
+from glimpseg.data.dicom.seg import check_seg_source, read_seg, write_seg
 from glimpseg.data.dicom.study_folders import contains_dicom
 from glimpseg.data.identify import identify
 from glimpseg.data.notices import collected_warnings
 from glimpseg.modality import Modality
+from glimpseg.region import Label
 from glimpseg.segmentation.inputs import input_from_images
 
 SHAPE = (12, 14, 39)
@@ -59,8 +60,8 @@ def read_whole(folder):
 
 
 def assert_is_phantom(volume, affine=AFFINE, most_mm=1e-3):
-    turned = resample(volume, type(volume.grid)(SHAPE, affine))
-    assert displacement_mm(volume.ras().grid, type(volume.grid)(SHAPE, affine)) <= most_mm
+    turned = resample(volume, Grid(SHAPE, affine))
+    assert displacement_mm(volume.ras().grid, Grid(SHAPE, affine)) <= most_mm
     assert np.array_equal(volume.ras().voxels, VOXELS) or np.abs(turned.voxels - VOXELS).max() == 0
 
 
@@ -76,6 +77,31 @@ def test_cosines_that_differ_by_rounding_are_one_stack(tmp_path, size):
     assert (series.shape, volume.voxels.shape) == (SHAPE, SHAPE)
     assert warnings == []
     assert_is_phantom(volume, most_mm=4e-4 * 80)
+
+
+@pytest.mark.parametrize("writer", [phantoms.write_series, phantoms.write_enhanced])
+def test_a_segmentation_of_a_rounded_series_refers_to_each_slice_at_its_place(tmp_path, writer):
+    rng = np.random.default_rng(0)
+    for path in writer(tmp_path / "in", VOXELS, AFFINE):
+        dataset = pydicom.dcmread(path)
+        for item in geometry._group_per_frame(dataset, "PlanePositionSequence"):
+            jitter = rng.uniform(-0.02, 0.02, 3)
+            item.ImagePositionPatient = phantoms._decimal(*(np.array(item.ImagePositionPatient, float) + jitter))
+        dataset.save_as(path)
+    (series,) = find_series(tmp_path / "in")
+    check_seg_source(series)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[3:8, 4:9, 5:30] = Label.ET
+    write_seg(tmp_path / "seg.dcm", Volume(labels, AFFINE), series, model="box")
+    grid = read_grid(series)
+    assert np.array_equal(resample_labels(read_seg(tmp_path / "seg.dcm", grid), Grid(SHAPE, AFFINE)).voxels, labels)
+    segmentation = pydicom.dcmread(tmp_path / "seg.dcm")
+    used = [
+        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        for frame in segmentation.PerFrameFunctionalGroupsSequence
+    ]
+    assert len(used) == 25
+    assert len(set(used)) == (25 if writer is phantoms.write_series else 1)
 
 
 @pytest.mark.parametrize("spacings", [(4.0, 4.0001), (3.9999, 4.00005), (4.0, 4.02)])
@@ -271,6 +297,17 @@ def test_a_study_uid_for_each_series_is_one_study(tmp_path):
         "3 StudyInstanceUIDs, one for each series, of one visit by the other attributes: its images are read as one "
         "study."
     ]
+
+
+def test_series_folders_with_a_study_uid_each_are_one_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_folders, "run_sandboxed", run_here)
+    monkeypatch.setattr(study_folders, "limit_memory", lambda *_: None)
+    for number, description in ((1, "t1_se_tra"), (2, "t2_tse_tra")):
+        series_in(tmp_path / "in" / description, number=number, description=description, study=f"own {number}")
+    assert study_folders.find_study_folders(tmp_path / "in") == [tmp_path / "in"]
+    other = phantoms.Person(name="PANZAXX^SANCHO", id="PIDXX0002")
+    series_in(tmp_path / "in" / "other", number=3, study="own 3", person=other)
+    assert len(study_folders.find_study_folders(tmp_path / "in")) == 3
 
 
 @pytest.mark.parametrize(

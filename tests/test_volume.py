@@ -277,6 +277,20 @@ def test_an_affine_that_moves_a_corner_is_the_same_up_to_the_limit_and_no_furthe
     assert same_grid(grid, stored.ordered_as(grid)) == (share < 1)
 
 
+@given(seed=st.integers(0, 2**32 - 1), size=st.floats(0, 0.1))
+def test_no_plane_at_the_border_is_lost_by_rounding(seed, size):
+    rng = np.random.default_rng(seed)
+    image = Volume(np.full((9, 8, 7), 5, np.float32), np.eye(4))
+    moved = np.eye(4)
+    moved[:3, 3] = rng.uniform(-size, size, 3)
+    assert np.allclose(resample(image, Grid((9, 8, 7), moved)).voxels, 5)
+    moved[:3, 3] += [2, -1, 0]  # another window: two planes of x overlap less, one of y lies outside
+    found = resample(image, Grid((9, 8, 7), moved)).voxels
+    assert np.allclose(found[:7, 1:], 5)
+    assert not found[7:].any()
+    assert not found[:, 0].any()
+
+
 @given(size=st.floats(0, 0.24), seed=st.integers(0, 2**32 - 1))
 def test_labels_on_the_same_grid_by_rounding_are_copied(size, seed):
     rng = np.random.default_rng(seed)

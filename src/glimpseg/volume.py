@@ -25,6 +25,8 @@ SAME_GRID_VOXELS = 0.25
 
 Conversions, quaternions and rounded headers displace corners by less. Each voxel then lies nearest to its counterpart.
 """
+BORDER_VOXELS = 0.1
+"""Largest distance outside the field of view, in voxels, at which the outermost plane of an image is copied."""
 SAME_GRID_MM = 1.0
 """Largest displacement in mm of a corner between two grids that count as the same, however large the voxels are."""
 MAXIMAL_ANGLE_DEGREES = 5.0
@@ -223,15 +225,16 @@ def resample(volume: Volume, grid: Grid) -> Volume:
     Returns:
         The image on `grid`, float32; 0 outside its field of view.
     """
-    return _resample_with(volume, grid, _interpolate_linearly, _is_identical)
+    return _resample_with(volume, grid, _interpolate_linearly)
 
 
 def resample_labels(labels: Volume, grid: Grid) -> Volume:
     """Resample a label map: each voxel gets the label with the largest interpolated share.
 
-    This avoids aliasing of thin parts. Between grids that are the same by `same_grid`, labels are copied.
+    This avoids aliasing of thin parts. Labels are copied if both are windows on one lattice, within the limits of
+    `same_grid`.
     """
-    return _resample_with(labels, grid, _interpolate_labels, same_grid)
+    return _resample_with(labels, grid, _interpolate_labels)
 
 
 def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
@@ -281,23 +284,46 @@ def _is_identical(a: Grid, b: Grid) -> bool:
     return a.shape == b.shape and bool(np.abs(a.corners_mm() - b.corners_mm()).max() < GRID_TOLERANCE_MM)
 
 
-def _resample_with(
-    volume: Volume,
-    grid: Grid,
-    interpolate: Callable[[Volume, Grid], np.ndarray],
-    copies: Callable[[Grid, Grid], bool],
-) -> Volume:
-    """Resample between the RAS orders of both grids, then return to the order of `grid`.
-
-    Voxels are copied if `copies` says so of the two grids.
-    """
+def _resample_with(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Grid], np.ndarray]) -> Volume:
+    """Resample between the RAS orders of both grids, then return to the order of `grid`."""
     source, target = _ras_view(volume), grid.ras()
-    voxels = source.voxels if copies(source.grid, target) else interpolate(source, target)
+    voxels = source.voxels if _is_identical(source.grid, target) else interpolate(source, target)
     turn = nio.ornt_transform(nio.io_orientation(target.affine), nio.io_orientation(grid.affine))
     return Volume(np.ascontiguousarray(nio.apply_orientation(voxels, turn)), grid.affine)
 
 
 def _interpolate_linearly(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
+    """Interpolate linearly. On the same lattice within the limits of `same_grid`, no plane at the border is lost."""
+    result = _interpolated(volume, grid)
+    window = _same_window(volume.grid, grid)
+    return result if window is None else _with_border(result, volume, grid, window)
+
+
+def _with_border(
+    result: Float[np.ndarray, "x y z"], volume: Volume, grid: Grid, window: Int[np.ndarray, "3"]
+) -> Float[np.ndarray, "x y z"]:
+    """Copy the outermost planes of an image where a small displacement puts them outside its field of view.
+
+    Interpolation knows no value there and gives 0.
+    """
+    for axis, side in enumerate(volume.voxels.shape):
+        for plane in (0, side - 1):
+            at = plane - int(window[axis])
+            if not 0 <= at < grid.shape[axis]:
+                continue
+            box = [slice(0, n) for n in grid.shape]
+            box[axis] = slice(at, at + 1)
+            part = grid.crop((box[0], box[1], box[2]))
+            places = np.linalg.solve(volume.affine, part.affine)
+            corners = Grid(part.shape, places).corners_mm()[:, axis]
+            beyond = max(-corners.min(), corners.max() - (side - 1))
+            if 0 < beyond <= BORDER_VOXELS:
+                start = window + np.array([one.start for one in box])
+                result[tuple(box)] = _copy_window(volume.voxels, start, part.shape)
+    return result
+
+
+def _interpolated(volume: Volume, grid: Grid) -> Float[np.ndarray, "x y z"]:
     """Interpolate linearly; a large image is processed in slabs, to avoid a second array of its size."""
     try:
         matrix = np.linalg.inv(volume.affine) @ grid.affine
@@ -371,7 +397,23 @@ def _copy_window(
     return result
 
 
+def _same_window(source: Grid, target: Grid) -> Int[np.ndarray, "3"] | None:
+    """Return the voxel of the source at which the target begins if both are one lattice by `same_grid`, else None."""
+    try:
+        start = np.linalg.solve(source.affine, target.affine[:, 3])[:3]
+    except np.linalg.LinAlgError:
+        return None
+    if not np.abs(start).max() < 1 << 31:
+        return None
+    shift = np.rint(start).astype(int)
+    window = source.crop(tuple(slice(s, s + n) for s, n in zip(shift, target.shape, strict=True)))  # type: ignore[arg-type]
+    return shift if same_grid(window, target) else None
+
+
 def _interpolate_labels(labels: Volume, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
+    window = _same_window(labels.grid, grid)
+    if window is not None:
+        return _copy_window(labels.voxels, window, grid.shape).astype(labels.voxels.dtype)
     result = np.zeros(grid.shape, labels.voxels.dtype)
     best = np.ones(grid.shape, np.float32)  # the background's share; later the largest share so far
     shares = {}

@@ -682,7 +682,7 @@ TOGETHER = (
         "FLAIR half a voxel away", _moved(1.5), 0,
         _OTHER_GRID.format("{shape}", "{size}", _CORNERS.format("1.50", "{moved}")),
     ),
-    pair_row("FLAIR a tenth of a voxel away", _moved(0.4), 0),
+    pair_row("FLAIR a tenth of a voxel away", _moved(0.4), 0, ""),
     pair_row("FLAIR with half as many voxels", _coarser, 0, _OTHER_GRID.format("{half_shape}", "{half_size}", "")),
     pair_row("FLAIR turned by 20 degrees", _rotated, 3, _APART.format("20.0", 100)),
     pair_row("FLAIR a metre away", _moved(1000), 3, _APART.format("0.0", 0)),
@@ -761,13 +761,14 @@ def _in_unit(code: int, factor: float) -> Callable[[Path, Scans], list[Word]]:
     return make
 
 
+def _no_volumes(place: Path, scans: Scans) -> list[Word]:
+    path = with_bytes(plain(place, scans), 40, struct.pack("<h", 4))
+    return segment(with_bytes(path, 48, struct.pack("<h", 0)))
+
+
 def _long_quaternion(place: Path, scans: Scans) -> list[Word]:
-    scan = scans["t1c"]
-    path = save(place / "t1c.nii", voxels(scan), scan.affine)
-    header = nibabel.load(path).header
-    parts = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
-    path = with_bytes(path, 252, struct.pack("<hh", 1, 0))
-    return segment(with_bytes(path, 256, struct.pack("<fff", *(parts / np.linalg.norm(parts) * (1 + 1e-6)))))
+    path = with_bytes(plain(place, scans, "t1c.nii"), 252, struct.pack("<hh", 1, 0))
+    return segment(with_bytes(path, 256, struct.pack("<fff", 0, 0, 1 + 1e-6)))
 
 
 def _few_slices(place: Path, scans: Scans) -> list[Word]:
@@ -809,12 +810,12 @@ MISLEADING = (
         says="study: T1c is in metres by its header (xyzt_units), which would give voxels of {size_m} mm; its numbers "
         "are taken as millimetres.",
     ),
-    header_row(
-        "no volumes (dim[4] = 0)", 40, struct.pack("<8h", 4, 60, 60, 39, 0, 0, 0, 0), 0,
-        "study: T1c has the shape ({x}, {y}, {z}, 1); its single volume is used.\n"
-        "study: T1c has dim[4] = 0 in its header, which counts as 1.", same=True,
+    Fault(
+        name="no volumes (dim[4] = 0)", make=_no_volumes, code=0, same=True,
+        says="study: T1c has the shape ({x}, {y}, {z}, 1); its single volume is used.\n"
+        "study: T1c has dim[4] = 0 in its header, which counts as 1.",
     ),
-    Fault(name="qform alone, quaternion 1e-6 too long", make=_long_quaternion, code=0, same=True),
+    Fault(name="qform alone, quaternion 1e-6 too long", make=_long_quaternion, code=0),
     Fault(
         name="three slices", make=_few_slices, code=0,
         says="study: T1c has 3 slices along one axis, {three} mm in all, which is a small part of a head. The result "

@@ -385,6 +385,7 @@ def make_regular(datasets: Sequence[Dataset]) -> None:
     Headers that are exact stay as they are. Raises: InputError as `fit_stack`.
     """
     stack = header_stack(datasets)
+    _correct_slice_distance(datasets, stack.step_mm)
     if stack.exact and len({_geometry_text(dataset) for dataset in datasets}) == 1:
         return
     written = [_decimals(stack.cosines), _decimals(stack.spacing_mm)]
@@ -397,6 +398,15 @@ def make_regular(datasets: Sequence[Dataset]) -> None:
             item.ImageOrientationPatient = written[0]
         for item in _group_per_frame(dataset, "PixelMeasuresSequence"):
             item.PixelSpacing = written[1]
+
+
+def _correct_slice_distance(datasets: Sequence[Dataset], step_mm: float) -> None:
+    """Correct SpacingBetweenSlices where it is given; some scanners write the gap, and derived objects inherit it."""
+    for dataset in datasets:
+        for item in _group_per_frame(dataset, "PixelMeasuresSequence"):
+            given = first_number(value(item, "SpacingBetweenSlices"))
+            if given is not None and abs(given - step_mm) > EXACT_MM / len(datasets):
+                item.SpacingBetweenSlices = _decimals([step_mm])[0]
 
 
 def _geometry_text(dataset: Dataset) -> str:

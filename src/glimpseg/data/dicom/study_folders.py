@@ -11,13 +11,17 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glimpseg.data.dicom import libraries, stacks
+from glimpseg.data.dicom import libraries, stacks, unify
 from glimpseg.data.dicom.headers import begins_as_dicom
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
 from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 READING_SECONDS = 600
 MOST_FILES_TRIED = 200
@@ -69,17 +73,19 @@ def first_study_digests(folder: Path) -> dict[str, str]:
     """
     places: dict[str, Iterable[Path]] = {"": [path for path in sorted(folder.iterdir()) if path.is_file()]}
     places |= {path.name: stacks.walk_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    found = {name: next(_study_digests(paths), None) for name, paths in places.items()}
-    return {name: study for name, study in found.items() if study is not None}
+    found = {name: next(_image_headers(paths), None) for name, paths in places.items()}
+    headers = {name: header for name, header in found.items() if header is not None}
+    uids, _ = unify.study_uids(list(headers.values()), samples=True)
+    return {name: digest(uid) for name, uid in zip(headers, uids, strict=True)}
 
 
-def _study_digests(paths: Iterable[Path]) -> Iterator[str]:
+def _image_headers(paths: Iterable[Path]) -> Iterator[Dataset]:
     for number, path in enumerate(paths):
         if number >= MOST_FILES_TRIED:
             return
         if begins_as_dicom(path):
             for one in stacks.read_headers([path]).slices:
-                yield digest(str(one.header.StudyInstanceUID))
+                yield one.header
 
 
 def _main(folder: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from glimpseg.data.dicom.headers import ENHANCED_CLASSES, value
+from glimpseg.data.dicom.headers import ENHANCED_CLASSES, differing_identity, value
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -27,18 +27,22 @@ FEWEST_SLICES = 3
 K = TypeVar("K", bound=Hashable)
 
 
-def study_uids(headers: Sequence[Dataset]) -> tuple[list[str], list[str]]:
+def study_uids(headers: Sequence[Dataset], *, samples: bool = False) -> tuple[list[str], list[str]]:
     """Return the StudyInstanceUID of each file, one for all series of one visit, and notes.
 
     Several studies are one if each has a single series (or a single file), no two have the same series, their dates
     do not differ, and they share a frame of reference or the time and number of the study.
+
+    Args:
+        headers: headers of the files.
+        samples: True if each file stands for a series, of which the others were not read.
     """
     uids = [str(header.StudyInstanceUID) for header in headers]
     members = _members(uids)
     if len(members) < 2:
         return uids, []
     series = {uid: {_text(headers[at], "SeriesNumber") for at in files} for uid, files in members.items()}
-    single_files = all(len(files) == 1 for files in members.values())
+    single_files = not samples and all(len(files) == 1 for files in members.values())
     by_visit: dict[str, str] = {}
     firsts: list[str] = []
     for uid in sorted(members):
@@ -95,6 +99,8 @@ def series_uids(headers: Sequence[Dataset], studies: Sequence[str]) -> tuple[lis
 
 def _same_visit(first: Dataset, second: Dataset) -> bool:
     """True if two files are of one visit, by frame of reference and by date, time and numbers of the study."""
+    if differing_identity(first, second):
+        return False
     dates = {_text(header, "StudyDate") for header in (first, second)} - {""}
     if len(dates) > 1:
         return False

@@ -53,7 +53,7 @@ _SUBJECT_OR_SESSION = re.compile(r"(sub|ses)-[a-zA-Z0-9]+")
 
 def nifti_series(folder: Path) -> tuple[list[Series], list[str]]:
     """Read every NIfTI file below `folder` as a series, in the order of names; and a note for each unreadable file."""
-    files = [path for path in _files(folder) if path.name.lower().endswith(nifti.SUFFIXES)]
+    files = [path for path in _files(folder) if path.name.lower().endswith((*nifti.SUFFIXES, ".hdr"))]
     alone = max(Counter(path.parent for path in files).values(), default=0) == 1
     series, notes = [], []
     for path in files:
@@ -65,8 +65,8 @@ def nifti_series(folder: Path) -> tuple[list[Series], list[str]]:
 
 
 def stem(path: Path) -> str:
-    """Return the file name without `.nii` or `.nii.gz`."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    """Return the file name without `.nii`, `.nii.gz` or `.hdr` (of a pair)."""
+    return re.sub(r"\.(nii(\.gz)?|hdr)$", "", path.name, flags=re.IGNORECASE)
 
 
 def _files(folder: Path) -> Iterator[Path]:

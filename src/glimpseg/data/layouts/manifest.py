@@ -288,7 +288,7 @@ def _is_manifest(path: Path) -> bool:
         return False
     sequences = [index for index, what in columns.items() if isinstance(what, Modality)]
     cells = [row[index].strip().lower() for row in rows[1:] for index in sequences if index < len(row)]
-    return any(re.sub(r"#\d+$", "", cell).endswith(IMAGES) for cell in cells)
+    return any(re.sub(r"#\d+$", "", cell).endswith((*IMAGES, ".hdr", ".img")) for cell in cells)
 
 
 LAYOUT = Layout("manifest", "a table (.csv, .tsv) with the columns study, t1, t1c, t2, flair, seg", recognises, read)
