@@ -88,11 +88,13 @@ def segment(
         from glimpseg.batch.job import BatchOptions
         from glimpseg.batch.progress import FAILURES, Shard
         from glimpseg.batch.tree import segment_tree
-        from glimpseg.segmentation.inputs import study_entries
+        from glimpseg.batch.folder import write_unused
+        from glimpseg.segmentation.inputs import tree_contents
 
         loaded, share = predict.load(model, device, changes_of(change), backend), Shard.parse(shard)
+        contents = tree_contents(source, layout, named=not outputs.deidentify)
         outcome = segment_tree(
-            study_entries(source, layout),
+            contents.entries,
             loaded,
             output,
             BatchOptions(inference=inference, outputs=outputs),
@@ -100,6 +102,7 @@ def segment(
             resume=resume,
             overwrite=overwrite,
         )
+        write_unused(output, contents.unused)
         conclude(output, outcome, share.file(FAILURES))
         return
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)
