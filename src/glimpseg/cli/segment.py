@@ -85,10 +85,10 @@ def segment(
             raise UsageError(
                 "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
             )
+        from glimpseg.batch.folder import write_unused
         from glimpseg.batch.job import BatchOptions
         from glimpseg.batch.progress import FAILURES, Shard
         from glimpseg.batch.tree import segment_tree
-        from glimpseg.batch.folder import write_unused
         from glimpseg.segmentation.inputs import tree_contents
 
         loaded, share = predict.load(model, device, changes_of(change), backend), Shard.parse(shard)

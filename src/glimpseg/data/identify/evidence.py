@@ -43,6 +43,7 @@ SENTENCE_NUMBERS = {
     "Slices": "slices",
 }
 
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """One piece of evidence: its vote, its points and its reason."""

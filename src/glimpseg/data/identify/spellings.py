@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_PLANES = "ax axi axial tra trans transv transverse transversal sag sagit sagital sagittal cor coronal cr obl oblique oax"
+_PLANES = (
+    "ax axi axial tra trans transv transverse transversal sag sagit sagital sagittal cor coronal cr obl oblique oax"
+)
 _AGENTS = (
     "gd gad gado gadolinium gadovist dotarem km kl kontrast kontrastmittel contrast contraste contrasto post "
     "postcontrast postgd postgad postgado postkm postinj enhanced enh inj"
@@ -20,11 +22,13 @@ _METHODS = (
     "vista flash fl fl2d fl3d tfl ir blade propeller prop dixon haste star map maps mapping rho hemo haemo stir fs fatsat fatsup "
     "weighted gewichtet iso"
 )
-NEUTRAL = frozenset((*_PLANES.split(), *_METHODS.split(), *"2d 3d mr mri w wi nii".split()))
+NEUTRAL = frozenset((*_PLANES.split(), *_METHODS.split(), *["2d", "3d", "mr", "mri", "w", "wi", "nii"]))
 """Words that name neither a sequence nor a patient."""
 _SHORT_AFTER = "c ce k n f"
 """Short words that have a meaning only after a weighting: `t1c`, `t1n`, `t2f`."""
-_CORES = "t1wi t1w t1 t2wi t2w t2 flair flari fliar fler flar tirm darkfluid mprage memprage bravo spgr fspgr efspgr fgre"
+_CORES = (
+    "t1wi t1w t1 t2wi t2w t2 flair flari fliar fler flar tirm darkfluid mprage memprage bravo spgr fspgr efspgr fgre"
+)
 
 
 def _alternatives(*words: str) -> str:

@@ -102,9 +102,7 @@ def _study_names(root: Path, subject: str) -> list[str]:
     return [*own, *(f"{subject}_{session}" for session in sessions)]
 
 
-def _images(
-    folder: Path, broken_links: list[Path], set_aside: dict[Path, str]
-) -> tuple[dict[Modality, Path], str]:
+def _images(folder: Path, broken_links: list[Path], set_aside: dict[Path, str]) -> tuple[dict[Modality, Path], str]:
     """Return the images of a study, and a description of a problem ("" if there is none)."""
     found: dict[Modality, Path] = {}
     problem = ""
@@ -124,7 +122,9 @@ def _images(
             modality = Modality.T1C if "ce" in name.entities else modality
             problem = problem or _contrast_problem(path, name)
         if modality in found:
-            problem = f"{folder_title(folder)} holds two {modality.title} images: {_describe_pair(found[modality], path)}"
+            problem = (
+                f"{folder_title(folder)} holds two {modality.title} images: {_describe_pair(found[modality], path)}"
+            )
         found.setdefault(modality, path)
     return found, problem
 
@@ -138,7 +138,7 @@ def _suffix_modality(suffix: str) -> Modality | None:
 
 def _another_image(name: BidsName) -> str:
     """Return why the entities say that this is another kind of image (a map, a fat image); "" if they do not."""
-    said = " ".join(name.entities[key] for key in _FREE_ENTITIES if key in name.entities)
+    said = " ".join(_in_words(name.entities[key]) for key in _FREE_ENTITIES if key in name.entities)
     reading = read_name(f"{said} {name.suffix}")
     return "" if reading.sequence is not None or reading.doubtful or reading.why == NOT_NAMED else reading.why
 
@@ -166,8 +166,13 @@ def _contrast_problem(path: Path, name: BidsName) -> str:
     )
 
 
+def _in_words(value: str) -> str:
+    """Separate the words of an entity, which BIDS joins: `dixonFat`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", value)
+
+
 def _speaks_of_contrast(value: str) -> bool:
-    reading = read_name(f"T1 {value}")
+    reading = read_name(f"T1 {_in_words(value)}")
     return reading.sequence is Modality.T1C or bool(_CONTRAST.search(value))
 
 

@@ -27,6 +27,7 @@ from glimpseg.data.layouts.layout import (
     StudyEntry,
     broken_link_notes,
     is_broken_link,
+    place_below,
     printable,
     stem_of,
 )
@@ -136,7 +137,7 @@ def recognises(place: FolderListing) -> bool:
 
 def read(kinds: Sequence[str], place: FolderListing) -> ReadResult:
     """Read the study in one folder, if its file names are of one of the `kinds` of naming."""
-    found = _StudyFiles()
+    found = _StudyFiles(place.path)
     broken: list[Path] = []
     for path, name, reading in _candidates(place):
         if is_broken_link(path):
@@ -166,7 +167,8 @@ def read(kinds: Sequence[str], place: FolderListing) -> ReadResult:
 class _StudyFiles:
     """Images of one study folder by their sequences, and its segmentations."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.set_aside: dict[Path, str] = {}
         self._named: dict[Modality, list[tuple[Path, bool]]] = {}
         self._segmentations: list[tuple[Path, bool]] = []
@@ -197,7 +199,7 @@ class _StudyFiles:
             }
             images[modality] = plain[0]
             if len(plain) > 1:
-                problem = _describe_pair(f"{modality.title} images", *plain[:2])
+                problem = problem or self._pair(f"{modality.title} images", *plain[:2])
         return images, problem
 
     def references(self) -> tuple[list[Path], str]:
@@ -207,7 +209,14 @@ class _StudyFiles:
         if not last:
             self.set_aside |= dict.fromkeys(every, "a segmentation, but its name does not end in 'seg'")
             return [], ""
-        return every, _describe_pair("references", *every[:2]) if len(every) > 1 else ""
+        return every, self._pair("references", *every[:2]) if len(every) > 1 else ""
+
+    def _pair(self, what: str, first: Path, second: Path) -> str:
+        one, other = (place_below(path, self._folder) for path in (first, second))
+        return (
+            f"{printable(self._folder.name)} holds two {what}: {one} and {other}. "
+            "Keep one study in a folder and one image of a sequence."
+        )
 
 
 def _is_image(name: str) -> bool:
@@ -259,13 +268,6 @@ def _images_in(folder: Path) -> list[str]:
         return sorted(name for name in os.listdir(folder) if _is_image(name) and not name.startswith("."))
     except OSError:
         return []
-
-
-def _describe_pair(what: str, first: Path, second: Path) -> str:
-    return (
-        f"{printable(first.parent.name)} holds two {what}: {printable(first.name)} and {printable(second.name)}. "
-        "Keep one study in a folder and one image of a sequence."
-    )
 
 
 def _naming_of(images: Mapping[Modality, Path], references: Sequence[Path]) -> str:

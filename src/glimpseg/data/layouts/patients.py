@@ -54,7 +54,7 @@ def without_derived(entries: Sequence[StudyEntry], root: Path) -> KeptStudies:
         assert entry.folder is not None
         assert above.folder is not None
         why = f"it lies in a folder below the study {above.study.id}"
-        set_aside |= {path: why for path in _paths(entry.study)}
+        set_aside |= dict.fromkeys(_paths(entry.study), why)
         inside = printable(entry.folder.relative_to(above.folder).as_posix())
         notes.append(f"{above.study.id}: the images in {inside} are taken for derived files and are not used.")
     return KeptStudies(kept, set_aside, notes)
