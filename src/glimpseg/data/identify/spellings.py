@@ -26,18 +26,20 @@ NEUTRAL = frozenset((*_PLANES.split(), *_METHODS.split(), *["2d", "3d", "mr", "m
 """Words that name neither a sequence nor a patient."""
 _SHORT_AFTER = "c ce k n f"
 """Short words that have a meaning only after a weighting: `t1c`, `t1n`, `t2f`."""
+_FREE = f"{_PLANES} {_AGENTS} {_PLAIN} {_METHODS} 2d 3d"
+"""Words that may stand before or after a weighting."""
 _CORES = (
     "t1wi t1w t1 t2wi t2w t2 flair flari fliar fler flar tirm darkfluid mprage memprage bravo spgr fspgr efspgr fgre"
 )
 
 
-def _alternatives(*words: str) -> str:
+def _alternatives(words: str) -> str:
     """Pattern that matches any of the words, the longest first."""
-    return "|".join(sorted({word for text in words for word in text.split()}, key=lambda word: (-len(word), word)))
+    return "|".join(sorted(set(words.split()), key=lambda word: (-len(word), word)))
 
 
-_BEFORE = re.compile(_alternatives(_PLANES, _AGENTS, _PLAIN, _METHODS, "2d 3d"))
-_AFTER = re.compile(_alternatives(_PLANES, _AGENTS, _PLAIN, _METHODS, _SHORT_AFTER, _CORES, "2d 3d"))
+_BEFORE = re.compile(_alternatives(_FREE))
+_AFTER = re.compile(_alternatives(f"{_FREE} {_SHORT_AFTER} {_CORES}"))
 _WORD = re.compile(
     rf"(?P<before>(?:{_BEFORE.pattern})*)(?P<agent>ce|c)?(?P<letter>[steviw](?=t[12]))?(?P<core>{_alternatives(_CORES)})"
     rf"(?P<after>(?:{_AFTER.pattern})*)(?P<number>(?<=[a-z])\d{{1,2}})?"
