@@ -104,7 +104,7 @@ def read_description(path: Path) -> Description:
     named = tree.get("channel_names", tree.get("modality"))
     if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):
         raise InputError(
-            f"{printable(path.name)} lacks 'channel_names' (or 'modality'): it should name its channels by number, such "
+            f"{printable(path.name)} lacks 'channel_names' (or 'modality'): it should name its channels by number, "
             'as {"0": "T1", "1": "FLAIR"}. Add it.'
         )
     channels: dict[int, Modality] = {}

@@ -106,8 +106,8 @@ def _listed_entry(name: str, files: list[Path], label: Path | None, description:
     gone = [path for path in [*images.values(), *([label] if label else [])] if not path.is_file()]
     study = Study(printable(name), {m: p for m, p in images.items() if p.is_file()}, label, description.convention)
     problem = (
-        f"{NAME} names {printable(gone[0].name)} for {printable(name)} under 'dataset', which is not there. Correct the "
-        "path; it is relative to the file."
+        f"{NAME} names {printable(gone[0].name)} for {printable(name)} under 'dataset', which is not there. Correct "
+        "the path; it is relative to the file."
         if gone
         else ""
     )

@@ -64,7 +64,7 @@ class StudyChecks:
 
     @property
     def needs_registration(self) -> bool:
-        """True if a sequence is misaligned with the reference, or may be. A registration that does not help is dropped."""
+        """True if a sequence is misaligned with the reference, or may be."""
         sure = any(check.verdict is Verdict.YES for check in self.alignment.values())
         unsure = any(check.verdict is Verdict.UNSURE for check in self.alignment.values())
         return sure or (unsure and find_spec("SimpleITK") is not None)
