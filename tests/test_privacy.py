@@ -39,7 +39,7 @@ def files_that_name(folder):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Two studies below a folder with the patient's name, in headers and sidecars too; with images that are not used."""
+    """Two studies below a folder with the patient's name, in headers and sidecars, too; with unused images."""
     place = tmp_path / f"{WORD}_DATA"
     for seed, name in enumerate(("S1", "S2")):
         folder = write_head(place, name, seed)

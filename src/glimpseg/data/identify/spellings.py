@@ -19,8 +19,8 @@ _AGENTS = (
 _PLAIN = "pre precontrast pregd pregad prekm nativ native nativa nativo plain noncontrast nonenhanced unenhanced nongd"
 _METHODS = (
     "mprage mpr memprage mp2rage bravo spgr fspgr efspgr irfspgr vibe starvibe tse se fse ffe tfe gre spc space cube "
-    "vista flash fl fl2d fl3d tfl ir blade propeller prop dixon haste star map maps mapping rho hemo haemo stir fs fatsat "
-    "fatsup weighted gewichtet iso"
+    "vista flash fl fl2d fl3d tfl ir blade propeller prop dixon haste star map maps mapping rho hemo haemo stir fs "
+    "fatsat fatsup weighted gewichtet iso"
 )
 NEUTRAL = frozenset((*_PLANES.split(), *_METHODS.split(), *["2d", "3d", "mr", "mri", "w", "wi", "nii"]))
 """Words that name neither a sequence nor a patient."""
