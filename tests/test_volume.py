@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from conftest import ORIENTATIONS
 from glimpseg import volume as volumes
 from glimpseg.errors import InputError
+from glimpseg.foreground import foreground
 from glimpseg.volume import (
     Grid,
     Volume,
@@ -19,7 +20,6 @@ from glimpseg.volume import (
     bounding_box,
     connected_to_border,
     downsample_large,
-    foreground,
     overlap,
     resample,
     resample_labels,
