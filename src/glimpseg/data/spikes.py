@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from glimpseg.data.notices import warn
-from glimpseg.foreground import air_level
+from glimpseg.foreground import air_level, find_foreground
 from glimpseg.volume import Volume
 
 DARK_PERCENTILE, BRIGHT_PERCENTILE = 2, 98
@@ -64,7 +64,11 @@ class Repaired:
 def without_spikes(volume: Volume, name: str) -> Volume:
     """Repair an image whose brain is not known yet, with a warning. `name` is its name in the warning."""
     level = air_level(volume.voxels)
-    sound = repair(volume.voxels, volume.voxels != level, level)
+    if repair(volume.voxels, volume.voxels != level, level).voxels is volume.voxels:
+        return volume
+    # Ringing and noise are no spikes: the brain is looked for where they are possible.
+    found = find_foreground(volume.voxels)
+    sound = repair(volume.voxels, found.mask, found.background)
     warn_of_repair(sound, name)
     return volume if sound.voxels is volume.voxels else Volume(sound.voxels, volume.affine)
 
