@@ -8,6 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from conftest import AFFINE, WORDS, head, write_head
 from glimpseg.data import augment, loader, preprocess
@@ -15,12 +17,12 @@ from glimpseg.data.augment import Augment
 from glimpseg.data.cache import CachedCase, cache_key, cache_study, in_memory
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Sampling
-from glimpseg.data.preprocess import Preprocess, prepare
+from glimpseg.data.preprocess import Preprocess, prepare, reference_on
 from glimpseg.errors import InputError
 from glimpseg.evaluation.protocol import PROTOCOLS
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.study import Study
-from glimpseg.volume import Volume
+from glimpseg.volume import SAME_GRID_MM, SAME_GRID_VOXELS, Grid, Volume
 
 SETTINGS = Preprocess(spacing_mm=3.0)
 
@@ -199,6 +201,37 @@ def test_a_reference_on_another_grid_is_refused():
     odd = Study("S", {Modality.T1: Volume(images[Modality.T1], AFFINE)}, Volume(labels, moved))
     with pytest.raises(InputError, match="reference lies on another grid"):
         prepare(odd, SETTINGS)
+
+
+@given(share=st.floats(0, 0.98), axis=st.integers(0, 2), along=st.integers(0, 3))
+@example(share=0.1, axis=0, along=1)
+def test_a_reference_whose_affine_differs_by_rounding_is_taken_voxel_by_voxel(share, axis, along):
+    images, labels = head()
+    sizes = np.linalg.norm(AFFINE[:3, :3], axis=0)
+    moved = AFFINE.copy()
+    limit = min(SAME_GRID_VOXELS * sizes[axis], SAME_GRID_MM)
+    moved[:3, along] += AFFINE[:3, axis] / sizes[axis] * share * limit / (1 if along == 3 else labels.shape[along] - 1)
+    found = Study("S", {Modality.T1: Volume(images[Modality.T1], AFFINE)}, Volume(labels, moved))
+    assert np.array_equal(reference_on(found, Grid(labels.shape, AFFINE)).voxels, labels)
+
+
+@pytest.mark.parametrize("shift", [1.1, 2.0, 5.0])
+def test_a_reference_that_lies_elsewhere_is_refused_with_the_distance(shift):
+    images, labels = head()
+    moved = AFFINE.copy()
+    moved[2, 3] += shift
+    odd = Study("S", {Modality.T1: Volume(images[Modality.T1], AFFINE)}, Volume(labels, moved))
+    with pytest.raises(InputError, match=f"corners up to {shift:.2f} mm apart"):
+        prepare(odd, SETTINGS)
+
+
+def test_a_study_of_three_slices_is_warned_of():
+    images, _ = head()
+    middle = images[Modality.T1].shape[2] // 2
+    few = Study("S", {Modality.T1: Volume(images[Modality.T1][:, :, middle : middle + 3], AFFINE)})
+    (warning,) = prepare(few, SETTINGS).warnings
+    assert warning.startswith("S: T1 has 3 slices along one axis")
+    assert "The result may be empty or wrong" in warning
 
 
 # Cache

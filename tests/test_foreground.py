@@ -1,5 +1,7 @@
 """The brain is found whatever the air holds: one value, noise, ringing, a ghost, another constant, nothing."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,9 +109,9 @@ def test_a_sequence_with_noise_takes_the_brain_of_a_clean_one():
     t1c, flair = (prepared.inside[list(Modality).index(m)] for m in (Modality.T1C, Modality.FLAIR))
     assert np.array_equal(t1c, flair)
     assert t1c.sum() == truth.sum()
-    assert "S: T1c: the air is not one value" in prepared.warnings[0]
-    assert "taken from FLAIR" in prepared.warnings[0]
-    assert "--brain-mask" in prepared.warnings[0]
+    assert any(
+        re.match("S: T1c: the air is not one value.*taken from FLAIR.*--brain-mask", w) for w in prepared.warnings
+    )
 
 
 def test_the_brain_of_a_clean_sequence_elsewhere_is_not_taken():
@@ -126,8 +128,7 @@ def test_the_brain_of_a_clean_sequence_elsewhere_is_not_taken():
 
 def test_no_air_at_all_is_reported():
     prepared = prepare(study(T1=ball(1, radius=40)[0]), Preprocess())
-    assert "no air was found" in prepared.warnings[0]
-    assert "--brain-mask" in prepared.warnings[0]
+    assert any(re.match("S: T1: no air was found.*--brain-mask", text) for text in prepared.warnings)
 
 
 @pytest.mark.parametrize("offset", [-1000, 500])

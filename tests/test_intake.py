@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 
 from conftest import AFFINE, head
-from dicom_phantoms import Person, write_series
+from dicom_phantoms import Person, change, uid, write_series
 from glimpseg.batch.job import BatchOptions
 from glimpseg.batch.tree import segment_tree
 from glimpseg.cli import app
 from glimpseg.data.dicom.seg import read_seg
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
-from glimpseg.segmentation import predict
+from glimpseg.segmentation import passes, predict
 from glimpseg.segmentation.inputs import study_entries
 from glimpseg.segmentation.options import InferenceOptions, OutputOptions
 from glimpseg.volume import Volume, resample
@@ -223,3 +223,44 @@ def test_a_brain_mask_for_a_whole_tree_is_refused(visit, model_folder, tmp_path)
     folder, _ = visit
     with pytest.raises(UsageError, match="--brain-mask is of one study"):
         run("segment", "-i", folder, "--brain-mask", tmp_path / "m.nii.gz", "-m", model_folder, "-o", tmp_path / "o")
+
+
+@pytest.mark.usefixtures("readers_here")
+def test_what_makes_a_seg_impossible_is_told_before_the_network_runs_and_nifti_is_written(
+    model_folder, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "visit"
+    write_visit(folder, modalities=[Modality.T1C])
+    for path in folder.iterdir():
+        change(path, FrameOfReferenceUID=None)
+    told = []
+    real = passes.segment_prepared
+    monkeypatch.setattr(passes, "segment_prepared", lambda *args: told.append(caplog.text) or real(*args))
+    output = tmp_path / "out"
+    run("segment", "--t1c", folder, "-m", model_folder, "-o", output, "--output-type", "nifti,dicom-seg,dicom-sr")
+    assert "No DICOM output is written, only NIfTI: The source series has no FrameOfReferenceUID" in told[0]
+    assert sorted(path.suffix for path in output.iterdir() if path.suffix == ".dcm") == []
+    assert (output / "seg.nii.gz").is_file()
+    (warning,) = json.loads((output / "run.json").read_text())["warnings"]
+    assert warning.startswith("No DICOM output is written")
+
+
+def test_a_seg_of_nifti_is_refused_before_the_network_runs(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "segment_prepared", lambda *_: pytest.fail("the network ran"))
+    image = tmp_path / "t1c.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(head()[0][Modality.T1C], AFFINE), image)
+    with pytest.raises(UsageError, match="A DICOM SEG lies in the geometry of a DICOM series"):
+        run("segment", "--t1c", image, "-m", model_folder, "-o", tmp_path / "out", "--output-type", "dicom-seg")
+
+
+@pytest.mark.usefixtures("readers_here")
+def test_what_dicom_warned_of_stands_in_the_record(model_folder, tmp_path):
+    folder = tmp_path / "visit"
+    write_visit(folder, modalities=[Modality.T1C])
+    first = sorted(folder.iterdir())[12]
+    copy = folder / "copy.dcm"
+    copy.write_bytes(first.read_bytes())
+    change(copy, SOPInstanceUID=uid("copy"))
+    run("segment", "--t1c", folder, "-m", model_folder, "-o", tmp_path / "out")
+    (warning,) = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    assert "1 file has the same pixels as another at the same position" in warning

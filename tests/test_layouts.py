@@ -685,6 +685,13 @@ def table(folder, text, name="studies.csv"):
         "\ufeffID;T1n;T2f\r\nA;0.nii.gz;1.nii.gz\r\n",
         "case\tt1\tt1c\tfla\nA\t0.nii.gz\t\t 1.nii.gz \n",
         "study,note,t1,flair\nA,\"says: a, b\",0.nii.gz,./1.nii.gz",
+        "sep=;\r\nstudy;t1;flair\r\nA;0.nii.gz;1.nii.gz\r\n",
+        "study,t1,flair\nA,.\\0.nii.gz,1.nii.gz\n",
+        "study,t1,t1c,t2,flair\nA,0.nii.gz,NA,n/a,1.nii.gz\n",
+        "study\tt1\tflair\r\nA\t0.nii.gz\t1.nii.gz\r\n".encode("utf-16"),
+        "study,t1,flair\nA,0.nii.gz,1.nii.gz\n".encode("utf-16-le"),
+        "study,t1,flair\nA,0.nii.gz,1.nii.gz\n".encode("utf-16-be"),
+        "study,note,t1,flair\nA,M\u00fcller,0.nii.gz,1.nii.gz\n".encode("latin-1"),
     ],
 )  # fmt: skip
 def test_a_manifest_is_read_however_it_was_saved(tmp_path, text):
@@ -713,6 +720,31 @@ def test_a_manifest_is_read_however_it_was_saved(tmp_path, text):
 def test_a_manifest_that_is_wrong_says_where(tmp_path, text, why):
     with pytest.raises(InputError, match=why):
         find_studies(table(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("study,t1\nA,0.nii.gz\n".encode("utf-16"), "studies.csv is in UTF-16; it was read as such."),
+        ("study,t1,note\nA,0.nii.gz,\u00fc\n".encode("latin-1"), "studies.csv is in Latin-1 (Windows-1252); it was"),
+        ("study,t1,t2\nA,0.nii.gz,NA\nB,1.nii.gz,n/a\n", "studies.csv has 2 cells with NA, n/a; they count as blank."),
+        ("study,t1\nA,.\\0.nii.gz\n", "studies.csv has paths with backslashes; they were read as slashes."),
+    ],
+)
+def test_what_was_recognised_in_a_manifest_is_told(tmp_path, caplog, text, note):
+    find_studies(table(tmp_path, text))
+    assert note in caplog.text
+
+
+def test_a_manifest_in_latin_1_names_files_and_studies_in_letters(tmp_path):
+    trees.save(tmp_path / "M\u00fcller.nii.gz", np.ones(trees.SHAPE, np.float32))
+    (found,) = find_studies(table(tmp_path, "study,t1\nM\u00fcller,M\u00fcller.nii.gz\n".encode("latin-1")))
+    assert (found.id, found.images[T1].name) == ("M\u00fcller", "M\u00fcller.nii.gz")
+
+
+def test_rows_are_numbered_from_the_first_line_of_the_file(tmp_path):
+    _, bad = find_usable(table(tmp_path, "sep=,\nstudy,t1\nA,0.nii.gz\nB,C:\\scans\\1.nii.gz\n"))
+    assert "row 4: 'C:\\scans\\1.nii.gz' is a path of Windows" in bad["row-4"]
 
 
 def test_a_wrong_row_does_not_stop_the_others(tmp_path):

@@ -7,12 +7,15 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from glimpseg import volume as volumes
 from glimpseg.data import nifti
+from glimpseg.data.notices import collected_warnings
 from glimpseg.errors import InputError
 from glimpseg.study import Frame
-from glimpseg.volume import Volume
+from glimpseg.volume import Volume, displacement_mm
 
 
 def ball(shape=(16, 16, 16)):
@@ -260,3 +263,137 @@ def test_a_claimed_grid_is_that_of_the_header_without_a_word(tmp_path, caplog):
     assert not caplog.text
     nifti.read_header(tmp_path / "a.nii.gz")
     assert "orientation" in caplog.text
+
+
+# Names and headers that mislead
+
+
+def edited(path, image, **fields):
+    """Write an image, and set fields of its header to values that nibabel would not write."""
+    nibabel.save(image, path)
+    content = bytearray(path.read_bytes())
+    header = nibabel.Nifti1Header(bytes(content[:348]), check=False)
+    for key, value in fields.items():
+        if key == "dim":
+            header["dim"][: len(value)] = value
+        else:
+            header[key] = value
+    content[:348] = header.binaryblock
+    path.write_bytes(content)
+    return path
+
+
+PLACED = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 11], [0, 0, 2.0, -20], [0, 0, 0, 1]])
+
+
+def read_with_warnings(path):
+    with collected_warnings() as warnings:
+        volume = nifti.read_volume(path)
+    assert np.array_equal(volume.voxels, ball())
+    assert np.abs(volume.affine - PLACED).max() < 1e-5
+    assert displacement_mm(nifti.read_header(path), volume.grid) == 0
+    assert nifti.claimed_grid(path).shape == volume.grid.shape
+    return warnings
+
+
+@pytest.mark.parametrize(("true", "told"), [(".nii", ".nii.gz"), (".nii.gz", ".nii"), (".nii.gz", ".NII")])
+def test_a_file_is_compressed_or_not_by_its_content(tmp_path, true, told):
+    nibabel.save(nibabel.Nifti1Image(ball(), PLACED), tmp_path / f"a{true}")
+    (tmp_path / f"a{true}").rename(tmp_path / f"b{told}")
+    (warning,) = read_with_warnings(tmp_path / f"b{told}")
+    held = "not compressed" if true == ".nii" else "compressed"
+    assert warning == f"b{told} is {held}, although its name ends otherwise; it is read by its content."
+
+
+@pytest.mark.parametrize(("true", "told"), [(".nii", ".nii.gz"), (".nii.gz", ".nii")])
+def test_a_file_of_another_name_is_checked_for_its_end(tmp_path, true, told):
+    nibabel.save(nibabel.Nifti1Image(ball(), PLACED), tmp_path / f"a{true}")
+    (tmp_path / f"b{told}").write_bytes((tmp_path / f"a{true}").read_bytes()[:-200])
+    with pytest.raises(InputError, match="damaged"):
+        nifti.read_volume(tmp_path / f"b{told}")
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+@pytest.mark.parametrize("suffixes", [(".hdr", ".img"), (".HDR", ".IMG"), (".hdr.gz", ".img.gz"), (".hdr", ".img.gz")])
+def test_a_pair_is_read_by_either_of_its_files(tmp_path, kind, suffixes):
+    nibabel.save(kind(ball(), PLACED), tmp_path / "p.img")
+    for plain, suffix in zip((".hdr", ".img"), suffixes, strict=True):
+        content = (tmp_path / f"p{plain}").read_bytes()
+        (tmp_path / f"scan{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    for suffix in suffixes:
+        assert read_with_warnings(tmp_path / f"scan{suffix}") == []
+
+
+def test_a_pair_without_its_other_half_is_told_so(tmp_path):
+    nibabel.save(nibabel.Nifti1Pair(ball(), PLACED), tmp_path / "p.img")
+    (tmp_path / "p.hdr").unlink()
+    with pytest.raises(InputError, match=r"the header \(.hdr\) of the same name is not beside it"):
+        nifti.read_volume(tmp_path / "p.img")
+
+
+def test_analyze_is_refused_because_it_has_no_left(tmp_path):
+    nibabel.save(nibabel.AnalyzeImage(ball(), PLACED), tmp_path / "p.img")
+    with pytest.raises(InputError, match="which does not say which side is left"):
+        nifti.read_volume(tmp_path / "p.img")
+
+
+@pytest.mark.parametrize(("code", "unit", "factor"), [(1, "metres", 1e-3), (3, "micrometres", 1e3)])
+@pytest.mark.parametrize("form", ["sform", "qform", "none"])
+def test_lengths_in_another_unit_become_millimetres(tmp_path, code, unit, factor, form):
+    affine = PLACED.copy()
+    affine[:3] *= factor
+    image = nibabel.Nifti1Image(ball(), affine)
+    image.set_sform(affine, code=int(form == "sform"))
+    image.set_qform(affine, code=int(form == "qform"))
+    path = edited(tmp_path / "a.nii", image, xyzt_units=code | 8)
+    if form == "none":
+        assert nifti.read_volume(path).grid.spacing_mm == pytest.approx((1, 1, 2))
+        return
+    (warning,) = read_with_warnings(path)
+    assert warning.startswith(f"a.nii is in {unit} by its header (xyzt_units); it was converted to millimetres: voxels")
+
+
+def test_a_unit_that_no_scan_can_have_is_not_believed(tmp_path):
+    (warning,) = read_with_warnings(edited(tmp_path / "a.nii", nibabel.Nifti1Image(ball(), PLACED), xyzt_units=1))
+    assert "would give voxels of 1000x1000x2000 mm; its numbers are taken as millimetres" in warning
+
+
+def test_metres_that_are_not_declared_are_named_as_tiny_voxels(tmp_path):
+    affine = PLACED.copy()
+    affine[:3] *= 1e-3
+    path = edited(tmp_path / "a.nii", nibabel.Nifti1Image(ball(), affine), xyzt_units=0)
+    with pytest.raises(InputError, match=r"voxels of 0.001x0.001x0.002 mm.* its unit is not the millimetre"):
+        nifti.read_volume(path)
+
+
+@pytest.mark.parametrize(
+    "dim", [[4, 16, 16, 16, 0, 0, 0, 0], [5, 16, 16, 16, 1, 0, 0, 0], [4, 16, 16, 16, -1, 1, 1, 1]]
+)
+def test_a_fourth_axis_of_nothing_is_one(tmp_path, dim):
+    warnings = read_with_warnings(edited(tmp_path / "a.nii", nibabel.Nifti1Image(ball(), PLACED), dim=dim))
+    assert any("which counts as 1" in warning for warning in warnings)
+
+
+@given(excess=st.floats(0, 0.009), seed=st.integers(0, 2**32 - 1))
+@example(excess=1e-6, seed=0)
+def test_a_quaternion_that_is_too_long_is_read_as_itk_reads_it(tmp_path_factory, excess, seed):
+    vector = np.random.default_rng(seed).normal(size=3)
+    b, c, d = vector / np.linalg.norm(vector) * (1 + excess)
+    path = tmp_path_factory.mktemp("quaternion") / "a.nii"
+    edited(path, nibabel.Nifti1Image(ball(), PLACED), sform_code=0, qform_code=1, quatern_b=b, quatern_c=c, quatern_d=d)
+    grid = nifti.read_volume(path).grid
+    image = SimpleITK.ReadImage(str(path))
+    expected = np.eye(4)
+    expected[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    expected[:3, 3] = image.GetOrigin()
+    assert displacement_mm(grid, type(grid)(grid.shape, np.diag([-1.0, -1, 1, 1]) @ expected)) < 0.03
+
+
+def test_sform_and_qform_that_agree_by_rounding_give_no_warning(tmp_path):
+    image = nibabel.Nifti1Image(ball(), PLACED)
+    moved = PLACED.copy()
+    moved[0, 3] += 0.2
+    image.set_sform(PLACED, code=1)
+    image.set_qform(moved, code=1)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_with_warnings(tmp_path / "a.nii") == []

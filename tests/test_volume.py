@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.spatial.transform import Rotation
 
@@ -12,6 +14,8 @@ from glimpseg import volume as volumes
 from glimpseg.errors import InputError
 from glimpseg.foreground import foreground
 from glimpseg.volume import (
+    SAME_GRID_MM,
+    SAME_GRID_VOXELS,
     Grid,
     Volume,
     angle_degrees,
@@ -19,6 +23,8 @@ from glimpseg.volume import (
     background_value,
     bounding_box,
     connected_to_border,
+    difference_in_words,
+    displacement_mm,
     downsample_large,
     overlap,
     resample,
@@ -229,11 +235,55 @@ def test_corners_are_the_centres_of_the_eight_outermost_voxels():
     assert found == {(x, y, z) for x in (0, 10) for y in (0, 2) for z in (0, -3)}
 
 
-@pytest.mark.parametrize(("shift", "same"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)])
-def test_grids_are_the_same_within_a_micrometre(shift, same):
-    moved = np.eye(4)
+@pytest.mark.parametrize(
+    ("spacing", "shift", "same"),
+    [
+        (1, 0.24, True), (1, -0.24, True), (1, 0.26, False), (1, -0.26, False),  # a quarter of a voxel
+        (4, 0.4, True), (4, 0.99, True), (4, 1.01, False), (8, 0.99, True), (8, 1.01, False),  # at most 1 mm
+        (0.2, 0.04, True), (0.2, 0.06, False),
+    ],
+)  # fmt: skip
+def test_grids_are_the_same_within_a_quarter_of_a_voxel_and_a_millimetre(spacing, shift, same):
+    moved = np.diag([spacing] * 3 + [1.0])
     moved[1, 3] = shift
-    assert same_grid(Grid((3, 3, 3), np.eye(4)), Grid((3, 3, 3), moved)) == same
+    assert same_grid(Grid((3, 3, 3), np.diag([spacing] * 3 + [1.0])), Grid((3, 3, 3), moved)) == same
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    share=st.floats(0, 0.98) | st.floats(1.02, 3),
+    axes=st.sampled_from(["RAS", "LPS", "PIL", "ASR"]),
+    turned=st.floats(-80, 80),
+)
+def test_an_affine_that_moves_a_corner_is_the_same_up_to_the_limit_and_no_further(seed, share, axes, turned):
+    rng = np.random.default_rng(seed)
+    sizes, shape = rng.uniform(0.4, 5, 3), tuple(int(n) for n in rng.integers(9, 60, 3))
+    c, s = np.cos(np.radians(turned)), np.sin(np.radians(turned))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) * sizes
+    affine[:3, 3] = rng.uniform(-100, 100, 3)
+    grid = Grid(shape, affine)
+    # A change of the affine that moves the farthest corner by `share` of the limit, along one axis of the array.
+    axis, along = rng.integers(3), rng.integers(4)
+    change = np.zeros((4, 4))
+    limit = min(SAME_GRID_VOXELS * sizes[axis], SAME_GRID_MM)
+    change[:3, along] = affine[:3, axis] / sizes[axis] * share * limit / (1 if along == 3 else shape[along] - 1)
+    other = Grid(shape, affine + change)
+    assert same_grid(grid, other) == (share < 1)
+    assert displacement_mm(grid, other) == pytest.approx(share * limit)
+    assert f"{share * limit:.2f} mm apart" in difference_in_words(grid, other)
+    # In any order of axes.
+    stored = oriented(Volume(np.zeros(shape, np.uint8), other.affine), axes).grid
+    assert same_grid(grid, stored.ordered_as(grid)) == (share < 1)
+
+
+@given(size=st.floats(0, 0.24), seed=st.integers(0, 2**32 - 1))
+def test_labels_on_the_same_grid_by_rounding_are_copied(size, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, (9, 8, 7)).astype(np.uint8)
+    moved = np.eye(4)
+    moved[:3, 3] = rng.uniform(-size, size, 3)
+    assert np.array_equal(resample_labels(Volume(labels, moved), Grid((9, 8, 7), np.eye(4))).voxels, labels)
 
 
 def test_a_grid_of_another_shape_is_another():

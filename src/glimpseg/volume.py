@@ -19,7 +19,14 @@ from scipy import ndimage
 from glimpseg.errors import InputError
 
 GRID_TOLERANCE_MM = 1e-3
-"""Largest distance in mm between corresponding corners of two grids that count as equal."""
+"""Largest distance in mm between corresponding corners of two grids at which interpolation gives the same image."""
+SAME_GRID_VOXELS = 0.25
+"""Largest displacement of a corner between two grids that count as the same, in voxels along each axis.
+
+Conversions, quaternions and rounded headers displace corners by less. Each voxel then lies nearest to its counterpart.
+"""
+SAME_GRID_MM = 1.0
+"""Largest displacement in mm of a corner between two grids that count as the same, however large the voxels are."""
 MAXIMAL_ANGLE_DEGREES = 5.0
 """Largest rotation between sequences of one study that are taken to share a frame of reference."""
 MINIMAL_OVERLAP = 0.5
@@ -62,7 +69,14 @@ class Grid:
 
     def ras(self) -> Grid:
         """Return the same lattice with its axes reordered and flipped to the closest RAS order."""
-        turn = nio.io_orientation(self.affine)
+        return self._reordered(nio.io_orientation(self.affine))
+
+    def ordered_as(self, other: Grid) -> Grid:
+        """Return the same lattice with its axes reordered and flipped to the order closest to that of another grid."""
+        return self._reordered(nio.io_orientation(np.linalg.inv(other.affine) @ self.affine))
+
+    def _reordered(self, turn: Float[np.ndarray, "3 2"]) -> Grid:
+        """Return the same lattice with its axes reordered and flipped as nibabel's orientation says."""
         shape = tuple(int(self.shape[int(np.where(turn[:, 0] == axis)[0][0])]) for axis in range(3))
         return Grid(shape, self.affine @ nio.inv_ornt_aff(turn, self.shape))  # type: ignore[arg-type]
 
@@ -147,8 +161,38 @@ def downsample_large(volume: Volume) -> Volume:
 
 
 def same_grid(a: Grid, b: Grid) -> bool:
-    """True if two grids have the same shape and, within 1e-3 mm, the same corners."""
-    return a.shape == b.shape and bool(np.abs(a.corners_mm() - b.corners_mm()).max() < GRID_TOLERANCE_MM)
+    """True if two grids have the same shape and, within a fraction of a voxel, the same corners.
+
+    The limits are `SAME_GRID_VOXELS` along each axis of the array, and `SAME_GRID_MM`.
+    """
+    return a.shape == b.shape and displaced_little(b.corners_mm() - a.corners_mm(), a)
+
+
+def displaced_little(displacements_mm: Float[np.ndarray, "n 3"], grid: Grid) -> bool:
+    """True if displacements of points of a grid, in world coordinates, are within the limits of `same_grid`."""
+    along = displacements_mm @ (grid.affine[:3, :3] / np.array(grid.spacing_mm))
+    return bool(
+        (np.abs(along) <= SAME_GRID_VOXELS * np.array(grid.spacing_mm)).all()
+        and (np.linalg.norm(displacements_mm, axis=1) <= SAME_GRID_MM).all()
+    )
+
+
+def displacement_mm(a: Grid, b: Grid) -> float:
+    """Return the largest distance in mm between corresponding corners of two grids."""
+    return float(np.linalg.norm(a.corners_mm() - b.corners_mm(), axis=1).max())
+
+
+def difference_in_words(a: Grid, b: Grid) -> str:
+    """Return how two grids differ: their shapes, or the displacement of the corners in mm."""
+    if a.shape != b.shape:
+        return f"{'x'.join(map(str, a.shape))} voxels against {'x'.join(map(str, b.shape))}"
+    moved = displacement_mm(a, b)
+    along = np.abs((b.corners_mm() - a.corners_mm()) @ (a.affine[:3, :3] / np.array(a.spacing_mm)))
+    voxels = float((along / np.array(a.spacing_mm)).max())
+    return (
+        f"corners up to {moved:.{2 if moved < 10 else 0}f} mm apart, {voxels:.2g} voxels along an axis; at most "
+        f"{SAME_GRID_VOXELS:g} voxels and {SAME_GRID_MM:g} mm count as the same"
+    )
 
 
 def angle_degrees(a: Grid, b: Grid) -> float:
@@ -179,15 +223,15 @@ def resample(volume: Volume, grid: Grid) -> Volume:
     Returns:
         The image on `grid`, float32; 0 outside its field of view.
     """
-    return _resample_with(volume, grid, _interpolate_linearly)
+    return _resample_with(volume, grid, _interpolate_linearly, _is_identical)
 
 
 def resample_labels(labels: Volume, grid: Grid) -> Volume:
     """Resample a label map: each voxel gets the label with the largest interpolated share.
 
-    This avoids aliasing of thin parts.
+    This avoids aliasing of thin parts. Between grids that are the same by `same_grid`, labels are copied.
     """
-    return _resample_with(labels, grid, _interpolate_labels)
+    return _resample_with(labels, grid, _interpolate_labels, same_grid)
 
 
 def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
@@ -224,10 +268,23 @@ def _ras_view(volume: Volume) -> Volume:
     return Volume(nio.apply_orientation(volume.voxels, turn), volume.grid.ras().affine)
 
 
-def _resample_with(volume: Volume, grid: Grid, interpolate: Callable[[Volume, Grid], np.ndarray]) -> Volume:
-    """Resample between the RAS orders of both grids, then return to the order of `grid`."""
+def _is_identical(a: Grid, b: Grid) -> bool:
+    """True if the corners of two grids agree so closely that interpolation would change nothing."""
+    return a.shape == b.shape and bool(np.abs(a.corners_mm() - b.corners_mm()).max() < GRID_TOLERANCE_MM)
+
+
+def _resample_with(
+    volume: Volume,
+    grid: Grid,
+    interpolate: Callable[[Volume, Grid], np.ndarray],
+    copies: Callable[[Grid, Grid], bool],
+) -> Volume:
+    """Resample between the RAS orders of both grids, then return to the order of `grid`.
+
+    Voxels are copied if `copies` says so of the two grids.
+    """
     source, target = _ras_view(volume), grid.ras()
-    voxels = source.voxels if same_grid(source.grid, target) else interpolate(source, target)
+    voxels = source.voxels if copies(source.grid, target) else interpolate(source, target)
     turn = nio.ornt_transform(nio.io_orientation(target.affine), nio.io_orientation(grid.affine))
     return Volume(np.ascontiguousarray(nio.apply_orientation(voxels, turn)), grid.affine)
 

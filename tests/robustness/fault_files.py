@@ -78,17 +78,27 @@ def numbers_of(scans: Scans) -> dict[str, Any]:
         "one_less": f"{x - 1}x{y}x{z}",
         "size": "x".join(f"{size:g}" for size in sizes),
         "half_size": f"{2 * sizes[0]:g}x{2 * sizes[1]:g}x{sizes[2]:g}",
+        "size_m": "x".join(f"{1000 * size:g}" for size in sizes), "three": f"{3 * sizes[2]:.0f}",
         "size_y": f"{sizes[1]:g}", "size_z": f"{sizes[2]:g}",
+        "moved": f"{1.5 / sizes[0]:.2g}",
         "far": f"{(x - 1) * 3e6:.3g}",
         "axes": "".join(nio.aff2axcodes(scan.affine)),
         "air": f"{air:,}", "tissue": f"{x * y * z - air:,}",
         "slice_bytes": f"{2 * x * y:,}", "cut_bytes": f"{2 * x * y - 500:,}",
         "before": f"{scan.affine[2, 3] + 4 * sizes[2]:.1f}", "after": f"{scan.affine[2, 3] + 6 * sizes[2]:.1f}",
         "step": f"{sizes[2]:.2f}",
+        "second": f"{scan.affine[2, 3] + sizes[2]:.1f}", "fourth": f"{scan.affine[2, 3] + 3 * sizes[2]:.1f}",
+        "apart": f"{_two_forms_apart(scan):.2f}",
         "flat": _rows(scan.affine * np.array([[1], [1], [0], [1]])),
         "not_finite": _rows(_with(0, 0, np.nan)(scan.affine.copy())),
         "leaning": _rows(_sheared(9)(scan.affine.copy())),
     }  # fmt: skip
+
+
+def _two_forms_apart(scan: nibabel.Nifti1Image) -> float:
+    """Largest displacement of a corner if the voxels are twice as large."""
+    ends = itertools.product(*[(0, side - 1) for side in scan.shape])
+    return max(float(np.linalg.norm(scan.affine[:3, :3] @ end)) for end in ends)
 
 
 def _rows(affine: np.ndarray) -> str:
@@ -542,7 +552,8 @@ PLACES = (
     affine_row("an origin 1e30 mm away", _with(0, 3, 1e30), 3, _TOO_FAR.format("", "{size}", "1e+30")),
     Fault(
         name="qform and sform differ", make=_two_forms, code=0, same=True,
-        says="study: T1c: sform and qform differ; the sform is used, as the standard asks.",
+        says="study: T1c: sform and qform differ by up to {apart} mm at a corner; the sform is used, as the standard "
+        "asks.",
     ),
     Fault(
         name="neither sform nor qform", make=_no_form, code=0,
@@ -664,8 +675,9 @@ def _put(value: float) -> Callable[[Path, np.ndarray, np.ndarray], None]:
 
 _OTHER_GRID = (
     "study: FLAIR lies on another grid ({} voxels of {} mm, {{axes}}; the study: {{shape}} voxels of {{size}} mm, "
-    "{{axes}}) and was resampled. This assumes that the sequences are registered."
+    "{{axes}}{}) and was resampled. This assumes that the sequences are registered."
 )
+_CORNERS = "; corners up to {} mm apart, {} voxels along an axis; at most 0.25 voxels and 1 mm count as the same"
 _APART = (
     "Study study: FLAIR cannot be brought to the grid of the other sequences: its axes are turned by {} degrees (at "
     "most 5) and {} % of the smaller field of view is shared (at least 50 %). Register the sequences first."
@@ -683,8 +695,12 @@ _NOT_WHOLE = (
 
 
 TOGETHER = (
-    pair_row("FLAIR half a voxel away", _moved(1.5), 0, _OTHER_GRID.format("{shape}", "{size}")),
-    pair_row("FLAIR with half as many voxels", _coarser, 0, _OTHER_GRID.format("{half_shape}", "{half_size}")),
+    pair_row(
+        "FLAIR half a voxel away", _moved(1.5), 0,
+        _OTHER_GRID.format("{shape}", "{size}", _CORNERS.format("1.50", "{moved}")),
+    ),
+    pair_row("FLAIR a tenth of a voxel away", _moved(0.4), 0),
+    pair_row("FLAIR with half as many voxels", _coarser, 0, _OTHER_GRID.format("{half_shape}", "{half_size}", "")),
     pair_row("FLAIR turned by 20 degrees", _rotated, 3, _APART.format("20.0", 100)),
     pair_row("FLAIR a metre away", _moved(1000), 3, _APART.format("0.0", 0)),
     Fault(name="one file as T1c and T2", make=_twice, code=3, says=_GIVEN_TWICE),
@@ -726,9 +742,101 @@ TOGETHER = (
     Fault(
         name="labels on another grid", make=_labels(_wrong_grid), code=3,
         says="No study could be scored.\nS1: Study S1: S1-seg.nii.gz lies on another grid ({one_less} voxels of {size} "
-        "mm, {axes}) than the images ({shape} voxels of {size} mm, {axes}). Give the reference that was drawn on these "
-        "images.",
+        "mm, {axes}) than the images ({shape} voxels of {size} mm, {axes}; {shape} voxels against {one_less}). Give "
+        "the reference that was drawn on these images.",
     ),
 )  # fmt: skip
 
-FAULTS = (*DAMAGED, *VOXELS, *PLACES, *TOGETHER)
+# Names and headers that mislead
+
+
+def _renamed(true: str, told: str) -> Callable[[Path, Scans], list[Word]]:
+    def make(place: Path, scans: Scans) -> list[Word]:
+        plain(place, scans, f"a{true}").rename(place / f"t1c{told}")
+        return segment(place / f"t1c{told}")
+
+    return make
+
+
+def _pair(other: bool = True, kind: type = nibabel.Nifti1Pair) -> Callable[[Path, Scans], list[Word]]:
+    def make(place: Path, scans: Scans) -> list[Word]:
+        nibabel.save(kind(voxels(scans["t1c"]), scans["t1c"].affine), place / "t1c.img")
+        if not other:
+            (place / "t1c.hdr").unlink()
+        return segment(place / "t1c.img")
+
+    return make
+
+
+def _in_unit(code: int, factor: float) -> Callable[[Path, Scans], list[Word]]:
+    """A file whose lengths are in another unit, and whose header says so or not."""
+
+    def make(place: Path, scans: Scans) -> list[Word]:
+        affine = np.diag([factor] * 3 + [1.0]) @ scans["t1c"].affine
+        return segment(with_bytes(save(place / "t1c.nii", voxels(scans["t1c"]), affine), 123, bytes([code])))
+
+    return make
+
+
+def _long_quaternion(place: Path, scans: Scans) -> list[Word]:
+    scan = scans["t1c"]
+    path = save(place / "t1c.nii", voxels(scan), scan.affine)
+    header = nibabel.load(path).header
+    parts = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
+    path = with_bytes(path, 252, struct.pack("<hh", 1, 0))
+    return segment(with_bytes(path, 256, struct.pack("<fff", *(parts / np.linalg.norm(parts) * (1 + 1e-6)))))
+
+
+def _few_slices(place: Path, scans: Scans) -> list[Word]:
+    middle = scans["t1c"].shape[2] // 2
+    part = scans["t1c"].slicer[:, :, middle : middle + 3]
+    return segment(save(place / "t1c.nii.gz", voxels(part), part.affine))
+
+
+_BY_CONTENT = "study: T1c is {}, although its name ends otherwise; it is read by its content."
+_CONVERTED = "study: T1c is in {} by its header (xyzt_units); it was converted to millimetres: voxels of {{size}} mm."
+
+
+MISLEADING = (
+    Fault(
+        name="a .nii called .nii.gz", make=_renamed(".nii", ".nii.gz"), code=0, same=True,
+        says=_BY_CONTENT.format("not compressed"),
+    ),
+    Fault(
+        name="a .nii.gz called .nii", make=_renamed(".nii.gz", ".nii"), code=0, same=True,
+        says=_BY_CONTENT.format("compressed"),
+    ),
+    Fault(name="a pair, .hdr and .img", make=_pair(), code=0, same=True),
+    Fault(
+        name="an .img without its .hdr", make=_pair(other=False), code=3,
+        says="{place}/t1c.img is one of two files of a NIfTI pair, and the header (.hdr) of the same name is not "
+        "beside it. Copy both files into one folder.",
+    ),
+    Fault(
+        name="Analyze 7.5", make=_pair(kind=nibabel.AnalyzeImage), code=3,
+        says="{place}/t1c.img is no NIfTI pair but, perhaps, Analyze 7.5, which does not say which side is left. "
+        "Convert it to .nii.gz with the program that wrote it, or from the original DICOM with dcm2niix.",
+    ),
+    Fault(name="lengths in metres", make=_in_unit(1, 1e-3), code=0, same=True, says=_CONVERTED.format("metres")),
+    Fault(
+        name="lengths in micrometres", make=_in_unit(3, 1e3), code=0, same=True, says=_CONVERTED.format("micrometres")
+    ),
+    Fault(
+        name="millimetres called metres", make=_in_unit(1, 1), code=0, same=True,
+        says="study: T1c is in metres by its header (xyzt_units), which would give voxels of {size_m} mm; its numbers "
+        "are taken as millimetres.",
+    ),
+    header_row(
+        "no volumes (dim[4] = 0)", 40, struct.pack("<8h", 4, 60, 60, 39, 0, 0, 0, 0), 0,
+        "study: T1c has the shape ({x}, {y}, {z}, 1); its single volume is used.\n"
+        "study: T1c has dim[4] = 0 in its header, which counts as 1.", same=True,
+    ),
+    Fault(name="qform alone, quaternion 1e-6 too long", make=_long_quaternion, code=0, same=True),
+    Fault(
+        name="three slices", make=_few_slices, code=0,
+        says="study: T1c has 3 slices along one axis, {three} mm in all, which is a small part of a head. The result "
+        "may be empty or wrong.",
+    ),
+)  # fmt: skip
+
+FAULTS = (*DAMAGED, *VOXELS, *PLACES, *TOGETHER, *MISLEADING)

@@ -82,6 +82,74 @@ def _two_patients(place: Path, scans: Scans) -> list[Word]:
     return segment(place / "t1c")
 
 
+def _cosines(size: float) -> Callable[[list[Path]], None]:
+    def change(paths: list[Path]) -> None:
+        for path in paths[::2]:
+            dicom_phantoms.change(path, ImageOrientationPatient=["1", f"{size:.6f}", "0", f"{-size:.6f}", "1", "0"])
+
+    return change
+
+
+def _spacings(paths: list[Path]) -> None:
+    import pydicom
+
+    for path in paths[::2]:
+        rows, columns = pydicom.dcmread(path, stop_before_pixels=True).PixelSpacing
+        dicom_phantoms.change(path, PixelSpacing=[f"{rows + 1e-4:.4f}", f"{columns - 1e-4:.4f}"])
+
+
+def _rounded(paths: list[Path]) -> None:
+    import pydicom
+
+    for number, path in enumerate(paths):
+        x, y, z = pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient
+        step = 0.004 * (number % 3 - 1)
+        dicom_phantoms.change(path, ImagePositionPatient=[f"{x:.2f}", f"{y:.2f}", f"{z + step:.2f}"])
+
+
+def _bare(paths: list[Path]) -> None:
+    import pydicom
+
+    for path in paths:
+        pydicom.Dataset(pydicom.dcmread(path)).save_as(path, implicit_vr=True, little_endian=True)
+
+
+def _copies(count: int, changed: bool = False) -> Callable[[list[Path]], None]:
+    def change(paths: list[Path]) -> None:
+        import pydicom
+
+        for number, path in enumerate(paths[10 : 10 + count]):
+            copy = path.with_name(f"copy-{path.name}")
+            copy.write_bytes(path.read_bytes())
+            dicom_phantoms.change(copy, SOPInstanceUID=dicom_phantoms.uid("copy", number))
+            if changed:
+                dicom_phantoms.change(copy, PixelData=bytes(2) + b"\1\0" + pydicom.dcmread(copy).PixelData[4:])
+
+    return change
+
+
+def _own_series(paths: list[Path]) -> None:
+    for path in paths:
+        dicom_phantoms.change(path, SeriesInstanceUID=dicom_phantoms.uid("own", path.name))
+
+
+def _commas(paths: list[Path]) -> None:
+    import pydicom
+
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        dataset.add_new("PixelSpacing", "LO", "4,000\\4,000")
+        dataset.save_as(path)
+        # pydicom writes no such DS. Its bytes are those of an LO.
+        path.write_bytes(path.read_bytes().replace(b"\x28\x00\x30\x00LO", b"\x28\x00\x30\x00DS"))
+
+
+def _seg_without_frame(place: Path, scans: Scans) -> list[Word]:
+    for path in series(place, scans):
+        dicom_phantoms.change(path, FrameOfReferenceUID=None)
+    return [*segment(place / "t1c"), "--output-type", "dicom-seg"]
+
+
 def _unlink(number: int) -> Callable[[list[Path]], None]:
     return lambda paths: paths[number].unlink()
 
@@ -91,7 +159,10 @@ _TWO_PATIENTS = (
     "t1c: The folder holds images of more than one patient (they differ in PatientID). One study of one patient is "
     "needed: sort the files into a folder for each patient."
 )
-_NO_PLACE = f"{_SERIES} does not say where its slices lie, so it is no volume. Leave this sequence out."
+_NO_PLACE = f"{_SERIES} does not say where its slices lie, so it is no volume. {{}} Leave this sequence out."
+_NO_SIZE = _NO_PLACE.format("The size of its pixels is not given or is no size (PixelSpacing).")
+_NO_POSITION = _NO_PLACE.format("A slice does not say where it lies (ImagePositionPatient).")
+_COPIES = "the same pixels as another at the same position; each image is used once."
 _NO_IMAGE = (
     "{} holds no MR image in DICOM (1 files are no DICOM, 0 are other DICOM objects, 0 are damaged). Give the folder "
     "of the study's MR images."
@@ -100,10 +171,10 @@ _NO_IMAGE = (
 
 DICOM = (
     dicom_row("DICOM as it should be", lambda paths: None, 0),
-    dicom_row("DICOM: a file twice", _twice, 0, "t1c: 1 duplicate files were ignored."),
+    dicom_row("DICOM: a file twice", _twice, 0, "1 duplicate files were ignored."),
     dicom_row(
         "DICOM: text files and a damaged DICOMDIR beside", _text_beside, 0,
-        "t1c: 1 damaged DICOM files were ignored.",
+        "1 damaged DICOM files were ignored.",
     ),
     dicom_row(
         "DICOM: one SOPInstanceUID for two slices", _same_uid, 3,
@@ -123,20 +194,48 @@ DICOM = (
         "truncated, or Rows and Columns are wrong. Copy or export the series again.",
     ),
     dicom_row(
-        "DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 2,
-        "t1c was given as T1c and holds 2 series; one is needed. Give the folder of that series, or the whole study "
-        "with -i.",
+        "DICOM: Rows of 65535 on one slice", _tags(2, Rows=65535), 3,
+        f"{_SERIES}: 1 slice is missing: 1 between slice 2 at {{second}} mm and slice 3 at {{fourth}} mm (along the "
+        "normal; slices are {step} mm apart). Copy or export the series again.",
     ),
     dicom_row(
         "DICOM: Rows of 65535 on all", _all_tags(Rows=65535), 3,
         f"{_SERIES} should be a brain scan but claims {{x}}x65535x{{z}} voxels (at most 1024 along a side, 200,000,000 "
         "in all). Its header is wrong, or it is no brain scan.",
     ),
-    dicom_row("DICOM: PixelSpacing of 0", _all_tags(PixelSpacing=[0, 0]), 3, _NO_PLACE),
-    dicom_row("DICOM: no positions", _all_tags(ImagePositionPatient=None), 3, _NO_PLACE),
+    dicom_row("DICOM: PixelSpacing of 0", _all_tags(PixelSpacing=[0, 0]), 3, _NO_SIZE),
+    dicom_row("DICOM: no positions", _all_tags(ImagePositionPatient=None), 3, _NO_POSITION),
     dicom_row(
         "DICOM: tags that name paths",
         _all_tags(PatientID="../../outside", SeriesDescription="../../outside", StudyID="/outside"), 0,
+    ),
+    dicom_row("DICOM: direction cosines that differ by 1e-4", _cosines(1e-4), 0),
+    dicom_row("DICOM: pixel spacing that differs by rounding", _spacings, 0),
+    dicom_row("DICOM: positions rounded to 0.01 mm", _rounded, 0),
+    dicom_row("DICOM: no preamble and no group 2", _bare, 0),
+    dicom_row(
+        "DICOM: five slices twice, with new UIDs", _copies(5), 0, f"{_SERIES}: 5 files have {_COPIES}"
+    ),
+    dicom_row(
+        "DICOM: two images at one position", _copies(5, changed=True), 3,
+        f"{_SERIES}: It holds up to 2 images at one position (several echoes, time points or weightings in one "
+        "series), and their pixels differ. Export each as a series of its own.",
+    ),
+    dicom_row(
+        "DICOM: a SeriesInstanceUID for each slice", _own_series, 0,
+        "{z} files of series 1 have a SeriesInstanceUID each; they are read as slices of one series.",
+    ),
+    dicom_row(
+        "DICOM: decimal commas", _commas, 3,
+        _NO_PLACE.format(
+            "Its PixelSpacing is 4,000\\4,000 with decimal commas, and DICOM has decimal points. Correct it "
+            "(dcmodify), or export the series again."
+        ),
+    ),
+    Fault(
+        name="DICOM: a SEG without FrameOfReferenceUID", make=_seg_without_frame, code=0,
+        says="No DICOM output is written, only NIfTI: The source series has no FrameOfReferenceUID, so nothing can "
+        "refer to it. Write NIfTI instead, or correct the UIDs of the series (dcmodify).",
     ),
     dicom_row("DICOM: a UID that names a path", _all_tags(SeriesInstanceUID="../../outside"), 0),
     Fault(name="DICOM: a folder without any", make=_no_dicom, code=3, says=_NO_IMAGE.format("t1c")),

@@ -22,7 +22,7 @@ from glimpseg.region import Region
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
 from glimpseg.segmentation.passes import segment_prepared
-from glimpseg.segmentation.preparation import PreparedInput, prepare_input
+from glimpseg.segmentation.preparation import PreparedInput, prepare_input, with_output_warnings
 from glimpseg.segmentation.record import STATISTICS
 from glimpseg.segmentation.result import RECORD, Segmentation, volumes_in_words
 from glimpseg.version import __version__
@@ -82,7 +82,8 @@ class StudyJob:
         """Return a prepared study, and the files that have to stay open until its results are written."""
         with ExitStack() as stack:
             study_input = stack.enter_context(opened_entry(entry))
-            return prepare_input(study_input, self.model, self.options.inference), stack.pop_all()
+            prepared = prepare_input(study_input, self.model, self.options.inference)
+            return with_output_warnings(prepared, self.options.outputs.study_types), stack.pop_all()
         raise AssertionError
 
     def segment(self, prepared: PreparedInput) -> Segmentation:

@@ -72,9 +72,15 @@ def segment(
     from glimpseg.modality import Modality
     from glimpseg.runtime.atomic import refuse_if_used
     from glimpseg.segmentation import predict
-    from glimpseg.segmentation.inputs import input_from_images, input_from_series, series_named_in, with_brain_mask
+    from glimpseg.segmentation.inputs import (
+        input_from_images,
+        input_from_series,
+        series_named_in,
+        with_brain_mask,
+        with_warnings,
+    )
     from glimpseg.segmentation.passes import segment_prepared
-    from glimpseg.segmentation.preparation import prepare_input
+    from glimpseg.segmentation.preparation import prepare_input, with_output_warnings
     from glimpseg.segmentation.result import RECORD
 
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
@@ -105,10 +111,12 @@ def segment(
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)
     loaded = predict.load(model, device, changes_of(change), backend)
     if series is None:
-        study_input = input_from_images(images, brain_mask)
+        study_input = with_warnings(lambda: input_from_images(images, brain_mask))
     else:
-        study_input = with_brain_mask(input_from_series("study", series_named_in(series)), brain_mask)
-    found = segment_prepared(prepare_input(study_input, loaded, inference), loaded, inference)
+        named_input = with_warnings(lambda: input_from_series("study", series_named_in(series)))
+        study_input = with_brain_mask(named_input, brain_mask)
+    prepared = with_output_warnings(prepare_input(study_input, loaded, inference), outputs.types)
+    found = segment_prepared(prepared, loaded, inference)
     _write(found, output, outputs, overwrite=overwrite)
 
 

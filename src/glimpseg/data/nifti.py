@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -27,9 +30,19 @@ from glimpseg.foreground import air_level, foreground
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame
-from glimpseg.volume import Grid, Volume, axis_slices, background_value, connected_to_border
+from glimpseg.volume import (
+    Grid,
+    Volume,
+    axis_slices,
+    background_value,
+    connected_to_border,
+    displacement_mm,
+    same_grid,
+)
 
 SUFFIXES = (".nii", ".nii.gz")
+PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
+"""Suffixes of the two files of a NIfTI pair: header and voxels."""
 MAXIMAL_SIDE = 1024
 """Most voxels along one axis. No brain scan has more, so a header that claims more is damaged."""
 MAXIMAL_VOXELS = 200_000_000
@@ -52,8 +65,10 @@ LARGE_RATIO = 200
 map may reach 1000, but is not that large."""
 DEFLATE_RATIO = 1032
 """Largest compression ratio of the format. A header that claims more is damaged."""
-MAXIMAL_GAP_MM = 1e-3
-"""Largest difference between sform and qform without a warning."""
+UNITS_MM = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
+"""Unit codes of xyzt_units other than the millimetre: name, and length in mm."""
+LONGEST_QUATERNION = 1.01
+"""Largest length of a qform's quaternion part (b, c, d) that is taken for 1. A longer one is damage, not rounding."""
 SLACK_BYTES = 1024
 """Most bytes that a file may hold after its last voxel."""
 WIDESPREAD = 0.01
@@ -62,6 +77,9 @@ GOES_ON = "it goes on after the last voxel"
 """Message about a file that is longer than its header says."""
 _HEADER_BYTES = 540
 """Length of the NIfTI-2 header, which is longer than that of NIfTI-1."""
+_HEADER_SIZES = (348, 540)
+"""First number in a header of NIfTI-1 and of NIfTI-2."""
+_GZIP_START = b"\x1f\x8b"
 _PIECE_BYTES = 1 << 24
 """Bytes read at once when content is skipped."""
 _UNREADABLE = (
@@ -169,7 +187,8 @@ def _image(voxels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
     # sform and qform are equal, so that all readers see the same geometry.
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
-    if np.abs(image.get_qform() - affine).max() > MAXIMAL_GAP_MM:
+    x, y, z = image.shape[:3]
+    if not same_grid(Grid((x, y, z), affine), Grid((x, y, z), image.get_qform())):
         image.set_qform(None, code=0)  # a sheared affine has no quaternion
     return image
 
@@ -190,20 +209,78 @@ def _open(path: Path, name: str = "") -> nibabel.Nifti1Image:
     return image
 
 
-def _nifti(path: Path) -> nibabel.Nifti1Image:
+def _nifti(path: Path) -> nibabel.Nifti1Pair:
+    """Open a NIfTI file or pair, compressed or not by its content. `extra` of the image holds notes for warnings."""
     _check_file(path)
-    if not path.name.lower().endswith(SUFFIXES):
+    name = path.name.lower()
+    if not name.endswith((*SUFFIXES, *PAIR_SUFFIXES)):
         raise InputError(f"{path} is not a NIfTI file ({' or '.join(SUFFIXES)}). Convert it, with dcm2niix for DICOM.")
+    head, body = _pair(path) if name.endswith(PAIR_SUFFIXES) else (path, path)
     try:
         with np.errstate(all="ignore"):  # the result is checked below
-            kind, header = _header(path)
+            kind, header, notes = _header(head, single=head is body)
             affine = header.get_best_affine()
             # Read, not memory-mapped: a file that shrinks while it is mapped kills the process.
-            voxels = ArrayProxy(path, header.copy(), mmap=False)
+            voxels = ArrayProxy(body, header.copy(), mmap=False)
     except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}). Export it again.") from error
     _check_placed(affine, path)
-    return kind(voxels, affine, header)
+    if _is_gzip(body) != body.name.lower().endswith(".gz"):
+        held = "compressed" if _is_gzip(body) else "not compressed"
+        notes.append(f"is {held}, although its name ends otherwise; it is read by its content.")
+    return kind(voxels, affine, header, extra={"notes": notes})
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    """Return header and voxel file of a NIfTI pair; one file twice if it holds both.
+
+    Raises: InputError if one of them is missing, or for the older format Analyze 7.5.
+    """
+    block = _first_bytes(path)
+    if block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0":
+        return path, path
+    root, head, body = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE).lower(), None, None
+    for other in sorted(path.parent.iterdir()):
+        if other.name.lower() in (f"{root}.hdr", f"{root}.hdr.gz"):
+            head = head or other
+        if other.name.lower() in (f"{root}.img", f"{root}.img.gz"):
+            body = body or other
+    if head is None or body is None:
+        missing = "header (.hdr)" if head is None else "voxels (.img)"
+        raise InputError(
+            f"{path} is one of two files of a NIfTI pair, and the {missing} of the same name is not beside it. Copy "
+            "both files into one folder."
+        )
+    for file in (head, body):
+        _check_file(file)
+    block = _first_bytes(head)
+    if not (block[344:348] == b"ni1\0" or block[4:8] == b"ni2\0"):
+        raise InputError(
+            f"{path} is no NIfTI pair but, perhaps, Analyze 7.5, which does not say which side is left. Convert it to "
+            ".nii.gz with the program that wrote it, or from the original DICOM with dcm2niix."
+        )
+    return head, body
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with _opened(path) as stream:
+            return stream.read(_HEADER_BYTES)
+    except _UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}). Export it again.") from error
+
+
+def _is_gzip(path: Path) -> bool:
+    """True if a file is gz-compressed by its content; content of another kind is taken for what the name says."""
+    with path.open("rb") as stream:
+        block = stream.read(4)
+    plain = int.from_bytes(block, "little") in _HEADER_SIZES or int.from_bytes(block, "big") in _HEADER_SIZES
+    return block[:2] == _GZIP_START or (not plain and path.name.lower().endswith(".gz"))
+
+
+def _opened(path: Path) -> AbstractContextManager[io.BufferedIOBase]:
+    """Open a file to read its uncompressed content."""
+    return open_gzip(path) if _is_gzip(path) else path.open("rb")
 
 
 def _metaimage(path: Path) -> nibabel.Nifti1Image:
@@ -240,24 +317,89 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is a folder or a device, not a file. Give the image itself.")
 
 
-def _header(path: Path) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
-    with open_gzip(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+def _header(path: Path, *, single: bool) -> tuple[type[nibabel.Nifti1Pair], nibabel.Nifti1PairHeader, list[str]]:
+    """Read a header, with its lengths in mm, and notes of what was mended in it.
+
+    Args:
+        path: file that begins with the header.
+        single: True for a file that also holds the voxels, False for the header of a pair.
+    """
+    with _opened(path) as stream:
         block = stream.read(_HEADER_BYTES)
     two = _HEADER_BYTES in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
-    kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
-    block = block[: kind.header_class.sizeof_hdr]
-    if len(block) < kind.header_class.sizeof_hdr:
+    if single:
+        kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
+    else:
+        kind = nibabel.Nifti2Pair if two else nibabel.Nifti1Pair
+    form = kind.header_class
+    block = block[: form.sizeof_hdr]
+    if len(block) < form.sizeof_hdr:
         raise EOFError(f"it has {len(block)} bytes, too few for a header")
-    raw = kind.header_class(block, check=False)
+    raw = form(block, check=False)
     if not 1 <= raw["dim"][0] <= 7:
         raise ValueError(f"it claims {raw['dim'][0]} dimensions")
     sizes = raw["pixdim"][1:4]
     if raw["sform_code"] == 0 and not (np.isfinite(sizes) & (sizes != 0)).all():
         raise ValueError(f"its header gives no size of the voxels: {sizes.tolist()}")
-    header = kind.header_class(block)
+    notes = [*_mend_dimensions(raw), *_mend_quaternion(raw)]
+    header = form(raw.binaryblock, raw.endianness)
+    notes += _convert_to_mm(header)
     if not 0 <= header.get_data_offset() <= MAXIMAL_OFFSET:
         raise ValueError(f"its voxels are said to begin at byte {header.get_data_offset():,}")
-    return kind, header
+    return kind, header, notes
+
+
+def _mend_dimensions(raw: nibabel.Nifti1PairHeader) -> Iterator[str]:
+    """Set lengths below 1 of the axes beyond the third to 1, as other readers do. Yields a note if there was one."""
+    dim = raw["dim"]
+    beyond = [axis for axis in range(4, int(dim[0]) + 1) if dim[axis] < 1]
+    if beyond and dim[0] > 3:
+        named = ", ".join(f"dim[{axis}] = {dim[axis]}" for axis in beyond)
+        dim[beyond] = 1
+        yield f"has {named} in its header, which counts as 1."
+
+
+def _mend_quaternion(raw: nibabel.Nifti1PairHeader) -> Iterator[str]:
+    """Shorten a quaternion that rounding made longer than 1, as ITK and FSL do. Yields a note if it was much longer."""
+    keys = ("quatern_b", "quatern_c", "quatern_d")
+    length = float(np.linalg.norm([float(raw[key]) for key in keys]))
+    if not 1 < length <= LONGEST_QUATERNION:
+        return
+    for key in keys:
+        raw[key] = float(raw[key]) / length
+    if length > 1 + 1e-4 and raw["qform_code"] > 0 and raw["sform_code"] == 0:
+        yield f"has a quaternion of length {length:.4f}, which was shortened to 1."
+
+
+def _convert_to_mm(header: nibabel.Nifti1PairHeader) -> Iterator[str]:
+    """Convert the lengths of a header that is in metres or micrometres. Yields a note about the unit.
+
+    A unit that gives voxels of no scan is taken for an error, if millimetres give voxels of one.
+    """
+    code = int(header["xyzt_units"]) & 7
+    if code not in UNITS_MM:
+        return
+    unit, factor = UNITS_MM[code]
+    sizes, shape = voxel_sizes(header.get_best_affine()), header.get_data_shape()[:3]
+    header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | 2
+    if _is_plausible(sizes, shape) and not _is_plausible(sizes * factor, shape):
+        yield (
+            f"is in {unit} by its header (xyzt_units), which would give voxels of {_by(sizes * factor)} mm; its "
+            "numbers are taken as millimetres."
+        )
+        return
+    header["pixdim"][1:4] *= factor
+    for key in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+        header[key] = header[key] * factor
+    said = f"voxels of {_by(sizes * factor)} mm"
+    yield f"is in {unit} by its header (xyzt_units); it was converted to millimetres: {said}."
+
+
+def _is_plausible(sizes_mm: np.ndarray, shape: Sequence[int]) -> bool:
+    """True if voxels of this size, as many as `shape` says, may be a scan of a head."""
+    with np.errstate(all="ignore"):
+        sides = sizes_mm[: len(shape)] * np.array(shape)
+        return bool(sizes_mm.min() >= MINIMAL_SPACING_MM and sides.max() <= MAXIMAL_SIDE_MM)
 
 
 def _check_shape(image: nibabel.Nifti1Image, path: Path, name: str = "") -> None:
@@ -289,7 +431,9 @@ def _check_size(image: nibabel.Nifti1Image, path: Path) -> None:
 
 def _check_placed(affine: np.ndarray, path: Path) -> None:
     with np.errstate(all="ignore"):
-        placed = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-6
+        # Relative to the voxel size: voxels that are too small are named as such later.
+        steps = np.linalg.norm(affine[:3, :3], axis=0)
+        placed = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3] / steps)) >= 1e-6
     if not placed:
         raise _misplaced(affine, path, "has an affine that places no voxel (singular or not finite)")
 
@@ -318,14 +462,22 @@ def _check_affine(image: nibabel.Nifti1Image, path: Path, name: str = "") -> Non
     _check_placed(image.affine, path)
     x, y, z = image.shape[:3]
     _check_extent(Grid((x, y, z), image.affine), path)
+    for note in image.extra.get("notes", ()):
+        warn(f"{name or path.name} {note}")
     sform, qform = image.get_sform(coded=True), _qform(image)
     if sform[1] == 0 and qform[1] == 0:
         warn(
             f"{name or path.name} says nothing of its orientation (sform and qform code 0); its axes are taken as "
             "stored."
         )
-    if sform[1] > 0 and qform[1] > 0 and np.abs(sform[0] - qform[0]).max() > MAXIMAL_GAP_MM:
-        warn(f"{name or path.name}: sform and qform differ; the sform is used, as the standard asks.")
+    if sform[1] > 0 and qform[1] > 0:
+        assert qform[0] is not None, "its code is set"
+        by_sform, by_qform = Grid((x, y, z), sform[0]), Grid((x, y, z), qform[0])
+        if not same_grid(by_sform, by_qform):
+            warn(
+                f"{name or path.name}: sform and qform differ by up to {displacement_mm(by_sform, by_qform):.2f} mm at "
+                "a corner; the sform is used, as the standard asks."
+            )
 
 
 def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
@@ -359,11 +511,11 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
     source = image.dataobj
     try:
         with np.errstate(all="ignore"):  # values out of range become infinite; the caller checks that
-            stored, name = nibabel.is_proxy(source), path.name.lower()
-            if stored and name.endswith(".nii") and path.stat().st_size > _end(image) + SLACK_BYTES:
+            file = _voxel_file(image, path)
+            if file is not None and not _is_gzip(file) and file.stat().st_size > _end(image) + SLACK_BYTES:
                 raise OSError(GOES_ON)
-            if stored and name.endswith(".gz"):
-                yield from _inflated(path, image, number)
+            if file is not None and (_is_gzip(file) or file.name.lower().endswith(".gz")):
+                yield from _inflated(file, image, number)
             elif isinstance(source, ArrayProxy) and len(image.shape) == 3:
                 for part in axis_slices(z, x * y * z):
                     yield part, np.asanyarray(source[:, :, part])
@@ -376,13 +528,22 @@ def _stored(image: nibabel.spatialimages.SpatialImage, path: Path, number: int) 
         ) from error
 
 
+def _voxel_file(image: nibabel.spatialimages.SpatialImage, path: Path) -> Path | None:
+    """Return the NIfTI file that holds the voxels; None if they are in memory or in another format."""
+    source = image.dataobj
+    if not isinstance(source, ArrayProxy):
+        return None
+    file = Path(source.file_like) if isinstance(source.file_like, str | Path) else path
+    return file if file.name.lower().endswith((*SUFFIXES, *PAIR_SUFFIXES)) else None
+
+
 def _end(image: nibabel.Nifti1Image) -> int:
     """Size of the uncompressed content by the header, in bytes. A longer file has slices that would be lost."""
     return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
 def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the slices of volume `number` of a gz file, after checks of its length and checksum.
+    """Yield the slices of volume `number` of a gz file (or of a plain one), after checks of its length and checksum.
 
     nibabel stops at the last voxel and therefore never checks the checksum, which comes after it.
     """
@@ -394,7 +555,7 @@ def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[t
         raise EOFError(f"a gz file of {packed:,} bytes cannot hold {size:,}")
     if size > max(packed * LARGE_RATIO, LARGE_BYTES):
         raise OSError(f"it would grow from {packed:,} to {size:,} bytes, which no scan does")
-    with open_gzip(path) as stream:
+    with _opened(path) as stream:
         place = begin + number * x * y * z * kind.itemsize
         _skip(stream, 0, place, size)
         for part in axis_slices(z, x * y * z):

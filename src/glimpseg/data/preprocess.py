@@ -33,6 +33,7 @@ from glimpseg.volume import (
     Volume,
     angle_degrees,
     bounding_box,
+    difference_in_words,
     overlap,
     resample,
     resample_labels,
@@ -54,6 +55,10 @@ TISSUE_PERCENTILES = (0.1, 50, 99.9)
 """Percentiles of the brain that stand for its darkest, its median and its brightest tissue."""
 LEAST_OFFSET = 0.5
 """Smallest background that counts as an offset of the whole image, as a share of its distance from the median."""
+SMALLEST_EXTENT_MM = 40.0
+"""Smallest extent of an image along an axis without a warning. A brain is 130 mm high or more."""
+FEWEST_SLICES = 8
+"""Fewest voxels of an image along an axis without a warning."""
 GRID_ORDER = (Modality.T1C, Modality.T1, Modality.FLAIR, Modality.T2)
 """Order of sequences for the native grid of a study: the first available one gives it. Surgeons and readers look at T1c
 first."""
@@ -180,6 +185,7 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
             image = np.zeros((len(Modality), *grid.shape), np.float32)
             inside = np.zeros((len(Modality), *grid.shape), bool)
         notes[modality] = _check_grid(study, modality, volume.grid, own)
+        _warn_of_slab(study, modality, volume.grid)
         channel, name = list(Modality).index(modality), f"{study.id}: {modality.title}"
         if brain is None:
             found = seen.add(modality, volume, name)
@@ -300,7 +306,7 @@ def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str 
 
     Raises: InputError if axes or fields of view do not fit.
     """
-    if same_grid(grid.ras(), own.ras()):
+    if same_grid(own, grid.ordered_as(own)):
         return None
     angle, shared = angle_degrees(grid, own), overlap(grid, own)
     if (angle > MAXIMAL_ANGLE_DEGREES and not study.registered) or shared < MINIMAL_OVERLAP:
@@ -311,10 +317,23 @@ def _check_grid(study: Study, modality: Modality, grid: Grid, own: Grid) -> str 
         )
     if study.registered:
         return None
+    alike = grid.ordered_as(own)
+    apart = f"; {difference_in_words(own, alike)}" if alike.shape == own.shape else ""
     return (
-        f"{modality.title} lies on another grid ({_in_words(grid)}; the study: {_in_words(own)}) and was resampled. "
-        "This assumes that the sequences are registered."
+        f"{modality.title} lies on another grid ({_in_words(grid)}; the study: {_in_words(own)}{apart}) and was "
+        "resampled. This assumes that the sequences are registered."
     )
+
+
+def _warn_of_slab(study: Study, modality: Modality, grid: Grid) -> None:
+    """Warn if an image covers so little of the head that the result may be empty or wrong."""
+    sides = np.array(grid.shape) * grid.spacing_mm
+    axis = int(sides.argmin()) if sides.min() < SMALLEST_EXTENT_MM else int(np.argmin(grid.shape))
+    if sides[axis] < SMALLEST_EXTENT_MM or grid.shape[axis] < FEWEST_SLICES:
+        warn(
+            f"{study.id}: {modality.title} has {grid.shape[axis]} slices along one axis, {sides[axis]:.0f} mm in all, "
+            "which is a small part of a head. The result may be empty or wrong."
+        )
 
 
 def _on_working_grid(
@@ -368,10 +387,11 @@ def reference_on(study: Study, own: Grid) -> Volume | None:
         raise InputError(f"Study {study.id}: the label convention of {study.reference} is unknown. Name it (--labels).")
     else:
         labels, name = nifti.read_labels(study.reference, study.convention), study.reference.name
-    if not same_grid(labels.grid.ras(), own.ras()):
+    if not same_grid(own, labels.grid.ordered_as(own)):
         raise InputError(
             f"Study {study.id}: {name} lies on another grid ({_in_words(labels.grid)}) than the images "
-            f"({_in_words(own)}). Give the reference that was drawn on these images."
+            f"({_in_words(own)}; {difference_in_words(own, labels.grid.ordered_as(own))}). Give the reference that was "
+            "drawn on these images."
         )
     return resample_labels(labels, own)
 

@@ -45,6 +45,10 @@ class Series:
     """Start of the acquisition, in seconds since midnight."""
     injected_s: float | None = None
     """Injection of contrast agent, in seconds since midnight; None if the header does not give it."""
+    no_place: str = ""
+    """Reason why `shape` is None, as a sentence; empty if it is known."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on its slices that are not read, or were read otherwise than the headers say; for whoever reads it."""
 
 
 def digest(text: str) -> str:

@@ -16,7 +16,7 @@ from glimpseg.data.preprocess import Prepared, Preprocess, reference_on
 from glimpseg.errors import InputError
 from glimpseg.modality import ALL, Modality
 from glimpseg.study import Frame, Study
-from glimpseg.volume import Volume, same_grid
+from glimpseg.volume import Volume, difference_in_words, same_grid
 
 SMALLEST_SIDE = 128
 """Smallest side of the crop in voxels: the window of mmFormer."""
@@ -46,10 +46,10 @@ def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
     volumes = {m: image if isinstance(image, Volume) else nifti.read_volume(image) for m, image in _ordered(study)}
     own = volumes[Modality.T1].grid
     for modality, volume in volumes.items():
-        if not same_grid(volume.grid, own):
+        if not same_grid(own, volume.grid):
             raise InputError(
                 f"Study {study.id}: the protocol rfnet needs all sequences on one grid, but {modality.title} lies "
-                "on another than T1. Use --protocol clinical."
+                f"on another than T1 ({difference_in_words(own, volume.grid)}). Use --protocol clinical."
             )
     if np.abs(np.array(own.spacing_mm) - settings.spacing_mm).max() > 1e-3:
         raise InputError(

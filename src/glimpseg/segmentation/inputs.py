@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os.path import isdir, isfile  # unlike pathlib's, False for names that are too long or closed to us
@@ -15,10 +15,14 @@ from nibabel.spatialimages import SpatialImage
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom.find import find_series
-from glimpseg.data.dicom.read import read_series
+from glimpseg.data.dicom.read import read_series, series_title
 from glimpseg.data.dicom.study_folders import contains_dicom, find_study_folders
 from glimpseg.data.identify import identify, read_series_json
+from glimpseg.data.identify.evidence import total
+from glimpseg.data.identify.rules import packaged_rules
+from glimpseg.data.identify.verdict import judge_series
 from glimpseg.data.layouts import find_usable
+from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.series import Series
 from glimpseg.data.unpack import SUFFIXES, unpacked
 from glimpseg.errors import InputError, UsageError
@@ -41,6 +45,8 @@ class StudyInput:
     """DICOM series of its images; empty for NIfTI."""
     notes: tuple[str, ...] = ()
     """Sentences for people: which series was taken for which sequence."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that were logged while DICOM was found and read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,14 @@ def opened_entry(entry: StudyEntry) -> Iterator[StudyInput]:
         return
     assert entry.place is not None
     with unpacked(entry.place) as folder:
-        yield input_from_series(entry.id, _identified(folder))
+        yield with_warnings(lambda: input_from_series(entry.id, _identified(folder)))
+
+
+def with_warnings(make: Callable[[], StudyInput]) -> StudyInput:
+    """Make an input, and keep the warnings that are logged meanwhile for its record."""
+    with collected_warnings() as found:
+        study_input = make()
+    return replace(study_input, warnings=(*study_input.warnings, *found))
 
 
 def input_from_series(name: str, series: Mapping[Modality, Series]) -> StudyInput:
@@ -168,14 +181,30 @@ def _image(modality: Modality, image: ImageLike) -> tuple[Volume | Path | Frame,
     if path is None or not (isdir(path) or _is_archive(path)):
         return _in_memory(image), None
     with unpacked(path) as folder:
-        series = find_series(folder)
-        if len(series) != 1:
-            raise UsageError(
-                f"{path.name} was given as {modality.title} and holds {len(series)} series; one is needed. Give the "
-                "folder of that series, or the whole study with -i."
-            )
+        series = _only_series(modality, find_series(folder), path.name)
         # The files of an archive are gone after this, and with them the geometry for a DICOM SEG.
-        return read_series(series[0]), series[0] if path.is_dir() else None
+        return read_series(series), series if path.is_dir() else None
+
+
+def _only_series(modality: Modality, series: Sequence[Series], name: str) -> Series:
+    """Return the one series that may be the sequence. Others, such as the fat image of a Dixon scan, are named.
+
+    Raises: UsageError if several series may be it.
+    """
+    if len(series) == 1:
+        return series[0]
+    verdicts = judge_series(series, packaged_rules())
+    dropped = [verdict for verdict in verdicts if total(verdict.evidence, "drop") > 0]
+    fitting = [verdict.series for verdict in verdicts if verdict not in dropped]
+    if len(fitting) != 1:
+        listed = ", ".join(f"{series_title(one)}: {len(one.files)} files" for one in series)
+        raise UsageError(
+            f"{name} was given as {modality.title} and holds {len(series)} series; one is needed ({listed}). Give the "
+            "folder of that series, or the whole study with -i."
+        )
+    for verdict in dropped:
+        warn(f"{modality.title}: {series_title(verdict.series)} in the same folder was left out: {verdict.why}.")
+    return fitting[0]
 
 
 def _in_memory(image: ImageLike) -> Volume | Path | Frame:

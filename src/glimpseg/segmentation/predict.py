@@ -11,7 +11,7 @@ from glimpseg.modality import Modality
 from glimpseg.model.loading import Model, load_model
 from glimpseg.model.shipped import BOX
 from glimpseg.runtime.device import resolved_device
-from glimpseg.segmentation.inputs import ImageLike, MaskLike, StudyInput, input_from_images
+from glimpseg.segmentation.inputs import ImageLike, MaskLike, StudyInput, input_from_images, with_warnings
 from glimpseg.segmentation.options import PLAIN, InferenceOptions
 from glimpseg.segmentation.passes import segment_prepared
 from glimpseg.segmentation.preparation import prepare_input
@@ -94,7 +94,8 @@ def segment(
     (60, 60, 39)
     """
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
-    given = input_from_images({m: image for m, image in named.items() if image is not None}, brain_mask)
+    images = {m: image for m, image in named.items() if image is not None}
+    given = with_warnings(lambda: input_from_images(images, brain_mask))
     return _segmented(given, model if isinstance(model, Model) else load(model), options)
 
 

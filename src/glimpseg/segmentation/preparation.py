@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from glimpseg.data.dicom.seg import check_seg_source
 from glimpseg.data.identify.appearance import appearance_warnings
 from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
 from glimpseg.data.raw.preparation import register_and_strip
+from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model
 from glimpseg.segmentation.inputs import StudyInput
 from glimpseg.segmentation.memory import refuse_if_memory_short
-from glimpseg.segmentation.options import InferenceOptions
+from glimpseg.segmentation.options import DICOM_TYPES, InferenceOptions
+
+NO_SERIES = (
+    "A DICOM SEG lies in the geometry of a DICOM series, and the image on whose grid the result lies came as NIfTI, or "
+    "from an archive of one series. Give the study's DICOM with -i, or leave DICOM out of the output types."
+)
+"""Message if DICOM output was asked for images without a DICOM series."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,7 +45,7 @@ def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptio
         something is needed that is not installed.
     """
     begun, study, grid = time.perf_counter(), study_input.study, options.grid_sequence
-    settings, warnings = model.recipe.data.preprocess, list[str]()
+    settings, warnings = model.recipe.data.preprocess, list(study_input.warnings)
     refuse_same_files(study)
     refuse_if_memory_short(study, settings.spacing_mm, len(model.network.labels) + 1)
     if options.raw == "auto":
@@ -54,3 +63,30 @@ def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptio
         grid=grid or next(modality for modality in GRID_ORDER if modality in prepared.available),
         seconds=time.perf_counter() - begun,
     )
+
+
+def with_output_warnings(prepared: PreparedInput, types: Collection[str]) -> PreparedInput:
+    """Return the input with a warning if its headers do not allow the DICOM output that is wanted.
+
+    It is called before the network runs. The NIfTI is written all the same.
+
+    Raises: UsageError if no DICOM series belongs to the grid of the result.
+    """
+    if not set(types) & DICOM_TYPES:
+        return prepared
+    series = prepared.study_input.series.get(prepared.grid)
+    if series is None:
+        raise UsageError(NO_SERIES)
+    try:
+        check_seg_source(series)
+    except InputError as error:
+        said = no_dicom_output(error)
+        warn(said)
+        found = (*prepared.prepared.warnings, said)
+        return replace(prepared, prepared=replace(prepared.prepared, warnings=found))
+    return prepared
+
+
+def no_dicom_output(error: InputError) -> str:
+    """Return the warning that no DICOM output can be written."""
+    return f"No DICOM output is written, only NIfTI: {error}"

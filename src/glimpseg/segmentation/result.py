@@ -12,8 +12,9 @@ from glimpseg.data import nifti
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.dicom.seg import SegmentationType, write_seg
 from glimpseg.data.dicom.sr import write_sr
+from glimpseg.data.notices import warn
 from glimpseg.data.series import Series
-from glimpseg.errors import UsageError
+from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.loading import Model
 from glimpseg.region import Region, convention_named
@@ -21,6 +22,7 @@ from glimpseg.runtime.atomic import atomic_folder
 from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import ImageLike, volume_of
 from glimpseg.segmentation.options import DICOM_TYPES, refuse_unknown_types
+from glimpseg.segmentation.preparation import NO_SERIES, no_dicom_output
 from glimpseg.segmentation.uncertainty import Uncertainty
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume, downsample_large, resample
@@ -128,7 +130,7 @@ class Segmentation:
 
         Raises:
             UsageError: If the folder holds files (without `overwrite`), for unknown `labels` or `types`, or for DICOM
-                output of images that came as NIfTI.
+                output of images that came as NIfTI. Headers that allow no DICOM output give a warning.
             InputError: If the convention has no number for a label that was found.
             OutputError: When the disk refuses.
         """
@@ -140,11 +142,10 @@ class Segmentation:
             nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
             for region, volume in (self.probabilities or {}).items():
                 nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
-            if set(types) & DICOM_TYPES:
-                self._write_dicom(place, types, pseudonyms)
+            warnings = self._write_dicom(place, types, pseudonyms) if set(types) & DICOM_TYPES else ()
             record.write_tree(place / "seg.json", record.label_names(labels, numbers, self.regions))
             record.write_tree(place / record.STATISTICS, self._statistics())
-            record.write_tree(place / RECORD, self._record(labels))
+            record.write_tree(place / RECORD, self._record(labels, warnings))
             self.preview().savefig(place / "preview.png", dpi=PREVIEW_DPI)
         return Path(folder)
 
@@ -160,27 +161,34 @@ class Segmentation:
     def _refuse_types(self, types: Collection[str]) -> None:
         refuse_unknown_types(tuple(types))
         if set(types) & DICOM_TYPES and self.series is None:
-            raise UsageError(
-                "A DICOM SEG lies in the geometry of a DICOM series, and the image on whose grid the result lies came "
-                "as NIfTI, or from an archive of one series. Give the study's DICOM with -i, or leave DICOM out of "
-                "the output types."
-            )
+            raise UsageError(NO_SERIES)
 
-    def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
+    def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> tuple[str, ...]:
+        """Write the DICOM output. Returns a warning, and leaves no file, if the headers do not allow it."""
         assert self.series is not None
         segmentation, model = place / "seg.dcm", self.model.name
         kind: SegmentationType = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
-        write_seg(segmentation, self.labels, self.series, kind=kind, model=model, pseudonyms=pseudonyms)
-        if "dicom-sr" in types:
-            target, regions = place / "measurements.dcm", self.regions
-            write_sr(
-                target, self.labels, segmentation, self.series, model=model, regions=regions, pseudonyms=pseudonyms
-            )
+        target, regions = place / "measurements.dcm", self.regions
+        try:
+            write_seg(segmentation, self.labels, self.series, kind=kind, model=model, pseudonyms=pseudonyms)
+            if "dicom-sr" in types:
+                write_sr(
+                    target, self.labels, segmentation, self.series, model=model, regions=regions, pseudonyms=pseudonyms
+                )
+        except InputError as error:
+            for path in (segmentation, target):
+                path.unlink(missing_ok=True)
+            said = no_dicom_output(error)
+            if said in self.warnings:  # it was told before the network ran
+                return ()
+            warn(said)
+            return (said,)
+        return ()
 
     def _statistics(self) -> dict[str, Any]:
         return record.statistics(self.volumes_ml, self.lesions, self.uncertainty)
 
-    def _record(self, labels: str) -> dict[str, Any]:
+    def _record(self, labels: str, more: tuple[str, ...] = ()) -> dict[str, Any]:
         backend = self.backend or self.model.backend.record
         kept = self.probabilities and ("calibrated" if self.calibrated else "as the network gives them")
         return {
@@ -193,5 +201,5 @@ class Segmentation:
             **record.machine(self.model, backend),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **({"notes": list(self.notes)} if self.notes else {}),
-            "warnings": list(self.warnings),
+            "warnings": [*self.warnings, *more],
         }

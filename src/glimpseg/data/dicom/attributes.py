@@ -110,8 +110,9 @@ def _check_uid(keyword: str, original: str) -> None:
     from pydicom.uid import UID
 
     if not UID(original).is_valid:
+        fault = f"a {keyword} that is no UID" if original else f"no {keyword}"
         raise InputError(
-            f"The source series has a {keyword} that is no UID, so nothing can refer to it. Write NIfTI instead, or "
+            f"The source series has {fault}, so nothing can refer to it. Write NIfTI instead, or "
             "correct the UIDs of the series (dcmodify)."
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glimpseg.data.dicom import libraries
+from glimpseg.data.notices import warn
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
@@ -69,7 +70,7 @@ def _run_header_reader(folder: Path) -> dict[str, Any]:
 
 def _as_series(fields: dict[str, Any]) -> Series:
     tuples = {name: fields[name] and tuple(fields[name]) for name in ("shape", "spacing_mm")}
-    tuples["image_type"] = tuple(fields["image_type"])
+    tuples |= {name: tuple(fields[name]) for name in ("image_type", "warnings")}
     files = tuple(Path(path) for path in fields["files"])
     return Series(**{**fields, **tuples, "files": files, "source": "dicom"})
 
@@ -79,10 +80,12 @@ def _log_counts(folder: Path, answer: dict[str, Any], series: list[Series]) -> N
     log.info("%s: %d MR series in %d files.", folder.name, len(series), images)
     if answer["foreign"] or answer["other"]:
         log.info("Ignored: %d files that are not DICOM, %d other DICOM objects.", answer["foreign"], answer["other"])
+    for note in answer["notes"]:
+        warn(note)
     if answer["repeated"]:
-        log.warning("%s: %d duplicate files were ignored.", folder.name, answer["repeated"])
+        warn(f"{answer['repeated']} duplicate files were ignored.")
     if answer["damaged"]:
-        log.warning("%s: %d damaged DICOM files were ignored.", folder.name, answer["damaged"])
+        warn(f"{answer['damaged']} damaged DICOM files were ignored.")
     studies = len({one.study for one in series})
     if studies > 1:
         log.warning("%s: %d studies of one patient. Choose the series of one study.", folder.name, studies)

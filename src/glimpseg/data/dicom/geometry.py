@@ -5,27 +5,33 @@ highdicom does the arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from glimpseg.data.dicom.headers import ENHANCED_CLASSES, first_number, value
+from glimpseg.data.dicom.headers import ENHANCED_CLASSES, decimal_comma, first_number, value
 from glimpseg.data.series import Plane
 from glimpseg.errors import InputError
-from glimpseg.volume import Grid
+from glimpseg.volume import SAME_GRID_MM, SAME_GRID_VOXELS, Grid, displaced_little
 
 if TYPE_CHECKING:
     from highdicom import VolumeGeometry
     from pydicom.dataset import Dataset
+    from pydicom.valuerep import DSfloat
 
-ORIENTATION_TOLERANCE = 1e-6
-"""Tolerated difference of a cosine: 0.08 degrees, more than any rounding of direction cosines."""
-MAXIMAL_DRIFT = 0.1
-"""Largest sideways shift of the slices over the whole stack, in voxels. A larger shift counts as a tilted stack."""
-SPACING_TOLERANCE = 0.01
-"""Tolerated deviation of the slice distance, as a fraction of it; highdicom's own tolerance."""
+EXACT_MM = 1e-3
+"""Largest displacement of a slice from an even stack at which the headers are used as they are."""
+ROUNDED_COSINE = 1e-3
+"""Deviation of direction cosines from unit vectors at right angles from which on they are corrected."""
+UNIT_TOLERANCE = 1e-2
+"""Largest deviation of direction cosines from unit vectors at right angles: cosines of two decimals."""
+SAME_POSITION = 0.1
+"""Largest distance of two images at one position, as a fraction of the slice distance."""
+MISSING_STEP = 1.5
+"""Smallest distance between neighbouring slices, in slice distances, at which one is missing or the stack is uneven."""
 OBLIQUE_COSINE = 0.8
 """Smallest cosine between a slice normal and a body axis for a named plane.
 
@@ -47,10 +53,13 @@ def positions(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 3"]:
     found = []
     for dataset in datasets:
         for item in _group_per_frame(dataset, "PlanePositionSequence"):
-            place = value(item, "ImagePositionPatient")
-            if place is None or len(place) != 3:
-                raise InputError("A slice does not say where it lies (ImagePositionPatient).")
-            found.append([float(part) for part in place])
+            place = _numbers(item, "ImagePositionPatient")
+            if len(place) != 3:
+                raise InputError(
+                    _with_comma(item, "ImagePositionPatient")
+                    or "A slice does not say where it lies (ImagePositionPatient)."
+                )
+            found.append(place)
     array = np.array(found)
     if not np.isfinite(array).all():
         raise InputError("A slice lies nowhere: its position is no number.")
@@ -66,18 +75,20 @@ def orientations(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 6"]:
     found = []
     for dataset in datasets:
         for item in _group_per_frame(dataset, "PlaneOrientationSequence"):
-            cosines = value(item, "ImageOrientationPatient")
-            if cosines is None or len(cosines) != 6:
-                raise InputError("A slice does not say how it is turned (ImageOrientationPatient).")
-            found.append([float(part) for part in cosines])
+            cosines = _numbers(item, "ImageOrientationPatient")
+            if len(cosines) != 6:
+                raise InputError(
+                    _with_comma(item, "ImageOrientationPatient")
+                    or "A slice does not say how it is turned (ImageOrientationPatient)."
+                )
+            found.append(cosines)
     array = np.array(found)
-    rows, columns = array[:, :3], array[:, 3:]
     lengths = np.linalg.norm(array.reshape(-1, 2, 3), axis=2)
     with np.errstate(invalid="ignore"):
-        right = (np.abs(lengths - 1) < 1e-3).all() and (np.abs((rows * columns).sum(1)) < 1e-3).all()
-    if not right:
+        off = max(np.abs(lengths - 1).max(), np.abs((array[:, :3] * array[:, 3:]).sum(1)).max())
+    if not off < UNIT_TOLERANCE:
         raise InputError("The directions of rows and columns are no pair of unit vectors at right angles.")
-    return array
+    return array if off < ROUNDED_COSINE else np.array([orthonormal(one) for one in array])
 
 
 def pixel_spacing(dataset: Dataset) -> tuple[float, float]:
@@ -85,11 +96,37 @@ def pixel_spacing(dataset: Dataset) -> tuple[float, float]:
 
     Raises: InputError if they are absent or invalid.
     """
-    found = value(next(iter(_group_per_frame(dataset, "PixelMeasuresSequence"))), "PixelSpacing")
-    sizes = [first_number(part) or 0.0 for part in found] if found is not None and len(found) == 2 else []
-    if len(sizes) != 2 or not all(0 < size < 100 for size in sizes):
-        raise InputError("The size of its pixels is not given or is no size (PixelSpacing).")
-    return sizes[0], sizes[1]
+    rows, columns = pixel_spacings([dataset])[0].tolist()
+    return rows, columns
+
+
+def pixel_spacings(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 2"]:
+    """Return the distances between rows and between columns of each slice or frame, mm. Raises: InputError."""
+    found = []
+    for dataset in datasets:
+        for item in _group_per_frame(dataset, "PixelMeasuresSequence"):
+            sizes = _numbers(item, "PixelSpacing")
+            if len(sizes) != 2 or not all(0 < size < 100 for size in sizes):
+                raise InputError(
+                    _with_comma(item, "PixelSpacing")
+                    or "The size of its pixels is not given or is no size (PixelSpacing)."
+                )
+            found.append(sizes)
+    return np.array(found)
+
+
+def _numbers(item: Dataset, keyword: str) -> list[float]:
+    """Return the numbers of an attribute; an empty list if it is absent or one of its values is no number."""
+    given = value(item, keyword)
+    if given is None or isinstance(given, str) or not hasattr(given, "__iter__"):
+        return []
+    numbers = [first_number(part) for part in given]
+    return [number for number in numbers if number is not None] if None not in numbers else []
+
+
+def _with_comma(item: Dataset, keyword: str) -> str | None:
+    said = decimal_comma(item, keyword)
+    return None if said is None else f"{said}. Correct it (dcmodify), or export the series again."
 
 
 def is_enhanced(dataset: Dataset) -> bool:
@@ -111,59 +148,189 @@ def anatomical_plane(cosines: Float[np.ndarray, "6"]) -> Plane:
     return names[int(along.argmax())] if along.max() >= OBLIQUE_COSINE else "oblique"
 
 
-def check_stack(
-    places: Float[np.ndarray, "n 3"], cosines: Float[np.ndarray, "n 6"], spacing_mm: tuple[float, float]
-) -> None:
-    """Check that slices form a volume: parallel, perpendicular to the stacking direction, evenly spaced, none missing.
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Evenly spaced parallel slices that are closest to the headers of a series."""
+
+    cosines: Float[np.ndarray, "6"]
+    """Direction cosines of rows and columns."""
+    spacing_mm: tuple[float, float]
+    """Distance between rows and between columns."""
+    places: Float[np.ndarray, "n 3"]
+    """Position of the first voxel of each slice, LPS millimetres, in the order of the headers."""
+    step_mm: float
+    """Distance between slices."""
+    moved_mm: float
+    """Largest displacement of a corner of a slice from what its header says."""
+    exact: bool
+    """True if the headers say the same for all slices, so that they can be used as they are."""
+
+
+def edges(
+    cosines: Float[np.ndarray, "n 6"], spacings_mm: Float[np.ndarray, "n 2"], columns: int, rows: int
+) -> Float[np.ndarray, "n 2 3"]:
+    """Return the vectors from the first voxel of slices to the last one of its row, and of its column, mm."""
+    along_row = cosines[:, :3] * spacings_mm[:, 1:] * (columns - 1)
+    along_column = cosines[:, 3:] * spacings_mm[:, :1] * (rows - 1)
+    return np.stack([along_row, along_column], axis=1)
+
+
+def corner_shifts(moved: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarray, "n 4 3"]:
+    """Return the displacements of the four corners of slices whose `edges` differ by `moved`, mm."""
+    first, second = moved[:, 0], moved[:, 1]
+    return np.stack([np.zeros_like(first), first, second, first + second], axis=1)
+
+
+def same_plane(
+    shifts_mm: Float[np.ndarray, "n 4 3"],
+    cosines: Float[np.ndarray, "6"],
+    spacing_mm: tuple[float, float],
+    step_mm: float,
+) -> Bool[np.ndarray, "n"]:
+    """Return which slices are displaced so little that they count as the same (`volume.displaced_little`).
+
+    Args:
+        shifts_mm: displacements of the corners of each slice.
+        cosines: direction cosines of rows and columns.
+        spacing_mm: distance between rows and between columns.
+        step_mm: distance between slices.
+    """
+    affine = np.eye(4)
+    axes = np.stack([cosines[:3], cosines[3:], np.cross(cosines[:3], cosines[3:])], axis=1)
+    affine[:3, :3] = axes * np.array([spacing_mm[1], spacing_mm[0], step_mm])
+    voxel = Grid((1, 1, 1), affine)
+    return np.array([displaced_little(one, voxel) for one in shifts_mm], bool)
+
+
+def typical_step(distances: Float[np.ndarray, "n"]) -> float:
+    """Return the typical distance between slices, mm; 0 if all images lie at one position."""
+    steps = np.diff(np.sort(distances))
+    if not len(steps) or steps.max() <= 0:
+        return 0.0
+    apart = steps[steps > SAME_POSITION * np.quantile(steps, 0.9)] if np.quantile(steps, 0.9) > 0 else steps[steps > 0]
+    return float(np.median(apart))
+
+
+def images_at_each_position(distances: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """Return the number of the position of each image, in the order of distance along the normal.
+
+    Images nearer than a small fraction of the slice distance are at one position, so that rounding separates none.
+    """
+    order = np.argsort(distances, kind="stable")
+    apart = np.diff(distances[order]) > SAME_POSITION * max(typical_step(distances), EXACT_MM)
+    numbers = np.empty(len(distances), int)
+    numbers[order] = np.cumsum(np.r_[0, apart])
+    return numbers
+
+
+def fit_stack(
+    places: Float[np.ndarray, "n 3"],
+    cosines: Float[np.ndarray, "n 6"],
+    spacings_mm: Float[np.ndarray, "n 2"],
+    *,
+    columns: int,
+    rows: int,
+) -> Stack:
+    """Fit evenly spaced parallel slices to the headers of a series.
+
+    Direction cosines and pixel sizes are means or medians over all slices. The slice distance is a regression over all
+    positions, so that rounding in the headers does not add up.
 
     Args:
         places: positions of the slices, LPS millimetres.
         cosines: direction cosines of rows and columns.
-        spacing_mm: distance between rows and between columns.
+        spacings_mm: distance between rows and between columns.
+        columns: number of columns.
+        rows: number of rows.
 
     Raises:
-        InputError: names the failed check and its place in the stack.
+        InputError: if slices are missing, several lie at one position, or a corner lies farther from the fit than
+            `volume.displaced_little` accepts. It names the place and the distance in mm.
     """
     if len(places) < 2:
         raise InputError("It has a single slice, and a volume needs at least two.")
-    turned = cosines.reshape(-1, 2, 3) @ cosines[0].reshape(2, 3).transpose()
-    if min(turned[:, 0, 0].min(), turned[:, 1, 1].min()) < 1 - ORIENTATION_TOLERANCE:
-        raise InputError("Its slices are turned differently (a localiser, or several stacks), so they are no volume.")
-    along = slice_normal(cosines[0])
+    spacing = _agreed(spacings_mm)
+    turned = cosines[0] if (cosines == cosines[0]).all() else orthonormal(np.median(cosines, axis=0))
+    along = slice_normal(turned)
     distances = places @ along
+    typical = typical_step(distances)
+    own, fitted = edges(cosines, spacings_mm, columns, rows), edges(turned[None], spacing[None], columns, rows)
+    sizes = (float(spacing[0]), float(spacing[1]))
+    tilted = corner_shifts(own - fitted)
+    alike = same_plane(tilted, turned, sizes, typical or min(sizes))
+    if not alike.all():
+        raise InputError(
+            "Its slices are turned differently, or their pixels differ in size (a localiser, or several stacks): "
+            f"corners lie up to {np.linalg.norm(tilted, axis=2).max():.2f} mm from where parallel slices have them "
+            f"({_LIMITS}). So they are no volume."
+        )
+    _check_one_image_each(distances)
     order = np.argsort(distances, kind="stable")
-    distances, places = distances[order], places[order]
-    steps = np.diff(distances)
-    typical = float(np.median(steps[steps > SPACING_TOLERANCE])) if (steps > SPACING_TOLERANCE).any() else 0.0
-    if steps.min() <= SPACING_TOLERANCE * max(typical, SPACING_TOLERANCE):
-        most = int(np.bincount(np.cumsum(np.r_[0, steps > SPACING_TOLERANCE * typical])).max())
+    _check_gaps(distances[order] if along[np.abs(along).argmax()] > 0 else -distances[order][::-1], typical)
+    numbers = np.empty(len(places))
+    numbers[order] = np.arange(len(places))
+    even, step = _even_places(places, numbers, along)
+    shifts = tilted + (places - even)[:, None]
+    exact = np.linalg.norm(shifts, axis=2).max() <= EXACT_MM
+    if not same_plane(shifts, turned, sizes, step).all():
+        _refuse_displaced(places - even, numbers, along, step)
+    return Stack(
+        cosines=turned,
+        spacing_mm=sizes,
+        places=even,
+        step_mm=step,
+        moved_mm=float(np.linalg.norm(shifts, axis=2).max()),
+        exact=bool(exact),
+    )
+
+
+def orthonormal(cosines: Float[np.ndarray, "6"]) -> Float[np.ndarray, "6"]:
+    """Return the closest pair of unit vectors at right angles."""
+    left, _, right = np.linalg.svd(cosines.reshape(2, 3), full_matrices=False)
+    return (left @ right).reshape(6)
+
+
+def _agreed(spacings_mm: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "2"]:
+    return spacings_mm[0] if (spacings_mm == spacings_mm[0]).all() else np.median(spacings_mm, axis=0)
+
+
+def _even_places(
+    places: Float[np.ndarray, "n 3"], numbers: Float[np.ndarray, "n"], along: Float[np.ndarray, "3"]
+) -> tuple[Float[np.ndarray, "n 3"], float]:
+    """Return evenly spaced positions on one normal, and their distance.
+
+    Slices that lie evenly between the outermost two keep their ends exactly; others are fitted by least squares.
+    """
+    distances, first = places @ along, places[int(numbers.argmin())]
+    step = float(distances.max() - distances.min()) / (len(places) - 1)
+    even = first + np.outer(numbers * step, along)
+    if np.linalg.norm(places - even, axis=1).max() <= EXACT_MM:
+        return even, step
+    step, start = np.polyfit(numbers, distances, 1)
+    beside = (places - np.outer(distances, along)).mean(axis=0)
+    return beside + np.outer(start + step * numbers, along), float(step)
+
+
+def _check_one_image_each(distances: Float[np.ndarray, "n"]) -> None:
+    most = int(np.bincount(images_at_each_position(distances)).max())
+    if most > 1:
         raise InputError(
-            f"It holds up to {most} images at one position (several echoes, time points or weightings in one series). "
-            "Export each as a series of its own."
+            f"It holds up to {most} images at one position (several echoes, time points or weightings in one series), "
+            "and their pixels differ. Export each as a series of its own."
         )
-    drift = places - places[0] - np.outer(distances - distances[0], along)
-    if np.linalg.norm(drift, axis=1).max() > MAXIMAL_DRIFT * min(spacing_mm):
-        angle = np.degrees(np.arctan2(np.linalg.norm(drift[-1]), distances[-1] - distances[0]))
-        raise InputError(
-            f"Its slices are stacked {angle:.1f} degrees away from their normal (a tilted gantry, or a sheared stack). "
-            "Convert it to NIfTI with a tool that corrects the tilt, such as dcm2niix, and pass that file."
-        )
-    # Slices are numbered from the feet, the back or the right, whichever way the normal points.
-    upwards = distances if along[np.abs(along).argmax()] > 0 else -distances[::-1]
-    _check_gaps(upwards, typical)
 
 
 def _check_gaps(distances: Float[np.ndarray, "n"], typical: float) -> None:
-    """Check that ascending slice distances are even.
+    """Check that no slice is missing between ascending distances, numbered from the feet, the back or the right.
 
     Raises: InputError that lists missing slices or the uneven spacing.
     """
     steps = np.diff(distances)
-    if np.abs(steps - typical).max() <= SPACING_TOLERANCE * typical:
-        return
     ratio = steps / typical
-    gaps = np.flatnonzero(ratio > 1.5)
-    if len(gaps) and np.abs(ratio - np.rint(ratio)).max() < 0.1:
+    gaps = np.flatnonzero(ratio > MISSING_STEP)
+    if not len(gaps):
+        return
+    if np.abs(ratio - np.rint(ratio)).max() < SAME_GRID_VOXELS:
         missing = np.rint(ratio[gaps]).astype(int) - 1
         named = [
             f"{count} between slice {at + 1} at {distances[at]:.1f} mm and slice {at + 2} at {distances[at + 1]:.1f} mm"
@@ -181,26 +348,87 @@ def _check_gaps(distances: Float[np.ndarray, "n"], typical: float) -> None:
     )
 
 
+def _refuse_displaced(
+    moved: Float[np.ndarray, "n 3"], numbers: Float[np.ndarray, "n"], along: Float[np.ndarray, "3"], step: float
+) -> None:
+    """Raise the InputError of slices that lie `moved` from even positions: along the normal, or sideways."""
+    ahead = moved @ along
+    aside = moved - np.outer(ahead, along)
+    sideways = np.linalg.norm(aside, axis=1)
+    if sideways.max() > np.abs(ahead).max():
+        first, last = aside[int(numbers.argmin())], aside[int(numbers.argmax())]
+        angle = np.degrees(np.arctan2(np.linalg.norm(last - first), step * (len(moved) - 1)))
+        raise InputError(
+            f"Its slices are stacked {angle:.1f} degrees away from their normal (a tilted gantry, or a sheared stack), "
+            f"up to {sideways.max():.2f} mm aside ({_LIMITS}). Convert it to NIfTI with a tool that corrects the tilt, "
+            "such as dcm2niix, and pass that file."
+        )
+    raise InputError(
+        f"Its slices are unevenly spaced: one lies {np.abs(ahead).max():.2f} mm from its place among slices that are "
+        f"{step:.2f} mm apart ({_LIMITS}), so it is no volume. Export it again, or leave this sequence out."
+    )
+
+
+_LIMITS = f"at most {SAME_GRID_VOXELS:g} voxels and {SAME_GRID_MM:g} mm are accepted"
+
+
+def header_stack(datasets: Sequence[Dataset]) -> Stack:
+    """Return the fitted stack of the headers of a series. Raises: InputError as `fit_stack`."""
+    places, cosines = positions(datasets), orientations(datasets)
+    spacings = pixel_spacings(datasets)
+    return fit_stack(places, cosines, spacings, columns=int(datasets[0].Columns), rows=int(datasets[0].Rows))
+
+
+def make_regular(datasets: Sequence[Dataset]) -> None:
+    """Write the fitted stack into the headers, so that libraries that compare them exactly read one volume.
+
+    Headers that are exact stay as they are. Raises: InputError as `fit_stack`.
+    """
+    stack = header_stack(datasets)
+    if stack.exact and len({_geometry_text(dataset) for dataset in datasets}) == 1:
+        return
+    written = [_decimals(stack.cosines), _decimals(stack.spacing_mm)]
+    at = 0
+    for dataset in datasets:
+        for item in _group_per_frame(dataset, "PlanePositionSequence"):
+            item.ImagePositionPatient = _decimals(stack.places[at])
+            at += 1
+        for item in _group_per_frame(dataset, "PlaneOrientationSequence"):
+            item.ImageOrientationPatient = written[0]
+        for item in _group_per_frame(dataset, "PixelMeasuresSequence"):
+            item.PixelSpacing = written[1]
+
+
+def _geometry_text(dataset: Dataset) -> str:
+    places = (("PlaneOrientationSequence", "ImageOrientationPatient"), ("PixelMeasuresSequence", "PixelSpacing"))
+    return "; ".join(
+        sorted({str(value(item, keyword)) for group, keyword in places for item in _group_per_frame(dataset, group)})
+    )
+
+
+def _decimals(numbers: Iterable[float]) -> list[DSfloat]:
+    from pydicom.valuerep import DSfloat
+
+    return [DSfloat(float(number), auto_format=True) for number in numbers]
+
+
 def volume_geometry(datasets: Sequence[Dataset]) -> VolumeGeometry:
     """Return highdicom's geometry of a stack; its indices are slice, row, column.
 
-    Raises: InputError as `check_stack`.
+    Raises: InputError as `fit_stack`.
     """
     import highdicom
 
-    places, cosines = positions(datasets), orientations(datasets)
-    spacing = pixel_spacing(datasets[0])
-    check_stack(places, cosines, spacing)
-    distances = places @ slice_normal(cosines[0])
-    steps = len(places) - 1
+    stack = header_stack(datasets)
+    distances = stack.places @ slice_normal(stack.cosines)
     return highdicom.VolumeGeometry.from_attributes(
-        image_position=places[int(distances.argmin())].tolist(),
-        image_orientation=cosines[0].tolist(),
+        image_position=stack.places[int(distances.argmin())].tolist(),
+        image_orientation=stack.cosines.tolist(),
         rows=int(datasets[0].Rows),
         columns=int(datasets[0].Columns),
-        pixel_spacing=list(spacing),
-        spacing_between_slices=float(distances.max() - distances.min()) / steps,
-        number_of_frames=len(places),
+        pixel_spacing=list(stack.spacing_mm),
+        spacing_between_slices=stack.step_mm,
+        number_of_frames=len(stack.places),
         coordinate_system="PATIENT",
         frame_of_reference_uid=value(datasets[0], "FrameOfReferenceUID"),
     )

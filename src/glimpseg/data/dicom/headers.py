@@ -39,7 +39,9 @@ GEOMETRY_KEYWORDS = (
     "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "FrameOfReferenceUID", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-TIME_KEYWORDS = ("AcquisitionTime", "AcquisitionDateTime", "SeriesTime", "ContrastBolusStartTime", "ContentTime")
+TIME_KEYWORDS = (
+    "AcquisitionTime", "AcquisitionDateTime", "SeriesTime", "ContrastBolusStartTime", "ContentTime", "StudyTime",
+)  # fmt: skip
 UID_KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "InstanceNumber", "ImageType")
 PATIENT_KEYWORDS = ("PatientID", "PatientName", "PatientBirthDate")
 """Attributes that tell patients apart; see `differing_identity`."""
@@ -73,8 +75,51 @@ _DATE = re.compile(r"(?<!\d)(?:(?:19|20)\d{6}|\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1
 _WORD = re.compile(r"[^\W_]+")
 
 
+PREAMBLE, MAGIC = 128, b"DICM"
+"""Length of the preamble of a DICOM file, bytes, and the letters that follow it."""
+FIRST_ELEMENT_BYTES = 8
+"""Bytes of the tag and the length of a data element."""
+FIRST_VRS = (b"UL", b"CS", b"UI", b"LO", b"SH", b"DA", b"OB")
+"""Value representations of the elements with which group 2 or 8 may begin."""
+LAST_FIRST_ELEMENT = 0x0060
+"""Largest element number with which group 2 or 8 begins; 0060 is the modality."""
+LONGEST_FIRST_VALUE = 256
+"""Largest length of the first value of a file without explicit VR, bytes."""
+LONGEST_META = 4096
+"""Bytes in which group 2 ends, and that are searched for the transfer syntax."""
+
+
 class NotDicom(Exception):
     """The file is not a DICOM file."""
+
+
+class DeflatedError(ValueError):
+    """The data set is deflated."""
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """True if a file begins as DICOM: by the letters DICM, or by an element of group 2 or 8 without a preamble.
+
+    Old exports of several vendors lack the preamble, and group 2 too.
+    """
+    try:
+        with path.open("rb") as stream:
+            block = stream.read(PREAMBLE + len(MAGIC))
+    except OSError:
+        return False
+    return block[PREAMBLE:] == MAGIC or _begins_with_element(block)
+
+
+def _begins_with_element(block: bytes) -> bool:
+    """True if bytes begin with a data element of group 2 or 8, of explicit or implicit VR."""
+    if len(block) < 2 * FIRST_ELEMENT_BYTES:
+        return False
+    for order in ("little", "big"):
+        group, element = int.from_bytes(block[:2], order), int.from_bytes(block[2:4], order)  # type: ignore[arg-type]
+        if group in (2, 8) and element <= LAST_FIRST_ELEMENT:
+            length = int.from_bytes(block[4:8], order)  # type: ignore[arg-type]
+            return block[4:6] in FIRST_VRS or length <= LONGEST_FIRST_VALUE
+    return False
 
 
 def read_header(path: Path) -> Dataset:
@@ -84,17 +129,60 @@ def read_header(path: Path) -> Dataset:
         NotDicom: if the file does not begin as DICOM.
         ValueError: or any other error of the parser, if the file begins as DICOM but cannot be parsed.
     """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.filereader import read_file_meta_info
+    return read_dataset(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
 
-    try:
-        meta = read_file_meta_info(path)
-    except InvalidDicomError as error:
-        raise NotDicom from error
-    if meta.get("TransferSyntaxUID") == DEFLATED_SYNTAX:
-        raise ValueError("a deflated data set is not read")
-    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
+
+def read_dataset(path: Path, **options: Any) -> Dataset:
+    """Read a DICOM file, with or without preamble and group 2; `file_meta` always has the transfer syntax.
+
+    Args:
+        path: file to read.
+        options: further arguments of `pydicom.dcmread`.
+
+    Raises:
+        NotDicom: if the file does not begin as DICOM.
+        ValueError: or any other error of the parser, if the file begins as DICOM but cannot be parsed.
+    """
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if not begins_as_dicom(path):
+        raise NotDicom
+    with path.open("rb") as stream:
+        begin = stream.read(PREAMBLE + LONGEST_META)
+    # The transfer syntax is checked before pydicom sees the file, since it would inflate the data set at once.
+    if DEFLATED_SYNTAX.encode() in begin and b"\x02\x00\x10\x00" in begin:
+        raise DeflatedError("a deflated data set is not read")
+    dataset = pydicom.dcmread(path, force=True, **options)
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+    return dataset
+
+
+def decimal_comma(dataset: Dataset, *keywords: str) -> str | None:
+    """Return a sentence that names the first of these attributes whose numbers have decimal commas; None if none has.
+
+    DICOM numbers have decimal points.
+    """
+    for keyword in keywords:
+        try:
+            raw = dataset.get_item(keyword)
+        except Exception:  # pydicom raises a different error for each kind of invalid value
+            continue
+        content = getattr(raw, "value", None)
+        if isinstance(content, bytes):
+            text = content.decode("ascii", "replace")
+        else:
+            text = content if isinstance(content, str) else "\\".join(map(str, content or ()))
+        text = text.strip("\0 ")
+        if re.fullmatch(r"[-+0-9eE., \\]{1,200}", text) and "," in text:
+            return f"Its {keyword} is {text} with decimal commas, and DICOM has decimal points"
+    return None
 
 
 def value(dataset: Dataset, keyword: str) -> Any:

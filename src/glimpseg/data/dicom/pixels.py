@@ -18,7 +18,7 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom import codes, geometry
-from glimpseg.data.dicom.headers import DEFLATED_SYNTAX, value
+from glimpseg.data.dicom.headers import DeflatedError, NotDicom, read_dataset, value
 from glimpseg.errors import InputError
 from glimpseg.region import Label
 from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
@@ -46,7 +46,7 @@ def _stack_volume(datasets: Sequence[Dataset]) -> highdicom.Volume:
     """Decode, rescale, sort and stack slices with highdicom."""
     import highdicom
 
-    geometry.volume_geometry(datasets)  # raises glimpseg's message before the library raises its own
+    geometry.make_regular(datasets)  # raises glimpseg's message before the library raises its own
     # Real-world value maps are not applied: they are rare, and dcm2niix uses the rescale slope too.
     if geometry.is_enhanced(datasets[0]):
         image = highdicom.Image.from_dataset(datasets[0], copy=False)
@@ -55,7 +55,6 @@ def _stack_volume(datasets: Sequence[Dataset]) -> highdicom.Volume:
         datasets,
         dtype=np.float32,
         apply_real_world_transform=False,
-        orientation_tol=geometry.ORIENTATION_TOLERANCE,
     )
 
 
@@ -72,6 +71,10 @@ def _check_pixels(dataset: Dataset, shape: Sequence[int]) -> None:
     if "PixelData" not in dataset:
         raise InputError("A file holds no pixels: it is truncated, or was exported as a header only.")
     syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed and dataset["PixelData"].is_undefined_length:
+        raise InputError(
+            "Its pixels are compressed, and the file does not say how. Export the series again, uncompressed."
+        )
     if not syntax.is_compressed:
         bits = int(dataset.BitsAllocated)
         promised = int(dataset.Rows) * int(dataset.Columns) * frames * bits // 8
@@ -106,15 +109,13 @@ def coded_size(stream: bytes) -> tuple[int, int] | None:
 
 
 def _read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
-    import pydicom
     from pydicom.errors import InvalidDicomError
-    from pydicom.filereader import read_file_meta_info
 
     try:
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED_SYNTAX:
-            raise InputError("Deflated data sets are not read. Export it again, uncompressed.")
-        return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except (EOFError, OSError, InvalidDicomError) as error:
+        return read_dataset(path, stop_before_pixels=not pixels)
+    except DeflatedError:
+        raise InputError("Deflated data sets are not read. Export it again, uncompressed.") from None
+    except (EOFError, OSError, InvalidDicomError, NotDicom) as error:
         raise InputError("A file is truncated, no DICOM, or no longer there. Copy or export it again.") from error
 
 
@@ -125,11 +126,10 @@ def _decode_image(files: Sequence[Path], shape: Sequence[int]) -> highdicom.Volu
     for path in files:
         dataset = _read_dataset(path)
         _check_pixels(dataset, shape)
-        if value(dataset, "FrameOfReferenceUID") is None:
-            dataset.FrameOfReferenceUID = (
-                dataset.SeriesInstanceUID
-            )  # highdicom requires a value; the result does not depend on it
         datasets.append(dataset)
+    for dataset in datasets:  # highdicom requires equal values; the result does not depend on them
+        dataset.SeriesInstanceUID = datasets[0].SeriesInstanceUID
+        dataset.FrameOfReferenceUID = value(datasets[0], "FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
     volume = _stack_volume(datasets)
     if list(volume.spatial_shape) != list(reversed(shape)):
         raise InputError("Its pixels do not fill the shape that its header gives.")

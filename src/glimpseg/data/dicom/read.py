@@ -16,7 +16,9 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom import geometry, libraries
+from glimpseg.data.dicom.headers import read_dataset
 from glimpseg.data.dicom.pixels import MESSAGE_PREFIX, ContentKind
+from glimpseg.data.notices import warn
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
@@ -51,8 +53,11 @@ def read_series(series: Series) -> Volume:
     libraries.require()
     if series.shape is None:
         raise InputError(
-            f"{_sentence_start(series)} does not say where its slices lie, so it is no volume. Leave this sequence out."
+            f"{_sentence_start(series)} does not say where its slices lie, so it is no volume. {series.no_place} "
+            "Leave this sequence out."
         )
+    for sentence in series.warnings:
+        warn(f"{_sentence_start(series)}: {sentence}.")
     if max(series.shape) > nifti.MAXIMAL_SIDE or np.prod(series.shape, dtype=float) > nifti.MAXIMAL_VOXELS:
         raise InputError(
             f"{_sentence_start(series)} should be a brain scan but claims {'x'.join(map(str, series.shape))} voxels "
@@ -80,12 +85,10 @@ def source_headers(series: Series) -> list[Dataset]:
     Raises:
         InputError: if a file cannot be read.
     """
-    import pydicom
-
     libraries.require()
     try:
         with libraries.silenced():
-            return [pydicom.dcmread(path, stop_before_pixels=True) for path in series.files]
+            return [read_dataset(path, stop_before_pixels=True) for path in series.files]
     except Exception as error:
         raise InputError(
             f"A file of {series_title(series)} cannot be read any more ({type(error).__name__})."
@@ -95,9 +98,12 @@ def source_headers(series: Series) -> list[Dataset]:
 def source_geometry(series: Series, datasets: Sequence[Dataset]) -> highdicom.VolumeGeometry:
     """Return highdicom's geometry of a series; its indices are slice, row, column.
 
+    The headers are made regular (`geometry.make_regular`), so that derived objects find each slice at its place.
+
     Raises: InputError as `read_series`.
     """
     try:
+        geometry.make_regular(datasets)
         return geometry.volume_geometry(datasets)
     except InputError as error:
         raise InputError(f"{_sentence_start(series)}: {error}") from error

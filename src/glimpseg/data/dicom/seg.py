@@ -76,6 +76,21 @@ def write_seg(
         write_derived(path, dataset, source, pseudonyms)
 
 
+def check_seg_source(source: Series) -> None:
+    """Check, from headers alone, that a segmentation can refer to a series. Raises: InputError if it cannot."""
+    libraries.require()
+    headers = source_headers(source)
+    source_geometry(source, headers)
+    images = inherited_headers(headers)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        count = len({getattr(image, keyword) for image in images})
+        if count > 1:
+            raise InputError(
+                f"The slices of {series_title(source)} have {count} different {keyword}s, and a DICOM SEG refers to "
+                "one. Correct the UIDs of the series (dcmodify)."
+            )
+
+
 def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
     """Read the `Label` values of a segmentation, uint8.
 

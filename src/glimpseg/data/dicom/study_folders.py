@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glimpseg.data.dicom import libraries, stacks
+from glimpseg.data.dicom.headers import begins_as_dicom
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
 from glimpseg.errors import InputError
@@ -21,8 +22,6 @@ from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, ru
 READING_SECONDS = 600
 MOST_FILES_TRIED = 200
 """Largest number of files of one folder that are searched for a first DICOM image."""
-PREAMBLE = 128
-"""Bytes before the letters DICM."""
 
 
 def contains_dicom(folder: Path) -> bool:
@@ -31,7 +30,7 @@ def contains_dicom(folder: Path) -> bool:
         name = path.name.lower()
         if name.endswith((".nii", ".nii.gz", ".mha")) or number >= MOST_FILES_TRIED:
             return False
-        if name.endswith(SUFFIXES) or _is_dicom(path):
+        if name.endswith(SUFFIXES) or begins_as_dicom(path):
             return True
     return False
 
@@ -78,17 +77,9 @@ def _study_digests(paths: Iterable[Path]) -> Iterator[str]:
     for number, path in enumerate(paths):
         if number >= MOST_FILES_TRIED:
             return
-        if _is_dicom(path):
+        if begins_as_dicom(path):
             for one in stacks.read_headers([path]).slices:
                 yield digest(str(one.header.StudyInstanceUID))
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _main(folder: Path, target: Path) -> None:

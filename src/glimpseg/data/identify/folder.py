@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from glimpseg.data.dicom.headers import begins_as_dicom
 from glimpseg.data.identify.identification import Identification
 from glimpseg.data.identify.nifti_series import nifti_series
 from glimpseg.data.identify.rules import Rules, packaged_rules, rules_with
@@ -15,8 +16,6 @@ from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 
-PREAMBLE = 128
-"""Number of bytes before the letters DICM in a DICOM file."""
 OTHER_FILES = re.compile(
     r"\.(nii|nii\.gz|json|bval|bvec|tsv|csv|txt|md|pdf|html?|png|jpe?g|xml|ya?ml|py|zip|gz|log)$", re.IGNORECASE
 )
@@ -89,17 +88,9 @@ def _has_dicom(place: Path) -> bool:
         if path.is_file() and not path.name.startswith(".") and not OTHER_FILES.search(path.name):
             if path.suffix.lower() in (".dcm", ".ima"):
                 return True
-            if _begins_as_dicom(path):
+            if begins_as_dicom(path):
                 return True
     return False
-
-
-def _begins_as_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
-    except OSError:
-        return False  # not readable, or removed in the meantime
 
 
 def _series_of_one_study(series: Sequence[Series], place: Path, study: str | None) -> list[Series]:

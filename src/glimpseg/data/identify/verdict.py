@@ -29,6 +29,8 @@ MANY_VOLUMES = 4
 """Number of stacks from which on a series is dynamic; two or three stacks may be echoes."""
 CERTAIN = 20.0
 """Points of evidence that no word outweighs."""
+IN_PHASE = frozenset({"IP", "IN_PHASE", "INPHASE", "IN-PHASE"})
+"""Elements of ImageType of an image in which water and fat are in phase."""
 _DYNAMIC = re.compile(r"perf|dsc|dce|dyn|pwi|twist|grasp")
 _WEIGHTINGS: tuple[tuple[Vote, str], ...] = (("t1", "T1"), ("t2", "T2"), ("flair", "FLAIR"))
 
@@ -173,7 +175,9 @@ def _without_unreliable_agents(
 
 
 def _stack(series: Series) -> tuple[object, ...]:
-    return (series.numbers.get("SeriesNumber"), series.words.get("SeriesDescription"), series.plane, series.shape)
+    # The images of a Dixon scan differ in ImageType and are no volumes of a dynamic series.
+    numbers, words = series.numbers, series.words
+    return numbers.get("SeriesNumber"), words.get("SeriesDescription"), series.image_type, series.plane, series.shape
 
 
 def _many_volumes(series: Series, alike: int) -> tuple[Evidence, ...]:
@@ -237,6 +241,11 @@ def _is_slab(verdict: SeriesVerdict) -> bool:
     return min(n * size for n, size in zip(shape, spacing, strict=True)) < WHOLE_HEAD_MM
 
 
+def _is_in_phase(verdict: SeriesVerdict) -> bool:
+    text = folded(verdict.series.words.get("SeriesDescription", "")).replace("-", " ")
+    return not IN_PHASE.isdisjoint(verdict.series.image_type) or "in phase" in text
+
+
 def _time_sign(verdict: SeriesVerdict) -> float:
     """Sign of the time in the order: -1 prefers later repetitions. +1 for T1, where a later one may have agent."""
     return 1.0 if verdict.sequence is Modality.T1 else -1.0
@@ -250,6 +259,7 @@ _TIE_RULES = (
     _TieRule("an original before a series made from one", lambda f: f.second),
     _TieRule("the whole head before a slab", _is_slab),
     _TieRule("one without evidence against it", lambda f: total(f.evidence, "drop") > 0),
+    _TieRule("any other before the in-phase image of a Dixon scan, such as its water image", _is_in_phase),
     _TieRule(
         "before contrast agent first",
         lambda f: f.sequence in Modality.T2 | Modality.FLAIR and f.contrast > 0,  # type: ignore[operator]

@@ -232,7 +232,7 @@ def _share_grid_and_mask(fixed: Volume, others: Iterable[Volume]) -> bool:
     """
     inside = foreground(fixed.voxels)
     return all(
-        same_grid(image.grid, fixed.grid) and dice(inside, foreground(image.voxels)) > SAME_MASK for image in others
+        same_grid(fixed.grid, image.grid) and dice(inside, foreground(image.voxels)) > SAME_MASK for image in others
     )
 
 
@@ -290,7 +290,7 @@ def _moved_brain_mask(
     mask = brain if isinstance(brain, Volume) else nifti.read_volume(brain, f"{aligned.study.id}: brain mask")
     order = (aligned.reference, *(m for m in aligned.grids if m is not aligned.reference))
     for modality in order:
-        if same_grid(mask.grid.ras(), aligned.grids[modality].ras()):
+        if same_grid(aligned.grids[modality], mask.grid.ordered_as(aligned.grids[modality])):
             return Volume(mask.voxels, moved_grid(mask.grid, motions[modality]).affine)
     return mask
 
