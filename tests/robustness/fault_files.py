@@ -190,7 +190,7 @@ def affine_row(
 
 
 def pair_row(
-    name: str, change: Callable[[Path, nibabel.Nifti1Image], Path], code: int, says: str, same: bool = False
+    name: str, change: Callable[[Path, nibabel.Nifti1Image], Path], code: int, says: str = "", same: bool = False
 ) -> Fault:
     """A row with a good T1c and a FLAIR that does not suit it."""
 
@@ -403,7 +403,8 @@ _BROKEN = (
 _IN_BRAIN = _BROKEN.format(".gz", "1", "1 of them inside the brain")
 _THRESHOLD = (
     "study: T1c: the air is not one value (noise, ringing or ghosts). The brain was found by a threshold of "
-    f"{WORDS} above the air ({NUMBER} ml). Check the brain in the preview; if it is wrong, give a mask with --brain-mask."
+    f"{WORDS} above the air ({NUMBER} ml). Check the brain in the preview; if it is wrong, give a mask with "
+    "--brain-mask."
 )
 _SPIKES = "study: T1c: {} intensities that no tissue has (spikes) were replaced by their neighbours."
 _STRAY = "study: T1c: {} NaN or infinite voxels in the background were set to it."

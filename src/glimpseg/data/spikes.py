@@ -85,8 +85,8 @@ def repair(voxels: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"]
     """Replace voxels that no tissue can have by the median of their sound neighbours.
 
     A voxel is replaced if it lies beyond the limits of the brain's intensities, or if it is several times as bright as
-    all of its neighbours, or all but two. Groups are replaced from their surface to their middle. A spike with more neighbours in the
-    air than in the brain belongs to the air.
+    all of its neighbours, or all but two. Groups are replaced from their surface to their middle. A spike with more
+    neighbours in the air than in the brain belongs to the air.
 
     Args:
         voxels: Image; finite.
