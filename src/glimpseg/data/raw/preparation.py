@@ -25,11 +25,13 @@ from glimpseg.data.raw.head import check_study_head
 from glimpseg.data.raw.register import displacement_mm, moved_grid, register_rigidly, shift_mm, turn_degrees
 from glimpseg.data.raw.similarity import similarity_of_motion
 from glimpseg.data.raw.strip import brain_mask, skull_strip_source
+from glimpseg.data.spikes import without_spikes
 from glimpseg.errors import InputError, UsageError
+from glimpseg.foreground import foreground
 from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
-from glimpseg.volume import Grid, Volume, downsample_large, foreground, resample, resample_labels, same_grid
+from glimpseg.volume import Grid, Volume, downsample_large, resample, resample_labels, same_grid
 
 log = logging.getLogger(__name__)
 
@@ -290,8 +292,8 @@ def _chosen_reference(study: Study, reference: Modality | None) -> Modality:
 
 
 def _read(study: Study, modality: Modality) -> Volume:
-    image = study.images[modality]
-    return image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {modality.title}")
+    image, name = study.images[modality], f"{study.id}: {modality.title}"
+    return without_spikes(image if isinstance(image, Volume) else nifti.read_volume(image, name), name)
 
 
 def _read_thinned(study: Study, reference: Modality | None) -> AlignedStudy:
