@@ -23,7 +23,7 @@ LEAST_VOXELS = 500
 """Fewest voxels of an overlap that is compared: 4 ml."""
 LEAST_RISE = 0.05
 """Smallest rise of the mutual information, as a share of what it was, that keeps a motion. Twelve pairs of phantoms
-that lie at one place, with coverage cut, measured at most 0.002; twelve that were moved by 2.4 mm or more at least 1.8."""
+that lie at one place, with coverage cut, measured at most 0.002; twelve moved by 2.4 mm or more at least 1.8."""
 
 
 @dataclass(frozen=True, kw_only=True)
