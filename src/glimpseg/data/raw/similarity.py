@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from glimpseg.data.raw.register import moved_grid
-from glimpseg.volume import Grid, Volume, foreground, resample, resample_labels
+from glimpseg.foreground import foreground
+from glimpseg.volume import Grid, Volume, resample, resample_labels
 
 SPACING_MM = 2.0
 """Voxel size of the comparison."""
