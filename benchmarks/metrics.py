@@ -17,11 +17,12 @@ import torch
 from scipy import ndimage
 
 from glimpseg import metrics
+from glimpseg.foreground import foreground
 from glimpseg.metrics import Surface, SurfaceDistances
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.phantom import generate
 from glimpseg.region import Region
-from glimpseg.volume import bounding_box, foreground
+from glimpseg.volume import bounding_box
 from turns import Contest, add_options, in_turns, tell
 
 with warnings.catch_warnings():

@@ -31,13 +31,14 @@ from scipy import ndimage, stats
 
 from glimpseg.data import nifti
 from glimpseg.data.preprocess import Prepared, Preprocess, prepare
+from glimpseg.foreground import foreground
 from glimpseg.modality import Modality
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.variety import SHIFTED, STANDARD, WIDE, Variety
 from glimpseg.region import CONVENTIONS, Label, Region, detect_convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file, write_text
 from glimpseg.study import Study
-from glimpseg.volume import Volume, foreground
+from glimpseg.volume import Volume
 
 POPULATIONS: dict[str, Variety] = {"phantom-1": STANDARD, "wide": WIDE, "shifted": SHIFTED}
 FIRST_SEED = 700_000

@@ -13,7 +13,7 @@ ROOT = Path(glimpseg.__file__).parent
 
 FLOORS = (
     ("errors", "version", "losses"),
-    ("modality", "region", "volume", "runtime"),
+    ("modality", "region", "volume", "foreground", "runtime"),
     ("study", "metrics", "nets", "picture"),
     ("results",),
     ("data",),

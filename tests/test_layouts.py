@@ -605,7 +605,7 @@ def test_an_anatomical_label_map_is_no_reference(tmp_path):
     trees.save(place / "sub-01_desc-aseg_dseg.nii.gz", study.reference.voxels)
     (place / "sub-01_desc-aseg_dseg.tsv").write_text("index\tname\n1\tLeft-Hippocampus\n2\tCSF\n")
     assert "masks" in str(find_studies(tmp_path)[0].reference)
-    assert not survey(tmp_path).ignored
+    assert list(survey(tmp_path).ignored.values()) == ["a label map whose names are no parts of a tumour"]
 
 
 def test_two_references_of_a_study_are_refused_only_where_one_is_needed(tmp_path):

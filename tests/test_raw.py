@@ -22,10 +22,11 @@ from glimpseg.data.raw.preparation import add_brain_mask, check_study, read_unch
 from glimpseg.data.raw.register import displacement_mm, register_rigidly, shift_mm, turn_degrees
 from glimpseg.data.raw.strip import brain_mask, skull_strip_source
 from glimpseg.errors import InputError, UsageError
+from glimpseg.foreground import foreground
 from glimpseg.modality import Modality
 from glimpseg.phantom.dataset import as_study
 from glimpseg.study import Study
-from glimpseg.volume import Volume, foreground, resample, resample_labels, same_grid
+from glimpseg.volume import Volume, resample, resample_labels, same_grid
 
 T1, T1C, T2, FLAIR = Modality
 CENTRE = np.array([-119.5, 119.5, 77.0])

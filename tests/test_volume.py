@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from conftest import ORIENTATIONS
 from glimpseg import volume as volumes
 from glimpseg.errors import InputError
+from glimpseg.foreground import foreground
 from glimpseg.volume import (
     SAME_GRID_MM,
     SAME_GRID_VOXELS,
@@ -25,7 +26,6 @@ from glimpseg.volume import (
     difference_in_words,
     displacement_mm,
     downsample_large,
-    foreground,
     overlap,
     resample,
     resample_labels,

@@ -52,6 +52,9 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"glimpseg.{name}")
     if name in _MODULES:
+        from glimpseg.runtime.environment import complete_environment
+
+        complete_environment()
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'glimpseg' has no attribute '{name}'")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,3 +59,16 @@ class Study:
     def restricted_to(self, subset: Modality) -> Study:
         """Return the study as if only the modalities of `subset` had been acquired."""
         return replace(self, images={m: image for m, image in self.images.items() if m in subset})
+
+
+def without_folders(text: str, study: Study) -> str:
+    """Return a message without the folders that the files of a study lie in; names of files stay.
+
+    For logs and records, which must not hold a path of the input.
+    """
+    parts = [*study.images.values(), study.reference, study.brain]
+    paths = [part.path if isinstance(part, Frame) else part for part in parts if isinstance(part, Frame | Path)]
+    for folder in sorted({path.parent for path in paths}, key=lambda folder: -len(str(folder))):
+        if folder != Path():
+            text = text.replace(f"{folder}{os.sep}", "")
+    return text

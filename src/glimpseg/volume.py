@@ -247,14 +247,6 @@ def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
     return float(values[counts.argmax()]) if counts.max() > CONSTANT_SHARE * counts.sum() else 0.0
 
 
-def foreground(voxels: Float[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """Return a mask of the voxels that differ from the constant border, with holes filled.
-
-    All voxels are in the mask if no border is constant.
-    """
-    return ~connected_to_border(voxels == background_value(voxels))
-
-
 def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice] | None:
     """Return the bounding box of a mask; None if it is empty. Ten times faster than `scipy.ndimage.find_objects`."""
     sides = [slice(None)] * 3

@@ -190,7 +190,7 @@ def affine_row(
 
 
 def pair_row(
-    name: str, change: Callable[[Path, nibabel.Nifti1Image], Path], code: int, says: str, same: bool = False
+    name: str, change: Callable[[Path, nibabel.Nifti1Image], Path], code: int, says: str = "", same: bool = False
 ) -> Fault:
     """A row with a good T1c and a FLAIR that does not suit it."""
 
@@ -362,6 +362,16 @@ def _stray_nan(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def _noisy(array: np.ndarray) -> np.ndarray:
+    return array + np.random.default_rng(0).normal(0, 0.01 * array.max(), array.shape).astype(np.float32)
+
+
+def _spiked(array: np.ndarray) -> np.ndarray:
+    spiked, places = array.astype(np.float32), np.argwhere(array)
+    spiked[tuple(places[:: len(places) // 19].T)] = 110 * np.median(array[array != 0])
+    return spiked
+
+
 def _scaled(slope: float, inter: float) -> Callable[[Path, Scans], list[Word]]:
     def make(place: Path, scans: Scans) -> list[Word]:
         path = save(place / "t1c.nii", voxels(scans["t1c"]).astype("<i2"), scans["t1c"].affine)
@@ -391,6 +401,12 @@ _BROKEN = (
     "leave this sequence out."
 )
 _IN_BRAIN = _BROKEN.format(".gz", "1", "1 of them inside the brain")
+_THRESHOLD = (
+    "study: T1c: the air is not one value (noise, ringing or ghosts). The brain was found by a threshold of "
+    f"{WORDS} above the air ({NUMBER} ml). Check the brain in the preview; if it is wrong, give a mask with "
+    "--brain-mask."
+)
+_SPIKES = "study: T1c: {} intensities that no tissue has (spikes) were replaced by their neighbours."
 _STRAY = "study: T1c: {} NaN or infinite voxels in the background were set to it."
 _ONE_VALUE = (
     "{{place}}/t1c.nii.gz holds the single value {} and no image. Leave this sequence out: glimpseg works with any "
@@ -415,6 +431,8 @@ VOXELS = (
     ),
     voxel_row("three NaN in the air", _stray_nan, 0, _STRAY.format("3"), same=True),
     voxel_row("air of NaN", _background_nan, 0, _STRAY.format("{air}"), same=True),
+    voxel_row("noise in the air", _noisy, 0, _THRESHOLD),
+    voxel_row("20 spikes of 110 times the median", _spiked, 0, _SPIKES.format(20)),
     voxel_row("a single value", lambda array: np.full_like(array, 7), 3, _ONE_VALUE.format(7)),
     voxel_row("zeros", np.zeros_like, 3, _ONE_VALUE.format(0)),
     Fault(name="scl_slope 0", make=_scaled(0, 0), code=0, same=True),

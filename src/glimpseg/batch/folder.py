@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from glimpseg.segmentation.result import RECORD
 PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
 STATISTICS = "statistics.csv"
+UNUSED = "unused.json"
+"""File with the images of the tree that no study uses. It is written only if there are any."""
 LONGEST_WAIT_S = 60
 """Longest wait for another shard that writes the key at the same moment."""
 NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_high_ml", "agreement")
@@ -88,6 +90,12 @@ def write_statistics(output: Path) -> None:
         writer = csv.DictWriter(file, ("study", "sequences", "region", *NUMBERS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_unused(output: Path, sentences: Sequence[str]) -> None:
+    """Write `unused.json`: every image of the tree that no study uses, and why."""
+    if sentences:
+        write_json(output / UNUSED, {"unused": list(sentences)})
 
 
 def _statistics(output: Path) -> Iterator[dict[str, Any]]:

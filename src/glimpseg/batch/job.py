@@ -25,6 +25,7 @@ from glimpseg.segmentation.passes import segment_prepared
 from glimpseg.segmentation.preparation import PreparedInput, prepare_input, with_output_warnings
 from glimpseg.segmentation.record import STATISTICS
 from glimpseg.segmentation.result import RECORD, Segmentation, volumes_in_words
+from glimpseg.study import without_folders
 from glimpseg.version import __version__
 
 
@@ -129,6 +130,10 @@ class StudyJob:
         """Return why a study could not be segmented, as written to `failures.json`."""
         known = isinstance(error, InputError | UsageError)
         reason = str(error) if known else f"unexpected error ({type(error).__name__}: {error})"
+        if entry.study is not None:
+            reason = without_folders(reason, entry.study)
+        if entry.place is not None:
+            reason = reason.replace(f"{entry.place.parent}{os.sep}", "")
         if not self.options.outputs.deidentify:
             return reason
         return _without_names(reason, entry, self.names[entry.id])

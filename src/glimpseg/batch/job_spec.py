@@ -10,7 +10,7 @@ from typing import Any
 from glimpseg.batch.job import BatchOptions
 from glimpseg.model.loading import Model
 from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import StudyEntry, study_entries
+from glimpseg.segmentation.inputs import StudyEntry, tree_contents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class JobSpec:
 
     def entries(self) -> list[StudyEntry]:
         """Return the studies of the tree. Raises: InputError when there is none."""
-        return study_entries(self.source, self.layout)
+        named = not self.options.outputs.deidentify
+        return tree_contents(self.source, self.layout, named=named).entries
 
     def load_for_reading(self) -> Model:
         """Load the model on the CPU, to read what it is. Raises: ModelError, UsageError."""

@@ -12,6 +12,7 @@ from glimpseg.cli import about, export, scoring, segment, cluster, studies, trai
 from glimpseg.cli.app import app
 from glimpseg.cli.pages import keep_pages
 from glimpseg.errors import InputError, ModelError, OutputError, Preempted, TrainingError, UsageError
+from glimpseg.runtime.environment import complete_environment
 from glimpseg.runtime.preemption import install_exit_handler
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -31,6 +32,7 @@ def main() -> None:
     # Threads that wait for each other spin by default: beside another busy process a training step then took
     # six times as long (5.6 s against 0.9 s on two cores). Read when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    complete_environment()
     keep_pages()
     # Training and batches install a handler of their own, and stop later.
     install_exit_handler("glimpseg: stopped by SIGTERM; nothing half-written was left.")

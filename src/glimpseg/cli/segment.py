@@ -91,14 +91,16 @@ def segment(
             raise UsageError(
                 "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
             )
+        from glimpseg.batch.folder import write_unused
         from glimpseg.batch.job import BatchOptions
         from glimpseg.batch.progress import FAILURES, Shard
         from glimpseg.batch.tree import segment_tree
-        from glimpseg.segmentation.inputs import study_entries
+        from glimpseg.segmentation.inputs import tree_contents
 
         loaded, share = predict.load(model, device, changes_of(change), backend), Shard.parse(shard)
+        contents = tree_contents(source, layout, named=not outputs.deidentify)
         outcome = segment_tree(
-            study_entries(source, layout),
+            contents.entries,
             loaded,
             output,
             BatchOptions(inference=inference, outputs=outputs),
@@ -106,6 +108,7 @@ def segment(
             resume=resume,
             overwrite=overwrite,
         )
+        write_unused(output, contents.unused)
         conclude(output, outcome, share.file(FAILURES))
         return
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)

@@ -26,6 +26,7 @@ from glimpseg.data import metaimage
 from glimpseg.data.gunzip import open_gzip
 from glimpseg.data.notices import warn
 from glimpseg.errors import InputError
+from glimpseg.foreground import air_level, foreground
 from glimpseg.region import Convention, whole_numbers
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame
@@ -590,7 +591,12 @@ def _finite(voxels: np.ndarray, path: Path, name: str) -> np.ndarray:
     background = background_value(np.where(broken, np.float32(np.nan), voxels))
     outside = broken | (voxels == background)
     # Voxels are outside if background connects them to the border of the array; holes in the brain are not.
-    inside = int((broken & ~connected_to_border(outside)).sum())
+    enclosed = broken & ~connected_to_border(outside)
+    if enclosed.any() and not np.isnan(background):  # in noisy air, no background connects a voxel to the border
+        known = np.where(broken, np.float32(np.median(voxels[~broken])), voxels)
+        background = air_level(known)
+        enclosed &= foreground(np.where(broken, np.float32(background), voxels))
+    inside = int(enclosed.sum())
     is_convention = np.isnan(background)  # the file writes its whole background as NaN
     if inside or (count > WIDESPREAD * voxels.size and not is_convention):
         where = f"{inside:,} of them inside the brain" if inside else "too many to be stray"

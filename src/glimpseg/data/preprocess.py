@@ -19,8 +19,11 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.data import nifti
+from glimpseg.data.brains import SeenBrains
 from glimpseg.data.notices import collected_warnings, warn
+from glimpseg.data.spikes import repair, warn_of_repair
 from glimpseg.errors import InputError, UsageError
+from glimpseg.foreground import Foreground, air_level
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
 from glimpseg.volume import (
@@ -31,20 +34,27 @@ from glimpseg.volume import (
     angle_degrees,
     bounding_box,
     difference_in_words,
-    foreground,
     overlap,
     resample,
     resample_labels,
     same_grid,
 )
 
-VERSION = 2
+VERSION = 3
 """Version of the preprocessing, part of every cache key and provenance. Raised when the same files would give other
-voxels."""
+voxels.
+
+Version 3 gives other voxels for images with disturbed air, spikes or an offset only. Clean images have the bits of
+version 2, so models that were trained with version 2 remain valid.
+"""
 AIR_SAMPLE = 10_000
 """Number of voxels whose median is the intensity of air. Air voxels are equal, except at the edge of the brain."""
 SAMPLE_VOXELS = 1 << 16
 """Approximate number of voxels that are compared first, to see if two images differ."""
+TISSUE_PERCENTILES = (0.1, 50, 99.9)
+"""Percentiles of the brain that stand for its darkest, its median and its brightest tissue."""
+LEAST_OFFSET = 0.5
+"""Smallest background that counts as an offset of the whole image, as a share of its distance from the median."""
 SMALLEST_EXTENT_MM = 40.0
 """Smallest extent of an image along an axis without a warning. A brain is 130 mm high or more."""
 FEWEST_SLICES = 8
@@ -168,7 +178,7 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
         )
     first = own_of or next(modality for modality in GRID_ORDER if modality in study.images)
     brain = None if study.brain is None else _brain_mask(study.brain)
-    own, notes = None, {}
+    own, notes, seen = None, {}, SeenBrains()
     for modality, volume in _read_one_by_one(study, first):
         if own is None:
             own, grid = volume.grid, volume.grid.at_spacing(settings.spacing_mm)
@@ -176,10 +186,22 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
             inside = np.zeros((len(Modality), *grid.shape), bool)
         notes[modality] = _check_grid(study, modality, volume.grid, own)
         _warn_of_slab(study, modality, volume.grid)
-        channel = list(Modality).index(modality)
-        image[channel], inside[channel] = _on_working_grid(volume, brain, grid, settings)
+        channel, name = list(Modality).index(modality), f"{study.id}: {modality.title}"
+        if brain is None:
+            found = seen.add(modality, volume, name)
+        else:
+            found = Foreground(mask=_brain_on(brain, volume.grid), background=air_level(volume.voxels), exact=True)
+        if found.exact:
+            image[channel], inside[channel] = _on_working_grid(volume, found, grid, settings=settings, name=name)
         del volume  # else two volumes would be in memory while the next is read
     assert own is not None
+    # The brain of an image with disturbed air may come from another sequence, so these images come last.
+    for modality in seen.disturbed:
+        name = f"{study.id}: {modality.title}"
+        volume, channel = _image(study.images[modality], name), list(Modality).index(modality)
+        found = seen.brain(modality, name)
+        image[channel], inside[channel] = _on_working_grid(volume, found, grid, settings=settings, name=name)
+        del volume
     for note in (notes.get(modality) for modality in Modality):
         if note is not None:
             warn(f"{study.id}: {note}")
@@ -315,13 +337,30 @@ def _warn_of_slab(study: Study, modality: Modality, grid: Grid) -> None:
 
 
 def _on_working_grid(
-    volume: Volume, brain: Volume | None, grid: Grid, settings: Preprocess
+    volume: Volume, found: Foreground, grid: Grid, *, settings: Preprocess, name: str
 ) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
-    inside = foreground(volume.voxels) if brain is None else _brain_on(brain, volume.grid)
+    """Return the normalised image and the brain mask on the working grid."""
+    sound = repair(volume.voxels, found.mask, found.background)
+    warn_of_repair(sound, name)
     # Background becomes 0 before interpolation, so that values outside do not change the brain.
-    image = resample(Volume(np.where(inside, volume.voxels, 0), volume.affine), grid).voxels
-    tissue = resample_labels(Volume(inside.view(np.uint8), volume.affine), grid).voxels > 0
+    values = np.where(sound.inside, sound.voxels - _offset(sound.voxels[sound.inside], found.background), 0)
+    image = resample(Volume(values, volume.affine), grid).voxels
+    tissue = resample_labels(Volume(sound.inside.view(np.uint8), volume.affine), grid).voxels > 0
     return normalised(image, tissue, settings), tissue
+
+
+def _offset(tissue: Float[np.ndarray, "n"], background: float) -> np.float32:
+    """Return the constant that was added to the whole image; 0 if there is none.
+
+    At the edge of the brain, interpolation mixes tissue with 0. If the whole image was shifted, 0 lies farther from the
+    tissue than the background does, and the edge would become too bright or too dark.
+    """
+    if not tissue.size or background == 0:
+        return np.float32(0)
+    low, middle, high = (float(value) for value in np.percentile(tissue, TISSUE_PERCENTILES))
+    gaps = {level: max(low - level, level - high, 0.0) for level in (0.0, background)}
+    shifted = gaps[background] < gaps[0.0] and abs(background) > LEAST_OFFSET * abs(middle - background)
+    return np.float32(background if shifted else 0)
 
 
 def _brain_mask(brain: Volume | Path) -> Volume:

@@ -23,7 +23,7 @@ from glimpseg.model.expectations import EXPECTATIONS, Expectations
 from glimpseg.model.folder import PROVENANCE
 from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import atomic_file, folder_lock, refuse_if_used
-from glimpseg.study import Study
+from glimpseg.study import Study, without_folders
 from glimpseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _count_all(model: Model, studies: Sequence[Study], parts: Path) -> list[Path
                 with atomic_file(file) as path:
                     write_counts(path, counts)
         except InputError as error:
-            log.warning("%s is left out: %s", study.id, error)
+            log.warning("%s is left out: %s", study.id, without_folders(str(error), study))
             continue
         files.append(file)
         log.info("%d/%d %s (%.0f s)", number, len(studies), study.id, time.perf_counter() - begun)

@@ -33,7 +33,7 @@ from glimpseg.runtime.pipeline import ahead
 from glimpseg.runtime.resumable import Resumable, discard_replaced, restore_replaced
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.predict import load
-from glimpseg.study import Study
+from glimpseg.study import Study, without_folders
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +174,8 @@ def _scoring_tasks(
     read = partial(_read, protocol=protocol, settings=model.recipe.data.preprocess)
     for number, study in enumerate(ahead(studies, read, READ_AHEAD + 1), 1):
         if isinstance(study.prepared, InputError):
-            log.warning("%s cannot be scored: %s", study.id, study.prepared)
             failures[study.id] = str(study.prepared)
+            log.warning("%s cannot be scored: %s", study.id, failures[study.id])
             continue
         subsets = _available_subsets(study.prepared.available, wanted)
         scorer = StudyScorer(
@@ -207,4 +207,4 @@ def _read(study: Study, protocol: Protocol, settings: Preprocess) -> _ReadStudy:
     try:
         return _ReadStudy(id=study.id, digest=study_digest(study), prepared=protocol.prepare(study, settings))
     except InputError as error:
-        return _ReadStudy(id=study.id, digest="", prepared=error)
+        return _ReadStudy(id=study.id, digest="", prepared=InputError(without_folders(str(error), study)))

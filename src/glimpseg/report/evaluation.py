@@ -269,6 +269,6 @@ def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
         labels = nifti.read_labels(evaluation.folder / LABELS / study / f"{subset}.nii.gz")
         images = {modality: resample(image, labels.grid) for modality, image in images.items()}
     except (InputError, UsageError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        log.warning("No picture of %s: %s", study, error)
+        log.warning("No picture of %s: a file of it cannot be read (%s).", study, type(error).__name__)
         return None
     return png(preview(images, labels, resample_labels(reference, labels.grid)))

@@ -21,7 +21,8 @@ from glimpseg.data.identify import identify, read_series_json
 from glimpseg.data.identify.evidence import total
 from glimpseg.data.identify.rules import packaged_rules
 from glimpseg.data.identify.verdict import judge_series
-from glimpseg.data.layouts import find_usable
+from glimpseg.data.layouts import describe_unused, log_unused, usable_studies
+from glimpseg.data.layouts.layout import printable
 from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.series import Series
 from glimpseg.data.unpack import SUFFIXES, unpacked
@@ -45,6 +46,8 @@ class StudyInput:
     """DICOM series of its images; empty for NIfTI."""
     notes: tuple[str, ...] = ()
     """Sentences for people: which series was taken for which sequence."""
+    unused: tuple[str, ...] = ()
+    """Sentences about images that were found and are not used."""
     warnings: tuple[str, ...] = ()
     """Warnings that were logged while DICOM was found and read."""
 
@@ -61,28 +64,55 @@ class StudyEntry:
     """Folder or archive of a DICOM study."""
     problem: str | None = None
     """Reason why it cannot be read, if that is known already."""
+    unused: tuple[str, ...] = ()
+    """Sentences about images in its folder that are not used."""
 
 
-def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
-    """Return the studies of a tree, a manifest or an archive, sorted by id. No image is opened.
+@dataclass(frozen=True, eq=False)
+class TreeContents:
+    """Studies of a tree, and the images that none of them uses."""
+
+    entries: list[StudyEntry]
+    """Studies, sorted by id."""
+    unused: list[str] = field(default_factory=list)
+    """One sentence for each image that is not used. Series of DICOM are judged later, when a study is opened."""
+
+
+def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True) -> TreeContents:
+    """Return the studies of a tree, a manifest or an archive. No image is opened.
 
     Studies in a layout of `data.layouts` are found first. In a folder of DICOM each folder and archive directly below
-    it is a study. If all of them belong to one study, the folder itself is that study.
+    it is a study. If all of them belong to one study, the folder itself is that study. Images that no study uses are
+    logged, each with the reason.
+
+    Args:
+        place: the tree.
+        layout: layout of the tree, as for `find_usable`.
+        named: False leaves the names of unused images out, for results that are de-identified.
 
     Raises: InputError when there is none.
     """
     place = Path(place).absolute()
     if not place.exists():
-        raise InputError(f"{place} does not exist. Check the path.")
+        raise InputError(f"{printable(place.name)} does not exist. Check the path.")
     if _is_archive(place):
-        return [StudyEntry(_stem(place), place=place)]
+        return TreeContents([StudyEntry(_stem(place), place=place)])
     if layout == "auto" and place.is_dir() and contains_dicom(place):
-        return [StudyEntry(_stem(below), place=below) for below in find_study_folders(place)]
-    studies, problems = find_usable(place, layout=layout)
-    found = [StudyEntry(study.id, study=study) for study in studies]
-    return sorted(
-        [*found, *(StudyEntry(name, problem=why) for name, why in problems.items())], key=lambda entry: entry.id
-    )
+        return TreeContents([StudyEntry(_stem(below), place=below) for below in find_study_folders(place)])
+    found = usable_studies(place, layout=layout)
+    sentences = describe_unused(found.unused, named=named)
+    log_unused(sentences)
+    entries = [
+        StudyEntry(study.id, study=study, unused=tuple(describe_unused(found.unused_of(study.id), named=named)))
+        for study in found.studies
+    ]
+    entries += [StudyEntry(name, problem=why) for name, why in found.problems.items()]
+    return TreeContents(sorted(entries, key=lambda entry: entry.id), sentences)
+
+
+def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
+    """Return the studies of `tree_contents`. Raises: InputError when there is none."""
+    return tree_contents(place, layout).entries
 
 
 @contextmanager
@@ -94,11 +124,11 @@ def opened_entry(entry: StudyEntry) -> Iterator[StudyInput]:
     if entry.problem is not None:
         raise InputError(entry.problem)
     if entry.study is not None:
-        yield StudyInput(entry.study)
+        yield StudyInput(entry.study, unused=entry.unused)
         return
     assert entry.place is not None
     with unpacked(entry.place) as folder:
-        yield with_warnings(lambda: input_from_series(entry.id, _identified(folder)))
+        yield with_warnings(lambda: _input_of_folder(entry.id, folder))
 
 
 def with_warnings(make: Callable[[], StudyInput]) -> StudyInput:
@@ -106,6 +136,11 @@ def with_warnings(make: Callable[[], StudyInput]) -> StudyInput:
     with collected_warnings() as found:
         study_input = make()
     return replace(study_input, warnings=(*study_input.warnings, *found))
+
+
+def _input_of_folder(name: str, folder: Path) -> StudyInput:
+    chosen, unused = _identified(folder)
+    return replace(input_from_series(name, chosen), unused=unused)
 
 
 def input_from_series(name: str, series: Mapping[Modality, Series]) -> StudyInput:
@@ -219,11 +254,14 @@ def _volume_or_path(image: str | Path | Volume | SpatialImage) -> Volume | Path:
     return nifti.from_nibabel(image)
 
 
-def _identified(folder: Path) -> Mapping[Modality, Series]:
+def _identified(folder: Path) -> tuple[Mapping[Modality, Series], tuple[str, ...]]:
+    """Return the chosen series, and sentences about the others, which are logged."""
     found = identify(folder)
-    for tie in found.ties:
-        log.warning("%s", tie)
-    return found.chosen
+    for tie in found.tie_sentences:
+        warn(tie)
+    unused = found.unused_sentences
+    log_unused(unused)
+    return found.chosen, tuple(unused)
 
 
 def _is_archive(place: Path) -> bool:

@@ -47,6 +47,7 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
         warnings=study.prepared.warnings,
         series=study.study_input.series.get(study.grid),
         notes=study.study_input.notes,
+        unused=study.study_input.unused,
         uncertainty=uncertainty,
         backend=backend,
     )

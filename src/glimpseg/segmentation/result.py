@@ -61,6 +61,8 @@ class Segmentation:
     """Warnings about the images."""
     notes: tuple[str, ...] = ()
     """Steps before the network: conversion, registration, skull stripping."""
+    unused: tuple[str, ...] = ()
+    """Images that were found and not used, each with the reason."""
     series: Series | None = field(default=None, repr=False)
     """DICOM series on whose grid the labels lie; None for NIfTI."""
     backend: Mapping[str, str] | None = None
@@ -201,5 +203,6 @@ class Segmentation:
             **record.machine(self.model, backend),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"unused": list(self.unused)} if self.unused else {}),
             "warnings": [*self.warnings, *more],
         }

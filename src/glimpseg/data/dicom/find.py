@@ -45,7 +45,7 @@ def find_series(folder: str | Path) -> list[Series]:
     if "refused" in answer:
         raise InputError(f"{folder.name}: {answer['refused']}")
     series = [_as_series(fields) for fields in answer["series"]]
-    _log_counts(folder, answer, series)
+    _log_counts(answer, series)
     if not series:
         raise InputError(
             f"{folder.name} holds no MR image in DICOM ({answer['foreign']} files are no DICOM, {answer['other']} are "
@@ -75,9 +75,9 @@ def _as_series(fields: dict[str, Any]) -> Series:
     return Series(**{**fields, **tuples, "files": files, "source": "dicom"})
 
 
-def _log_counts(folder: Path, answer: dict[str, Any], series: list[Series]) -> None:
+def _log_counts(answer: dict[str, Any], series: list[Series]) -> None:
     images = sum(len(one.files) for one in series)
-    log.info("%s: %d MR series in %d files.", folder.name, len(series), images)
+    log.info("%d MR series in %d files.", len(series), images)
     if answer["foreign"] or answer["other"]:
         log.info("Ignored: %d files that are not DICOM, %d other DICOM objects.", answer["foreign"], answer["other"])
     for note in answer["notes"]:
@@ -88,4 +88,4 @@ def _log_counts(folder: Path, answer: dict[str, Any], series: list[Series]) -> N
         warn(f"{answer['damaged']} damaged DICOM files were ignored.")
     studies = len({one.study for one in series})
     if studies > 1:
-        log.warning("%s: %d studies of one patient. Choose the series of one study.", folder.name, studies)
+        log.warning("%d studies of one patient. Choose the series of one study.", studies)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from glimpseg.data.identify.rules import NumberRule, Rules, TypeRule, Vote, WordRule, folded, in_words
+from glimpseg.data.identify.spellings import separated
 from glimpseg.data.series import Series
 
 FREE_TEXT = {"SeriesDescription": "description", "FileName": "file name", "ProtocolName": "protocol"}
@@ -41,13 +42,6 @@ SENTENCE_NUMBERS = {
     "NumberOfTemporalPositions": "volumes",
     "Slices": "slices",
 }
-
-_JOINED_WORDS = (
-    # A weighting joined to a plane or a prefix (axt1, sT1W, 3dt1), or to what follows (t1post, t13d).
-    (re.compile(r"(?<![a-z0-9])((?:(?:ax|tra|sag|cor|cr|obl)[a-z]*|[23]d|[a-z])?)(t[12])(?!\d(?!d))"), r"\1 \2 "),
-    (re.compile(r"(mprage|flair|bravo|e?f?spgr)"), r" \1 "),
-    (re.compile(r"(?<![a-z0-9])([23]d)(?=[a-z])"), r"\1 "),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +84,6 @@ def total(evidence: Iterable[Evidence], vote: Vote) -> float:
     return sum(piece.points for piece in evidence if piece.vote == vote)
 
 
-def separated(text: str) -> str:
-    """Separate joined words of a normalised text: `axt1post` becomes `ax t1 post`."""
-    for pattern, replacement in _JOINED_WORDS:
-        text = pattern.sub(replacement, text)
-    return re.sub(r" +", " ", text).strip()
-
-
 def slices(series: Series) -> int | None:
     """Return the number of slices; None if the header does not say."""
     return None if series.shape is None else series.shape[2]
@@ -122,14 +109,25 @@ def _is_needed(by_rule: Iterable[list[Evidence]]) -> bool:
     return not any(piece.vote in ("t1", "t2", "flair", "drop") for pieces in by_rule for piece in pieces)
 
 
-def _hits(text: str, rules: tuple[WordRule, ...]) -> Iterator[tuple[int, str]]:
-    """Yield the numbers of matching rules with the matched text; later rules do not see text that was matched."""
-    rest = separated(folded(text[:LONGEST]))
-    for number, rule in enumerate(rules):
-        match = rule.pattern.search(rest)
+def matching_rules(text: str, rules: tuple[WordRule, ...]) -> Iterator[tuple[WordRule, str, str]]:
+    """Yield matching rules with their words for the screen and the matched text, in the order of the rules.
+
+    Args:
+        text: normalised text with separated words (`rules.folded`, `spellings.separated`).
+        rules: rules for words. Later rules do not see text that was matched.
+    """
+    for rule in rules:
+        match = rule.pattern.search(text)
         if match is not None:
-            yield number, match.group().strip(" _.,:/-") or match.group()
-            rest = rule.pattern.sub(" | ", rest)
+            yield rule, match.group().strip(" _.,:/-") or match.group(), match.group()
+            text = rule.pattern.sub(" | ", text)
+
+
+def _hits(text: str, rules: tuple[WordRule, ...]) -> Iterator[tuple[int, str]]:
+    """Yield the numbers of matching rules with the matched text."""
+    numbers = {id(rule): number for number, rule in enumerate(rules)}
+    for rule, quoted, _ in matching_rules(separated(folded(text[:LONGEST])), rules):
+        yield numbers[id(rule)], quoted
 
 
 def _pulses(series: Series, rules: tuple[WordRule, ...]) -> Iterator[Evidence]:

@@ -49,6 +49,21 @@ class Identification:
         """Sequences that were found."""
         return union(self.chosen)
 
+    @property
+    def tie_sentences(self) -> list[str]:
+        """Sentences about sequences that several series fit."""
+        return [_tie_sentence(tie) for tie in self.ties]
+
+    @property
+    def unused_sentences(self) -> list[str]:
+        """One sentence for each series that was not chosen, with the reason; equal ones are counted."""
+        counts: dict[str, int] = {}
+        for verdict in self.verdicts:
+            if self.used_as(verdict.series) is None:
+                sentence = f"series {_named(verdict.series)} is not used: {self._why(verdict)}"
+                counts[sentence] = counts.get(sentence, 0) + 1
+        return [f"{text} ({count} alike)." if count > 1 else f"{text}." for text, count in counts.items()]
+
     def used_as(self, series: Series) -> Modality | None:
         """Return the sequence for which a series was chosen, or None."""
         return next((modality for modality, other in self.chosen.items() if other.key == series.key), None)
@@ -88,9 +103,6 @@ class Identification:
     def _row(self, verdict: SeriesVerdict) -> tuple[str, ...]:
         used = self.used_as(verdict.series)
         sequence = verdict.sequence.title if verdict.sequence is not None else "-"
-        why = verdict.why
-        if verdict.sequence is not None and used is None:
-            why = f"not taken: {_not_taken(verdict, self.chosen[verdict.sequence])}; {why}"
         return (
             "*" if used is not None else "",
             _number(verdict.series),
@@ -99,8 +111,14 @@ class Identification:
             _slices(verdict.series),
             sequence,
             f"{verdict.score:g}" if verdict.score else "",
-            why,
+            self._why(verdict),
         )
+
+    def _why(self, verdict: SeriesVerdict) -> str:
+        """Return the reason of a verdict, and why the series was not taken if another one was."""
+        if verdict.sequence is None or self.used_as(verdict.series) is not None:
+            return verdict.why
+        return f"not taken: {_not_taken(verdict, self.chosen[verdict.sequence])}; {verdict.why}"
 
     def _entry(self, verdict: SeriesVerdict) -> dict[str, object]:
         used = self.used_as(verdict.series)

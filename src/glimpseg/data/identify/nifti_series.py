@@ -126,7 +126,7 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
             raise ValueError("it is too long")
         content = json.loads(beside.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("The JSON beside %s is not used: %s.", path.name, type(error).__name__)
+        log.warning("The JSON beside an image is not used: %s.", type(error).__name__)
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -3,7 +3,15 @@
 from glimpseg.data.layouts.bids_writer import write_derivative
 from glimpseg.data.layouts.brats import RELEASES, release_named, write_study
 from glimpseg.data.layouts.convert import write_studies
-from glimpseg.data.layouts.find import LAYOUTS, RESULT_FILES, find_studies, find_usable
+from glimpseg.data.layouts.find import (
+    LAYOUTS,
+    RESULT_FILES,
+    describe_unused,
+    find_studies,
+    find_usable,
+    log_unused,
+    usable_studies,
+)
 from glimpseg.data.layouts.layout import Layout
 from glimpseg.data.layouts.manifest import write_manifest
 from glimpseg.data.layouts.survey import Survey, survey
@@ -16,10 +24,13 @@ __all__ = [
     "Layout",
     "Survey",
     "convention_named",
+    "describe_unused",
     "find_studies",
     "find_usable",
+    "log_unused",
     "release_named",
     "survey",
+    "usable_studies",
     "write_derivative",
     "write_manifest",
     "write_studies",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glimpseg.data.identify.names import NOT_NAMED, read_name
 from glimpseg.data.layouts.bids_names import ANATOMY, DERIVATIVES, DESCRIPTION, BidsName, anat_folder, parse_name
 from glimpseg.data.layouts.bids_writer import GENERATOR, write
 from glimpseg.data.layouts.label_names import BACKGROUND_NAMES, convention_of_labels
@@ -34,6 +35,8 @@ from glimpseg.region import Convention
 from glimpseg.study import Study
 
 _SUFFIXES = {"T1w": Modality.T1, "T2w": Modality.T2, "FLAIR": Modality.FLAIR}
+_FREE_ENTITIES = ("acq", "rec", "desc")
+"""Entities with words of the site."""
 _CONTRAST = re.compile(r"^ce|^post|^gd|gd$|gad|contrast", re.IGNORECASE)
 """Values of acq-, rec- or desc- that suggest contrast agent, where `ce-` should be used."""
 _SUBJECT = re.compile(r"^sub-[A-Za-z0-9]+$")
@@ -60,28 +63,35 @@ def recognises(listing: FolderListing) -> bool:
 def read(listing: FolderListing) -> ReadResult:
     """Read all studies that have an image of one of the four sequences."""
     entries: list[StudyEntry] = []
-    other_maps: list[Path] = []
+    set_aside: dict[Path, str] = {}
     broken_links: list[Path] = []
     roots = [listing.path, *_derivative_folders(listing.path)]
     for subject in sorted(filter(_SUBJECT.match, listing.folders)):
         for name in _study_names(listing.path, subject):
-            images, problem = _images(anat_folder(listing.path, name), broken_links)
+            images, problem = _images(anat_folder(listing.path, name), broken_links, set_aside)
             if images:
                 references, others = _references(name, roots)
-                other_maps += others
+                set_aside |= dict.fromkeys(others, "a label map whose names are no parts of a tumour")
                 entries.append(_entry(name, images, problem, references))
-    return ReadResult(entries, other_maps, broken_link_notes(broken_links))
+    return ReadResult(entries, set_aside, broken_link_notes(broken_links))
 
 
 def _entry(name: str, images: dict[Modality, Path], problem: str, references: Sequence[_LabelMap]) -> StudyEntry:
     study = Study(printable(name), images)
     if not references:
         return StudyEntry(study, "bids", "brats", problem=problem)
-    first, reference_problem = references[0], references[0].label_problem
+    first, reference_problem = references[0], ""
     if len(references) > 1:
         reference_problem = f"{study.id} has two references: {_describe_pair(first.path, references[1].path)}"
     study = replace(study, reference=first.path, convention=first.convention)
-    return StudyEntry(study, "bids", "brats", reference_problem=reference_problem, problem=problem)
+    return StudyEntry(
+        study,
+        "bids",
+        "brats",
+        reference_problem=reference_problem,
+        label_problem=first.label_problem,
+        problem=problem,
+    )
 
 
 def _study_names(root: Path, subject: str) -> list[str]:
@@ -92,27 +102,52 @@ def _study_names(root: Path, subject: str) -> list[str]:
     return [*own, *(f"{subject}_{session}" for session in sessions)]
 
 
-def _images(folder: Path, broken_links: list[Path]) -> tuple[dict[Modality, Path], str]:
+def _images(folder: Path, broken_links: list[Path], set_aside: dict[Path, str]) -> tuple[dict[Modality, Path], str]:
     """Return the images of a study, and a description of a problem ("" if there is none)."""
     found: dict[Modality, Path] = {}
     problem = ""
     for path in _nifti_files(folder):
         name = parse_name(stem_of(path.name))
-        modality = _SUFFIXES.get(name.suffix) if name else None
+        modality = None if name is None else _suffix_modality(name.suffix)
         if name is None or modality is None:
             continue
         if is_broken_link(path):
             broken_links.append(path)
+            continue
+        other = _another_image(name)
+        if other:
+            set_aside[path] = other
             continue
         if modality is Modality.T1:
             modality = Modality.T1C if "ce" in name.entities else modality
             problem = problem or _contrast_problem(path, name)
         if modality in found:
             problem = (
-                f"{printable(str(folder))} holds two {modality.title} images: {_describe_pair(found[modality], path)}"
+                f"{folder_title(folder)} holds two {modality.title} images: {_describe_pair(found[modality], path)}"
             )
         found.setdefault(modality, path)
     return found, problem
+
+
+def _suffix_modality(suffix: str) -> Modality | None:
+    """Return the sequence of a suffix, also of one that BIDS does not know (`T1c`)."""
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    return read_name(suffix).sequence if re.match(r"t[12]|fl", suffix, re.IGNORECASE) else None
+
+
+def _another_image(name: BidsName) -> str:
+    """Return why the entities say that this is another kind of image (a map, a fat image); "" if they do not."""
+    said = " ".join(_in_words(name.entities[key]) for key in _FREE_ENTITIES if key in name.entities)
+    reading = read_name(f"{said} {name.suffix}")
+    return "" if reading.sequence is not None or reading.doubtful or reading.why == NOT_NAMED else reading.why
+
+
+def folder_title(folder: Path) -> str:
+    """Return the name of a study's folder for messages: `sub-01/ses-02/anat`."""
+    parts = folder.parts
+    first = next((index for index, part in enumerate(parts) if part.startswith("sub-")), len(parts) - 1)
+    return printable("/".join(parts[first:]))
 
 
 def _describe_pair(first: Path, second: Path) -> str:
@@ -120,8 +155,8 @@ def _describe_pair(first: Path, second: Path) -> str:
 
 
 def _contrast_problem(path: Path, name: BidsName) -> str:
-    said = [f"{key}-{name.entities[key]}" for key in ("acq", "rec", "desc") if key in name.entities]
-    said = [entity for entity in said if _CONTRAST.search(entity.partition("-")[2])]
+    said = [f"{key}-{name.entities[key]}" for key in _FREE_ENTITIES if key in name.entities]
+    said = [entity for entity in said if _speaks_of_contrast(entity.partition("-")[2])]
     if "ce" in name.entities or not said:
         return ""
     return (
@@ -129,6 +164,16 @@ def _contrast_problem(path: Path, name: BidsName) -> str:
         "Rename it to ce-gadolinium, or name the files in a manifest (a table with the columns study, t1, t1c, t2, "
         "flair, seg)."
     )
+
+
+def _in_words(value: str) -> str:
+    """Separate the words of an entity, which BIDS joins: `dixonFat`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", value)
+
+
+def _speaks_of_contrast(value: str) -> bool:
+    reading = read_name(f"T1 {_in_words(value)}")
+    return reading.sequence is Modality.T1C or bool(_CONTRAST.search(value))
 
 
 def _references(name: str, roots: Sequence[Path]) -> tuple[list[_LabelMap], list[Path]]:
@@ -156,7 +201,7 @@ def _label_map(path: Path, root: Path) -> _LabelMap | None:
     try:
         convention = _convention_of_table(table)
     except InputError as error:
-        return _LabelMap(path, None, f"{printable(str(table))}: {error}")
+        return _LabelMap(path, None, f"{printable(table.name)}: {error}")
     return None if convention is None else _LabelMap(path, convention, "")
 
 

@@ -69,7 +69,7 @@ def _files(listing: FolderListing) -> list[Path]:
 
 
 def _describe_pair(what: str, first: Path, second: Path) -> str:
-    return f"Two {what} of one study: {printable(str(first))} and {printable(second.name)}. Move one of them away."
+    return f"Two {what} of one study: {printable(first.name)} and {printable(second.name)}. Move one of them away."
 
 
 LAYOUT = Layout("brats2015", "PATIENT/VSD.Brain.XX.O.MR_T1c.N/VSD.Brain.XX.O.MR_T1c.N.mha", recognises, read)

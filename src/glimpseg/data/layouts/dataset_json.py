@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from glimpseg.data.identify.names import read_name
 from glimpseg.data.layouts.label_names import BACKGROUND_NAMES, convention_of_labels, convention_of_regions
 from glimpseg.data.layouts.layout import FolderListing, printable
 from glimpseg.errors import InputError
-from glimpseg.modality import ALIASES, Modality
+from glimpseg.modality import Modality
 from glimpseg.region import Convention
 
 NAME = "dataset.json"
 FOLDERS, LABELS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}, "labels"
+LISTED = "dataset"
+"""Key of nnU-Net for files that lie elsewhere."""
 MAXIMAL_BYTES = 32 << 20
 
 
@@ -33,6 +37,62 @@ class Description:
     ending: str
 
 
+def missing_in(path: Path) -> str:
+    """Return a sentence that names the keys and folders that a `dataset.json` lacks."""
+    try:
+        tree = _read_json(path)
+    except InputError as error:
+        return str(error)
+    missing = [
+        text
+        for text, there in (
+            ("'channel_names' (or 'modality')", "channel_names" in tree or "modality" in tree),
+            ("'labels'", LABELS in tree),
+            ("the folder imagesTr or imagesTs, or the key 'dataset'", _has_images(path.parent) or LISTED in tree),
+        )
+        if not there
+    ]
+    if not missing:
+        return ""
+    keys = ", ".join(printable(str(key)) for key in list(tree)[:12]) or "none"
+    return f"{path.name} lacks {' and '.join(missing)}; its keys are: {keys}."
+
+
+def _has_images(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in FOLDERS)
+
+
+@lru_cache(maxsize=16)
+def lists_images(path: Path) -> bool:
+    """True if a `dataset.json` names the files of each study itself, under nnU-Net's key `dataset`."""
+    try:
+        return bool(_read_json(path).get(LISTED))
+    except InputError:
+        return False
+
+
+def listed_images(path: Path) -> dict[str, tuple[list[Path], Path | None]]:
+    """Return the images of each study by channel, and its label map, from the key `dataset`. Paths may be relative.
+
+    Raises: InputError if the key has another form.
+    """
+    found = {}
+    listed = _read_json(path)[LISTED]
+    for name, files in listed.items() if isinstance(listed, dict) else ((str(listed), None),):
+        images = files.get("images") if isinstance(files, dict) else None
+        label = files.get("label") if isinstance(files, dict) else None
+        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+            raise InputError(
+                f"{path.name}: 'dataset' should hold 'images' (a list of files, one for each channel) and 'label' for "
+                f"each study; {printable(str(name))} does not. Correct it."
+            )
+        found[str(name)] = (
+            [path.parent / image for image in images],
+            path.parent / label if isinstance(label, str) else None,
+        )
+    return found
+
+
 def holds_images(listing: FolderListing) -> bool:
     """True if a folder holds `dataset.json` and a folder of images."""
     return NAME in listing.files and any(name in listing.folders for name in FOLDERS)
@@ -44,22 +104,22 @@ def read_description(path: Path) -> Description:
     named = tree.get("channel_names", tree.get("modality"))
     if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):
         raise InputError(
-            f"{printable(str(path))} should name its channels ('channel_names' or 'modality', by number), such as "
-            '{"0": "T1", "1": "FLAIR"}. Add it.'
+            f"{printable(path.name)} lacks 'channel_names' (or 'modality'): it should name its channels by number, "
+            'as {"0": "T1", "1": "FLAIR"}. Add it.'
         )
     channels: dict[int, Modality] = {}
     others = []
     for number, name in named.items():
-        modality = ALIASES.get(str(name).strip().lower())
+        modality = read_name(str(name).strip()).sequence
         if modality is None:
             others.append(str(name))
         elif modality in channels.values():
-            raise InputError(f"{printable(str(path))} has two channels for {modality.title}. Name each sequence once.")
+            raise InputError(f"{printable(path.name)} has two channels for {modality.title}. Name each sequence once.")
         else:
             channels[int(number)] = modality
     if not channels:
         raise InputError(
-            f"{printable(str(path))} names the channels {', '.join(map(printable, others))}, none of which is T1, T1c, "
+            f"{printable(path.name)} names the channels {', '.join(map(printable, others))}, none of which is T1, T1c, "
             "T2 or FLAIR. Name the sequences by one of these words."
         )
     convention, label_problem = _convention(tree, path)
@@ -81,13 +141,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise TypeError("it holds no object")
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{printable(str(path))} cannot be read as JSON ({error}). Correct it.") from error
+        raise InputError(f"{printable(path.name)} cannot be read as JSON ({error}). Correct it.") from error
     return tree
 
 
 def _convention(tree: Mapping[str, Any], path: Path) -> tuple[Convention | None, str]:
     """Return the label convention, or None and the reason why it is unknown."""
-    where = printable(str(path))
+    where = printable(path.name)
     try:
         labels = _labels_by_name(tree.get(LABELS))
         if any(isinstance(numbers, list) and len(numbers) > 1 for numbers in labels.values()):

@@ -59,7 +59,7 @@ def read(listing: FolderListing) -> ReadResult:
 def _entry(path: Path, reference: Path | None, description: Description) -> StudyEntry:
     images = {modality: Frame(path, number) for number, modality in description.channels.items()}
     study = Study(printable(stem_of(path.name)), images, reference, description.convention)
-    return StudyEntry(study, "msd", "msd", description.label_problem)
+    return StudyEntry(study, "msd", "msd", label_problem=description.label_problem)
 
 
 LAYOUT = Layout("msd", "dataset.json, imagesTr/BRATS_001.nii.gz (4-D), labelsTr", recognises, read)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glimpseg.errors import InputError, UsageError
@@ -37,12 +37,13 @@ class StudyEntry:
     numbering: str
     """Key to the candidate conventions if the dataset names none: those with this word in `Convention.layouts`."""
     reference_problem: str = ""
-    """Reason why the reference cannot be used; "" if there is none.
-
-    Examples: there are two references, or the dataset does not define its labels.
-    """
+    """Reason why it is open which file is the reference; "" if it is not. No option overrides it."""
+    label_problem: str = ""
+    """Reason why the meaning of the labels is open; "" if it is not. A named convention (`--labels`) overrides it."""
     problem: str = ""
     """Reason why the study cannot be used, and what to do. "" if there is none."""
+    folder: Path | None = None
+    """Folder of the study, in layouts with a folder for each study."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ class ReadResult:
     """Studies that a layout read from one folder."""
 
     entries: Sequence[StudyEntry] = ()
-    set_aside: Sequence[Path] = ()
-    """Images that belong to no study but are known: anatomical label maps, for example."""
+    set_aside: Mapping[Path, str] = field(default_factory=dict)
+    """Images that were found and are not used, each with the reason."""
     notes: Sequence[str] = ()
     """Messages about ignored files."""
+    folders: Sequence[Path] = ()
+    """Folders below that belong to the studies, so that they are not read again."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,12 @@ def printable(name: str) -> str:
     Bytes that are not UTF-8, and control characters, become `_x` and their code.
     """
     return "".join(char if char.isprintable() else f"_x{ord(char) & 0xFF:02x}" for char in name)
+
+
+def place_below(path: Path, folder: Path) -> str:
+    """Return a path for messages: what lies below the given folder, without the folders above it."""
+    inside = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    return printable(folder.name if inside == "." else inside)
 
 
 def stem_of(name: str) -> str:

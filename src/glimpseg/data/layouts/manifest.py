@@ -1,7 +1,7 @@
 """Manifest: a table of studies (CSV or TSV) with the columns `study, t1, t1c, t2, flair, seg`.
 
 A blank cell, or one of the words in `ABSENT`, is an absent file. UTF-8 is expected; UTF-16 and Latin-1 are recognised.
-Sequences may be spelled as in `modality.ALIASES`. Further columns are `brain` (a mask) and `convention` (label
+Sequences may be spelled as in `identify.names`. Further columns are `brain` (a mask) and `convention` (label
 numbering of `seg`). Paths are relative to the table's folder. `a.nii.gz#2` is the third volume
 of a four-dimensional file.
 """
@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glimpseg.data.identify.names import read_name, says_nothing_else
 from glimpseg.data.layouts.layout import IMAGES, FolderListing, Layout, ReadResult, StudyEntry, printable, usable_id
 from glimpseg.errors import InputError, UsageError
-from glimpseg.modality import ALIASES, Modality
+from glimpseg.modality import Modality
 from glimpseg.region import convention_named
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame, Study
@@ -51,7 +52,7 @@ def read(listing: FolderListing) -> ReadResult:
     found = _find_manifests(listing)
     if len(found) > 1:
         names = ", ".join(printable(path.name) for path in found)
-        raise InputError(f"{printable(str(listing.path))} holds {len(found)} manifests: {names}. Give the path of one.")
+        raise InputError(f"{printable(listing.path.name)} holds {len(found)} manifests: {names}. Give the path of one.")
     return read_manifest(found[0])
 
 
@@ -64,11 +65,11 @@ def read_manifest(path: Path) -> ReadResult:
         table = _table(path.read_bytes())
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise InputError(
-            f"{printable(str(path))} cannot be read as a table ({error}). Save it as CSV in UTF-8."
+            f"{printable(path.name)} cannot be read as a table ({error}). Save it as CSV in UTF-8."
         ) from error
     rows = table.rows
     if not rows or not rows[0]:
-        raise InputError(f"{printable(str(path))} is empty. {_EXPECTED}")
+        raise InputError(f"{printable(path.name)} is empty. {_EXPECTED}")
     columns = _columns(rows[0], path)
     entries = []
     for number, row in enumerate(rows[1:], table.first_row + 1):
@@ -211,13 +212,13 @@ def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
     found: dict[int, str | Modality] = {}
     for index, name in enumerate(names):
         plain = name.strip().lower()
-        what = ALIASES.get(plain, _COLUMNS.get(plain))
+        what = _COLUMNS.get(plain) or (read_name(name).sequence if says_nothing_else(name.strip()) else None)
         if what is not None and what in found.values():
-            raise InputError(f"{printable(str(path))} has two columns for {_title(what)}. Keep one.")
+            raise InputError(f"{printable(path.name)} has two columns for {_title(what)}. Keep one.")
         if what is not None:
             found[index] = what
     if _STUDY not in found.values() or not any(isinstance(what, Modality) for what in found.values()):
-        raise InputError(f"{printable(str(path))} has the columns {', '.join(map(printable, names))}. {_EXPECTED}")
+        raise InputError(f"{printable(path.name)} has the columns {', '.join(map(printable, names))}. {_EXPECTED}")
     return found
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.dataset_json import FOLDERS, NAME, Description, holds_images, read_description
+from glimpseg.data.layouts.dataset_json import (
+    FOLDERS,
+    NAME,
+    Description,
+    holds_images,
+    listed_images,
+    lists_images,
+    read_description,
+)
 from glimpseg.data.layouts.layout import (
     IMAGES,
     FolderListing,
@@ -40,6 +48,8 @@ def is_channel_file(name: str) -> bool:
 
 def recognises(listing: FolderListing) -> bool:
     """True if the folder holds `dataset.json` and images that are numbered by channel."""
+    if NAME in listing.files and lists_images(listing.path / NAME):
+        return True
     return holds_images(listing) and any(
         is_channel_file(path.name)
         for folder in FOLDERS
@@ -53,11 +63,13 @@ def read(listing: FolderListing) -> ReadResult:
     description = read_description(listing.path / NAME)
     if description.ending not in IMAGES:
         raise InputError(
-            f"{printable(str(description.path))}: images that end in {description.ending!r} are not read. "
+            f"{printable(description.path.name)}: images that end in {description.ending!r} are not read. "
             "Convert them to .nii.gz."
         )
     entries: list[StudyEntry] = []
     broken_links: list[Path] = []
+    if lists_images(description.path):
+        entries += [_listed_entry(name, *files, description) for name, files in listed_images(description.path).items()]
     for folder, labels in FOLDERS.items():
         if folder in listing.folders:
             found = _channels(listing.path / folder, description)
@@ -85,7 +97,21 @@ def _channels(folder: Path, description: Description) -> dict[str, dict[Modality
 
 def _entry(name: str, images: dict[Modality, Path], reference: Path, description: Description) -> StudyEntry:
     study = Study(printable(name), images, reference if reference.is_file() else None, description.convention)
-    return StudyEntry(study, "nnunet", "brats", description.label_problem)
+    return StudyEntry(study, "nnunet", "brats", label_problem=description.label_problem)
+
+
+def _listed_entry(name: str, files: list[Path], label: Path | None, description: Description) -> StudyEntry:
+    """Return a study whose files the key `dataset` names. A file that is not there is a problem of the study."""
+    images = {description.channels[n]: path for n, path in enumerate(files) if n in description.channels}
+    gone = [path for path in [*images.values(), *([label] if label else [])] if not path.is_file()]
+    study = Study(printable(name), {m: p for m, p in images.items() if p.is_file()}, label, description.convention)
+    problem = (
+        f"{NAME} names {printable(gone[0].name)} for {printable(name)} under 'dataset', which is not there. Correct "
+        "the path; it is relative to the file."
+        if gone
+        else ""
+    )
+    return StudyEntry(study, "nnunet", "brats", label_problem=description.label_problem, problem=problem)
 
 
 def write(folder: Path, studies: Iterable[Study]) -> None:

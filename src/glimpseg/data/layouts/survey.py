@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.find import AUTO, FolderContents, read_folder, walk_folders, with_conventions
+from glimpseg.data.layouts.find import AUTO, read_folder, with_conventions
 from glimpseg.data.layouts.layout import printable
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.region import Convention
-from glimpseg.study import Frame, Study
+from glimpseg.study import Study
 from glimpseg.volume import Volume
 
-IMAGE_FILES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".mgz", ".img", ".dcm")
-"""Endings of image files that are reported if no study uses them."""
 MOST_LINES = 40
 """Largest number of studies, or files, that `Survey.text` lists."""
 
@@ -52,8 +50,8 @@ class Survey:
     """Number of studies that have exactly these sequences, for each of the 15 subsets."""
     grids: Mapping[GridKind, int]
     """Number of images on each kind of grid, most frequent first."""
-    ignored: Sequence[Path]
-    """Image files that belong to no study, relative to the folder."""
+    ignored: Mapping[Path, str]
+    """Image files that belong to no study, relative to the folder, each with the reason."""
     problems: Sequence[str]
     """Problems to solve before the studies can be used."""
     notes: Sequence[str]
@@ -73,7 +71,7 @@ class Survey:
             *_study_lines(self.studies),
         ]
         for title, entries in (
-            ("ignored", [str(path) for path in self.ignored]),
+            ("ignored", [f"{path}: {why}" for path, why in self.ignored.items()]),
             ("notes", self.notes),
             ("PROBLEMS", self.problems),
         ):
@@ -114,7 +112,7 @@ def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) ->
         or "no references",
         subsets={subset: sum(study.available == subset for study in studies) for subset in SUBSETS},
         grids=grids,
-        ignored=tuple(_ignored(found)),
+        ignored={path.relative_to(found.folder): why for path, why in found.unused_images().items()},
         problems=(*problems, *unreadable),
         notes=tuple(found.notes),
     )
@@ -134,23 +132,6 @@ def _grids(studies: Sequence[Study]) -> tuple[dict[GridKind, int], list[str]]:
             spacing = tuple(round(side, 3) for side in grid.spacing_mm)
             counts[GridKind(grid.shape, spacing, grid.axes)] += 1
     return dict(counts.most_common()), problems
-
-
-def _ignored(found: FolderContents) -> list[Path]:
-    if found.folder.is_file():
-        return []
-    used = {path for entry in found.entries for path in _files(entry.study)} | found.set_aside
-    return sorted(
-        (listing.path / name).relative_to(found.folder)
-        for listing, _ in walk_folders(found.folder)
-        for name in listing.files
-        if name.lower().endswith(IMAGE_FILES) and listing.path / name not in used
-    )
-
-
-def _files(study: Study) -> set[Path]:
-    parts = [*study.images.values(), study.reference, study.brain]
-    return {part.path if isinstance(part, Frame) else part for part in parts if isinstance(part, Path | Frame)}
 
 
 def _describe_convention(convention: Convention) -> str:

@@ -25,7 +25,8 @@ from glimpseg.data.raw.register import (
     turn_degrees,
 )
 from glimpseg.errors import InputError
-from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, foreground, resample, resample_labels
+from glimpseg.foreground import foreground
+from glimpseg.volume import CONSTANT_SHARE, Grid, Volume, resample, resample_labels
 
 QUICK = RegistrationSettings(spacing_mm=3.0, shrink=(2, 1), smooth_mm=(4.0, 0.0), share=1.0, last_step_mm=1e-3)
 ALIGNED_MM, MISALIGNED_MM = 1.25, 1.5

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from glimpseg.data.raw.check import RawCheck, Verdict
-from glimpseg.volume import CONSTANT_SHARE, Volume, foreground, resample
+from glimpseg.foreground import foreground
+from glimpseg.volume import CONSTANT_SHARE, Volume, resample
 
 SPACING_MM = 3.0
 """Voxel size of the check. Scalp and skull are two voxels thick, and one head takes about one second. Our choice."""

@@ -7,6 +7,7 @@ interpolation. The brain mask uses the same affines. To return a result to a seq
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -18,16 +19,21 @@ from jaxtyping import Float
 from glimpseg.data import nifti
 from glimpseg.data.notices import collected_warnings, warn
 from glimpseg.data.preprocess import GRID_ORDER
-from glimpseg.data.raw.alignment import check_alignment, shared_brain_interior
+from glimpseg.data.raw.alignment import ALIGNED_MM, check_alignment, shared_brain_interior
 from glimpseg.data.raw.check import RawCheck, Verdict
 from glimpseg.data.raw.head import check_study_head
 from glimpseg.data.raw.register import displacement_mm, moved_grid, register_rigidly, shift_mm, turn_degrees
+from glimpseg.data.raw.similarity import similarity_of_motion
 from glimpseg.data.raw.strip import brain_mask, skull_strip_source
+from glimpseg.data.spikes import without_spikes
 from glimpseg.errors import InputError, UsageError
+from glimpseg.foreground import foreground
 from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
-from glimpseg.volume import Grid, Volume, downsample_large, foreground, resample, resample_labels, same_grid
+from glimpseg.volume import Grid, Volume, downsample_large, resample, resample_labels, same_grid
+
+log = logging.getLogger(__name__)
 
 LARGEST_TURN_DEGREES = 45.0
 """Largest plausible rotation between two sequences of one study. Beyond it the registration failed."""
@@ -60,8 +66,10 @@ class StudyChecks:
 
     @property
     def needs_registration(self) -> bool:
-        """True if a sequence is misaligned with the reference."""
-        return any(check.verdict is Verdict.YES for check in self.alignment.values())
+        """True if a sequence is misaligned with the reference, or may be."""
+        sure = any(check.verdict is Verdict.YES for check in self.alignment.values())
+        unsure = any(check.verdict is Verdict.UNSURE for check in self.alignment.values())
+        return sure or (unsure and find_spec("SimpleITK") is not None)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -182,23 +190,35 @@ def read_unchanged(study: Study, reference: Modality | None = None) -> AlignedSt
 
 
 def register(aligned: AlignedStudy) -> AlignedStudy:
-    """Register every sequence rigidly to the reference, with SimpleITK.
+    """Register every sequence rigidly to the reference, with SimpleITK; keep a motion only if it helps.
+
+    A sequence is left alone if the motion is within a voxel, or does not raise the similarity over the overlap clearly
+    (`similarity.LEAST_RISE`). What is moved is logged, with its distance and angle.
 
     Raises: UsageError without SimpleITK; InputError for sheared images, or where the result cannot be right.
     """
     images, motions, notes = _volumes(aligned.study), dict(aligned.motions), list(aligned.notes)
     fixed = images[aligned.reference]
-    middle = fixed.grid.corners_mm().mean(0)
     for modality, image in images.items():
         if modality is aligned.reference:
             continue
         motion = register_rigidly(fixed, image, within=shared_brain_interior(fixed, image))
+        moved = _Motion(modality, aligned.reference, motion, _middle(fixed.grid))
+        if moved.distance_mm <= _within_a_voxel(fixed.grid, image.grid):
+            notes.append(f"{modality.title} agrees with {aligned.reference.title} within a voxel; it was not moved.")
+            continue
+        similarity = similarity_of_motion(fixed, image, motion)
+        if similarity is not None and not similarity.rises:
+            notes.append(
+                f"{modality.title} was not moved: a registration to {aligned.reference.title} ({moved.text}) does not "
+                f"raise the similarity over the overlap clearly ({similarity.text})."
+            )
+            log.info("%s: %s", aligned.study.id, notes[-1])
+            continue
         _refuse_large_rotation(modality, aligned.reference, motion)
-        shift, turn = shift_mm(motion, middle), turn_degrees(motion)
-        notes.append(
-            f"{modality.title} was registered to {aligned.reference.title}: {shift:.1f} mm and {turn:.1f} degrees."
-        )
-        if displacement_mm(motion, middle) > FAR_MM:
+        notes.append(f"{modality.title} was registered to {aligned.reference.title}: {moved.text}.")
+        log.info("%s: %s", aligned.study.id, notes[-1])
+        if moved.distance_mm > FAR_MM:
             notes.append(
                 f"That is further than a patient moves during a scan: check that {modality.title} belongs here."
             )
@@ -208,6 +228,34 @@ def register(aligned: AlignedStudy) -> AlignedStudy:
     brain = _moved_brain_mask(aligned, motions)
     study = replace(aligned.study, images=images, brain=brain, registered=True)
     return replace(aligned, study=study, motions=motions, notes=tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Motion:
+    """Rigid motion of one sequence, for messages."""
+
+    modality: Modality
+    reference: Modality
+    matrix: Float[np.ndarray, "4 4"]
+    middle: Float[np.ndarray, "3"]
+
+    @property
+    def distance_mm(self) -> float:
+        """Root-mean-square displacement over the head."""
+        return displacement_mm(self.matrix, self.middle)
+
+    @property
+    def text(self) -> str:
+        return f"{shift_mm(self.matrix, self.middle):.1f} mm and {turn_degrees(self.matrix):.1f} degrees"
+
+
+def _middle(grid: Grid) -> Float[np.ndarray, "3"]:
+    return grid.corners_mm().mean(0)
+
+
+def _within_a_voxel(first: Grid, second: Grid) -> float:
+    """Return the displacement in mm up to which two images agree: the smallest side of a voxel, at most 1.25 mm."""
+    return min(*first.spacing_mm, *second.spacing_mm, ALIGNED_MM)
 
 
 def add_brain_mask(aligned: AlignedStudy) -> AlignedStudy:
@@ -244,8 +292,8 @@ def _chosen_reference(study: Study, reference: Modality | None) -> Modality:
 
 
 def _read(study: Study, modality: Modality) -> Volume:
-    image = study.images[modality]
-    return image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {modality.title}")
+    image, name = study.images[modality], f"{study.id}: {modality.title}"
+    return without_spikes(image if isinstance(image, Volume) else nifti.read_volume(image, name), name)
 
 
 def _read_thinned(study: Study, reference: Modality | None) -> AlignedStudy:
