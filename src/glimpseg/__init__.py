@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from glimpseg import metrics, phantom
     from glimpseg.evaluation.compare import compare
     from glimpseg.evaluation.evaluate import evaluate
+    from glimpseg.evaluation.options import EvaluationOptions
     from glimpseg.model.loading import Model
     from glimpseg.segmentation.options import InferenceOptions
     from glimpseg.segmentation.predict import load, segment
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SUBSETS",
+    "EvaluationOptions",
     "InferenceOptions",
     "Modality",
     "Model",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EvaluationOptions": "glimpseg.evaluation.options",
     "InferenceOptions": "glimpseg.segmentation.options",
     "Model": "glimpseg.model.loading",
     "Segmentation": "glimpseg.segmentation.result",
