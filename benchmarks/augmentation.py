@@ -1,4 +1,4 @@
-"""Times nnU-Net's augmentation of a batch of crops: ours on the whole batch, against MONAI's transforms one by one.
+"""Time the augmentation of a batch of crops: ours on the whole batch, against MONAI's transforms on each sample.
 
     python benchmarks/augmentation.py [--crop 128] [--batch 2] [--repeat 5] [--record FILE]
 
@@ -34,7 +34,7 @@ BOTH = ["image", "target"]
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if what neither should change is changed."""
+    """Measure and print. Raises: SystemExit if a value that neither should change has changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--batch", type=int, default=2)

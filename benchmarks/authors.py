@@ -19,12 +19,14 @@ _together = SingleDecoder.forward
 
 @contextmanager
 def as_authors() -> Iterator[None]:
-    """Inside, networks and losses compute in that order: the modalities one after the other through the decoder they
-    share, RFNet's regions as a stack of every modality's features times every class, losses class by class, every layer
-    as torch has it."""
+    """Context in which networks and losses compute in the authors' order.
+
+    The modalities go one after the other through the decoder they share. RFNet's regions are a stack of every
+    modality's features times every class. Losses are computed class by class, and every layer is torch's own.
+    """
     with (
-        mock.patch.object(layers, "on_processor", _never),
-        mock.patch.object(pyramid, "on_processor", _never),
+        mock.patch.object(layers, "on_cpu", _never),
+        mock.patch.object(pyramid, "on_cpu", _never),
         mock.patch.object(SingleDecoder, "forward", _one_by_one),
         mock.patch.object(RegionFusion, "forward", _stacked),
         mock.patch.object(losses, "weighted_cross_entropy", _cross_entropy),

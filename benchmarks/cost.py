@@ -1,9 +1,10 @@
-"""Counts parameters and operations of a method: inference, training outputs, and all 15 subsets shared or not.
+"""Count the parameters and operations of a method: inference, training, and all 15 subsets shared or not.
 
     python benchmarks/cost.py rfnet --shapes 80 96 128
 
-Two operations for a multiply-add, in convolutions, linear layers and products of matrices; nothing is computed (fake
-tensors), and bilinear or elementwise work is not counted. The authors' configuration, and ours.
+A multiply-add counts as two operations, in convolutions, linear layers and matrix products. Interpolation and
+elementwise work are not counted. Nothing is computed (fake tensors). The table shows the authors'
+configuration and ours.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LABELS = (Label.NCR, Label.ED, Label.ET)
 
 
 def main() -> None:
-    """See above."""
+    """Print the table of one method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", help="one whose module has OFFICIAL and Config")
     parser.add_argument(
@@ -38,13 +39,13 @@ def main() -> None:
 
 
 def voxels(text: str) -> tuple[int, ...]:
-    """Three sides, or one for all."""
+    """Return three sides from text such as 80 or 160x192x128."""
     sides = [int(side) for side in text.split("x")]
     return tuple(sides * 3 if len(sides) == 1 else sides)
 
 
 def report(wanted: argparse.Namespace) -> None:
-    """Prints the table."""
+    """Print the table."""
     module = importlib.import_module(f"glimpseg.methods.{wanted.method}")
     configs = {"authors' configuration": module.OFFICIAL, "ours": module.Config()}
     if hasattr(module, "LITE"):
@@ -63,13 +64,13 @@ def report(wanted: argparse.Namespace) -> None:
 
 
 def plain(network: Segmenter, shape: Sequence[int]) -> tuple[float, float]:
-    """GFLOP of one window: inference, and the losses of training without their way back."""
+    """GFLOP of one window: inference, and the training losses without the backward pass."""
     image, everything = torch.empty(1, 4, *shape), torch.ones(1, 4, dtype=torch.bool)
     return gflop(lambda: network(image, everything)), gflop(lambda: every_loss(network, shape))
 
 
 def every_loss(network: Segmenter, shape: Sequence[int]) -> object:
-    """All terms of one crop."""
+    """Loss terms of one crop."""
     labels = torch.zeros(1, 5, *shape, dtype=torch.int64)
     batch = Batch(torch.empty(1, 4, *shape), torch.ones(1, 4, dtype=torch.bool), labels[:, 0], ["none"], labels[:, 1:])
     return network.losses(batch, Progress(1, 1))
@@ -92,7 +93,7 @@ def counted(network: Any, shape: Sequence[int]) -> list[float]:
 
 
 def gflop(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """GFLOP of one call."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9

@@ -1,11 +1,11 @@
-"""Time and memory of MST-KDNet's distillation of attention: all rows of the matrices at once, against some at a time.
+"""Time and memory of MST-KDNet's attention distillation: whole matrices at once, against some rows at a time.
 
     python benchmarks/distillation.py [--tokens 120 512 960] [--layers 4] [--heads 12] [--repeat 3] [--record FILE]
 
 Each form runs in a process of its own, in turns, on the same matrices of teacher and student, forward and backward, in
-fp32. The released crop has 120 tokens, which are few enough to be compared at once; the number grows with the crop's
-volume, the matrices with its square. The second form is `attention_distance` as it is, the first with no limit to what
-it compares at once.
+fp32. The released crop has 120 tokens, few enough for whole matrices. The number of tokens grows with the crop's
+volume, and the size of the matrices with its square. The second form is `attention_distance` as it is; the first has no
+limit to what it compares at once.
 
 The distance and the gradients' norm are compared before anything is printed.
 """
@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from glimpseg.methods.mstkdnet import objective
-from glimpseg.methods.mstkdnet.network import Seen
+from glimpseg.methods.mstkdnet.network import NetworkOutput
 from turns import Contest, add_options, furthest, in_processes, steps_of, tell
 
 LEAST = 2**-10
-"""GiB: a page more or less is no difference."""
+"""Smallest difference of memory that counts, in GiB: one page."""
 FORMS = ("in rows", "at once")
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the forms do not give the same."""
+    """Measure and print. Raises: SystemExit if the forms do not compute the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[120, 512, 960])
     parser.add_argument("--layers", type=int, default=4)
@@ -64,9 +64,9 @@ def compared(wanted: argparse.Namespace, tokens: int) -> list[Contest]:
 
 
 def run(wanted: argparse.Namespace) -> dict[str, float]:
-    """What one process measures: seconds of the second pass, and the most memory of both beside what was there."""
+    """Measurement in one process: seconds of the second pass, and the peak memory of both passes beside the inputs."""
     if wanted.form == "at once":
-        objective.AT_ONCE = 2**62
+        objective.ENTRIES_AT_ONCE = 2**62
     tokens, draws = wanted.tokens[0], torch.Generator().manual_seed(0)
     shape = (1, wanted.heads, tokens, tokens)
     both = [[torch.randn(shape, generator=draws).softmax(-1) for _ in range(wanted.layers)] for _ in range(2)]
@@ -88,14 +88,14 @@ def run(wanted: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def seen(attentions: list[Tensor]) -> Seen:
-    """A network's attentions, and nothing else of it."""
+def seen(attentions: list[Tensor]) -> NetworkOutput:
+    """Attention matrices of a network, without its other outputs."""
     nothing = torch.empty(0)
-    return Seen(nothing, nothing, nothing, nothing, [], attentions)
+    return NetworkOutput(nothing, nothing, nothing, nothing, [], attentions)
 
 
 def most() -> float:
-    """The most that this process has held since it was last asked to begin anew, in GiB."""
+    """Peak memory of this process since the last reset, in GiB."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 

@@ -1,10 +1,10 @@
-"""A training step on one device: how long, how near to what the device can do, and how much of it waits for data.
+"""Training step on one device: its time, its distance from the device's limits, and its wait for data.
 
     python benchmarks/gpu_step.py [--device cuda] [--methods unet mmformer mstkdnet] [--steps 20] [--repeat 5]
-    python benchmarks/gpu_step.py --device cpu --tiny          # whether it works, in minutes, anywhere
+    python benchmarks/gpu_step.py --device cpu --tiny          # a quick check on any machine
 
-Of each method its recipe `brats`: crops of 128 x 128 x 128, two a step, AdamW, the precision that `auto` takes. In
-turns:
+Each method is trained with its recipe `brats`: crops of 128 x 128 x 128, two a step, AdamW, the precision that `auto`
+takes. In turns:
 
 - eager: as with `optim.compile=false`.
 - compiled: as with `optim.compile=true`; left out where compiling fails, as in training.
@@ -61,11 +61,11 @@ from turns import Contest, add_options, in_turns, tell
 GIB = 2**30
 HALFWAY = Progress(1, 2)
 SEED = 5
-"""Of the phantom."""
+"""Seed of the phantom."""
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--methods", nargs="+", default=["unet", "mmformer", "mstkdnet"])
@@ -83,14 +83,14 @@ def main() -> None:
 
 
 def recipe_of(method: str, tiny: bool) -> Recipe:
-    """What is trained."""
+    """Recipe that is trained."""
     if not tiny:
         return methods.find_recipe(f"{method}/brats", {"optim.precision": "auto"})
     return methods.find_recipe(f"{method}/phantom", {"data.sampling.patch": [32, 32, 32]})
 
 
 class Step:
-    """A whole step on one batch: forward, backward, the optimiser's; it returns when the device is done."""
+    """Whole step on one batch: forward, backward, optimiser. It returns when the device is done."""
 
     def __init__(self, recipe: Recipe, device: torch.device, batch: Batch) -> None:
         torch.manual_seed(0)
@@ -107,7 +107,7 @@ class Step:
         sum(terms.values(), torch.zeros((), device=self.device)).backward()
 
     def norm(self) -> float:
-        """Of the gradients, which are then dropped."""
+        """Norm of the gradients, which are then dropped."""
         self.backward()
         found = [p.grad.double().norm() for p in self.learner.parameters() if p.grad is not None]
         self.optimizer.zero_grad()
@@ -177,7 +177,7 @@ def steps_compared(recipe: Recipe, device: torch.device, wanted: argparse.Namesp
 
 
 def memory(recipe: Recipe, device: torch.device, steps: dict[str, Step]) -> Contest:
-    """The most that a step of each form holds, beside all that was there before."""
+    """Peak memory of a step of each form, beside what was held before."""
     most: dict[str, list[float]] = {}
     for name, step in steps.items():
         torch.cuda.reset_peak_memory_stats(device)
@@ -195,7 +195,7 @@ def memory(recipe: Recipe, device: torch.device, steps: dict[str, Step]) -> Cont
 
 
 def waiting(recipe: Recipe, device: torch.device, wanted: argparse.Namespace) -> Contest:
-    """How much of a step waits for data, as a run's record says."""
+    """Share of a step that waits for data, from a run's record."""
     made = prepare(
         as_study(generate(SEED, Settings.at_spacing(recipe.data.preprocess.spacing_mm))), recipe.data.preprocess
     )
@@ -228,7 +228,7 @@ class One:
         self._case = case
 
     def case(self, n: int, seed: int) -> Case:
-        """Whatever is asked for."""
+        """Return the same case for every index."""
         return self._case
 
 
@@ -275,7 +275,7 @@ class Traffic(TorchDispatchMode):
 
 
 def product(size: int, device: torch.device) -> Callable[[], None]:
-    """Of two square matrices, in bf16."""
+    """Product of two square matrices, in bf16."""
     one, other = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
 
     def multiply() -> None:
@@ -287,7 +287,7 @@ def product(size: int, device: torch.device) -> Callable[[], None]:
 
 
 def copy(size: int, device: torch.device) -> Callable[[], None]:
-    """Of a matrix in fp32, into memory that is there already."""
+    """Copy a matrix in fp32 into memory that exists already."""
     one = torch.randn(size, size, device=device)
     other = torch.empty_like(one)
 
@@ -300,13 +300,13 @@ def copy(size: int, device: torch.device) -> Callable[[], None]:
 
 
 def finish(device: torch.device) -> None:
-    """Waits until the device has done what it was told."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def where(device: torch.device) -> str:
-    """What the device is called."""
+    """Name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 

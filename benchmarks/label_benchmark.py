@@ -1,4 +1,4 @@
-"""Does a pretraining help where labels are few? From scratch against pretrained, at shares of the labels, on phantoms.
+"""Measure on phantoms whether pretraining helps with few labels: from scratch against pretrained.
 
     python benchmarks/label_benchmark.py -o labels --methods unet [--shares 0.05 0.1 0.25 1] [--seeds 0 1 2]
     python benchmarks/label_benchmark.py -o labels --methods rfnet --set config.width=4 \\
@@ -6,9 +6,9 @@
     python benchmarks/label_benchmark.py -o labels --table
 
 For each method and seed, `voxmmsd/phantom` pretrains the method's network on all training phantoms without labels;
-then the method's recipe `phantom` is trained at each share, with and without it, for the same number of steps. Of one
-seed both see the same labelled phantoms and the same crops. All are scored on the same held-out phantoms. What is
-finished is kept: the same command goes on after a stop. docs/methods/comparison.md says what the numbers can tell.
+then the method's recipe `phantom` is trained at each share, with and without it, for the same number of steps. Runs of
+one seed see the same labelled phantoms and the same crops. All are scored on the same held-out phantoms. After a stop,
+the same command goes on with what is missing. docs/methods/comparison.md says what the numbers can tell.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.method}-{100 * self.share:g}-{self.init}-{self.seed}"
 
 
 def main() -> None:
-    """See above."""
+    """Train, score and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=["unet", "rfnet"])
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def pretrain(place: Path, archive: Path, method: str, seed: int, changes: list[str], threads: str) -> None:
-    """One pretraining of a method's network, from where it stopped."""
+    """Pretrain a method's network, or go on with it."""
     run = place / f"{method}-pretraining-{seed}"
     if not (run / "model").exists():
         chosen = [f"--set={change}" for change in (*changes, f"seed={seed}")] + [f"--backbone={method}/phantom"]
@@ -100,7 +100,7 @@ def pretrain(place: Path, archive: Path, method: str, seed: int, changes: list[s
 
 
 def train_and_score(place: Path, archive: Path, cell: Cell, changes: list[str], threads: str) -> None:
-    """One training and its evaluation, from where they stopped."""
+    """Train and evaluate one cell, or go on with it."""
     run, evaluation = place / cell.name, place / f"{cell.name}-evaluation"
     if not (run / "model").exists():
         chosen = [f"--set={change}" for change in (*changes, f"seed={cell.seed}")] + [f"--labelled={cell.share}"]
@@ -117,7 +117,7 @@ def train_and_score(place: Path, archive: Path, cell: Cell, changes: list[str], 
 
 
 def write_tables(place: Path, cells: list[Cell]) -> None:
-    """Prints a Markdown table, writes all numbers as CSV and the means as a figure."""
+    """Print a Markdown table, write all numbers as CSV and the means as a figure."""
     rows = list(compared(place, cells))
     if not rows:
         return
@@ -138,8 +138,8 @@ def write_tables(place: Path, cells: list[Cell]) -> None:
 
 
 def compared(place: Path, cells: list[Cell]) -> Iterator[dict]:
-    """For every method, share, region and set of subsets: Dice in %, mean over seeds and cases, and the paired
-    difference, with 95 % intervals over cases. Seeds of which either training is missing are left out."""
+    """Rows for every method, share, region and set of subsets: Dice in %, mean over seeds and cases, and the paired
+    difference, with 95 % intervals over cases. Seeds that lack one of the two trainings are left out."""
     done = set(cells)
     for method, share in dict.fromkeys((cell.method, cell.share) for cell in cells):
         seeds = [
@@ -174,26 +174,26 @@ def compared(place: Path, cells: list[Cell]) -> Iterator[dict]:
 
 
 def dice(place: Path, cell: Cell) -> np.ndarray:
-    """Case, subset, region; the last subset is that of all four sequences."""
+    """Dice of each case, subset and region; the last subset is all four sequences."""
     scores = read_evaluation(place / f"{cell.name}-evaluation").scores
     assert scores.subsets[-1] == ALL
     return np.stack([scores.array("dice", region) for region in REGIONS], -1)
 
 
 def ends(interval: Interval) -> Iterator[tuple[str, float]]:
-    """Mean and ends, by name."""
+    """Mean and ends of an interval, by name."""
     yield from (("mean", interval.mean), ("low", interval.low), ("high", interval.high))
 
 
 def in_words(row: dict, name: str) -> str:
-    """A mean and its interval."""
+    """Text of a mean and its interval."""
     sign = "+" if name == "difference" else ""
     mean, low, high = (row[f"{name}_{end}"] for end in ("mean", "low", "high"))
     return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
 def draw(path: Path, rows: list[dict]) -> None:
-    """Mean Dice over the labels' share, a panel for each method and set of subsets."""
+    """Draw the mean Dice over the share of labels, a panel for each method and set of subsets."""
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(row["method"] for row in rows))

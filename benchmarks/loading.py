@@ -1,16 +1,16 @@
-"""Times the loading of one training crop: from files as others keep them, against the cache of `glimpseg train`.
+"""Time the loading of one training crop: from the cache of `glimpseg train`, against other file formats.
 
     python benchmarks/loading.py [--crop 128] [--repeat 7] [--record FILE]
 
 - cache: a crop of 128^3 of four modalities and its target, from the study's file in the cache.
 - files: the five `.nii.gz` as float64 (nibabel's `get_fdata`), then the same crop, as released codes load each sample.
-- files, whole numbers: the same without the detour over float64 (`dataobj`).
-- npz: the prepared study in float32, packed, as nnU-Net writes it, and reads it where it unpacks nothing.
+- files, whole numbers: the same without conversion to float64 (`dataobj`).
+- npz: the prepared study in float32, packed, as nnU-Net writes it.
 - npy: the same unpacked and mapped into memory, as nnU-Net keeps it until its version 2.5.
 - blosc2, where that package is installed: the same in blocks of 32 KiB, as nnU-Net keeps it since.
 
-The study is a phantom of 1 mm, 240 x 240 x 155 voxels; files lie in the page cache. Normalisation, which the cached
-crop and nnU-Net's have behind them and the NIfTI files' has not, is not timed.
+The study is a phantom of 1 mm, 240 x 240 x 155 voxels; files lie in the page cache. Normalisation
+is not timed: the cached crop and nnU-Net's are normalised already, the NIfTI files are not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SETTINGS = Preprocess(spacing_mm=1.0, scale="zscore", clip=None)
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the crops are not of the same place."""
+    """Measure and print. Raises: SystemExit if the crops differ in place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crop", type=int, default=128)
     add_options(parser, repeat=7)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def as_nnunet(case: CachedCase, folder: Path, place: tuple[slice, ...]) -> dict[str, Callable[[], Any]]:
-    """Ways to read image and target at a place: the study written as nnU-Net's versions write it."""
+    """Functions that read image and target at a place: the study written as nnU-Net's versions write it."""
     whole = case.crop((0, 0, 0), case.shape)
     study = {"data": whole.image.astype(np.float32), "seg": whole.target.astype(np.int16)[None]}
     np.savez_compressed(folder / "study.npz", **study)

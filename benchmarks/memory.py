@@ -1,11 +1,11 @@
-"""How much memory a large study takes, four NIfTI files in and a label file out, against how peers do it.
+"""Peak memory of segmenting a large study, against the way of other tools (peer).
 
     python benchmarks/memory.py [--side 512] [--models box fine] [--repeat 1] [--record FILE]
 
 The study is a phantom whose field of view of 256 mm is resampled to `--side` voxels along each axis, int16. Each
-contestant is a process of its own; told is the most memory that it held, as the system counted it when it ended.
+contestant is a process of its own. The number is its peak memory, as the system counts it.
 
-- glimpseg: the command line as it comes, with the uncertainty that it takes by default.
+- glimpseg: the command line with its default settings.
 - peer: as in `whole_case.py`: files as float64, all of them at once, on the whole grid; the probabilities brought back
   to that grid together, one argmax over them.
 
@@ -41,11 +41,11 @@ FIELD_MM = 256
 MODELS = {"box": "box, 2 mm", "fine": "an untrained unet, 1 mm"}
 OURS, PEER = "glimpseg", "peer"
 OPTIONS = ("t1", "t1c", "t2", "flair")
-"""Of the command line, in the order of `WORDS`."""
+"""Options of the command line, in the order of `WORDS`."""
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512, help="voxels along each axis")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def contests(folder: Path, wanted: argparse.Namespace) -> list[Contest]:
-    """One for each model."""
+    """One contest for each model."""
     side, seed, repeat = wanted.side, wanted.seed, wanted.repeat
     study, again = folder / "study", [sys.executable, __file__]
     peak_mib([*again, "--make", str(study), "--side", str(side), "--seed", str(seed)])
@@ -98,7 +98,7 @@ def contests(folder: Path, wanted: argparse.Namespace) -> list[Contest]:
 
 
 def make(folder: Path, side: int, seed: int) -> None:
-    """Writes the study."""
+    """Write the study."""
     step = FIELD_MM / side
     with tempfile.TemporaryDirectory() as place:
         (study,) = write_phantoms(Path(place) / "archive", [seed], Settings(), "brats2023")
@@ -113,7 +113,7 @@ def make(folder: Path, side: int, seed: int) -> None:
 
 
 def fine_model(folder: Path) -> Path:
-    """A model that works on 1 mm, untrained."""
+    """Untrained model that works on 1 mm."""
     recipe = methods.find_recipe("unet/phantom", {"data.preprocess.spacing_mm": 1.0})
     torch.manual_seed(0)
     save_model(folder, methods.build(recipe).state_dict(), recipe, {"steps": 0})
@@ -121,7 +121,7 @@ def fine_model(folder: Path) -> Path:
 
 
 def peak_mib(command: list[str]) -> float:
-    """Of one process, run to its end. Raises: SystemExit with what it said, if it failed."""
+    """Peak memory of one process in MiB. Raises: SystemExit with its output if it failed."""
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)

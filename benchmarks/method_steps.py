@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step of five methods: ours, against the order of operations of their codes.
+"""Time and peak memory of a training step of five methods, against the order of the authors' code.
 
     python benchmarks/method_steps.py [--methods rfnet mmformer smml unet voxunet] [--steps 3] [--repeat 2]
         [--record FILE]
@@ -38,12 +38,12 @@ GIB = 2**30
 
 
 class Setting(NamedTuple):
-    """What of a method is measured."""
+    """Setting of one method's measurement."""
 
     side: int
-    """Of the crop, in voxels."""
+    """Side of the crop, in voxels."""
     config: dict[str, Any]
-    """What of the recipe's network is changed. No dropout: its draws would differ from form to form."""
+    """Changes of the recipe's network. No dropout: its draws would differ from form to form."""
 
 
 SETTINGS = {
@@ -64,7 +64,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the gradients are not the same."""
+    """Measure and print. Raises: SystemExit if the gradients differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=3)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def contests(method: str, wanted: argparse.Namespace) -> list[Contest]:
-    """What was measured of one method. Raises: SystemExit if the forms do not compute the same."""
+    """Contests of one method. Raises: SystemExit if the forms do not compute the same."""
     found = in_processes(FORMS, wanted.repeat, ["--share", method])
     worst = furthest(*(found[form][0]["gradients"] for form in ("fp32", "authors")), 1e-3)
     still = found["fp32"][0]["still"]
@@ -96,7 +96,7 @@ def contests(method: str, wanted: argparse.Namespace) -> list[Contest]:
 
 
 def run(method: str, form: str, steps: int) -> dict[str, Any]:
-    """What one process measures: the median step's seconds without the first, and its peak."""
+    """Measurement in one process: the median step's seconds without the first, and its peak."""
     if form != "authors":
         keep_pages()  # as the command line does
     import torch
@@ -151,7 +151,7 @@ def by_branch(network: Any, batch: Any, progress: Any) -> list[Any]:
     outputs = [network.output(b, batch, seen, target) for b, seen in zip(network.branches, subsets, strict=True)]
     late = progress.fraction >= network.config.start
     return [
-        sum(network.terms(number, own, peer.detached(), batch, target, late).values())
+        sum(network.terms(number, own, peer.detached(), batch=batch, target=target, late=late).values())
         for number, (own, peer) in enumerate((outputs, outputs[::-1]))
     ]
 
@@ -168,7 +168,7 @@ def one_after_the_other(losses: Sequence[Any], parts: Sequence[Any], optimizers:
 
 
 def norm(network: Any) -> float:
-    """Of all gradients."""
+    """Norm of all gradients."""
     return sum(float(p.grad.double().square().sum()) for p in network.parameters() if p.grad is not None) ** 0.5
 
 

@@ -1,9 +1,9 @@
-"""Times Dice and HD95 of one case, 3 regions x 15 subsets on 240x240x155, against MONAI in the same run.
+"""Time Dice and HD95 of one case (3 regions, 15 subsets, 240x240x155 voxels) against MONAI.
 
     python benchmarks/metrics.py [--repeat 5] [--seed 4] [--record FILE]
 
 The reference is a phantom of 1 mm, the predictions are the reference with a smoothly moved outline, a little further
-off for each subset. What takes part in turns and what came of it: benchmarks/README.md.
+off for each subset. The contestants and the results are in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ SHIFTS_MM = (1.5, 3.0)
 SURROUNDINGS = 24
 """Voxels around the tumour in which a prediction may lie."""
 AGREEMENT = 1e-5
-"""Of one: how far two programs' numbers may lie apart; MONAI computes in single precision."""
+"""Largest relative difference that is allowed between two programs; MONAI computes in single precision."""
 
 Masks = Sequence[np.ndarray]
 Scores = np.ndarray
-"""Subset, region, (Dice, HD95)."""
+"""Array of subset, region, (Dice, HD95)."""
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if values disagree."""
+    """Measure and print. Raises: SystemExit if values disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
     add_options(parser, repeat=5)
@@ -122,7 +122,7 @@ def one_hot(masks: Masks) -> torch.Tensor:
 
 
 def of_masks(predictions: Sequence[Masks], reference: Masks) -> Scores:
-    """As one calls the two functions on whole grids."""
+    """Scores by our two functions on whole grids."""
     return np.array(
         [
             [
@@ -135,7 +135,7 @@ def of_masks(predictions: Sequence[Masks], reference: Masks) -> Scores:
 
 
 def of_surfaces(predictions: Sequence[Masks], reference: Masks, brain: tuple[slice, slice, slice]) -> Scores:
-    """As `glimpseg evaluate` does it: on the box of the brain, and what depends on the reference alone is made once."""
+    """Scores as `glimpseg evaluate` computes them: in the brain's box, with the reference's surfaces made once."""
     predictions = [[mask[brain].copy() for mask in masks] for masks in predictions]
     reference = [mask[brain].copy() for mask in reference]
     surfaces = [Surface(mask, SPACING_MM) for mask in reference]
@@ -151,7 +151,7 @@ def of_surfaces(predictions: Sequence[Masks], reference: Masks, brain: tuple[sli
 
 
 def of_monai(predictions: Sequence[torch.Tensor], reference: torch.Tensor) -> Scores:
-    """As MONAI's documentation calls its functions."""
+    """Scores by MONAI's functions, called as its documentation says."""
     return np.stack(
         [
             torch.stack(

@@ -1,4 +1,4 @@
-"""Trains methods under one equal budget on phantoms, scores all 15 subsets, and compares them case by case.
+"""Train methods under one equal budget on phantoms, score all 15 subsets, and compare them case by case.
 
     python benchmarks/phantom_benchmark.py -o benchmark [--methods unet rfnet mmformer] [--seeds 0 1] [--steps 450]
     python benchmarks/phantom_benchmark.py -o benchmark --methods mstkdnet --variant no-gram mstkdnet config.gram=0
@@ -6,8 +6,7 @@
 
 Every run sees the same stream of phantoms, or the same `--training-cases` (crops differ by seed), for the same number
 of steps of the method's recipe `phantom`; all are scored under the protocol `clinical` on the same held-out phantoms.
-What is finished is kept: the same command goes on after a stop. docs/methods/comparison.md says what numbers can and
-cannot tell.
+After a stop, the same command goes on with what is missing. docs/methods/comparison.md says what the numbers can tell.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 FIRST_TEST_SEED = 900_000
-"""Far from the stream's, which begins at a million."""
+"""First seed of the held-out phantoms; the training stream begins at a million."""
 FIRST_TRAINING_SEED = 500_000
 SPACING_MM = 2.0
-"""Of the held-out phantoms; the networks work on 3 mm, results return to these voxels."""
+"""Voxel side of the held-out phantoms. The networks work on 3 mm; results are scored on these voxels."""
 
 
 def main() -> None:
-    """See above."""
+    """Train, score and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=["unet", "rfnet", "mmformer"])
@@ -62,7 +61,7 @@ def main() -> None:
 
 
 class Plan(NamedTuple):
-    """What is run for every seed."""
+    """One run, repeated for every seed."""
 
     name: str
     method: str
@@ -71,7 +70,7 @@ class Plan(NamedTuple):
 
 
 def training_phantoms(place: Path, count: int) -> Path:
-    """A folder of phantoms to train on, at the recipes' spacing."""
+    """Make a folder of phantoms to train on, at the recipes' spacing."""
     archive = place / "training"
     if not archive.exists():
         glimpseg("phantom", "-o", archive, "--count", str(count), "--seed", str(FIRST_TRAINING_SEED), "--spacing", "3")
@@ -79,7 +78,7 @@ def training_phantoms(place: Path, count: int) -> Path:
 
 
 def train_and_score(place: Path, archive: Path | None, plan: Plan, seed: int, steps: int, threads: str) -> None:
-    """One run, from where it stopped."""
+    """Train and evaluate one run, or go on with it."""
     run, evaluation = place / f"{plan.name}-{seed}", place / f"{plan.name}-{seed}-evaluation"
     train(run, archive, plan, seed, steps, threads)
     if not (evaluation / "report.html").exists():
@@ -88,7 +87,7 @@ def train_and_score(place: Path, archive: Path | None, plan: Plan, seed: int, st
 
 
 def train(run: Path, archive: Path | None, plan: Plan, seed: int, steps: int, threads: str) -> None:
-    """From where it stopped."""
+    """Train, or go on with the training."""
     if not (run / "model").exists():
         changes = [f"--set={change}" for change in (f"optim.steps={steps}", f"seed={seed}", *plan.changes)]
         data = ["--data", archive, "--cache", archive.with_name("cache")] if archive else []
@@ -97,7 +96,7 @@ def train(run: Path, archive: Path | None, plan: Plan, seed: int, steps: int, th
 
 
 def glimpseg(*arguments: str | Path, threads: str | None = None) -> None:
-    """The command line, as a person would run it."""
+    """Run the command line in a process."""
     environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
     subprocess.run([sys.executable, "-m", "glimpseg", *map(str, arguments)], check=True, env=environment)
 

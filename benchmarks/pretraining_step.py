@@ -1,4 +1,4 @@
-"""Time and peak memory of Vox-MMSD's pretraining: ours, against the way of its authors' code.
+"""Time and peak memory of Vox-MMSD's pretraining, against the way of the authors' code.
 
     python benchmarks/pretraining_step.py [--side 64] [--steps 3] [--samples 8] [--repeat 2] [--record FILE]
 
@@ -7,7 +7,7 @@ Each form runs in processes of its own, in turns, on the same phantom of 1 mm, n
 - ours: the teacher without a graph; voxels that both crops show are searched in their overlap, as truth values.
 - authors': the teacher with a graph that nothing uses; voxels searched in the whole volume, a copy for each crop.
 
-Losses, norms of gradients and drawn voxels are compared first. What came of it: benchmarks/README.md.
+Losses, norms of gradients and drawn voxels are compared first. Results: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from glimpseg.data.cache import Case, in_memory
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Progress
 from glimpseg.methods.voxmmsd import views
-from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation, restoration
-from glimpseg.methods.voxmmsd.views import Pairs
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, restoration_loss, voxel_features
+from glimpseg.methods.voxmmsd.views import PairBatch
 from glimpseg.phantom.dataset import as_study
 from training_step import rss
 from turns import Contest, add_options, in_processes, tell
@@ -45,7 +45,7 @@ STEPS = 60_000
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the forms do not compute the same."""
+    """Measure and print. Raises: SystemExit if the forms do not compute the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=64, help="of the crops of a step; views are of 96")
     parser.add_argument("--steps", type=int, default=3)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _contests(part: str, wanted: argparse.Namespace) -> list[Contest]:
-    """What one process after the other measures of a part. Raises: SystemExit if they do not compute the same."""
+    """Contests of one part, measured in processes. Raises: SystemExit if the forms do not compute the same."""
     found = in_processes(FORMS, wanted.repeat, ["--share", part])
     one, other = (np.array(found[form][0]["check"]) for form in FORMS)
     worst = float((np.abs(one - other) / np.maximum(np.abs(one), 1e-12)).max())
@@ -83,25 +83,25 @@ def _contests(part: str, wanted: argparse.Namespace) -> list[Contest]:
 
 
 def study() -> Case:
-    """A phantom of 1 mm, from 0 to 1."""
+    """Phantom of 1 mm, with intensities from 0 to 1."""
     made = as_study(phantom.generate(7, phantom.Settings.at_spacing(1.0)))
     return in_memory(prepare(made, methods.find_recipe("voxmmsd/brats2023").data.preprocess))
 
 
 def viewing(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a pair of views of 96^3, and the most that one takes beside what it returns."""
+    """Seconds of a pair of views of 96^3, and its peak memory beside the result."""
     config, case = methods.find_recipe("voxmmsd/official").config, study()
     if form == "authors":
         search_everywhere(case, 96)
-    views.pair(case, (96, 96, 96), config, np.random.default_rng(99))
+    views.view_pair(case, (96, 96, 96), config, np.random.default_rng(99))
     seconds, processor = [], []
     for number in range(wanted.samples):
         begun, used = time.perf_counter(), time.process_time()
-        pair = views.pair(case, (96, 96, 96), config, np.random.default_rng(number))
+        pair = views.view_pair(case, (96, 96, 96), config, np.random.default_rng(number))
         seconds.append(time.perf_counter() - begun)
         processor.append(time.process_time() - used)
     tracemalloc.start()
-    views.pair(case, (96, 96, 96), config, np.random.default_rng(0))
+    views.view_pair(case, (96, 96, 96), config, np.random.default_rng(0))
     most = tracemalloc.get_traced_memory()[1]
     return {
         "seconds a pair": statistics.median(seconds),
@@ -112,7 +112,7 @@ def viewing(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
 
 
 def search_everywhere(case: Case, side: int) -> None:
-    """Looks for candidates as the authors do: all that is not 0 in the volume, once for each crop, then what lies in
+    """Search candidates as the authors do: all that is not 0 in the volume, once for each crop, then what lies in
     both."""
     volume = case.crop((0, 0, 0), case.shape).image.astype(np.float32)
 
@@ -132,7 +132,9 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
     recipe, case = methods.find_recipe("voxmmsd/official", changes), study()
     torch.manual_seed(0)
     learner = methods.build(recipe)
-    pairs = [views.pair(case, recipe.data.sampling.patch, recipe.config, np.random.default_rng(n)) for n in range(2)]
+    pairs = [
+        views.view_pair(case, recipe.data.sampling.patch, recipe.config, np.random.default_rng(n)) for n in range(2)
+    ]
     batch, _ = learner.collate(pairs)
     del case, pairs
     still = rss()
@@ -167,17 +169,17 @@ def step(form: str, wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def with_graph(learner: VoxMMSD, batch: Pairs) -> tuple[dict[str, Tensor], Any]:
-    """The same losses; the teacher's pass is recorded, and kept for as long as the second value."""
+def with_graph(learner: VoxMMSD, batch: PairBatch) -> tuple[dict[str, Tensor], Any]:
+    """Losses with a recorded teacher pass; the graph is kept as long as the second value."""
     levels = learner.student.pyramid(batch.image, batch.available)
-    student = learner.projector(at_voxels(levels, batch.voxels, batch.image.shape[2:]))
+    student = learner.projector(voxel_features(levels, batch.voxels, batch.image.shape[2:]))
     slow = learner.teacher.pyramid(batch.image, batch.available)
-    teacher = learner.projector(at_voxels(slow, batch.voxels, batch.image.shape[2:]))
+    teacher = learner.projector(voxel_features(slow, batch.voxels, batch.image.shape[2:]))
     temperatures = learner.config.student_temperature, learner.temperature(Progress(0, STEPS))
-    distilled = distillation(student, teacher, learner.centre, temperatures)
+    distilled = distillation_loss(student, teacher, learner.centre, temperatures)
     learner._rows.append(teacher.detach().mean(0, keepdim=True))
     restored = learner.restorer(levels).tanh()
-    return {"distillation": distilled, "restoration": restoration(restored, batch)}, (slow, teacher)
+    return {"distillation": distilled, "restoration": restoration_loss(restored, batch)}, (slow, teacher)
 
 
 if __name__ == "__main__":

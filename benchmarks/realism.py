@@ -1,4 +1,4 @@
-"""Measures how like patients phantoms are: contrast, texture, edges, histogram, noise, separability, shape of labels.
+"""Measure how close phantoms are to patients: contrast, texture, edges, histogram, noise, separability, shape.
 
     python benchmarks/realism.py CASES -o realism [--labels CASE=CONVENTION ...] [--phantoms 40] [--spacing 2.0]
         [--population phantom-1 wide shifted] [--figure]
@@ -41,15 +41,15 @@ from glimpseg.volume import Volume, foreground
 
 POPULATIONS: dict[str, Variety] = {"phantom-1": STANDARD, "wide": WIDE, "shifted": SHIFTED}
 FIRST_SEED = 700_000
-"""Of the phantoms that are measured."""
+"""First seed of the measured phantoms."""
 FILES = dict(zip(Modality, ("t1n", "t1c", "t2w", "t2f"), strict=True))
 COLOURS = {Label.NCR: "tab:red", Label.ED: "tab:green", Label.ET: "gold", Label.RC: "tab:blue"}
 REAL = "real"
 
 LEAST_VOXELS = 30
-"""Of a region whose intensities are described."""
+"""Fewest voxels of a region whose intensities are described."""
 APART_MM = 6.0
-"""Normal-appearing brain is at least so far from the tumour."""
+"""Smallest distance of normal-appearing brain from the tumour."""
 WHITE_DEEP_MM, GREY_DEEP_MM = 5.0, 2.0
 WHITE_PERCENTILES, GREY_PERCENTILES = (65, 92), (30, 45)
 """Normal tissues are looked for so far below the brain's surface, between these percentiles of flattened T1."""
@@ -92,7 +92,7 @@ class Shown(NamedTuple):
 
 
 def main() -> None:
-    """See above."""
+    """Measure patients and phantoms, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def real_cases(folder: Path, conventions: Mapping[str, str], spacing_mm: float) -> Iterator[Shown]:
-    """Labelled patients, prepared."""
+    """Prepared labelled patients."""
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         found = {modality: list(place.glob(f"*{end}.nii.gz")) for modality, end in FILES.items()}
         images = {modality: nifti.read_volume(paths[0]) for modality, paths in found.items() if paths}
@@ -167,7 +167,7 @@ def phantoms(population: str, count: int, spacing_mm: float, drawn_at_mm: float)
 
 
 def measure(case: Prepared) -> Statistics:
-    """Every statistic of a case, named `kind/sequence/what`."""
+    """Statistics of a case, named `kind/sequence/statistic`."""
     labels, spacing = case.target, float(case.grid.spacing_mm[0])
     assert labels is not None
     brain = np.logical_or.reduce(case.inside)
@@ -200,8 +200,8 @@ def _channel(modality: Modality) -> int:
 
 
 def normal_tissues(structure: Image, normal: Mask, inside: Mask, spacing_mm: float) -> tuple[Mask, Mask]:
-    """Roughly the white and the grey matter of normal brain: what is bright or middling on T1 for its surroundings,
-    away from the surface."""
+    """Approximate masks of normal white and grey matter: bright or medium on T1 for their surroundings, away from
+    the surface."""
     depth = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
     flat = structure - _blurred(structure, normal, SHADING_MM / spacing_mm)
     smooth = ndimage.gaussian_filter(flat, 1.0 / spacing_mm)
@@ -214,7 +214,7 @@ def normal_tissues(structure: Image, normal: Mask, inside: Mask, spacing_mm: flo
 
 
 def histogram(values: Float[np.ndarray, "n"]) -> Statistics:
-    """Of normalised intensities in the brain."""
+    """Histogram of normalised intensities in the brain."""
     found = {f"histogram/q{q:02d}": float(v) for q, v in zip(QUANTILES, np.percentile(values, QUANTILES), strict=True)}
     return found | {
         "histogram/skewness": float(stats.skew(values)),
@@ -225,7 +225,7 @@ def histogram(values: Float[np.ndarray, "n"]) -> Statistics:
 def contrasts(
     image: Image, labels: UInt8[np.ndarray, "x y z"], inside: Mask, normal: Mask, white: Mask, grey: Mask
 ) -> Statistics:
-    """Means less that of normal brain, and spreads, in its standard deviations."""
+    """Differences of means from normal brain, and spreads, in its standard deviations."""
     level, unit = float(image[normal].mean()), float(image[normal].std())
     regions = {label.name: inside & (labels == label) for label in Label} | {"white": white, "grey": grey}
     found = {"contrast/normal": level}
@@ -284,7 +284,7 @@ def bands(image: Image, inside: Mask, normal: Mask, spacing_mm: float) -> Statis
 
 
 def shading(image: Image, white: Mask, spacing_mm: float) -> Statistics:
-    """How much white matter changes over long distances: its blurred values' standard deviation, and the slopes of a
+    """Change of white matter over long distances: its blurred values' standard deviation, and the slopes of a
     plane through them, all in the brain's standard deviations (a slope: over 100 mm)."""
     level = _blurred(image, white, SHADING_MM / spacing_mm)[white]
     at = np.argwhere(white) * spacing_mm / 100
@@ -295,7 +295,7 @@ def shading(image: Image, white: Mask, spacing_mm: float) -> Statistics:
 
 
 def _blurred(image: Image, inside: Mask, sigma: float) -> Image:
-    """Blurred with what lies inside alone."""
+    """Blur that uses only voxels inside the mask."""
     if sigma == 0:
         return image
     weight = ndimage.gaussian_filter(inside.astype(np.float64), sigma)
@@ -303,8 +303,10 @@ def _blurred(image: Image, inside: Mask, sigma: float) -> Image:
 
 
 def edges(image: Image, labels: UInt8[np.ndarray, "x y z"], inside: Mask, unit: float) -> Statistics:
-    """Across each region's border: the step between the shells two voxels inside and outside of it, near by, and the
-    median gradient on it, in standard deviations of normal brain (a voxel)."""
+    """Edge statistics of each region's border, in standard deviations of normal brain.
+
+    The step between the shells two voxels inside and outside of it, near by, and the median gradient on it (a voxel).
+    """
     slope = np.sqrt(sum(part**2 for part in np.gradient(image)))
     found: Statistics = {}
     for region in (Region.WT, Region.TC, Region.ET):
@@ -363,7 +365,7 @@ def shapes(labels: UInt8[np.ndarray, "x y z"], brain: Mask, spacing_mm: float) -
 
 
 def lines(measured: list[Measured]) -> str:
-    """As tidy CSV."""
+    """Tidy CSV text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["population", "case", "statistic", "value"])

@@ -1,9 +1,9 @@
-"""Times SAM's image encoder of its smallest real size (ViT-B, 89.7 million weights) for each slice.
+"""Time SAM's smallest image encoder (ViT-B, 89.7 million weights) for each slice.
 
     python benchmarks/sam_encoder.py [--sides 256 1024] [--slices 4] [--repeat 3] [--device cpu]
 
-Weights are random: time does not depend on them. Contestants run in turns; seconds of the processor, of all threads
-together, stand beside those of the clock, because another program on the machine lengthens only these.
+Weights are random: time does not depend on them. Contestants run in turns. Processor seconds (all threads
+together) are shown beside clock seconds, because another program on the machine lengthens only the latter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glimpseg.priors.settings import Prior
 
 
 def main() -> None:
-    """See above."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--slices", type=int, default=4)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def save_random(folder: str) -> None:
-    """A SAM of ViT-B's size in Hugging Face's layout."""
+    """Save a random SAM of ViT-B's size in Hugging Face's layout."""
     from transformers import SamConfig, SamModel
 
     torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""Times 15-subset inference of one phantom: encoded once and fused 15 times, against 15 forward passes.
+"""Time 15-subset inference of one phantom: encoded once and fused 15 times, against 15 forward passes.
 
     python benchmarks/sharing.py mmformer/brats2020 [--windows 4] [--fp32] [--record FILE]
 
 Every window of the phantom's brain at the recipe's patch and half overlap; at each, the contestants run in turns, their
-order rotating. Weights are as initialised: time does not depend on them. What came of it: benchmarks/README.md.
+order rotating. Weights are as initialised: time does not depend on them. Results: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EVERYTHING = to_flags(ALL)[None]
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the results are not the same, or if there is nothing to share."""
+    """Measure and print. Raises: SystemExit if the results differ, or if the method shares nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--windows", type=int, help="only the first so many")
@@ -93,23 +93,23 @@ def main() -> None:
 
 
 def shared(network: Segmenter, window: Tensor) -> list[Tensor]:
-    """Encoded once."""
+    """Segment all subsets with one encoding."""
     features = network.encode(window, EVERYTHING)
     return [network.fuse(features, mask) for mask in MASKS]
 
 
 def forwards(network: Segmenter, window: Tensor) -> list[Tensor]:
-    """A forward pass for each subset, which skips the encoders of absent sequences."""
+    """Run a forward pass for each subset, which skips the encoders of absent sequences."""
     return [network(window, mask) for mask in MASKS]
 
 
 def released(network: Segmenter, window: Tensor) -> list[Tensor]:
-    """Every encoder in every pass, as the authors' code."""
+    """Run every encoder in every pass, as the authors' code does."""
     return [network.fuse(network.encode(window, EVERYTHING), mask) for mask in MASKS]
 
 
 def authors(network: Segmenter, window: Tensor) -> list[Tensor]:
-    """The same in the order of operations of the authors' code: RFNet's regions from a stack of every class."""
+    """Run every encoder in the authors' order of operations: RFNet's regions from a stack of every class."""
     with as_authors():
         return released(network, window)
 

@@ -1,4 +1,4 @@
-"""Peak memory and time of MST-KDNet's training step: one summed backward, against the alternating form of its authors.
+"""Time and peak memory of MST-KDNet's training step: one backward of the sum, against the authors' alternating ones.
 
     python benchmarks/training_step.py [--config LITE] [--shape 96x96x96] [--steps 3] [--repeat 2] [--record FILE]
 
@@ -8,7 +8,7 @@ Each form runs in a process of its own, in turns, on the same network, crop and 
 - alternating: the student's and teacher's terms backward with the graph kept, the adversary's through the same graph,
   then the discriminator's; two optimisers, the second made anew; the outputs stay until the next forward pass.
 
-The gradients of the first step are compared before anything is printed. What came of it: benchmarks/README.md.
+The gradients of the first step are compared before anything is printed. Results: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ALL = torch.ones(1, 4, dtype=torch.bool)
 
 
 def main() -> None:
-    """Measures and tells. Raises: SystemExit if the gradients are not the same."""
+    """Measure and print. Raises: SystemExit if the gradients differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=["Config", "LITE"], default="Config")
     parser.add_argument("--shape", default="96x96x96")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def run(wanted: argparse.Namespace) -> dict[str, Any]:
-    """What one process measures: the median step's seconds without the first, the peak, and what is held."""
+    """Measurement in one process: the median step's seconds without the first, the peak, and what is held."""
     torch.manual_seed(0)
     crop = tuple(int(side) for side in wanted.shape.split("x"))
     config = mstkdnet.LITE if wanted.config == "LITE" else mstkdnet.Config()
@@ -94,7 +94,7 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
 
 
 def summed(network: MSTKDNet, image: Tensor, target: Tensor) -> Iterator[list[float]]:
-    """As `train.fit` does it."""
+    """Steps as `training.loop.fit` takes them."""
     groups = network.parameter_groups()
     optimizer = torch.optim.Adam([{**group, "lr": 1e-4} for group in groups], fused=True)
     while True:
@@ -110,7 +110,7 @@ def summed(network: MSTKDNet, image: Tensor, target: Tensor) -> Iterator[list[fl
 
 
 def alternating(network: MSTKDNet, image: Tensor, target: Tensor) -> Iterator[list[float]]:
-    """As the released code orders it; the terms themselves are ours, so that only the order differs."""
+    """Steps in the order of the released code; the terms themselves are ours, so that only the order differs."""
     both, judge = [*network.student.parameters(), *network.teacher.parameters()], network.discriminator
     optimizer = torch.optim.Adam(both, lr=1e-4, fused=True)
     while True:
@@ -135,7 +135,7 @@ def alternating(network: MSTKDNet, image: Tensor, target: Tensor) -> Iterator[li
 
 
 def shown(network: MSTKDNet, image: Tensor) -> tuple[Any, Any]:
-    """What the teacher makes of everything and the student of two sequences."""
+    """Outputs of the teacher from all sequences and of the student from two."""
     return network.teacher(blanked(image, ALL), True), network.student(blanked(image, SEEN), True)
 
 
@@ -148,7 +148,7 @@ def measured(network: nn.Module) -> list[float]:
 
 
 def rss() -> float:
-    """What this process holds, in GiB."""
+    """Memory of this process, in GiB."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     return pages * resource.getpagesize() / GIB
 

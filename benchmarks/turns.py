@@ -1,7 +1,7 @@
-"""Contestants in turns, and what came of it: printed, and kept for `results.py`.
+"""Run contestants in turns, print the result, and record it for `results.py`.
 
-In every round each contestant runs once; the order turns from round to round, so that whatever else the machine does
-meets all of them. A ratio is taken within each round; what is told is the median of the rounds and their range.
+In every round each contestant runs once; the order turns from round to round, so that other load on the machine
+affects all of them. A ratio is taken within each round; the median and the range of the rounds are shown.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ PACKAGES = ("glimpseg", "torch", "monai", "numpy", "scipy", "nibabel", "openvino
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """What was measured of several ways to do the same."""
+    """Measurement of several ways to do the same."""
 
     question: str
     setting: str
-    """On what it was measured, and how often."""
+    """Conditions of the measurement, and number of rounds."""
     unit: str
     ours: str
     """The contestant that the others are compared with."""
     rounds: Mapping[str, Sequence[float]]
-    """By contestant, one number for each round."""
+    """One number for each round, by contestant."""
     agreement: str
-    """How far the results are the same."""
+    """Statement about how far the results agree."""
 
     def ratio(self, name: str) -> tuple[float, float, float]:
-        """How many times as much a contestant takes as `ours`: the median of the rounds, the least, the most."""
+        """Ratio of a contestant to `ours`: median, least and most of the rounds."""
         each = [theirs / own for theirs, own in zip(self.rounds[name], self.rounds[self.ours], strict=True)]
         return statistics.median(each), min(each), max(each)
 
 
 def in_turns(contestants: Mapping[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each in every round. Run all once before, to warm up and to compare what they return."""
+    """Seconds of each contestant in every round. Run all once before, to warm up and to compare what they return."""
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(repeat):
@@ -62,8 +62,11 @@ def in_turns(contestants: Mapping[str, Callable[[], Any]], repeat: int) -> dict[
 
 
 def in_processes(forms: Sequence[str], repeat: int, options: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
-    """What each form measures in processes of its own: in every round this script runs once for each, with the options
-    of this call, `options` and the form behind them, and prints JSON as its last line."""
+    """Measurements of each form in its own processes.
+
+    In every round this script runs once for each form, with the options of this call, `options` and the form behind
+    them, and prints JSON as its last line.
+    """
     found: dict[str, list[dict[str, Any]]] = {form: [] for form in forms}
     for number in range(repeat):
         first = number % len(forms)
@@ -90,7 +93,7 @@ def steps_of(
     rows: Sequence[tuple[str, str, str, float]],
     agreement: str,
 ) -> list[Contest]:
-    """A contest for each row: what was measured of a training step, its unit, in words, and what is taken off it."""
+    """A contest for each row: key of the measurement, unit, words, and the amount that is subtracted."""
     return [
         Contest(
             question=f"{subject}: {words}",
@@ -105,13 +108,13 @@ def steps_of(
 
 
 def add_options(parser: argparse.ArgumentParser, repeat: int) -> None:
-    """`--repeat` and `--record`, which all benchmarks have."""
+    """Add `--repeat` and `--record`, which all benchmarks have."""
     parser.add_argument("--repeat", type=int, default=repeat, help="rounds; in each all contestants run once")
     parser.add_argument("--record", type=Path, help="a JSON file for `results.py`")
 
 
 def tell(contests: Sequence[Contest], record: Path | None) -> None:
-    """Prints the contests, and writes them down."""
+    """Print the contests, and write them to `record`."""
     for contest in contests:
         print(f"{contest.question}\n{contest.setting}. {contest.agreement}.")
         for name, values in contest.rounds.items():
@@ -125,7 +128,7 @@ def tell(contests: Sequence[Contest], record: Path | None) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """The machine, what is installed, and which state of the project it was."""
+    """Record of the machine, the installed versions and the commit."""
 
     def git(*words: str) -> str:
         found = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)

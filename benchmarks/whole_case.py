@@ -1,18 +1,18 @@
-"""Times a whole study, four NIfTI files in and a label file out: each backend here, against how peers do it.
+"""Time a whole study, from four NIfTI files to a label file, against the way of other tools (peer).
 
     python benchmarks/whole_case.py MODEL [--repeat 3] [--backends torch openvino onnx] [--seed 4] [--record FILE]
 
-Each contestant runs in a process of its own, in turns; measured is from the first file's opening until the labels stand
-on the disk, with the model loaded before, and the most memory that the process held.
+Each contestant runs in a process of its own, in turns; measured are the time from opening the
+first file until the labels are on disk, with the model loaded before, and the peak memory of the process.
 
 - peer: files as float64 (nibabel's `get_fdata`), each image normalised over its non-zero voxels and resampled to the
   network's spacing on the whole grid, MONAI's sliding window over all of it at half overlap in fp32, labels back on the
   file's grid, written by nibabel.
 - torch, openvino, onnx: `predict.segment_study` with that backend, one plain pass, written as `segment` writes it.
 
-Both see what was stripped and registered before. Each round has a phantom of 1 mm of its own. Dice of WT, TC and ET
-with the truth is told for each contestant, and by how much the peer's differs from the first backend's, with its
-standard error over the phantoms, so that nothing is gained by doing worse.
+Both start from stripped and registered images. Each round has a phantom of 1 mm of its own. Dice of WT, TC and ET
+with the truth is printed for each contestant, with the difference between peer and the first backend and its standard
+error over the phantoms: a faster way must not be a worse one.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ with warnings.catch_warnings():
 
 PEER = "peer"
 WORDS = ("t1n", "t1c", "t2w", "t2f")
-"""In file names, in the order of the network's channels."""
+"""Words in file names, in the order of the network's channels."""
 REGIONS = (Region.WT, Region.TC, Region.ET)
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="box")
     parser.add_argument("--backends", nargs="+", default=["torch", "openvino", "onnx"])
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
-    """What one process measures."""
+    """Measurement in one process."""
     if who != PEER:
         keep_pages()  # as the command line does
     loaded = load(model, "cpu", backend="torch" if who == PEER else who)
@@ -118,14 +118,14 @@ def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
 
 
 def as_here(model: Model, folder: Path, output: Path) -> None:
-    """One plain pass, as `glimpseg segment --uncertainty none` takes it."""
+    """Segment with one plain pass, as `glimpseg segment --uncertainty none`."""
     (study,) = find_studies(folder.parent)
     found = segment_study(study, model, InferenceOptions(raw="no", uncertainty="none")).labels
     nibabel.save(nibabel.Nifti1Image(found.voxels, found.affine), output)
 
 
 def as_peers(model: Model, folder: Path, output: Path) -> None:
-    """The same network in a pipeline of nibabel and MONAI."""
+    """Segment with the same network in a pipeline of nibabel and MONAI."""
     preparation, patch = model.recipe.data.preprocess, model.recipe.data.sampling.patch
     files = [nibabel.load(next(folder.glob(f"*-{word}.nii.gz"))) for word in WORDS]
     own = files[0]
@@ -155,7 +155,7 @@ def _normalised(values: np.ndarray) -> np.ndarray:
 
 
 def _told(dice: dict[str, list[list[float]]], ours: str) -> str:
-    """Mean Dice of each, and what the peer's way has more."""
+    """Mean Dice of each contestant, and the difference of the peer's."""
     said = ", ".join(f"{name} {'/'.join(f'{100 * v:.2f}' for v in np.mean(each, 0))}" for name, each in dice.items())
     more = 100 * (np.array(dice[PEER]) - dice[ours])
     error = more.std(0, ddof=1) / len(more) ** 0.5 if len(more) > 1 else np.full(len(REGIONS), np.nan)

@@ -32,8 +32,8 @@ CHECKED = [
         "data.raw", "evaluation.calibrate", "evaluation.histogram", "losses", "method", "methods.mmformer", "methods.mstkdnet",
         "methods.rfnet", "methods.smml", "methods.unet", "methods.voxmmsd", "methods.voxunet",
         "model.expectations", "model.transfer", "nets.attention", "nets.positions", "nets.pyramid",
-        "nets.token_fusion", "phantom", "picture", "priors", "segmentation.predict",
-        "segmentation.uncertainty", "study", "volume",
+        "nets.token_fusion", "phantom", "picture", "priors", "segmentation.passes", "segmentation.predict",
+        "segmentation.preparation", "segmentation.uncertainty", "study", "volume",
     )
 ]  # fmt: skip
 if os.environ.get("GLIMPSEG_TYPECHECK") == "1":

@@ -196,7 +196,7 @@ def test_torch_takes_over_where_no_copy_can_be_made(unet, instead, caplog):
     backend = Backend(unet, "openvino", "bf16", CPU)
     with torch.inference_mode():
         found = backend(windows(), to_flags(ALL)[None])
-        with module.computing("bf16", CPU):
+        with module.precision_context("bf16", CPU):
             expected = unet(windows(), to_flags(ALL)[None])
     assert torch.equal(found, expected)
     assert backend.record["precision"] == "bf16"

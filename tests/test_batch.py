@@ -4,24 +4,29 @@ import os
 import shutil
 import signal
 import stat
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from conftest import write_head
 from glimpseg.batch import job
 from glimpseg.batch.folder import PLAN, STATISTICS
 from glimpseg.batch.job import BatchOptions
-from glimpseg.batch.progress import FAILURES, JOURNAL, Shard
-from glimpseg.batch.tree import segment_tree
+from glimpseg.batch.progress import FAILURES, STUDY_LOG, Shard
+from glimpseg.batch.tree import _segment_all, segment_tree
 from glimpseg.cli import app
-from glimpseg.errors import OutputError, Preempted, UsageError
+from glimpseg.errors import InputError, OutputError, Preempted, UsageError
 from glimpseg.modality import Modality
+from glimpseg.runtime.preemption import StopRequest
 from glimpseg.segmentation import passes, predict
-from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.inputs import StudyEntry, study_entries
 from glimpseg.segmentation.options import OutputOptions
 from glimpseg.segmentation.result import RECORD, Segmentation
 
@@ -232,9 +237,128 @@ def test_images_and_a_tree_at_once_are_refused(tree, model_folder, tmp_path):
 
 
 def test_a_plan_marks_the_folder(whole):
-    assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in whole[0].iterdir()}
+    assert {PLAN, FAILURES, STUDY_LOG, STATISTICS} <= {path.name for path in whole[0].iterdir()}
 
 
 def test_a_batch_does_not_go_on_with_another_backend(tree, model, finished):
     with pytest.raises(UsageError, match="backend"):
         segment_tree(study_entries(tree), replace(model, computed_by="openvino"), finished, BatchOptions(), resume=True)
+
+
+class Shown:
+    """Stands for a study in memory; counts how many there are."""
+
+    alive, most = 0, 0
+
+    def __init__(self):
+        Shown.alive += 1
+        Shown.most = max(Shown.most, Shown.alive)
+
+    def __del__(self):
+        Shown.alive -= 1
+
+
+class StandIn:
+    """A job whose steps take a moment and hold one `Shown` for each study, as a real one holds voxels."""
+
+    def __init__(self, names, fails=()):
+        self.names, self.fails, self.closed, self.written = {name: name for name in names}, fails, [], []
+
+    def prepare(self, entry):
+        time.sleep(0.005)
+        if ("prepare", entry.id) in self.fails:
+            raise InputError("unreadable")
+        held = ExitStack()
+        held.callback(self.closed.append, entry.id)
+        return SimpleNamespace(voxels=Shown()), held
+
+    def segment(self, prepared):
+        time.sleep(0.005)
+        return SimpleNamespace(voxels=prepared.voxels)
+
+    def write(self, entry, segmentation, held):
+        with held:
+            time.sleep(0.02)
+            if ("write", entry.id) in self.fails:
+                raise self.fails["write", entry.id]
+            self.written.append(entry.id)
+        return entry.id
+
+    def reason(self, entry, error):
+        return str(error)
+
+
+class Kept:
+    """Stands for `BatchProgress`."""
+
+    def __init__(self):
+        self.done, self.failed = [], {}
+
+    def add(self, written):
+        self.done.append(written)
+
+    def fail(self, name, reason):
+        self.failed[name] = reason
+
+
+def worked(fails=(), stop_after=None, count=8):
+    names = [f"S{number}" for number in range(count)]
+    job, progress, stopped = StandIn(names, fails), Kept(), StopRequest()
+    if stop_after is not None:
+        segment, seen = job.segment, []
+
+        def stopping(prepared):
+            seen.append(None)
+            if len(seen) == stop_after:
+                stopped.receive(signal.SIGTERM, None)
+            return segment(prepared)
+
+        job.segment = stopping
+    with suppress(OutputError):
+        _segment_all(job, progress, [StudyEntry(name) for name in names], stopped)
+    return job, progress
+
+
+def test_at_most_three_studies_are_in_memory():
+    Shown.alive = Shown.most = 0
+    _, progress = worked(count=12)
+    assert len(progress.done) == 12
+    assert Shown.most == 3
+    assert Shown.alive == 0
+
+
+def test_every_file_is_closed_whatever_fails():
+    fails = {("prepare", "S1"): None, ("write", "S3"): RuntimeError("boom")}
+    job, progress = worked(fails)
+    assert progress.failed == {"S1": "unreadable", "S3": "boom"}
+    assert sorted(job.closed) == sorted(set(job.names) - {"S1"})
+    assert job.written == progress.done == ["S0", "S2", "S4", "S5", "S6", "S7"]
+
+
+def test_nothing_is_written_after_the_disk_has_refused():
+    job, _ = worked({("write", "S2"): OutputError(28, "full")})
+    assert job.written == ["S0", "S1"]
+    assert {"S0", "S1", "S2", "S3"} <= set(job.closed)
+    assert set(job.closed) <= {"S0", "S1", "S2", "S3", "S4", "S5"}
+
+
+def test_after_a_stop_the_study_in_the_network_is_written_and_no_other():
+    job, progress = worked(stop_after=3)
+    assert progress.done == ["S0", "S1", "S2"]
+    assert set(job.closed) >= {"S0", "S1", "S2", "S3"}
+    assert "S6" not in job.closed
+
+
+@pytest.mark.parametrize(("new", "old"), [("--shard", "--part"), ("--resume", "--continue"), ("--backend", "--engine")])
+def test_old_flags_are_aliases_of_the_new_ones(new, old):
+    command = typer.main.get_command(app).commands["segment"]
+    assert any({new, old} <= set(option.opts) for option in command.params)
+
+
+def test_old_flags_of_other_verbs_are_aliases_too():
+    commands = typer.main.get_command(app).commands
+    options = {name: [set(one.opts) for one in commands[name].params] for name in ("train", "pretrain", "evaluate")}
+    assert all({"--resume", "--continue"} in found for found in options.values())
+    assert {"--transfer", "--part"} in options["train"]
+    assert {"--backend", "--engine"} in options["evaluate"]
+    assert {"--shards", "--parts"} in [set(one.opts) for one in commands["on"].commands["slurm"].params]

@@ -27,11 +27,16 @@ EXAMPLES = [
     "glimpseg.metrics.volume_error_ml",
     "glimpseg.metrics.volume_ml",
     "glimpseg.metrics.without_small_enhancement",
-    "glimpseg.segment",
+    "glimpseg.modality.Modality",
+    "glimpseg.modality.parse",
     "glimpseg.phantom",
+    "glimpseg.phantom.Settings",
+    "glimpseg.phantom.dataset.write_phantoms",
     "glimpseg.phantom.draw_plan",
     "glimpseg.phantom.generate",
     "glimpseg.phantom.stream",
+    "glimpseg.region.Region",
+    "glimpseg.segment",
 ]
 """Modules and functions whose docstring holds an example; add yours."""
 WITH_BOX = {"glimpseg.compare", "glimpseg.evaluate", "glimpseg.load", "glimpseg.segment"}

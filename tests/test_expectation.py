@@ -93,17 +93,17 @@ def test_the_sentences_of_a_subset_with_a_helpful_sequence():
     )
     subsets = {TWO: {Region.WT: expected(dice=interval(0.8996, 0.8931, 0.9049)), Region.ET: few}}
     assert told({TWO: (best, gain(T1, interval(0.02)))}, subsets).sentences(TWO) == [
-        "What to expect from T1c + FLAIR, as measured on phantoms (64 studies):",
+        "Expected performance with T1c + FLAIR, measured on phantoms (64 studies):",
         # 89.96 % is 90.0, 89.31 is 89.3, 90.49 is 90.5; 70.4 % is 70.
         "  WT: mean Dice 90.0 % (95 % interval 89.3 to 90.5); one case in ten had 70 % or less.",
         "  ET: mean Dice 80.0 % (5 cases, too few for an interval).",
-        "Of the absent sequences T2 would help most: +50.0 (+44.0 to +56.0) points of mean Dice there "
+        "Adding T2 would help most: +50.0 (+44.0 to +56.0) points of mean Dice "
         "(WT +6.0 (+4.4 to +7.1), ET -0.2 (-1.0 to +0.6)).",
     ]
 
 
 HEAD = [
-    "What to expect from T1c + FLAIR, as measured on phantoms (64 studies):",
+    "Expected performance with T1c + FLAIR, measured on phantoms (64 studies):",
     "  WT: mean Dice 90.0 % (95 % interval 89.0 to 91.0); one case in ten had 70 % or less.",
 ]
 
@@ -113,10 +113,10 @@ HEAD = [
     [
         (
             {TWO: (gain(T1, interval(0.005)),)},
-            "Of the absent sequences none was shown to add a point of mean Dice there.",
+            "No absent sequence was shown to add a point of mean Dice.",
         ),
-        ({}, "What a further sequence would add was not measured."),
-        ({T1: (gain(T2, interval(0.5)),)}, "What a further sequence would add was not measured."),
+        ({}, "The gain from a further sequence was not measured."),
+        ({T1: (gain(T2, interval(0.5)),)}, "The gain from a further sequence was not measured."),
     ],
     ids=["none shown", "none measured", "measured for another subset"],
 )
@@ -126,13 +126,13 @@ def test_the_last_sentence_says_what_is_known_of_further_sequences(gains, last):
 
 def test_of_all_four_sequences_nothing_more_is_said():
     assert told(subsets={ALL: {Region.WT: expected()}}).sentences(ALL) == [
-        "What to expect from T1 + T1c + T2 + FLAIR, as measured on phantoms (64 studies):",
+        "Expected performance with T1 + T1c + T2 + FLAIR, measured on phantoms (64 studies):",
         HEAD[1],
     ]
 
 
 def test_a_subset_that_no_study_had_is_not_known():
-    assert told().sentences(T1) == ["What to expect from T1 is not known: no study of phantoms had these."]
+    assert told().sentences(T1) == ["The performance with T1 is not known: no study of phantoms had these."]
 
 
 def test_a_temperature_below_one_and_a_measured_error_are_read():

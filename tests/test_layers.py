@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from glimpseg.nets import pyramid
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
-from glimpseg.nets.pyramid import present
+from glimpseg.nets.pyramid import zero_absent
 
 pytestmark = pytest.mark.numerics
 
@@ -87,11 +87,11 @@ def test_features_of_absent_modalities_are_zero_whatever_they_were(
     monkeypatch: pytest.MonkeyPatch, copied: bool
 ) -> None:
     """In a batch whose samples lack different ones; by copying, as on a processor, or voxel by voxel."""
-    monkeypatch.setattr(pyramid, "on_processor", lambda x: copied)
+    monkeypatch.setattr(pyramid, "on_cpu", lambda x: copied)
     available = torch.tensor([[True, False, True, True], [False, True, False, False]])
     features = torch.randn(2, 4, 3, 2, 3, 4)
     spoilt = torch.where(available[:, :, None, None, None, None], features, torch.nan).requires_grad_()
-    found = present(spoilt, available)
+    found = zero_absent(spoilt, available)
     assert torch.equal(found, features * available[:, :, None, None, None, None])
     (gradient,) = torch.autograd.grad(found.sum(), spoilt)
     assert torch.equal(gradient, available[:, :, None, None, None, None].expand_as(features).float())

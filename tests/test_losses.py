@@ -110,7 +110,10 @@ def fusion(*, deep=(), has=(True, True)):
 
 
 def cost(p):
-    """Of the right class having p in both voxels. Cross-entropy: -log(p), weight 1/2. Dice: 1 - 2p / (1 + 1)."""
+    """Losses of a probability p for the right class in both voxels.
+
+    Cross-entropy: -log(p), weight 1/2. Dice: 1 - 2p / (1 + 1).
+    """
     return -math.log(p) / 2, 1 - p
 
 

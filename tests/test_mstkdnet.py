@@ -20,7 +20,7 @@ from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.method import Progress
 from glimpseg.methods import mstkdnet
 from glimpseg.methods.mstkdnet import objective
-from glimpseg.methods.mstkdnet.network import Seen
+from glimpseg.methods.mstkdnet.network import NetworkOutput
 from glimpseg.methods.mstkdnet.objective import (
     attention_distance,
     gram_distance,
@@ -119,13 +119,13 @@ def seen(seed, batch=2, tokens=6):
     layers = [randn(seed + i, batch, 8, 4, 4, 4) for i in range(3)]
     scales = [randn(seed + 10 + i, batch, 2 + i, 3, 3, 3) for i in range(4)]
     attentions = [randn(seed + 20 + i, batch, 2, tokens, tokens).softmax(-1) for i in range(4)]
-    return Seen(randn(seed + 30, batch, 4, 8, 8, 8), *layers, scales, attentions)
+    return NetworkOutput(randn(seed + 30, batch, 4, 8, 8, 8), *layers, scales, attentions)
 
 
 def one_of(whole, place):
     """A single sample."""
     parts = [value[place : place + 1] for value in whole[:4]]
-    return Seen(*parts, *([value[place : place + 1] for value in values] for values in whole[4:]))
+    return NetworkOutput(*parts, *([value[place : place + 1] for value in values] for values in whole[4:]))
 
 
 def needing_gradients(whole):
@@ -169,7 +169,7 @@ def test_what_is_alike_is_at_no_distance(distance):
 
 def attention_pass(at_once, monkeypatch, tokens=24):
     """The distance, its gradients, and how many bytes are kept for them beside the attentions."""
-    monkeypatch.setattr(objective, "AT_ONCE", at_once)
+    monkeypatch.setattr(objective, "ENTRIES_AT_ONCE", at_once)
     teacher, student = (needing_gradients(seen(seed, tokens=tokens)) for seed in (0, 100))
     given = [*teacher.attentions, *student.attentions]
     own, kept = {value.untyped_storage().data_ptr() for value in given}, {}
@@ -207,7 +207,7 @@ def test_the_released_crop_is_compared_in_one_piece():
     config = mstkdnet.Config()
     tokens = int(np.prod(config.grid))
     assert tokens == 120
-    assert 2 * 4 * config.heads * tokens**2 <= objective.AT_ONCE
+    assert 2 * 4 * config.heads * tokens**2 <= objective.ENTRIES_AT_ONCE
 
 
 @pytest.mark.numerics
@@ -246,7 +246,7 @@ def test_styles_are_weighed_alike_however_strong_the_features_are(factor):
 
 
 def test_styles_that_are_opposite_in_every_channel_are_as_far_apart_as_can_be():
-    same = Seen(*[torch.zeros(0)] * 4, [], [])._replace(entry=torch.ones(1, 8, 4, 4, 4))
+    same = NetworkOutput(*[torch.zeros(0)] * 4, [], [])._replace(entry=torch.ones(1, 8, 4, 4, 4))
     teacher = same._replace(style=same.entry, content=same.entry)
     # Signs so that one of the three products stays as it is.
     student = same._replace(style=-same.entry, content=same.entry)
@@ -347,7 +347,7 @@ def test_each_weight_switches_its_term_alone(weight):
 def test_the_adversary_moves_the_student_and_not_its_judge(learner):
     width = learner.config.widths[-1]
     styles = [randn(seed, 2, width, 4, 4, 4).requires_grad_() for seed in (0, 1)]
-    teacher, student = (Seen(*[torch.zeros(0)] * 2, style, torch.zeros(0), [], []) for style in styles)
+    teacher, student = (NetworkOutput(*[torch.zeros(0)] * 2, style, torch.zeros(0), [], []) for style in styles)
     terms = learner.adversaries(teacher, student, BOTH)
     terms["gsme/adversary"].backward()
     assert styles[1].grad.any()
@@ -369,7 +369,8 @@ def test_one_summed_backward_has_the_gradients_of_the_authors_two(learner):
 
     def gradients(alternate):
         teacher, student = (
-            Seen(*[torch.zeros(0)] * 2, style.clone().requires_grad_(), torch.zeros(0), [], []) for style in styles
+            NetworkOutput(*[torch.zeros(0)] * 2, style.clone().requires_grad_(), torch.zeros(0), [], [])
+            for style in styles
         )
         learner.zero_grad()
         if alternate:

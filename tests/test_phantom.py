@@ -1,4 +1,4 @@
-"""The digital phantom: reproducible, anatomically possible, and misleading in the ways patients are."""
+"""The digital phantom: reproducible, anatomically possible, and as hard to read as patients are."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ AUC_TOLERANCE = 0.14
 
 @pytest.fixture(scope="module")
 def cases():
-    """A handful of phantoms with tumours not operated on."""
+    """18 phantoms without surgery."""
     return [generate(seed, COARSE) for seed in range(18)]
 
 

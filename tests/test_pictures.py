@@ -1,4 +1,4 @@
-"""What previews and charts draw, and where: left and right, the slice, the outlines, bars and points."""
+"""Previews and charts: left and right, the slice, outlines, bars and points."""
 
 import colorsys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""bf16 where it is right."""
+"""bf16 is used where it is correct."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_planes_are_those_of_the_result(stride, padding, dilation):
 @pytest.mark.skipif(not NATIVE, reason="this processor has no bf16 of its own")
 @pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2), (2, 4, 4)])
 def test_gradients_of_coarse_convolutions_are_those_of_fp32(shape):
-    """In bf16 they are what the heap held before: here, very large numbers."""
+    """In bf16 the gradients hold uninitialised memory: here, very large numbers."""
     torch.manual_seed(0)
     layer, image = torch.nn.Conv3d(32, 32, 3, padding=1), torch.randn(1, 32, *shape)
 

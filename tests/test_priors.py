@@ -34,9 +34,9 @@ from glimpseg.model.checkpoint import checkpoints, save_checkpoint
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.phantom.training_stream import PhantomStream, Stream
 from glimpseg.priors import crossfit, decoder, sam
-from glimpseg.priors.making import of_phantom, priors, refuse_held_out
+from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
 from glimpseg.priors.settings import Prior
-from glimpseg.priors.synthetic import spoiled
+from glimpseg.priors.synthetic import perturbed_reference
 from glimpseg.region import Label, Region
 from glimpseg.segmentation.predict import load, segment_study
 from glimpseg.training.dataset import prepare, prepare_studies
@@ -134,28 +134,28 @@ def reference(side=24):
 
 def test_a_spoiled_reference_is_near_the_reference_and_not_it():
     truth, rng = reference(), np.random.default_rng(0)
-    found = spoiled(truth, 1.0, Prior(kind="synthetic", boundary_mm=1.0, dropped=0.0), rng)
+    found = perturbed_reference(truth, 1.0, Prior(kind="synthetic", boundary_mm=1.0, dropped=0.0), rng)
     whole, wrong = Region.WT.mask(truth), Region.WT.mask(truth) ^ Region.WT.mask(found)
     assert 0 < wrong.sum() < 0.5 * whole.sum()
     assert set(np.unique(found)) <= {0, 1, 2, 3}
-    exact = spoiled(truth, 1.0, Prior(kind="synthetic", boundary_mm=0.0, dropped=0.0), rng)
+    exact = perturbed_reference(truth, 1.0, Prior(kind="synthetic", boundary_mm=0.0, dropped=0.0), rng)
     assert np.array_equal(exact, truth)
 
 
 def test_every_sequence_is_spoiled_in_its_own_way_and_always_the_same(cases, tmp_path):
     given = (cases[0], SPOILED, LABELS, 3.0)
-    first, second = (priors(*given, tmp_path / name, CPU) for name in "ab")
+    first, second = (make_priors(*given, tmp_path / name, CPU) for name in "ab")
     for path, again in zip(first, second, strict=True):
         maps = held(path)
         assert np.array_equal(maps, held(again))
         assert len({channel.tobytes() for channel in maps}) == len(maps) == 4
         assert record_of(path)["uses_reference"] is True
-    assert priors(cases[0], replace(SPOILED, seed=1), LABELS, 3.0, tmp_path / "a", CPU) != first
+    assert make_priors(cases[0], replace(SPOILED, seed=1), LABELS, 3.0, tmp_path / "a", CPU) != first
 
 
 def test_phantoms_of_a_stream_have_a_prior_too():
     settings = Preprocess(spacing_mm=3.0)
-    phantoms = PhantomStream(Stream(), settings, of_phantom(SPOILED, 3.0))
+    phantoms = PhantomStream(Stream(), settings, phantom_prior(SPOILED, 3.0))
     crop = phantoms.case(0, 0).crop((0, 0, 0), phantoms.case(0, 0).shape)
     assert crop.prior.shape == crop.image.shape
     overlap = (crop.prior > 0) & (crop.target > 0)
@@ -315,14 +315,14 @@ def test_a_folder_whose_weights_are_cut_is_refused(folder, tmp_path):
 
 def test_another_side_interpolates_the_positions_alone(transformers, folder):
     network = sam.read_encoder(folder)
-    wider = sam.resized(network, 128)
+    wider = sam.resized_encoder(network, 128)
     before, after = network.state_dict(), wider.state_dict()
     changed = {name for name in before if before[name].shape != after[name].shape}
     assert changed == {
         name for name in before if name.endswith("pos_embed") or (".layers.1." in name and "rel_pos" in name)
     }
     assert all(torch.equal(before[name], after[name]) for name in set(before) - changed)
-    assert torch.equal(sam.resized(network, 64).state_dict()[min(changed)], before[min(changed)])
+    assert torch.equal(sam.resized_encoder(network, 64).state_dict()[min(changed)], before[min(changed)])
     with torch.inference_mode():
         assert wider(pixel_values=torch.zeros(1, 3, 128, 128)).last_hidden_state.shape == (1, 32, 8, 8)
 
@@ -354,25 +354,25 @@ def test_slices_run_from_0_to_1_in_the_brain_and_lack_those_without():
     brain = np.zeros(image.shape, bool)
     brain[2:18, 3:25, 1:5] = True
     brain[2:4, 3:4, 0] = True
-    pictures, places = sam.slices_of(image, brain, 1.0)
+    pictures, places = sam.brain_slices(image, brain, 1.0)
     assert places == [1, 2, 3, 4]
     assert pictures.shape == (4, 30, 30)
     assert pictures.min() == 0
     assert pictures.max() == 1
     assert not pictures[:, 20:].any()
-    again, _ = sam.slices_of(7 * image - 4, brain, 1.0)
+    again, _ = sam.brain_slices(7 * image - 4, brain, 1.0)
     assert np.allclose(pictures, again, atol=1e-4)
 
 
 def test_a_patient_is_in_one_part_and_two_are_needed():
     studies = [f"BraTS-GLI-{patient:05}-{visit:03}" for patient in range(7) for visit in range(1 + patient % 3)]
     parts = crossfit.folds(studies, 3)
-    by_patient = {crossfit.patient(study): part for study, part in zip(studies, parts, strict=True)}
-    assert [by_patient[crossfit.patient(study)] for study in studies] == parts
+    by_patient = {crossfit.patient_of(study): part for study, part in zip(studies, parts, strict=True)}
+    assert [by_patient[crossfit.patient_of(study)] for study in studies] == parts
     assert len(by_patient) == 7
-    assert crossfit.patient("HG_brats_tcia_pat171_0200") == crossfit.patient("HG_brats_tcia_pat171_0355")
-    assert crossfit.patient("brats_2013_pat0001_1") != crossfit.patient("brats_2013_pat0002_1")
-    assert crossfit.patient("BraTS20_Training_001") == "BraTS20_Training_001"
+    assert crossfit.patient_of("HG_brats_tcia_pat171_0200") == crossfit.patient_of("HG_brats_tcia_pat171_0355")
+    assert crossfit.patient_of("brats_2013_pat0001_1") != crossfit.patient_of("brats_2013_pat0002_1")
+    assert crossfit.patient_of("BraTS20_Training_001") == "BraTS20_Training_001"
     assert set(parts) == {0, 1, 2}
     with pytest.raises(UsageError, match="at least two patients, not 1"):
         crossfit.folds(["BraTS-GLI-00001-000", "BraTS-GLI-00001-001"], 5)
@@ -386,16 +386,16 @@ def crossfitted(transformers, cases, folder, tmp_path_factory):
     """Cases, settings, and the priors that SAM's features gave them."""
     place = tmp_path_factory.mktemp("crossfitted")
     settings = Prior(weights=str(folder), **SMALL_SAM)
-    return cases[0], settings, place, priors(cases[0], settings, LABELS, 3.0, place, CPU)
+    return cases[0], settings, place, make_priors(cases[0], settings, LABELS, 3.0, place, CPU)
 
 
 def test_no_prior_comes_from_a_decoder_that_saw_its_reference(crossfitted, monkeypatch, tmp_path):
     cases, settings, _, _ = crossfitted
     learned, used = [], []
-    honest_training, honest_use = crossfit.trained, crossfit.decoded
+    honest_training, honest_use = crossfit.train_decoder, crossfit.decoded_labels
 
-    def training(studies, *rest):
-        made = honest_training(studies, *rest)
+    def training(studies, *rest, **options):
+        made = honest_training(studies, *rest, **options)
         learned.append((made.state_dict(), {one.study.id for one in studies}))
         return made
 
@@ -403,9 +403,9 @@ def test_no_prior_comes_from_a_decoder_that_saw_its_reference(crossfitted, monke
         used.append((network.state_dict(), one.study.id))
         return honest_use(network, one, *rest)
 
-    monkeypatch.setattr(crossfit, "trained", training)
-    monkeypatch.setattr(crossfit, "decoded", use)
-    priors(cases, settings, LABELS, 3.0, tmp_path, CPU)
+    monkeypatch.setattr(crossfit, "train_decoder", training)
+    monkeypatch.setattr(crossfit, "decoded_labels", use)
+    make_priors(cases, settings, LABELS, 3.0, tmp_path, CPU)
     assert len(used) == 4 * 4
     for network, study in used:
         (saw,) = [names for made, names in learned if all(torch.equal(made[name], network[name]) for name in made)]
@@ -419,8 +419,8 @@ def test_crossfitted_priors_are_found_again_and_named_by_what_made_them(crossfit
     record = record_of(found[0])
     assert record["uses_reference"] is False
     assert record["weights"] == sam.weights_digest(folder)
-    monkeypatch.setattr(crossfit, "trained", None)
-    assert priors(cases, settings, LABELS, 3.0, place, CPU) == found
+    monkeypatch.setattr(crossfit, "train_decoder", None)
+    assert make_priors(cases, settings, LABELS, 3.0, place, CPU) == found
     others = [priors_names(cases, replace(settings, **change)) for change in ({"steps": 4}, {"seed": 1}, {"folds": 3})]
     assert len({*others, priors_names(cases, settings)}) == 4
     assert priors_names(cases[:3], settings) != priors_names(cases, settings)[:3]
@@ -428,24 +428,24 @@ def test_crossfitted_priors_are_found_again_and_named_by_what_made_them(crossfit
 
 def priors_names(cases, settings):
     """Under which names they would be kept."""
-    return tuple(path.name for path in crossfit.kept_at(cases, settings, LABELS, cases[0].parent)[0])
+    return tuple(path.name for path in crossfit.prior_paths(cases, settings, LABELS, cases[0].parent)[0])
 
 
 def test_what_was_made_before_a_kill_is_not_made_again(crossfitted, monkeypatch, tmp_path):
     cases, settings, _, found = crossfitted
     calls = []
-    honest = crossfit.trained
+    honest = crossfit.train_decoder
 
-    def killed(*given):
+    def killed(*given, **options):
         calls.append(given)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return honest(*given)
+        return honest(*given, **options)
 
-    monkeypatch.setattr(crossfit, "trained", killed)
+    monkeypatch.setattr(crossfit, "train_decoder", killed)
     with pytest.raises(KeyboardInterrupt):
-        priors(cases, settings, LABELS, 3.0, tmp_path, CPU)
-    made = priors(cases, settings, LABELS, 3.0, tmp_path, CPU)
+        make_priors(cases, settings, LABELS, 3.0, tmp_path, CPU)
+    made = make_priors(cases, settings, LABELS, 3.0, tmp_path, CPU)
     assert len(calls) == 8 + 1  # a decoder for each of 2 parts and 4 sequences, one of them begun twice
     for one, other in zip(made, found, strict=True):
         assert np.array_equal(held(one), held(other))
@@ -459,7 +459,7 @@ class Answer(decoder.Features):
         self.places = range(truth.shape[2])
         self.tumour = np.flatnonzero(truth.any((0, 1))).tolist()
 
-    def of(self, chosen):
+    def read(self, chosen):
         coarse = self.truth[2::4, 2::4, chosen.start : chosen.stop].transpose(2, 0, 1)
         return np.stack([coarse == label for label in range(4)], 1).astype(np.float16)
 
@@ -471,9 +471,9 @@ class Answer(decoder.Features):
 def test_a_decoder_finds_in_another_and_longer_study_what_its_features_show():
     """It learns nothing in fewer steps. Decoders that have learned little are trained and used by the tests above."""
     shown = [Answer(np.pad(reference(), ((0, 0), (0, 0), (more, 0)))) for more in (0, 20)]
-    made = decoder.trained(shown, 4, LABELS, 80, 0, CPU)
+    made = decoder.train_decoder(shown, 4, LABELS, steps=80, seed=0, device=CPU)
     truth = np.pad(np.roll(reference(), 3, axis=0), ((0, 0), (0, 0), (30, 0)))
-    found = decoder.decoded(made, Answer(truth), LABELS, CPU)
+    found = decoder.decoded_labels(made, Answer(truth), LABELS, CPU)
     both = (found > 0) & (truth > 0)
     assert 2 * both.sum() / ((found > 0).sum() + (truth > 0).sum()) > 0.8
 
@@ -492,14 +492,14 @@ def test_every_slice_is_answered_for_once_and_not_at_the_edge_of_a_slab(count):
 
 def test_a_study_without_brain_in_any_slice_has_an_empty_prior():
     nothing = Answer(np.zeros((8, 8, 0), np.uint8))
-    assert not decoder.decoded(decoder.Decoder(4, 4), nothing, LABELS, CPU).any()
+    assert not decoder.decoded_labels(decoder.Decoder(4, 4), nothing, LABELS, CPU).any()
 
 
 def test_two_processes_share_what_one_of_them_makes(crossfitted, tmp_path):
     """Both begin with an empty folder; neither loses its features to the other."""
     cases, settings, _, found = crossfitted
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: priors(cases, settings, LABELS, 3.0, tmp_path, CPU), range(2)))
+        both = list(pool.map(lambda _: make_priors(cases, settings, LABELS, 3.0, tmp_path, CPU), range(2)))
     assert both[0] == both[1]
     for one, other in zip(both[0], found, strict=True):
         assert np.array_equal(held(one), held(other))
@@ -508,11 +508,13 @@ def test_two_processes_share_what_one_of_them_makes(crossfitted, tmp_path):
 def test_a_prior_that_was_deleted_is_made_again_from_its_own_decoders(crossfitted, monkeypatch):
     cases, settings, _, found = crossfitted
     before, looked = held(found[0]), []
-    honest = crossfit._Study.look
-    monkeypatch.setattr(crossfit._Study, "look", lambda self, encoder: looked.append(self.id) or honest(self, encoder))
-    monkeypatch.setattr(crossfit, "trained", None)
+    honest = crossfit._CachedStudy.write_features
+    monkeypatch.setattr(
+        crossfit._CachedStudy, "write_features", lambda self, encoder: looked.append(self.id) or honest(self, encoder)
+    )
+    monkeypatch.setattr(crossfit, "train_decoder", None)
     found[0].unlink()
-    again = priors(cases, settings, LABELS, 3.0, found[0].parent, CPU)
+    again = make_priors(cases, settings, LABELS, 3.0, found[0].parent, CPU)
     assert np.array_equal(held(again[0]), before)
     assert looked == ["S0"]
 
@@ -520,7 +522,7 @@ def test_a_prior_that_was_deleted_is_made_again_from_its_own_decoders(crossfitte
 def test_ranks_do_not_wait_for_priors(cases, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(crossfit, "rank_and_world", lambda: (0, 2))
     with pytest.raises(UsageError, match="Make them with `glimpseg prepare` first"):
-        priors(cases[0], Prior(weights=str(folder), **SMALL_SAM), LABELS, 3.0, tmp_path, CPU)
+        make_priors(cases[0], Prior(weights=str(folder), **SMALL_SAM), LABELS, 3.0, tmp_path, CPU)
 
 
 def interrupted_after(save):

@@ -199,14 +199,14 @@ def numbered(n=64, width=16):
 
 
 def test_a_voxel_gets_the_four_sequences_of_its_place():
-    voxels = passing(network("mmformer")).between(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
+    voxels = passing(network("mmformer")).fuse_tokens(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
     for m in range(4):
         assert torch.equal(voxels[0, 16 * m].flatten(), 1000 * m + torch.arange(64.0))
 
 
 def test_the_released_layout_gives_a_voxel_four_neighbours_of_one_sequence():
     learner = passing(network("mmformer", layout="released", absent_tokens="kept"))
-    voxels = learner.between(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
+    voxels = learner.fuse_tokens(numbered(), torch.ones(1, 4, dtype=torch.bool), (4, 4, 4))
     for n in (0, 15, 16, 63):
         held = voxels[0, ::16].flatten(1)[:, n].tolist()
         assert held == [1000 * ((4 * n + j) // 64) + (4 * n + j) % 64 for j in range(4)]
@@ -227,8 +227,8 @@ def test_positions_are_their_own_on_their_grid_and_smooth_on_another():
     with torch.no_grad():
         ramp = torch.arange(4.0)[:, None, None].expand(4, 4, 4).reshape(1, 64, 1)
         part.position.copy_(ramp.expand(1, 64, 16))
-    assert part.position_on((4, 4, 4)) is part.position
-    finer = part.position_on((8, 4, 6))[0, :, 0].reshape(8, 4, 6)
+    assert part.positions_for((4, 4, 4)) is part.position
+    finer = part.positions_for((8, 4, 6))[0, :, 0].reshape(8, 4, 6)
     assert torch.allclose(finer[:, 0, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
     assert (finer - finer[:, :1, :1]).abs().max() < 1e-6
 

@@ -1,4 +1,4 @@
-"""Regions and the numbers of label files, written down from the releases' own pages."""
+"""Regions and the numbers of label files, as the releases' own pages describe them."""
 
 import numpy as np
 import pytest

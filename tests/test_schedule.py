@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from glimpseg.data.loader import Sampling
 from glimpseg.errors import TrainingError
 from glimpseg.method import Learner, Progress
-from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe, begun, cosine
+from glimpseg.recipe import BUDGET, Data, Init, Optim, Recipe, block_start, cosine
 from glimpseg.region import Label
 from glimpseg.training.loop import is_due
 from glimpseg.training.state import TrainingState
@@ -22,7 +22,7 @@ QUARTER = math.sqrt(0.5)
     ("step", "every", "first"), [(0, 3, 0), (2, 3, 0), (3, 3, 3), (5, 3, 3), (6, 3, 6), (7, 3, 6), (4, 1, 4)]
 )
 def test_a_block_begins_at_a_multiple_of_its_length(step, every, first):
-    assert begun(step, every) == first
+    assert block_start(step, every) == first
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,9 @@ def test_what_to_expect_how_sure_it_is_and_what_it_is_not_are_said_in_this_order
     found = result(expectations(), uncertainty())
     assert found.calibrated
     assert found.trust == [
-        "What to expect from T1c + FLAIR, as measured on phantoms (20 studies):",
+        "Expected performance with T1c + FLAIR, measured on phantoms (20 studies):",
         "  WT: mean Dice 90.0 % (95 % interval 89.0 to 91.0); one case in ten had 70 % or less.",
-        "Of the absent sequences T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice there "
-        "(WT +6.0 (+5.0 to +7.0)).",
+        "Adding T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice (WT +6.0 (+5.0 to +7.0)).",
         "This study, by calibrated probabilities and 1 passes (plain):",
         "  WT: estimated Dice 80 % (such estimates were 4 points off on average); 0.1 to 0.4 ml.",
         NOT_A_DEVICE,
@@ -105,8 +104,8 @@ def test_a_model_without_expectations_says_how_to_get_them():
     found = result()
     assert not found.calibrated
     assert found.trust == [
-        "What to expect from T1c + FLAIR is not known of this model, which has no expectations.json for this use. Make "
-        "a copy that has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL",
+        "The performance with T1c + FLAIR is not known for this model, which has no expectations.json for this use. "
+        "Make a copy that has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL",
         "Research software, not a medical device: not for diagnosis or treatment.",
     ]
 

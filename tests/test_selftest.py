@@ -1,4 +1,4 @@
-"""A machine that computes convolutions wrongly is found out, and known bad versions are named."""
+"""Self-test: a machine that computes convolutions wrongly is detected, and known bad versions are named."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def test_a_kernel_that_fails_does_not_pass_and_its_words_are_kept(monkeypatch):
 
 @pytest.mark.skipif("bf16" not in selftest.available_precisions(CPU), reason="no native bf16 here")
 def test_the_fault_of_coarse_maps_would_be_found(monkeypatch):
-    monkeypatch.setattr(precision, "COARSE", 0)  # as if glimpseg knew nothing of it
+    monkeypatch.setattr(precision, "FEW_PLANES", 0)  # as if glimpseg knew nothing of it
     found = selftest.check_convolutions(CPU, "bf16")
     if found.passed:
         pytest.skip("this torch computes coarse maps in bf16 rightly")

@@ -298,11 +298,11 @@ def test_identical_branches_have_nothing_to_teach_each_other(rule):
     given = batch()
     target = one_hot(given.target, LABELS)
     own, other = both_outputs(learner, given, target)
-    terms = learner.terms(0, own, own.detached(), given, target, True)
+    terms = learner.terms(0, own, own.detached(), batch=given, target=target, late=True)
     assert reliable_voxels(own.probabilities, own.probabilities, target, rule).any() == (rule == "correct")
     assert terms["pixel"] == 0
     assert terms["feature"] == 0
-    terms = learner.terms(0, own, other.detached(), given, target, True)
+    terms = learner.terms(0, own, other.detached(), batch=given, target=target, late=True)
     assert terms["pixel"] > 0
     assert terms["feature"] > 0
 
@@ -312,7 +312,9 @@ def test_what_one_branch_minimises_never_reaches_the_other(learner, number):
     given = batch()
     target = one_hot(given.target, LABELS)
     outputs = both_outputs(learner, given, target)
-    terms = learner.terms(number, outputs[number], outputs[1 - number].detached(), given, target, True)
+    terms = learner.terms(
+        number, outputs[number], outputs[1 - number].detached(), batch=given, target=target, late=True
+    )
     assert terms["pixel"] > 0
     assert terms["feature"] > 0
     learner.zero_grad()
@@ -326,7 +328,7 @@ def test_a_refiner_reaches_its_branch_through_the_agreement_alone(learner):
     given = batch()
     target = one_hot(given.target, LABELS)
     outputs = both_outputs(learner, given, target)
-    terms = learner.terms(0, outputs[0], outputs[1].detached(), given, target, True)
+    terms = learner.terms(0, outputs[0], outputs[1].detached(), batch=given, target=target, late=True)
 
     def reached(name):
         learner.zero_grad()
@@ -496,7 +498,7 @@ def test_without_relations_and_peers_smml_is_two_mmformers():
         seen = to_flags(Modality.T1C).expand(2, -1)
         own = two.output(branch, given, seen, target)
         maps = single.maps(given.image, given.available, seen)
-        terms = two.terms(number, own, own.detached(), given, target, True)
+        terms = two.terms(number, own, own.detached(), batch=given, target=target, late=True)
         expected = region_fusion_terms(maps, target, given.available[:, CHANNELS])
         assert all(torch.equal(value, expected[name]) for name, value in terms.items() if value)
         assert sum(terms.values()) == sum(expected.values())

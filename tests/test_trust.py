@@ -366,14 +366,14 @@ def test_expectations_survive_being_written_and_read():
 
 def test_the_sentences_name_population_intervals_and_the_sequence_that_helps():
     text = "\n".join(by_hand({Modality.T2: interval(0.05)}).sentences(TWO))
-    assert "What to expect from T1c + FLAIR, as measured on phantoms of held-out settings (64 studies):" in text
+    assert "Expected performance with T1c + FLAIR, measured on phantoms of held-out settings (64 studies):" in text
     assert "WT: mean Dice 90.0 % (95 % interval 89.0 to 91.0); one case in ten had 70 % or less." in text
-    assert "T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice there (WT +5.0 (+4.0 to +6.0), TC" in text
+    assert "T2 would help most: +5.0 (+4.0 to +6.0) points of mean Dice (WT +5.0 (+4.0 to +6.0), TC" in text
 
 
 @pytest.mark.parametrize(
     ("gains", "available", "words"),
-    [({Modality.T2: interval(-0.1)}, TWO, "none was shown"), ({}, TWO, "not measured"), ({}, ALL, "WT")],
+    [({Modality.T2: interval(-0.1)}, TWO, "No absent sequence was shown"), ({}, TWO, "not measured"), ({}, ALL, "WT")],
     ids=["measured", "not measured", "nothing absent"],
 )
 def test_whether_more_sequences_were_measured_is_said(gains, available, words):
@@ -623,7 +623,7 @@ def test_a_tree_gets_the_numbers_in_its_table(knowing, archive, tmp_path, caplog
     header, *rows = (tmp_path / "out" / STATISTICS).read_text().splitlines()
     assert header == "study,sequences,region,volume_ml,lesions,estimated_dice,volume_low_ml,volume_high_ml,agreement"
     assert len(rows) == 6
-    assert caplog.text.count("What to expect from T1c + T2 + FLAIR is not known") == 1  # once for both studies
+    assert caplog.text.count("The performance with T1c + T2 + FLAIR is not known") == 1  # once for both studies
     assert NOT_A_DEVICE in caplog.text
 
 
@@ -641,7 +641,7 @@ def test_the_commands_calibrate_and_then_say_what_to_expect(model_folder, archiv
             app, ["segment", *named, "-m", str(tmp_path / "m"), "-o", str(tmp_path / "out"), "--uncertainty", "full"]
         )
     assert done.exit_code == 0, done.exception
-    assert "What to expect from T1c + FLAIR, as measured on two (2 studies):" in done.output
+    assert "Expected performance with T1c + FLAIR, measured on two (2 studies):" in done.output
     assert "without FLAIR" in done.output
     assert NOT_A_DEVICE in done.output
 

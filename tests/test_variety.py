@@ -1,4 +1,4 @@
-"""Phantoms beyond the standard population: each width does what it says, and nothing where it is 0."""
+"""Phantoms beyond the standard population: each field has its effect, and none where it is 0."""
 
 import json
 from dataclasses import fields, replace
@@ -25,7 +25,7 @@ def settings(spacing_mm=3.0, **variety):
 
 
 NOTHING = settings(outer=1.0)
-"""Not the standard population, and nothing that a test looks for."""
+"""A variety without any effect that a test looks for."""
 
 
 def high_grade(**variety):
@@ -91,7 +91,7 @@ def test_a_crossing_tumour_lies_in_both_hemispheres():
 
 def test_lopsided_oedema_lies_to_the_side_that_was_drawn():
     def shift(lopsided):
-        """From the core's centre to that of the oedema, in mm, along where the focus leans."""
+        """Distance from the core's centre to that of the oedema, in mm, along the direction of the asymmetry."""
         (focus,) = (plan := high_grade(lopsided=lopsided)).tumour.foci
         (leaning,) = high_grade(lopsided=1.0).tumour.foci
         labels, towards = render(plan).labels, np.array(leaning.lean)
@@ -241,7 +241,7 @@ def test_flatness_takes_contrast_from_lesions_darker_than_white_matter():
     plan = high_grade()
 
     def darkness(channel, flatness):
-        """Of dead tissue, relative to bright white matter."""
+        """Darkness of necrosis, relative to bright white matter."""
         acquisitions = tuple(replace(one, flatness=flatness) for one in plan.scanner.acquisitions)
         case = render(replace(plan, scanner=replace(plan.scanner, acquisitions=acquisitions)))
         image, brain = case.images[channel], (case.images[channel] > 0) & (case.labels == 0)

@@ -367,7 +367,7 @@ def test_a_thousandth_of_a_voxel_is_interpolated_and_a_rounding_error_is_not():
 
 
 def gaussian(sigma, places):
-    """Weights of a Gaussian of unit sum over whole voxels, followed for four sigmas."""
+    """Weights of a Gaussian of unit sum over whole voxels, truncated at four sigmas."""
     reach = int(4 * sigma + 0.5)
     return [np.exp(-(x**2) / (2 * sigma**2)) / sum(np.exp(-(k**2) / (2 * sigma**2)) for k in range(-reach, reach + 1))
             if abs(x) <= reach else 0.0 for x in places]  # fmt: skip
@@ -443,7 +443,7 @@ def test_an_image_without_a_place_is_refused():
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """What is cut from a few hundred voxels on instead of 34 million."""
+    """Process volumes in slabs from a few hundred voxels on instead of 34 million."""
     monkeypatch.setattr(volumes, "LARGE_VOXELS", 500)
     monkeypatch.setattr(volumes, "SLAB_VOXELS", 300)
 

@@ -26,8 +26,8 @@ from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.method import Progress, Segmenter, names_by_role
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL, Config, Intensities
-from glimpseg.methods.voxmmsd.intensities import applied, sample
-from glimpseg.methods.voxmmsd.objective import VoxMMSD, at_voxels, distillation
+from glimpseg.methods.voxmmsd.intensities import apply_change, random_change
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, voxel_features
 from glimpseg.methods.voxunet import blended, cross_entropy
 from glimpseg.modality import ALL, Modality
 from glimpseg.model.checkpoint import STATE, checkpoints, newest_valid
@@ -118,7 +118,7 @@ STILL = Intensities(noise_sd=0, blur=0, gain=0, shift=0, contrast=0, gamma=0)
 
 def test_rows_of_both_views_are_one_place_of_the_patient(case):
     config = Config(block=8, voxels=64, intensities=STILL)
-    pair = views.pair(case, (32, 32, 32), config, np.random.default_rng(0))
+    pair = views.view_pair(case, (32, 32, 32), config, np.random.default_rng(0))
     first, second = (whole[(slice(None), *voxels.T)] for whole, voxels in zip(pair.whole, pair.voxels, strict=True))
     assert np.array_equal(first, second)
     assert len(np.unique(pair.voxels[0], axis=0)) == 64
@@ -126,14 +126,14 @@ def test_rows_of_both_views_are_one_place_of_the_patient(case):
 
 def test_each_voxel_is_seen_in_both_views(case):
     config = Config(block=8, voxels=64, intensities=STILL)
-    pair = views.pair(case, (32, 32, 32), config, np.random.default_rng(1))
+    pair = views.view_pair(case, (32, 32, 32), config, np.random.default_rng(1))
     for seen, voxels in zip(pair.seen, pair.voxels, strict=True):
         assert (seen[(slice(None), *voxels.T)] != 0).any(0).all()
 
 
 def test_a_view_is_made_again_from_its_number(case):
     one, again, other = (
-        views.pair(case, (32, 32, 32), Config(block=8), np.random.default_rng(seed)) for seed in (3, 3, 4)
+        views.view_pair(case, (32, 32, 32), Config(block=8), np.random.default_rng(seed)) for seed in (3, 3, 4)
     )
     assert all(np.array_equal(getattr(one, name), getattr(again, name)) for name in ("seen", "whole", "voxels"))
     assert not np.array_equal(one.voxels, other.voxels)
@@ -141,19 +141,19 @@ def test_a_view_is_made_again_from_its_number(case):
 
 def test_an_eighth_of_the_blocks_of_each_modality_is_shown():
     uniforms = np.random.default_rng(0).random((4, 12, 12, 12))
-    kept = views.expanded(uniforms <= 1 - Config().hidden, (192, 192, 192), Config())
+    kept = views.blocks_to_voxels(uniforms <= 1 - Config().hidden, (192, 192, 192), Config())
     assert np.allclose(kept.mean((1, 2, 3)), 0.125, atol=0.03)
 
 
 @pytest.mark.parametrize("side", [16, 32, 48, 96])
 def test_uniform_blocks_are_alike(side):
     shown = np.arange(side // 16)[None, :, None, None] * np.ones((1, 1, side // 16, side // 16), int)
-    counts = np.bincount(views.expanded(shown, (side,) * 3, Config())[0, :, 0, 0])
+    counts = np.bincount(views.blocks_to_voxels(shown, (side,) * 3, Config())[0, :, 0, 0])
     assert set(counts.tolist()) == {16}
 
 
 def test_what_is_hidden_last_is_0_when_it_is_seen(case):
-    pair = views.pair(case, (32, 32, 32), Config(block=8, hide_last=True), np.random.default_rng(0))
+    pair = views.view_pair(case, (32, 32, 32), Config(block=8, hide_last=True), np.random.default_rng(0))
     hidden = (pair.seen == 0).mean()
     assert 0.8 < hidden < 0.95
 
@@ -162,14 +162,14 @@ def test_what_is_hidden_last_is_0_when_it_is_seen(case):
 def test_absent_modalities_are_neither_drawn_nor_shown(available, tmp_path, monkeypatch):
     write_head(tmp_path, "S0", 0, tuple(available))
     made = in_memory(prepare(find_studies(tmp_path)[0], pretraining().data.preprocess))
-    drawn, honest = [], views.seen_twice
+    drawn, honest = [], views.visible_in_both
 
     def watched(visible, where, starts, modalities):
         drawn.append(modalities)
         return honest(visible, where, starts, modalities)
 
-    monkeypatch.setattr(views, "seen_twice", watched)
-    pair = views.pair(made, (16, 16, 16), Config(block=4, voxels=32), np.random.default_rng(0))
+    monkeypatch.setattr(views, "visible_in_both", watched)
+    pair = views.view_pair(made, (16, 16, 16), Config(block=4, voxels=32), np.random.default_rng(0))
     has = [number for number, modality in enumerate(Modality) if modality in available]
     assert set(np.unique(np.concatenate([one.ravel() for one in drawn])).tolist()) == set(has)
     absent = [number for number in range(4) if number not in has]
@@ -177,9 +177,9 @@ def test_absent_modalities_are_neither_drawn_nor_shown(available, tmp_path, monk
 
 
 def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
-    monkeypatch.setattr(views, "seen_twice", lambda visible, where, *_: np.zeros(len(where), bool))
+    monkeypatch.setattr(views, "visible_in_both", lambda visible, where, *_: np.zeros(len(where), bool))
     with pytest.raises(InputError, match=rf"{case.id} shows no voxel"):
-        views.pair(case, (16, 16, 16), Config(block=8), np.random.default_rng(0))
+        views.view_pair(case, (16, 16, 16), Config(block=8), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparatio
     """Also where air is not 0, but as dark as the scanner left it."""
     case = PhantomStream(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
-    pair = views.pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
+    pair = views.view_pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
     air = np.array([case.level(modality) for modality in Modality])[:, None]
     for whole, voxels in zip(pair.whole, pair.voxels, strict=True):
         assert (whole[(slice(None), *voxels.T)] != air).any(0).all()
@@ -199,7 +199,7 @@ def test_a_crop_of_two_blocks_a_side_shows_something_whatever_is_drawn(tmp_path)
     write_head(tmp_path, "S0", 0, (Modality.T2,))
     made = in_memory(prepare(find_studies(tmp_path)[0], pretraining().data.preprocess))
     for seed in range(30):
-        assert views.pair(made, (16, 16, 16), Config(block=8, voxels=16), np.random.default_rng(seed)).voxels.any()
+        assert views.view_pair(made, (16, 16, 16), Config(block=8, voxels=16), np.random.default_rng(seed)).voxels.any()
 
 
 @pytest.mark.numerics
@@ -207,16 +207,18 @@ def test_changes_are_in_units_of_the_crops_range():
     """An image of z-scores and one of bytes change alike."""
     rng = np.random.default_rng(0)
     image = rng.random((4, 8, 8, 8), dtype=np.float32)
-    change = sample(Intensities(), image.shape, rng)
+    change = random_change(Intensities(), image.shape, rng)
     ones = np.ones(4, np.float32)
-    assert np.allclose(applied(change, image * 250, 250 * ones), 250 * applied(change, image, ones), atol=1e-2)
+    assert np.allclose(
+        apply_change(change, image * 250, 250 * ones), 250 * apply_change(change, image, ones), atol=1e-2
+    )
 
 
 def test_draws_are_as_many_whatever_they_come_to():
     ends = []
     for strength in (0.0, 1.0):
         rng = np.random.default_rng(0)
-        sample(Intensities(blur=strength, gain=strength, gamma=strength), (4, 4, 4, 4), rng)
+        random_change(Intensities(blur=strength, gain=strength, gamma=strength), (4, 4, 4, 4), rng)
         ends.append(rng.random())
     assert ends[0] == ends[1]
 
@@ -228,7 +230,7 @@ def test_draws_are_as_many_whatever_they_come_to():
 def test_coarse_features_are_those_of_the_cell_that_holds_the_voxel():
     fine = torch.arange(8**3, dtype=torch.float32).reshape(1, 1, 8, 8, 8)
     coarse = torch.arange(4**3, dtype=torch.float32).reshape(1, 1, 4, 4, 4)
-    found = at_voxels([fine, coarse], torch.tensor([[[0, 0, 0], [7, 5, 3]]]), (8, 8, 8))
+    found = voxel_features([fine, coarse], torch.tensor([[[0, 0, 0], [7, 5, 3]]]), (8, 8, 8))
     assert found.tolist() == [[0, 0], [7 * 64 + 5 * 8 + 3, 3 * 16 + 2 * 4 + 1]]
 
 
@@ -238,7 +240,7 @@ def test_distillation_is_cross_entropy_with_the_other_view():
     centre, swapped = torch.randn(1, 5), teacher[[2, 3, 0, 1]]
     wanted = ((swapped - centre) / 0.05).softmax(1)
     by_hand = -(wanted * (student / 0.1).log_softmax(1)).sum() / 4
-    assert torch.isclose(distillation(student, teacher, centre, (0.1, 0.05)), by_hand)
+    assert torch.isclose(distillation_loss(student, teacher, centre, (0.1, 0.05)), by_hand)
 
 
 @pytest.mark.numerics

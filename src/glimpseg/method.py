@@ -1,4 +1,4 @@
-"""The contract: what a method has to say, and the few tools that methods share."""
+"""Base classes of every method, `Learner` and `Segmenter`, and the few functions that methods share."""
 
 from __future__ import annotations
 
@@ -23,76 +23,88 @@ from glimpseg.modality import SUBSETS, Modality, to_flags
 from glimpseg.region import Label, Region
 
 WINDOW_OVERLAP = 0.5
-"""Share of a window that its neighbour covers as well. nnU-Net, RFNet: 1/2."""
+"""Share of a window, along each axis, that its neighbour covers as well. nnU-Net, RFNet: 1/2."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: optimiser steps done, and planned."""
+    """Progress of a training: optimiser steps done, and planned."""
 
     step: int
     steps: int
 
     @property
     def fraction(self) -> float:
-        """From 0 to 1."""
+        """Share of the steps that is done, from 0 to 1."""
         return self.step / max(self.steps, 1)
 
 
 class Learner(nn.Module):
-    """Something that can be trained: what it sees and what it minimises."""
+    """Base class of everything that is trained: it names its training samples and its losses."""
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
-        """What is cut from a study for one sample. Default: a random crop and an augmentation to come."""
+        """Return one training sample of a study. Default: a random crop, with the parameters of its augmentation."""
         return loader.random_crop(case, sampling, rng)
 
     def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
-        """What `view` gave as one batch, and the augmentations to come. Default: of the default view's crops."""
+        """Return samples of `view` as one batch, and the augmentations to apply to it on the device.
+
+        Default: for the samples of the default `view`.
+        """
         return loader.collate(samples)
 
     @abstractmethod
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Named, weighted loss terms; their sum is minimised. Randomness only from torch's global generator,
-        which the loop seeds anew for every step."""
+        """Return named, weighted loss terms, whose sum is minimised.
+
+        Random numbers may come from torch's global generator alone, which the loop seeds anew for every backward pass.
+        """
 
     def parameter_groups(self) -> list[dict]:
-        """For the optimiser. Default: all parameters in one group."""
+        """Return the parameter groups for the optimiser. Default: all parameters in one group.
+
+        A group may have a `weight_decay` of its own, and a `scale` that multiplies the learning rate.
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @property
     def needs_prior(self) -> bool:
-        """Whether batches have to come with a prior (`glimpseg.priors`). Default: no."""
+        """True if batches need a prior (`glimpseg.priors`). Default: False."""
         return False
 
     @property
     def stride(self) -> int:
-        """Crops have to be multiples of this many voxels along each axis. Default: any will do."""
+        """Number of voxels that the sides of a crop have to be multiples of. Default: 1."""
         return 1
 
     @property
     def smallest(self) -> int:
-        """Crops have to have at least this many voxels along each axis. Default: one stride."""
+        """Smallest side of a crop in voxels. Default: one stride."""
         return self.stride
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """What is worth compiling (`optim.compile`): modules that are called with tensors of the same shapes in every
-        step. Default: none."""
+        """Modules to compile (`optim.compile`). They are called with tensors of the same shapes in every step.
+
+        Default: none.
+        """
         return ()
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """What may be computed again in the backward pass where memory is short (`optim.recompute`): modules that make
-        many activations of one input. Default: none."""
+        """Modules whose activations are computed again in the backward pass to save memory (`optim.recompute`).
+
+        They make many activations of one input. Default: none.
+        """
         return ()
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """The weights that a model folder holds. Default: all."""
+        """Weights to store in a model folder. Default: all."""
         return self.state_dict()
 
     def after_step(self, progress: Progress) -> None:
-        """Called after each optimiser step. Default: nothing."""
+        """Update what changes after each optimiser step. Default: nothing."""
 
     @classmethod
     def dataset_note(cls, available: Mapping[Modality, int]) -> str | None:
@@ -104,90 +116,100 @@ class Learner(nn.Module):
 
 
 class Segmenter(Learner):
-    """A learner that also segments a study from any non-empty subset of modalities."""
+    """Base class of a learner that also segments, from any non-empty subset of modalities."""
 
     choices: ClassVar[tuple[str, ...]] = ()
-    """Fields of its config that say how it segments and may be chosen anew whenever it is used."""
+    """Fields of its config that change how it segments, and may get another value whenever the model is used."""
     pretrainable: ClassVar[Mapping[str, str]] = {}
-    """What of it may be pretrained: for its encoder, and perhaps its decoder, a pattern of its weights' names; group 1
-    is what a weight is called wherever it has this role. Of copies that share a name, `pyramid` runs the first."""
+    """Parts that may be pretrained: `encoder`, and perhaps `decoder`, each with a pattern of its weights' names.
+
+    Group 1 of the pattern is the weight's role, by which it is found in other networks. Of copies that have the same
+    role, `pyramid` runs the first.
+    """
 
     def __init__(self, labels: tuple[Label, ...]) -> None:
         super().__init__()
         self.labels = labels
-        """What it tells apart, in channel order (after the background, where that has a channel)."""
+        """Labels that it segments, in channel order (after the background, if that has a channel)."""
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions it can delineate."""
+        """Regions that its labels make up."""
         return tuple(region for region in Region if set(region.value) <= set(self.labels))
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """The weights that segmenting needs."""
+        """Weights that segmenting needs."""
         dropped = tuple(f"{name}." for name in self.training_only)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(dropped)}
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """Its modules that segmenting does not need; a model folder lacks them. Default: none."""
+        """Names of modules that segmenting does not need; a model folder has none of them. Default: none."""
         return ()
 
     def drop_training_parts(self) -> None:
-        """Leaves what segmenting needs; training it is over."""
+        """Remove the modules that only training needs. The learner cannot be trained afterwards."""
         for name in self.training_only:
             setattr(self, name, None)
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Probabilities of its own channels, fp32. What absent channels of `image` hold must not matter."""
+        """Return the probabilities of its own channels, in fp32. Values in absent channels must not change them."""
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """What its `parts` make of an image, finest level first, which has the image's resolution: what pretraining
-        trains. The decoder's maps if there is one among the parts, else the encoder's.
+        """Return the feature maps that pretraining trains, finest level first; that one has the image's resolution.
 
-        Raises: UsageError if it has no parts.
+        These are the decoder's maps if `pretrainable` has a decoder, else the encoder's.
+
+        Raises: UsageError if nothing is pretrainable.
         """
         raise UsageError(f"{type(self).__name__} cannot be pretrained: it names no parts.")
 
     @property
     def fixed_windows(self) -> bool:
-        """Whether it has to be shown crops of the size it was trained on and no smaller ones. Default: no."""
+        """True if it takes crops of the training size alone, and no smaller ones. Default: False."""
         return False
 
     @property
     def whole_up_to(self) -> float:
-        """How many times as long as a training crop, along each axis, a brain may be and still be seen in one piece;
-        a longer one is seen through windows of a crop's size. Default: 1."""
+        """Longest side of a brain that is segmented in one piece, in sides of a training crop. Default: 1.
+
+        A longer brain is segmented in windows of a crop's size.
+        """
         return 1.0
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Any:
-        """What of `forward` does not depend on the subset: computed once for all 15. Default: nothing.
+        """Return the features of `forward` that do not depend on the subset, for use with all 15. Default: the image.
 
-        `available` is all that any subset will ask for. A feature may depend on no other modality than its own, or
-        `fuse` could not take that modality away again.
+        Args:
+            image: Image of all modalities that any subset will ask for.
+            available: The modalities that any subset will ask for. A feature may depend on its own modality alone, or
+                `fuse` could not leave that modality out.
         """
         return image
 
     def fuse(self, features: Any, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """The rest of `forward`: `fuse(encode(image, available), subset)` is `forward(image, subset)` for every
-        subset of `available`."""
+        """Return the result of `forward` for a subset, from the features of `encode`.
+
+        `fuse(encode(image, available), subset)` equals `forward(image, subset)` for every subset of `available`.
+        """
         return self.forward(features, available)
 
     @property
     def shares(self) -> bool:
-        """Whether `encode` does anything, so that subsets are best computed together."""
+        """True if the method has an `encode` of its own, so that it is faster to compute subsets together."""
         return type(self).encode is not Segmenter.encode
 
     def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
-        """`Label` values. Default: the most probable of background and `labels`."""
+        """Return `Label` values. Default: the most probable of background and `labels`."""
         values = torch.tensor([0, *self.labels], device=probabilities.device)
         return values[probabilities.argmax(1)]
 
     def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
-        """The probability of each region. Default: the sum over its labels' channels (after the background)."""
+        """Return the probability of each region. Default: the sum over its labels' channels (after the background)."""
         order = (None, *self.labels)
         return {
             region: sum((probabilities[:, order.index(label)] for label in region.value), torch.zeros(()))
@@ -196,37 +218,45 @@ class Segmenter(Learner):
 
 
 def draw_subsets(available: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
-    """For each sample one of the non-empty subsets of what it has, all equally likely (RFNet's sampling,
-    carried over to studies that lack a modality). Never empty, never more than there is."""
+    """Return, for each sample, a random non-empty subset of its modalities; all subsets are equally likely.
+
+    This is RFNet's sampling, extended to studies that lack a modality.
+    """
     rows, possible = subsets_within(available)
     return rows[torch.multinomial(possible.float(), 1)[:, 0]]
 
 
 def subsets_within(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "b n"]]:
-    """The non-empty subsets as masks, and which of them each sample has all modalities of."""
+    """Return the non-empty subsets as flags, and, for each sample, True where it has all modalities of a subset."""
     rows = torch.stack([to_flags(subset) for subset in SUBSETS]).to(available.device)
     return rows, (~rows[None] | available[:, None]).all(-1)
 
 
 def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m x y z"]:
-    """Absent channels set to 0 by selection: a product would let their NaN through."""
+    """Return the image with absent channels set to 0, by selection: a product with 0 would keep their NaN."""
     return torch.where(
         available[:, :, None, None, None], image, torch.zeros((), dtype=image.dtype, device=image.device)
     )
 
 
 def names_by_role(network: Segmenter) -> dict[str, list[str]]:
-    """Names of weights by what they are: `encoder.t1c.stages.0.entry.conv.weight` and its copies."""
-    found: dict[str, list[str]] = {}
+    """Return the names of a network's pretrainable weights by role, such as `encoder.t1c.stages.0.entry.conv.weight`.
+
+    Copies of one weight have the same role.
+    """
+    roles: dict[str, list[str]] = {}
     for name in network.state_dict():
         for part, pattern in network.pretrainable.items():
             match = re.fullmatch(pattern, name)
             if match:
-                found.setdefault(f"{part}.{match[1]}", []).append(name)
-    return found
+                roles.setdefault(f"{part}.{match[1]}", []).append(name)
+    return roles
 
 
 def frozen(module: nn.Module) -> Callable[..., Tensor]:
-    """The module as a function whose parameters get no gradient, though its inputs do: an adversary's student term."""
+    """Return a module as a function whose inputs get a gradient and whose parameters get none.
+
+    A network is trained so against a discriminator.
+    """
     constants = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     return lambda *inputs: torch.func.functional_call(module, constants, inputs)

@@ -1,5 +1,8 @@
-"""One run, typed: which method, on what, how. A recipe is read from a method's file or from YAML, and written
-back whole beside every checkpoint. Besides the data, nothing that decides the weights is outside it."""
+"""Recipe: the typed settings of a training run.
+
+A recipe is read from a method's file or from YAML, and written in full beside every checkpoint. Recipe and data
+together decide the weights.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,21 @@ _STRICT = ConfigDict(extra="forbid")
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Data:
-    """What is learned from."""
+    """Training data and their preprocessing."""
 
     preprocess: Preprocess = Preprocess()
     sampling: Sampling = Sampling()
     stream: Stream | None = None
-    """Phantoms made on the way, used when no folder of studies is named."""
+    """Phantoms made during the training, used when no folder of studies is named."""
     prior: Prior = Prior()
-    """What is supposed of the labels before training, for methods that learn from it."""
+    """Prior (pseudo-label) maps, for methods that learn from them."""
     labelled: float = Field(default=1.0, gt=0, le=1)
-    """Share of the studies that is learned from. Which ones follows from the recipe's seed; a smaller share is part of
-    every larger one."""
+    """Share of the studies that is learned from. The recipe's seed decides which; a larger share has the smaller."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Optim:
-    """How the losses are minimised."""
+    """Optimisation of the losses."""
 
     steps: int = 250_000
     """Optimiser steps. nnU-Net: 1000 epochs of 250."""
@@ -43,36 +45,39 @@ class Optim:
     """sgd: with `momentum`. adam: `weight_decay` added to the gradient, as MST-KDNet. amsgrad: the
     same with a second moment that never falls, as RFNet."""
     momentum: float = 0.99
-    """Of sgd. nnU-Net: 0.99; Vox-MMSD: 0.9."""
+    """Momentum of sgd. nnU-Net: 0.99; Vox-MMSD: 0.9."""
     nesterov: bool = True
-    """Of sgd. nnU-Net: yes; Vox-MMSD: no."""
+    """Nesterov momentum for sgd. nnU-Net: yes; Vox-MMSD: no."""
     learning_rate: float = 3e-4
+    """Highest learning rate, at the end of the warmup."""
     weight_decay: float = 3e-5
     """nnU-Net: 3e-5."""
     warmup: int = 0
-    """Steps over which the learning rate rises linearly."""
+    """Steps over which the learning rate rises linearly from 0."""
     power: float = 0.9
     """Exponent of the polynomial decay to 0. RFNet, nnU-Net: 0.9."""
     cosine_to: float | None = None
-    """Learning rate at the end of half a cosine, which takes the polynomial's place; null for the polynomial.
-    Vox-MMSD: 1e-4."""
+    """Learning rate at the end of half a cosine, which replaces the polynomial; null for the polynomial. Vox-MMSD:
+    1e-4."""
     weight_decay_to: float | None = None
-    """Weight decay at the end of half a cosine; null for a constant one. Vox-MMSD: 1e-4."""
+    """Weight decay at the end of half a cosine; null for a constant weight decay. Vox-MMSD: 1e-4."""
     epoch: int = 1
     """Steps between changes of the learning rate and the weight decay. RFNet: 150."""
     max_norm: float | None = 12.0
-    """Largest norm of the gradient, null for none. nnU-Net: 12; RFNet: none."""
+    """Largest norm of the gradient, null for no clipping. nnU-Net: 12; RFNet: none."""
     accumulate: int = 1
-    """Backward passes of one step; `sampling.batch` is divided among them."""
+    """Backward passes of one step; the crops of `sampling.batch` are divided among them."""
     ema: float = 0.999
-    """Decay of the averaged weights that are kept as the model; 0 keeps the last weights."""
+    """Decay of the exponential moving average of the weights, which becomes the model; 0 for the last weights."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    """Autocast. auto: bf16 where the processor computes it natively. A model trained in fp32 is used in fp32."""
+    """Precision of autocast. auto: bf16 where the processor computes it natively. A model trained in fp32 is used in
+    fp32."""
     compile: bool | Literal["auto"] = False
-    """Compile the network (`torch.compile`): minutes at the start, then fused layers. auto: for CUDA under Linux, as
-    nnU-Net. Equal up to rounding, but for what dropout draws. What it saves on a GPU has not been measured."""
+    """Compile the network (`torch.compile`): takes minutes at the start, then runs fused layers. auto: for CUDA under
+    Linux, as nnU-Net. The results are equal up to rounding, except for the draws of dropout. The time it saves on a GPU
+    has not been measured."""
     recompute: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time, the same
+    """Compute activations again in the backward pass instead of storing them: less memory, more time, the same
     gradients."""
     save_every: int = 250
     """Steps between checkpoints."""
@@ -92,29 +97,29 @@ class Optim:
             raise ValueError(f"max_norm should be above 0, or null for no clipping, not {self.max_norm}.")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        rate, since = self.learning_rate, begun(step, self.epoch)
+        """Return the learning rate of a step, counted from 0."""
+        rate, since = self.learning_rate, block_start(step, self.epoch)
         if self.cosine_to is not None:
-            return cosine(since, self.steps, rate, self.cosine_to, self.warmup)
+            return cosine(since, self.steps, rate, self.cosine_to, warmup=self.warmup)
         return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - since / self.steps) ** self.power
 
     def decay(self, step: int) -> float:
-        """The weight decay of a step."""
+        """Return the weight decay of a step, counted from 0."""
         if self.weight_decay_to is None:
             return self.weight_decay
-        return cosine(begun(step, self.epoch), self.steps, self.weight_decay, self.weight_decay_to)
+        return cosine(block_start(step, self.epoch), self.steps, self.weight_decay, self.weight_decay_to)
 
 
 BUDGET = Optim(steps=250_000, learning_rate=3e-4, warmup=1000, precision="bf16", save_every=1000, log_every=50)
-"""Of the recipes `brats`, one for all methods: nnU-Net's number of steps."""
+"""Optimisation of the recipes `brats`, the same for all methods, with nnU-Net's number of steps."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Backbone:
-    """The network that pretraining trains."""
+    """Network that a pretraining trains."""
 
     method: str
-    """A method that segments; `Segmenter.pretrainable` says what of it is trained."""
+    """Method that segments. `Segmenter.pretrainable` names the parts that are trained."""
     config: Any = Field(default_factory=dict)
     """That method's `Config`."""
 
@@ -137,18 +142,18 @@ class Init:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Recipe:
-    """A whole run."""
+    """Settings of a run."""
 
     method: str
-    """A file in `methods/`."""
+    """Name of a file in `methods/`."""
     config: Any
     """That file's `Config`."""
     labels: tuple[Literal["NCR", "ED", "ET", "RC"], ...] = ("NCR", "ED", "ET")
-    """What is told apart; RC only for data after surgery."""
+    """Labels to segment; RC only for data after surgery."""
     data: Data = Data()
     optim: Optim = Optim()
     backbone: Backbone | None = None
-    """What a pretraining trains; null for everything else."""
+    """Network of a pretraining; null for everything else."""
     init: Init = Init()
     seed: int = 0
 
@@ -161,18 +166,20 @@ class Recipe:
 
     @property
     def label_values(self) -> tuple[Label, ...]:
-        """The labels as values of a label map."""
+        """Labels as values of a label map."""
         return tuple(Label[name] for name in self.labels)
 
 
-def begun(step: int, every: int) -> int:
-    """The step at which the present block of `every` steps began."""
+def block_start(step: int, every: int) -> int:
+    """Return the first step of the block of `every` steps that a step lies in."""
     return step - step % every
 
 
 def cosine(step: int, steps: int, first: float, last: float, warmup: int = 0) -> float:
-    """From `first` to `last` along half a cosine; before it `warmup` steps on a line from 0 to `first`, both ends
-    included (DINO)."""
+    """Return the value at a step of half a cosine from `first` to `last`.
+
+    The first `warmup` steps rise linearly from 0 to `first`, both ends included (DINO).
+    """
     if step < warmup:
         return first * step / max(warmup - 1, 1)
     return last + 0.5 * (first - last) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

@@ -14,7 +14,7 @@ from torch import nn
 
 from conformance.reference import ULP, drawn, mapped, pair
 from glimpseg.methods import mstkdnet
-from glimpseg.methods.mstkdnet.network import Discriminator, Seen
+from glimpseg.methods.mstkdnet.network import Discriminator, NetworkOutput
 from glimpseg.methods.mstkdnet.objective import (
     MSTKDNet,
     attention_distance,
@@ -192,7 +192,7 @@ def fixed(dtype):
         scales = [randn((1, *shape), 330 + second + i) for i, shape in enumerate(shapes)]
         attentions = [randn((1, 12, 120, 120), 350 + second + i).softmax(-1) for i in range(4)]
         logits, *rest = [tensor.to(dtype).requires_grad_() for tensor in (logits, *layers, *scales, *attentions)]
-        made.append(Seen(logits, *rest[:3], rest[3:7], rest[7:]))
+        made.append(NetworkOutput(logits, *rest[:3], rest[3:7], rest[7:]))
     return made
 
 
@@ -235,7 +235,7 @@ def judged(stored, teacher, student):
             value.copy_(drawn("D:", key, list(value.shape)))
     network = MSTKDNet(replace(mstkdnet.OFFICIAL, crop=(32, 32, 32), layers=4, token_width=12), LABELS)
     network.discriminator = judge
-    empty = Seen(*[torch.zeros(0)] * 2, teacher, torch.zeros(0), [], [])
+    empty = NetworkOutput(*[torch.zeros(0)] * 2, teacher, torch.zeros(0), [], [])
     terms = network.adversaries(empty, empty._replace(style=student), torch.ones(1, dtype=torch.bool))
     adversary = terms["gsme/adversary"]
     found = {

@@ -21,8 +21,8 @@ from glimpseg.method import Progress
 from glimpseg.methods import voxmmsd, voxunet
 from glimpseg.methods.voxmmsd import views
 from glimpseg.methods.voxmmsd.config import OFFICIAL
-from glimpseg.methods.voxmmsd.intensities import Change, applied
-from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation, restoration
+from glimpseg.methods.voxmmsd.intensities import IntensityChange, apply_change
+from glimpseg.methods.voxmmsd.objective import VoxMMSD, distillation_loss, restoration_loss
 from glimpseg.model.folder import StoredModel
 from glimpseg.model.transfer import transfer
 from glimpseg.nets.authors import authors_name
@@ -122,12 +122,12 @@ def scaling(stored):
 
 def masks(stored):
     """`mask/`: two seeds, from their uniform numbers."""
-    found, edges = {}, views.expanded(np.arange(6)[None, :, None, None], CROP, OFFICIAL)[0, :, 0, 0]
+    found, edges = {}, views.blocks_to_voxels(np.arange(6)[None, :, None, None], CROP, OFFICIAL)[0, :, 0, 0]
     found["mask/block_edges"] = unlike(np.bincount(edges), stored["mask/block_edges_for_6_blocks_x16"])
     for seed in (0, 1):
         uniforms = drawn_blocks(Draws.of(seed))
         kept = uniforms <= 1 - OFFICIAL.hidden
-        whole = views.expanded(kept, CROP, OFFICIAL)
+        whole = views.blocks_to_voxels(kept, CROP, OFFICIAL)
         found[f"mask/seed{seed}_uniforms"] = unlike(uniforms, stored[f"mask/seed{seed}_uniforms"])
         found[f"mask/seed{seed}_keep_blocks"] = unlike(kept, stored[f"mask/seed{seed}_keep_blocks"])
         found[f"mask/seed{seed}_keep_full"] = unlike(np.packbits(whole), stored[f"mask/seed{seed}_keep_full_packed"])
@@ -178,7 +178,7 @@ def drawn_change(draws, shape, transforms):
             if draws.numpy.uniform() <= settings.gamma:
                 drawn["exponent"][channel] = low + (high - low) * draws.python.random()
                 draws.numpy.uniform()
-    return Change(**drawn)
+    return IntensityChange(**drawn)
 
 
 def changes(stored):
@@ -187,7 +187,7 @@ def changes(stored):
     names = stored["aug/order"].tolist()
     for seed in (3, 4, 5):
         for name, transforms in {**{name: [name] for name in names}, "chain": names}.items():
-            ours = applied(
+            ours = apply_change(
                 drawn_change(Draws.of(seed), image.shape, transforms), image, np.ones(MODALITIES, np.float32)
             )
             theirs = stored[f"aug/{name}_seed{seed}"]
@@ -240,13 +240,15 @@ def one_pair(stored, whole, seed, key, changed):
         made = [views.scaled_view(crop, crop != 0, drawn_blocks(draws), OFFICIAL) for crop in crops]
         where = views.candidates(made[0].tissue, starts, by_channel=True)
         modalities = np.stack([draws.numpy.randint(0, MODALITIES, len(where)) for _ in range(2)])
-        kept = np.flatnonzero(views.seen_twice([one.visible for one in made], where, starts, modalities))
+        kept = np.flatnonzero(views.visible_in_both([one.visible for one in made], where, starts, modalities))
     rows = draws.numpy.choice(kept, OFFICIAL.voxels, replace=False)
     found = {f"{key}box2_minus_box1": unlike(starts[1] - starts[0], stored[f"{key}box2_minus_box1"])}
     units = np.ones(MODALITIES, np.float32)
     shown = [one.masked for one in made]
     if changed:
-        shown = [applied(drawn_change(draws, one.shape, stored["aug/order"].tolist()), one, units) for one in shown]
+        shown = [
+            apply_change(drawn_change(draws, one.shape, stored["aug/order"].tolist()), one, units) for one in shown
+        ]
     for number, (one, image) in enumerate(zip(made, shown, strict=True)):
         voxel = np.c_[modalities[number][rows], where[rows] - starts[number]]
         found[f"{key}voxel{number}"] = unlike(voxel, stored[f"{key}voxel{number}"])
@@ -272,7 +274,7 @@ def distilling(stored, dtype):
         student = torch.from_numpy(stored[f"dino/call{call}_student"]).to(dtype).requires_grad_()
         teacher = torch.from_numpy(stored[f"dino/call{call}_teacher"]).to(dtype)
         temperature = learner.temperature(Progress(200 * int(stored[f"dino/call{call}_epoch"]), STEPS))
-        loss = distillation(student, teacher, centre, (OFFICIAL.student_temperature, temperature))
+        loss = distillation_loss(student, teacher, centre, (OFFICIAL.student_temperature, temperature))
         loss.backward()
         centre = centre.lerp(teacher.mean(0, keepdim=True), 1 - OFFICIAL.centre_momentum)
         for kind, ours in (("loss", loss), ("grad_student", student.grad), ("center_after", centre)):
@@ -284,13 +286,13 @@ def restoring(stored, dtype):
     """`mae/`."""
     goal = torch.from_numpy(stored["mae/target"]).to(dtype)
     restored = torch.from_numpy(stored["mae/pred"]).to(dtype).tanh()
-    return {"mae/loss": pair(restoration(restored, as_pairs(goal, goal, np.zeros((2, 1, 3)))), stored["mae/loss"])}
+    return {"mae/loss": pair(restoration_loss(restored, as_pairs(goal, goal, np.zeros((2, 1, 3)))), stored["mae/loss"])}
 
 
 def as_pairs(image, goal, voxels):
     """A batch of complete studies, scaled by crop."""
     count = len(image)
-    return views.Pairs(
+    return views.PairBatch(
         image=torch.as_tensor(image),
         available=torch.ones(count, MODALITIES, dtype=torch.bool),
         whole=torch.as_tensor(goal),

@@ -30,7 +30,7 @@ from glimpseg.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """How each study of a batch is segmented, and which files are written."""
+    """Inference and output options of a batch, the same for each study."""
 
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     outputs: OutputOptions = field(default_factory=OutputOptions)

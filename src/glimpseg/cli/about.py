@@ -1,4 +1,4 @@
-"""The verbs about glimpseg itself: `methods`, `models`, `doctor`, `demo`, `demo-train`.
+"""Verbs about glimpseg itself: `methods`, `models`, `doctor`, `demo`, `demo-train`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """
@@ -26,7 +26,7 @@ app.add_typer(models, name="models")
 
 
 @app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the methods and their recipes."""
     from glimpseg import methods as known
 
@@ -41,21 +41,22 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
 @models.command("import")
 def import_model(
     sources: Annotated[
-        list[Path], typer.Argument(help="The authors' checkpoint (.pth, .pt or .safetensors); of smml both branches'.")
+        list[Path],
+        typer.Argument(help="The authors' checkpoint (.pth, .pt or .safetensors); for smml, those of both branches."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model folder.")],
-    method: Annotated[str, typer.Option(help="Whose weights they are (see `glimpseg methods`).")],
+    method: Annotated[str, typer.Option(help="Method that the weights belong to (see `glimpseg methods`).")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a model of weights that a paper's own code wrote; nothing in the file is run."""
+    """Make a model folder from weights that a paper's own code wrote. No code in the file is run."""
     from glimpseg.model import importing
 
     typer.echo(importing.import_model(method, sources, output, overwrite=overwrite))
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Say what is installed, and try convolutions on every device; the first thing to send with a question."""
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Report what is installed, and test convolutions on every device. Send this report with a question."""
     from platform import machine, platform, python_version
 
     versions = {package: _version(package) for package in PACKAGES}
@@ -86,7 +87,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
 
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "matplotlib")
 NO_USERS = ("all", "test", "docs", "dev")
-"""Extras that are none of a user's."""
+"""Extras that are not for users."""
 
 
 def _version(package: str) -> str:
@@ -97,7 +98,7 @@ def _version(package: str) -> str:
 
 
 def _extras() -> dict[str, dict[str, str]]:
-    """The packages of each extra, with their versions or as missing."""
+    """Return the packages of each extra, with their versions or as missing."""
     try:
         wanted = metadata.requires("glimpseg") or []
     except metadata.PackageNotFoundError:
@@ -111,7 +112,7 @@ def _extras() -> dict[str, dict[str, str]]:
 
 
 def _memory() -> str:
-    """Of the machine, as far as the system says."""
+    """Return total and unused memory in words, or `unknown` where the system does not report it."""
     names = getattr(os, "sysconf_names", {})
     if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES", "SC_AVPHYS_PAGES"} <= set(names):
         return "unknown"
@@ -121,7 +122,7 @@ def _memory() -> str:
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What `doctor` found, for people."""
+    """Yield the report of `doctor` as lines of text."""
     for name, value in found.items():
         if name == "extras":
             for extra, packages in value.items():
@@ -142,11 +143,12 @@ def demo(
     output: Output = Path("demo"),
     model: ModelFolder = BOX,
     study: Annotated[
-        Path | None, typer.Option(help="A study of your own to segment, too: its folder, or an archive of DICOM.")
+        Path | None,
+        typer.Option(help="One study of your own that is also segmented: its folder, or an archive of DICOM."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment a phantom from four and from two sequences, compare with its known truth, and a study of yours."""
+    """Segment a phantom from four and from two sequences, compare with its reference; segment a study of yours."""
     from glimpseg.demo import show
 
     for line in show(output, model=model, study=study, overwrite=overwrite):
@@ -159,7 +161,7 @@ def demo_train(
     overwrite: Overwrite = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. Default: the recipe's.")] = None,
 ) -> None:
-    """From nothing to a report: make phantoms, train, score 15 subsets, segment one study from two sequences."""
+    """Make phantoms, train a model, score it on 15 subsets, and segment one study from two sequences."""
     from glimpseg.demo import run
 
     for line in run(output, overwrite=overwrite, steps=steps):

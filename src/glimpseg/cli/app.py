@@ -1,4 +1,4 @@
-"""The application that verbs join, and what holds for all of them."""
+"""The typer application, and the options that come before every verb."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
-    log_file: Annotated[Path | None, typer.Option(help="Write the log there, too.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    log_file: Annotated[Path | None, typer.Option(help="Write the log to this file, too.")] = None,
 ) -> None:
     context.obj = {"quiet": quiet, "debug": debug}
     log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)

@@ -1,4 +1,4 @@
-"""The verbs `on slurm` and `on ray`: segment a tree of studies on a cluster.
+"""Verbs `on slurm` and `on ray`: segment a tree of studies on a cluster.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """

@@ -1,4 +1,4 @@
-"""All verbs together, and what an error becomes."""
+"""Entry point of the command line: all verbs, and the exit code of each error."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ EXIT_CODES: dict[type[Exception], int] = {
     TrainingError: 1,
     Preempted: 75,
 }
-"""0 done, 1 unexpected or not writable, 2 wrong usage, 3 input unusable, 4 model missing or mismatched, 75 stopped
-by SIGTERM with its state saved, 130 interrupted."""
+"""Exit codes of errors: 1 output not writable or training failed, 2 wrong usage, 3 input unusable, 4 model missing or
+not matching, 75 stopped by SIGTERM with its state saved. Besides: 0 done, 1 unexpected error, 130 interrupted."""
 
 
 def main() -> None:
-    """Runs the command line; every known error becomes one message and its exit code."""
+    """Run the command line. A known error prints one message and sets its exit code."""
     # Threads that wait for each other spin by default: beside another busy process a training step then took
     # six times as long (5.6 s against 0.9 s on two cores). Read when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_pages()
-    # Training and batches end in their own time instead.
+    # Training and batches install a handler of their own, and stop later.
     install_exit_handler("glimpseg: stopped by SIGTERM; nothing half-written was left.")
     try:
         app()

@@ -1,4 +1,4 @@
-"""The verb `export`.
+"""Verb `export`.
 
 Heavy modules are imported inside the verb, so that `--help` answers at once.
 """
@@ -18,9 +18,10 @@ from glimpseg.cli.options import Choice, ModelArgument, changes_of
 def export(
     model: ModelArgument,
     to: Annotated[str, typer.Option(help="onnx, openvino (a folder), or pt2 (torch.export).")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; of openvino a folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; for openvino a folder.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Run what was written, and keep it only if it finds torch's labels.")
+        bool,
+        typer.Option("--verify", help="Run the written network, and keep it only if its labels agree with torch's."),
     ] = False,
     change: Choice = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
@@ -33,6 +34,8 @@ def export(
     found = exporting.export(loaded, output, to, verify=verify, overwrite=overwrite)
     if found is not None:
         log.info(
-            "Beside torch, probabilities differ by %.1e at most, and %.1e of the labels.", found.largest, found.changed
+            "Compared with torch, probabilities differ by at most %.1e, and %.1e of the labels differ.",
+            found.largest,
+            found.changed,
         )
     typer.echo(output)

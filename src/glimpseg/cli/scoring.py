@@ -1,4 +1,4 @@
-"""The verbs that say how good a model is: `evaluate`, `calibrate`, `compare`, `report`.
+"""Verbs that measure a model: `evaluate`, `calibrate`, `compare`, `report`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """
@@ -36,7 +36,10 @@ def evaluate(
     ] = "clinical",
     subsets: Annotated[str, typer.Option(help="all, or subsets separated by commas: t1c,t1c+flair.")] = "all",
     metrics: Annotated[
-        str, typer.Option(help="all, or some: dice,hd95,hd95_pooled,surface_dice_1mm,lesion_dice,ece ...")
+        str,
+        typer.Option(
+            help="all, or some, separated by commas: dice,hd95,hd95_pooled,surface_dice_1mm,lesion_dice,ece ..."
+        ),
     ] = "all",
     split: Split = None,
     change: Choice = None,
@@ -90,7 +93,8 @@ def calibrate(
     data: Annotated[Path, typer.Option(help="Folder of studies with references, none of which it was trained on.")],
     output: Output,
     population: Annotated[
-        str, typer.Option(help='What the studies are, in words that users will read: "glioma, 1.5 T, our hospital".')
+        str,
+        typer.Option(help='Description of the studies, shown to users of the model: "glioma, 1.5 T, our hospital".'),
     ] = "the studies it was calibrated on",
     split: Split = None,
     change: Choice = None,
@@ -98,7 +102,7 @@ def calibrate(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure what to expect of a model, and calibrate it; write a copy that says so whenever it segments."""
+    """Measure the expected performance of a model, and calibrate it. Write a copy that reports it for each result."""
     from glimpseg.data.layouts import find_studies
     from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import calibrate as calibration
@@ -108,27 +112,30 @@ def calibrate(
     if split is not None:
         studies = select_studies(studies, split)
     loaded = predict.load(model, device, changes_of(change))
-    told = calibration.calibrate(loaded, studies, output, population=population, overwrite=overwrite)
-    for subset in told.subsets:
-        for sentence in told.sentences(subset):
+    expectations = calibration.calibrate(loaded, studies, output, population=population, overwrite=overwrite)
+    for subset in expectations.subsets:
+        for sentence in expectations.sentences(subset):
             log.info("%s", sentence)
     typer.echo(output)
 
 
 @app.command()
 def compare(
-    evaluations: Annotated[list[Path], typer.Argument(help="Folders that `evaluate` wrote; the first is the measure.")],
+    evaluations: Annotated[
+        list[Path], typer.Argument(help="Folders that `evaluate` wrote; the others are compared with the first.")
+    ],
     output: Output,
     metrics: Annotated[str, typer.Option(help="all, or some, as in `evaluate`.")] = "dice,hd95",
     published: Annotated[
         str | None,
         typer.Option(
-            help="Put published tables beside: BraTS2018, BraTS2020, BraTS2024, FeTS2024. Default: by the list."
+            help="Published tables to show beside: BraTS2018, BraTS2020, BraTS2024, FeTS2024. "
+            "Default: by the list of studies."
         ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare evaluations case by case: paired tests, effect sizes, wins and losses; published tables beside."""
+    """Compare evaluations case by case: paired tests, effect sizes, wins and losses; with published tables."""
     from glimpseg.evaluation import compare as comparison
     from glimpseg.report import write_html
     from glimpseg.results.scores import metrics_named

@@ -1,4 +1,4 @@
-"""The verb `segment`.
+"""Verb `segment`.
 
 Heavy modules are imported inside the verb, so that `--help` answers at once.
 """

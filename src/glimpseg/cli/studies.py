@@ -1,4 +1,4 @@
-"""The verbs that make or read studies: `phantom`, `prepare`, `identify`, `convert`.
+"""Verbs that make or read studies: `phantom`, `prepare`, `identify`, `convert`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """
@@ -18,16 +18,16 @@ from glimpseg.errors import UsageError
 @app.command()
 def phantom(
     output: Output,
-    count: Annotated[int, typer.Option(min=1, help="How many studies.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first; the others follow.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first study; the others have the next seeds.")] = 0,
     spacing: Annotated[float, typer.Option(help="Voxel side in mm; the field of view stays 240x240x155 mm.")] = 1.0,
     layout: Annotated[str, typer.Option(help="brats2020, brats2023 or brats2024.")] = "brats2023",
     post_operative: Annotated[
-        float | None, typer.Option(help="Share after surgery. Default: 0, for brats2024 0.7.")
+        float | None, typer.Option(help="Share of studies after surgery. Default: 0, for brats2024 0.7.")
     ] = None,
-    healthy: Annotated[float, typer.Option(help="Share without a tumour.")] = 0.0,
+    healthy: Annotated[float, typer.Option(help="Share of studies without a tumour.")] = 0.0,
     population: Annotated[
-        str, typer.Option(help="standard; wide, which the shipped model learns from; shifted, which lies outside that.")
+        str, typer.Option(help="standard; wide (the shipped model is trained on it); shifted (outside of wide).")
     ] = "standard",
     incomplete: Annotated[float, typer.Option(help="Share of studies that lack one to three sequences.")] = 0.0,
     device: Device = "auto",
@@ -57,10 +57,13 @@ def phantom(
 @app.command()
 def prepare(
     data: Annotated[Path, typer.Argument(help="Folder of studies, or a manifest.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Cache folder; what it holds already is kept.")],
-    recipe: Annotated[str, typer.Option(help="Recipe whose preprocessing is wanted.")] = "unet/brats",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Cache folder. Studies that it holds already are kept.")
+    ],
+    recipe: Annotated[str, typer.Option(help="Recipe whose preprocessing is used.")] = "unet/brats",
     prior: Annotated[
-        str | None, typer.Option(help="none, sam or synthetic, in place of the recipe's (see docs/priors.md).")
+        str | None,
+        typer.Option(help="Prior maps in place of the recipe's: none, sam or synthetic (see docs/priors.md)."),
     ] = None,
     backbone: Backbone = None,
     change: Change = None,
@@ -69,7 +72,7 @@ def prepare(
     split: Split = None,
     device: Device = "auto",
 ) -> None:
-    """Say what a folder holds, then check, crop and normalise every study once, and make its prior, for training."""
+    """Report what a folder holds, then check, crop and normalise every study for training, and make its prior map."""
     from glimpseg import methods
     from glimpseg.data.layouts import find_studies, survey
     from glimpseg.data.splits import select_studies
@@ -95,18 +98,18 @@ def prepare(
 
 @app.command()
 def identify(
-    place: Annotated[Path, typer.Argument(help="Folder or archive of one visit: DICOM, or NIfTI files.")],
+    place: Annotated[Path, typer.Argument(help="Folder or archive of one study: DICOM, or NIfTI files.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write series.json there, to edit and give to `segment`."),
+        typer.Option("-o", "--output", help="Write series.json there. It can be edited and given to `segment`."),
     ] = None,
     words: Annotated[
         Path | None, typer.Option(help="YAML file of your own words for sequences (see docs/identify.md).")
     ] = None,
-    study: Annotated[str | None, typer.Option(help="The key of one visit, where the folder holds several.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    study: Annotated[str | None, typer.Option(help="Key of one study, if the folder holds several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which series is T1, T1c, T2 and FLAIR, and why."""
+    """Report which series is T1, T1c, T2 and FLAIR, and why."""
     from glimpseg.data.identify import identify as identified
     from glimpseg.data.unpack import unpacked
 
@@ -125,11 +128,11 @@ def identify(
 def convert(
     data: Annotated[Path, typer.Argument(help="Folder of studies, or a manifest.")],
     output: Output,
-    to: Annotated[str, typer.Option(help="The layout to write: brats2021, brats2023, nnunet, bids.")],
+    to: Annotated[str, typer.Option(help="Layout to write: brats2021, brats2023, nnunet, bids.")],
     layout: Layout = "auto",
     labels: Labels = None,
 ) -> None:
-    """Write studies in another layout; voxels and affines stay as they are."""
+    """Write studies in another layout. Voxels and affines do not change."""
     from glimpseg.data.layouts import find_studies, write_studies
 
     typer.echo(write_studies(output, find_studies(data, layout=layout, labels=labels), to))

@@ -1,4 +1,4 @@
-"""The verbs `train` and `pretrain`.
+"""Verbs `train` and `pretrain`.
 
 Heavy modules are imported inside the verbs, so that `--help` answers at once.
 """

@@ -178,7 +178,7 @@ def as_tree(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_tree(tree: Any) -> Recipe:
-    """Return a recipe from plain values, with `config` as the method's `Config`. Raises: UsageError naming the field."""
+    """Return a recipe from plain values, with `config` as the method's `Config`. Raises: UsageError with the field."""
     from pydantic import TypeAdapter, ValidationError
 
     from glimpseg.recipe import Recipe

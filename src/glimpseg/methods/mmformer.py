@@ -1,8 +1,13 @@
-"""mmFormer: convolutional encoders, a transformer within each modality and one between them.
+"""mmFormer: convolutional encoders, a transformer within each modality and one between the modalities.
 
 Zhang et al., mmFormer: Multimodal Medical Transformer for Incomplete Multimodal Learning of Brain Tumor Segmentation,
-MICCAI 2022, part V, pp. 107-117, arXiv 2206.02425. Implemented is what the authors' released code computes
-(YaoZhang93/mmFormer at b18663a), from its facts.
+MICCAI 2022, part V, pp. 107-117, arXiv 2206.02425. This module computes what the authors' released code computes
+(YaoZhang93/mmFormer at b18663a); no code was copied from it.
+
+One encoder for each modality gives features at several levels. At the deepest level, features become tokens: a
+transformer within each modality, then one between all available modalities. A convolutional decoder fuses the levels.
+In training, a decoder for single modalities and the decoder's deeper levels are supervised as well. The network is
+`glimpseg.nets.token_fusion`, which SMML uses, too.
 
 Departures
 | paper or code | says or does | we do |
@@ -45,7 +50,7 @@ from glimpseg.losses import FusionOutputs, one_hot, region_fusion_terms
 from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.nets import token_fusion
 from glimpseg.nets.authors import take_weights
-from glimpseg.nets.positions import cube_of
+from glimpseg.nets.positions import cubic_crop
 from glimpseg.nets.pyramid import CHANNELS, ORDER
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.token_fusion import OFFICIAL, UNUSED, Config, Features, TokenFusion
@@ -57,7 +62,7 @@ __all__ = ["METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors
 
 
 class MMFormer(Segmenter):
-    """Tokens of all modalities look at each other; a convolutional decoder does the rest."""
+    """Transformer over the tokens of all available modalities, with convolutional encoders and decoder."""
 
     pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"network\.encoders\.(.+)"}
 
@@ -68,17 +73,17 @@ class MMFormer(Segmenter):
 
     @property
     def stride(self) -> int:
-        """One halving for each level below the first."""
+        """Voxels that a crop's sides have to be a multiple of: one halving for each level below the first."""
         return self.config.stride
 
     @property
     def smallest(self) -> int:
-        """Two voxels at the deepest level: fewer cannot be reflected at the border."""
+        """Smallest side of a crop, in voxels: two at the deepest level, because one cannot be padded by reflection."""
         return 2 * self.stride
 
     @property
     def fixed_windows(self) -> bool:
-        """The released layout means another arrangement for every size."""
+        """True for the released token layout, whose arrangement depends on the size of the crop."""
         return self.config.layout == "released"
 
     @property
@@ -88,68 +93,86 @@ class MMFormer(Segmenter):
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Encoders' stages, layers of the transformers, and the decoders' blocks."""
+        """Stages of the encoders, layers of the transformers, and blocks of the decoders."""
         return tuple(outermost(self, token_fusion.STAGES))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Fused probabilities; encoders of modalities that the whole batch lacks are not run."""
+        """Return fused class probabilities. Encoders of modalities that the whole batch lacks are not run."""
         return self.fuse(self.encode(image, available), available)
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
-        """The encoders' features and each modality's tokens. Eq. (1)."""
+        """Return the encoders' features and the tokens of each modality. Eq. (1)."""
         return self.network.encode(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """The encoders' maps, modalities side by side."""
+        """Return the encoders' features, finest first, modalities concatenated along the channels."""
         return self.network.pyramid(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Fused probabilities from the available modalities' features."""
+        """Return fused class probabilities from the features of the available modalities."""
         return self.network.fuse(features, available[:, CHANNELS]).logits.softmax(1)
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
     ) -> FusionOutputs:
-        """All that is supervised: fused from what is `seen`, singles from what is `available`. Eq. (6), Eq. (7)."""
+        """Return all supervised maps.
+
+        Args:
+            image: crops; absent channels may hold anything.
+            available: modalities that each sample has; the single-modality maps use these.
+            seen: subset of `available` that the fusion uses.
+
+        Eq. (6), Eq. (7).
+        """
         features = self.encode(image, available)
         return self.network.supervised(features, self.network.fuse(features, seen[:, CHANNELS]))
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy and Dice of the fused, the single and the deep segmentations, weight 1 each. Eq. (10)."""
+        """Return cross-entropy and Dice of the fused, the single-modality and the deep segmentations, weight 1 each.
+
+        Eq. (10).
+        """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
         return region_fusion_terms(maps, one_hot(batch.target, self.labels), batch.available[:, CHANNELS])
 
 
 NAMES = tuple((rf"network\.{ours}", theirs) for ours, theirs in token_fusion.NAMES)
-"""Our names and the authors', for `nets.authors.take_weights`."""
+"""Patterns of our tensor names, and the authors' names, for `take_weights`."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:
-    """The official network with the weights of an authors' checkpoint (its state dict), for its size of crop.
+    """Return the official network with the weights of an authors' checkpoint, built for its crop size.
+
+    Args:
+        weights: state dict of the checkpoint.
 
     Raises: ModelError for weights that are not mmFormer's, or of other classes than BraTS 2018 and 2020 have.
     """
     positions = [value for name, value in weights.items() if name.endswith("flair_pos")]
     if not positions or positions[0].dim() != 3:
         raise ModelError("These are not the weights of the authors' mmFormer: flair_pos is missing.")
-    crop = cube_of(positions[0].shape[1], OFFICIAL.stride)
+    crop = cubic_crop(positions[0].shape[1], OFFICIAL.stride)
     network = MMFormer(replace(OFFICIAL, crop=crop), (Label.NCR, Label.ED, Label.ET))
     take_weights(network, weights, NAMES, UNUSED)
     return network
 
 
 def authors_recipe(network: MMFormer) -> Recipe:
-    """How imported weights are used: with the crops and intensities that they were trained on."""
+    """Return the recipe for imported weights, with the crops and intensities of their training."""
     recipe = RECIPES["brats2020"]
     sampling = replace(recipe.data.sampling, patch=network.config.crop)
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))
 
 
-def released(epoch: int) -> Recipe:
-    """The authors' schedule: 1000 epochs, each of as many batches of 8 as the list of cases fills."""
+def released_recipe(epoch: int) -> Recipe:
+    """Return the authors' schedule: 1000 epochs, each of as many batches of 8 as the case list fills.
+
+    Args:
+        epoch: optimiser steps of an epoch.
+    """
     return Recipe(
         method="mmformer",
         config=OFFICIAL,
@@ -176,7 +199,7 @@ def released(epoch: int) -> Recipe:
 METHOD = MMFormer
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, a small network, phantoms.
+    # Trains in minutes on two CPU cores: 3 mm voxels, a small network, phantoms.
     "phantom": Recipe(
         method="mmformer",
         config=Config(levels=4, token_width=128, heads=4, mlp_width=256, crop=(40, 40, 40)),
@@ -192,9 +215,9 @@ RECIPES = {
         ),
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
-    "brats2018": released(25),
-    "brats2020": released(28),
-    # The mended network under the budget of `unet/brats`.
+    "brats2018": released_recipe(25),
+    "brats2020": released_recipe(28),
+    # The corrected network with the training budget of `unet/brats`.
     "brats": Recipe(
         method="mmformer",
         config=Config(),

@@ -1,7 +1,12 @@
-"""RFNet: four encoders, fused region by region with weights that a coarse segmentation guides.
+"""RFNet: one encoder for each modality, and fusion region by region, guided by a coarse segmentation.
 
 Ding, Yu and Yang, RFNet: Region-aware Fusion Network for Incomplete Multi-modal Brain Tumor Segmentation, ICCV 2021,
-pp. 3975-3984. Implemented is what the authors' released code computes (dyh127/RFNet at 1e475fa), from its facts.
+pp. 3975-3984. This module computes what the authors' released code computes (dyh127/RFNet at 1e475fa); no code was
+copied from it.
+
+Four encoders run on the modalities that a study has. At every level a coarse segmentation locates each class. For each
+class, small gates weigh the modalities; the weighted sums are fused and decoded. In training, a decoder for single
+modalities and the coarse segmentations are supervised as well.
 
 Departures
 | paper or code | says or does | we do |
@@ -52,11 +57,11 @@ from glimpseg.nets.pyramid import (
     SingleDecoder,
     Stage,
     UpBlock,
+    concatenated_modalities,
     drop_biases,
     encoded,
     initialise,
-    present,
-    side_by_side,
+    zero_absent,
 )
 from glimpseg.nets.recompute import outermost
 from glimpseg.phantom.training_stream import Stream
@@ -66,21 +71,24 @@ from glimpseg.region import Label
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """RFNet (Ding et al., ICCV 2021). The defaults mend the released code; `OFFICIAL` is as released."""
+    """RFNet (Ding et al., ICCV 2021): settings of network and objective.
+
+    The defaults correct the released code (see Departures); `OFFICIAL` is as released.
+    """
 
     width: int = 16
     """Channels of the first level, a multiple of 4; doubled at each downsampling. Authors' code: 16."""
     levels: int = 4
-    """Resolutions. Authors' code: 4."""
+    """Number of resolution levels. Authors' code: 4."""
     coarse_width: int = 16
     """Channels before the coarse maps, at every level. Authors' code: 16."""
     gate_width: int = 128
     """Hidden units of a gate. Authors' code: 128."""
     fuse_from: int = 0
-    """Steps before the fused output is supervised. Authors' code: 3000 (20 epochs of 150), in which its terms are
-    multiplied by 0 and L2 decay shrinks the 34 tensors behind it."""
+    """Optimiser steps before the fused output is supervised. Authors' code: 3000 (20 epochs of 150). During these steps
+    the fused terms are multiplied by 0, and L2 decay shrinks the 34 tensors that only they train."""
     null_biases: bool = False
-    """Biases before an instance norm, which cancels them. Authors' code: true."""
+    """True keeps the biases before an instance norm, which cancels them. Authors' code: true."""
 
     def __post_init__(self) -> None:
         if self.width < 4 or self.width % 4 or self.levels < 2:
@@ -95,11 +103,11 @@ class Config:
 
 
 OFFICIAL = Config(fuse_from=3000, null_biases=True)
-"""The released network and objective; the authors' weights fit it."""
+"""Settings of the released network and objective; the authors' weights fit it."""
 
 
 class PostNorm(nn.Sequential):
-    """Convolution, instance norm without parameters, leaky ReLU of slope 0.2; reflecting at the border."""
+    """Convolution, instance norm without parameters, leaky ReLU of slope 0.2; reflection padding."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -109,7 +117,7 @@ class PostNorm(nn.Sequential):
 
 
 class CoarseMap(nn.Module):
-    """A segmentation at one level's own resolution, which guides the fusion there."""
+    """Coarse segmentation of one level, at that level's resolution; it guides the fusion."""
 
     def __init__(self, width: int, head: int, classes: int, *, deepest: bool) -> None:
         super().__init__()
@@ -124,13 +132,20 @@ class CoarseMap(nn.Module):
     def forward(
         self, stacked: Float[Tensor, "b mc x y z"], above: Float[Tensor, "b c x y z"] | None
     ) -> Float[Tensor, "b k x y z"]:
-        """Probabilities from all modalities' features and, but for the deepest level, the decoder's. Eq. (2)."""
+        """Return class probabilities from the features of all modalities.
+
+        Args:
+            stacked: features of this level, modalities concatenated along the channels.
+            above: the decoder's upsampled features; None at the deepest level.
+
+        Eq. (2).
+        """
         seen = self.embed(stacked)
         return self.head(seen if above is None else torch.cat([above, seen], 1)).float().softmax(1)
 
 
 class RegionFusion(nn.Module):
-    """Four modalities' features as one: for each class of a coarse map, a weight for each modality."""
+    """Region-aware fusion: for each class of a coarse map, one weight for each modality."""
 
     def __init__(self, width: int, gate_width: int, classes: int) -> None:
         super().__init__()
@@ -147,7 +162,14 @@ class RegionFusion(nn.Module):
     def forward(
         self, features: Float[Tensor, "b m c x y z"], coarse: Float[Tensor, "b k x y z"]
     ) -> Float[Tensor, "b c x y z"]:
-        """Half of the channels from the regions, half from the plain stack. The map gets no gradient. Eq. (6)."""
+        """Return fused features: half of the channels from the regions, half from the concatenated modalities.
+
+        Args:
+            features: features of one level; those of absent modalities are 0.
+            coarse: class probabilities of the same level. No gradient flows into them.
+
+        Eq. (6).
+        """
         coarse = coarse.detach()
         regions = self.weighted(features, coarse, self.weights(features, coarse))
         return torch.cat([self.regions(regions.flatten(1, 2)), self.shortcut(features.flatten(1, 2))], 1)
@@ -155,10 +177,10 @@ class RegionFusion(nn.Module):
     def weights(
         self, features: Float[Tensor, "b m c x y z"], coarse: Float[Tensor, "b k x y z"]
     ) -> Float[Tensor, "b k m"]:
-        """How much of each modality each class takes, in (0, 1), not normalised over modalities.
+        """Return the weight of each modality for each class, in (0, 1), not normalised over modalities.
 
-        A gate sees the mean of each feature over its class, and the class's share of the voxels. In fp32: shares may
-        be tiny. Eq. (3), Eq. (4).
+        The input of a gate is the mean of each feature over its class, and the class's share of the voxels. Computed in
+        fp32, because shares may be tiny. Eq. (3), Eq. (4).
         """
         with torch.autocast(features.device.type, enabled=False):
             share = coarse.mean((2, 3, 4)) + 1e-7  # b k
@@ -173,9 +195,12 @@ class RegionFusion(nn.Module):
         coarse: Float[Tensor, "b k x y z"],
         weights: Float[Tensor, "b k m"],
     ) -> Float[Tensor, "b k c x y z"]:
-        """Each class's features: its weighted sum over modalities, where it is. Eq. (5)."""
+        """Return the features of each class: the weighted sum over modalities, times the coarse map of the class.
+
+        Eq. (5).
+        """
         total = einsum(weights.to(features.dtype), features, "b k m, b m c x y z -> b k c x y z")
-        return total.mul_(coarse[:, :, None].to(features.dtype))  # nothing else needs it
+        return total.mul_(coarse[:, :, None].to(features.dtype))  # in place: nothing else needs `total`
 
     @staticmethod
     def _block(inputs: int, width: int) -> nn.Sequential:
@@ -183,7 +208,7 @@ class RegionFusion(nn.Module):
 
 
 class JointDecoder(nn.Module):
-    """Segments from the modalities there are, level by level: coarse map, region-aware fusion, decoder."""
+    """Decoder of the fused segmentation; each level has a coarse map, a region-aware fusion and an up-block."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -196,21 +221,21 @@ class JointDecoder(nn.Module):
         self.segment = Pointwise(widths[0], classes)
 
     def forward(self, features: Sequence[Float[Tensor, "b m ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
-        """Fused probabilities, and the coarse maps, finest first. Eq. (7)."""
+        """Return the fused class probabilities, and the coarse maps, finest first. Eq. (7)."""
         deepest = features[-1]
         maps = [self.coarse[-1](deepest.flatten(1, 2), None)]
         x = self.fuse[-1](deepest, maps[0])
         for number in reversed(range(len(self.levels))):
             level: Any = self.levels[number]
             seen = features[number]
-            raised = level.raised(x)
+            raised = level.upsample(x)
             maps.insert(0, self.coarse[number](seen.flatten(1, 2), raised))
-            x = level.joined(self.fuse[number](seen, maps[0]), raised)
+            x = level.combine(self.fuse[number](seen, maps[0]), raised)
         return self.segment(x).float().softmax(1), maps
 
 
 class RFNet(Segmenter):
-    """Region-aware fusion over the features that there are."""
+    """Region-aware fusion over the features of the available modalities."""
 
     pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"encoders\.(.+)"}
 
@@ -229,12 +254,12 @@ class RFNet(Segmenter):
 
     @property
     def stride(self) -> int:
-        """One halving for each level below the first."""
+        """Voxels that a crop's sides have to be a multiple of: one halving for each level below the first."""
         return 2 ** (self.config.levels - 1)
 
     @property
     def smallest(self) -> int:
-        """Two voxels at the deepest level: fewer cannot be reflected at the border."""
+        """Smallest side of a crop, in voxels: two at the deepest level, because one cannot be padded by reflection."""
         return 2 * self.stride
 
     @property
@@ -244,19 +269,20 @@ class RFNet(Segmenter):
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Encoders' stages, and the decoders' blocks."""
+        """Stages of the encoders, and blocks of the decoders."""
         return tuple(outermost(self, (Stage, PostNorm)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Fused probabilities; encoders of modalities that the whole batch lacks are not run."""
+        """Return fused class probabilities. Encoders of modalities that the whole batch lacks are not run."""
         return self.fuse(self.encode(image, available), available)
 
     def encode(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b m ..."]]:
-        """The encoders' features, finest first, modalities in `ORDER`. Eq. (1)."""
+        """Return the encoders' features, finest first, modalities in `ORDER`. Eq. (1)."""
         image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
-        # In training all run, so that every rank has the same gradients to add; in an export, so that it serves all.
+        # In training all encoders run, because every rank needs the same gradients to add. In an export all run,
+        # because the exported network has to serve all subsets.
         every = self.training or torch.compiler.is_exporting()
         needed = [True] * len(ORDER) if every else available.any(0).tolist()
         return encoded(self.encoders.values(), image, needed)
@@ -264,32 +290,43 @@ class RFNet(Segmenter):
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """The encoders' maps, modalities side by side."""
-        return side_by_side(self.encode(image, available), available[:, CHANNELS])
+        """Return the encoders' features, finest first, modalities concatenated along the channels."""
+        return concatenated_modalities(self.encode(image, available), available[:, CHANNELS])
 
     def fuse(
         self, features: list[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
-        """Fused probabilities from the available modalities' features."""
+        """Return fused class probabilities from the features of the available modalities."""
         available = available[:, CHANNELS]
-        return self.joint([present(level, available) for level in features])[0]
+        return self.joint([zero_absent(level, available) for level in features])[0]
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
     ) -> FusionOutputs:
-        """All that is supervised: fused from what is `seen`, singles from what is `available`. Eq. (8), Eq. (9)."""
+        """Return all supervised maps.
+
+        Args:
+            image: crops; absent channels may hold anything.
+            available: modalities that each sample has; the single-modality maps use these.
+            seen: subset of `available` that the fusion uses.
+
+        Eq. (8), Eq. (9).
+        """
         features = self.encode(image, available)
-        fused, coarse = self.joint([present(level, seen[:, CHANNELS]) for level in features])
+        fused, coarse = self.joint([zero_absent(level, seen[:, CHANNELS]) for level in features])
         deep = [coarse[0], *(upsampled(level, 2**number) for number, level in enumerate(coarse[1:], 1))]
         return FusionOutputs(fused, self.single(features), deep)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy and Dice of the fused, the single and the coarse segmentations, weight 1 each. Eq. (12)."""
+        """Return cross-entropy and Dice of the fused, the single-modality and the coarse segmentations, weight 1 each.
+
+        Eq. (12).
+        """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
         target = one_hot(batch.target, self.labels)
         terms = region_fusion_terms(maps, target, batch.available[:, CHANNELS])
-        begun = float(progress.step >= self.config.fuse_from)  # times 0, not left out: the decay goes on
+        begun = float(progress.step >= self.config.fuse_from)  # multiplied by 0, not left out: weight decay continues
         return {name: begun * term if name.startswith("fuse/") else term for name, term in terms.items()}
 
 
@@ -310,11 +347,14 @@ NAMES = (
     (r"single\.levels\.(?P<l>\d)\.refine", "decoder_sep.d{l}_out"),
     (r"single\.segment", "decoder_sep.seg_layer"),
 )
-"""Our names and the authors', for `nets.authors.take_weights`."""
+"""Patterns of our tensor names, and the authors' names, for `take_weights`."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> RFNet:
-    """The official network with the weights of an authors' checkpoint (its state dict).
+    """Return the official network with the weights of an authors' checkpoint.
+
+    Args:
+        weights: state dict of the checkpoint.
 
     Raises: ModelError for weights that are not RFNet's, or of other classes than BraTS 2018 and 2020 have.
     """
@@ -324,7 +364,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> RFNet:
 
 
 def authors_recipe(network: RFNet) -> Recipe:
-    """How imported weights are used: with the crops and intensities that they were trained on."""
+    """Return the recipe for imported weights, with the crops and intensities of their training."""
     recipe = RECIPES["brats2020"]
     return replace(recipe, config=network.config)
 
@@ -352,10 +392,10 @@ RELEASED = Recipe(
     ),
     seed=1024,
 )
-"""The authors' schedule: 300 epochs of 150 steps, whatever the list of cases."""
+"""Recipe of the authors' schedule: 300 epochs of 150 steps, whatever the length of the case list."""
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, a small network, phantoms.
+    # Trains in minutes on two CPU cores: 3 mm voxels, a small network, phantoms.
     "phantom": Recipe(
         method="rfnet",
         config=Config(width=8),
@@ -373,7 +413,7 @@ RECIPES = {
     ),
     "brats2018": RELEASED,
     "brats2020": RELEASED,
-    # The mended network under the budget of `unet/brats`.
+    # The corrected network with the training budget of `unet/brats`.
     "brats": Recipe(
         method="rfnet",
         config=Config(),

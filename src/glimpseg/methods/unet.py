@@ -1,9 +1,12 @@
-"""The plain baseline: one residual 3-D U-Net trained under modality dropout.
+"""Baseline: one residual 3-D U-Net, trained with modality dropout.
 
-No paper of its own; it is what every paper of this field has to beat, built from what is known to work: the
-residual encoder-decoder of Myronenko (arXiv 1810.11654) as MONAI builds it (`SegResNetDS`), nnU-Net's region
-targets, loss, deep supervision, augmentation and schedule (Isensee et al., arXiv 2011.00848), and early fusion with
-modality dropout: absent modalities are zero channels, and four more channels say which are present.
+The method has no paper of its own. Every method of this field should be better than it, so it is built from parts that
+are known to work: the residual encoder-decoder of Myronenko (arXiv 1810.11654) as MONAI builds it (`SegResNetDS`);
+nnU-Net's region targets, loss, deep supervision, augmentation and schedule (Isensee et al., arXiv 2011.00848); and
+early fusion with modality dropout.
+
+The input has eight channels: four images, where an absent modality is zero, and four presence channels, which are 1
+where a modality is present and 0 where it is absent. The output has one sigmoid for each region.
 
 Departures
 | source | says or does | we do |
@@ -47,29 +50,31 @@ from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label, Region
 
 TUMOUR = {Region.WT: Label.ED, Region.TC: Label.NCR, Region.ET: Label.ET}
-"""Regions from the outermost to the innermost, and the label of what lies in none that is further in."""
+"""Tumour regions, outermost first, and the label of voxels that lie in no region further in."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """A residual U-Net with region heads."""
+    """Residual U-Net with one output channel for each region."""
 
     width: int = 32
     """Channels of the first level; doubled at each downsampling. SegResNet: 32."""
     blocks: tuple[int, ...] = (1, 2, 2, 4, 4)
-    """Residual blocks of each encoder level. SegResNet: 1, 2, 2, 4; one level more for 128^3 crops."""
+    """Residual blocks of each encoder level, finest first. SegResNet: 1, 2, 2, 4; here one level more, for 128^3 crops.
+    """
     channels_per_group: int = 4
-    """Channels of the first level that share a norm; more than one, so that presence survives it. Ours."""
+    """Channels of the first level that share a group norm; more than one, because a norm over one channel removes the
+    presence channels. Our choice."""
     heads: int = 3
-    """Resolutions that are supervised, finest first."""
+    """Number of supervised resolutions, finest first."""
     head_weight: float = 0.5
-    """Weight of each coarser head relative to the one above. nnU-Net: 1/2."""
+    """Weight of each coarser head relative to the next finer one. nnU-Net: 1/2."""
     dice: float = 1.0
     """Weight of the soft Dice term. nnU-Net: 1."""
     cross_entropy: float = 1.0
     """Weight of the cross-entropy term. nnU-Net: 1."""
     full_share: float = 0.0
-    """Share of samples that see all their modalities; the rest draw a subset. RFNet: 0."""
+    """Share of samples that see all their modalities; the others see a random subset. RFNet: 0."""
 
     def __post_init__(self) -> None:
         if self.width % self.channels_per_group:
@@ -79,7 +84,7 @@ class Config:
 
 
 class UNet(Segmenter):
-    """Early fusion, presence channels, one sigmoid for each region."""
+    """Early-fusion U-Net: zero channels for absent modalities, presence channels, one sigmoid for each region."""
 
     pretrainable: ClassVar[Mapping[str, str]] = {
         "encoder": r"network\.encoder\.(.+)",
@@ -90,7 +95,8 @@ class UNet(Segmenter):
         super().__init__(labels)
         if lost := set(labels).difference(*(region.value for region in self.regions)):
             raise UsageError(
-                f"unet has a head for each region, and no region that {_named(labels)} make up holds {_named(lost)}. "
+                f"unet has a head for each region, and no region that {_label_names(labels)} make up holds "
+                f"{_label_names(lost)}. "
                 "Add labels: WT needs NCR, ED and ET, TC needs NCR and ET."
             )
         self.config = config
@@ -105,17 +111,20 @@ class UNet(Segmenter):
 
     @property
     def stride(self) -> int:
-        """One halving for each level below the first."""
+        """Voxels that a crop's sides have to be a multiple of: one halving for each level below the first."""
         return 2 ** (len(self.config.blocks) - 1)
 
     @property
     def whole_up_to(self) -> float:
-        """Twice, for speed; what it does to Dice is on the method's page."""
+        """Largest side of a brain that is segmented in one piece, in crop lengths: 2, for speed.
+
+        The effect on Dice is on the method's page.
+        """
         return 2.0
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """All of it."""
+        """The whole network."""
         return (self.network,)
 
     @property
@@ -124,25 +133,29 @@ class UNet(Segmenter):
         return tuple(outermost(self.network, ResidualBlock))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Probability of each region, in the order of `regions`. They overlap: the channels do not sum to 1."""
+        """Return the probability of each region, in the order of `regions`.
+
+        Regions overlap: the channels do not sum to 1.
+        """
         return self.logits(image, available)[0].float().sigmoid()
 
     def logits(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Tensor]:
-        """One map for each supervised resolution, finest first; only the finest outside training. Eq. (3)."""
-        return self.network(self._shown(image, available))
+        """Return the logits of each supervised resolution, finest first; outside training the finest only. Eq. (3)."""
+        return self.network(self._network_input(image, available))
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """The decoder's maps."""
-        return list(self.network.decoded(self._shown(image, available)))[::-1]
+        """Return the decoder's features, finest first."""
+        return list(self.network.decoded(self._network_input(image, available)))[::-1]
 
-    def _shown(self, image: Tensor, available: Tensor) -> Tensor:
+    def _network_input(self, image: Tensor, available: Tensor) -> Tensor:
         presence = available[:, :, None, None, None].expand_as(image).to(image.dtype)
         return torch.cat([blanked(image, available), presence], 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... that sum to 1.
+        """Return Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... scaled to sum to
+        1.
 
         Eq. (8), Eq. (9).
         """
@@ -163,13 +176,16 @@ class UNet(Segmenter):
         return {"dice": self.config.dice * dice, "cross_entropy": self.config.cross_entropy * cross_entropy}
 
     def region_target(self, target: Int[Tensor, "b x y z"]) -> Float[Tensor, "b k x y z"]:
-        """One binary map for each region. Eq. (4)."""
+        """Return one binary map for each region. Eq. (4)."""
         maps = [torch.isin(target, torch.tensor(region.value, device=target.device)) for region in self.regions]
         return torch.stack(maps, 1).float()
 
     def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
-        """Regions above one half, each inside the last: oedema where WT alone, necrosis where TC, then ET; a
-        cavity where RC is likelier than not and likelier than tumour."""
+        """Return labels from regions above one half, each inside the previous one.
+
+        Oedema where WT alone is, necrosis where TC is, then ET. A cavity where RC is above one half and more probable
+        than tumour.
+        """
         found = self.region_probabilities(probabilities)
         labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
         inside = torch.ones_like(labels, dtype=torch.bool)
@@ -183,28 +199,28 @@ class UNet(Segmenter):
         return labels
 
     def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
-        """The channels, by name."""
+        """Return the channels by region."""
         return dict(zip(self.regions, probabilities.unbind(1), strict=True))
 
 
-def _named(labels: Iterable[Label]) -> str:
+def _label_names(labels: Iterable[Label]) -> str:
     return ", ".join(label.name for label in sorted(labels))
 
 
 METHOD = UNet
 
 BOX = Config(width=16, blocks=(1, 2, 2, 4), full_share=0.2)
-"""The network that comes with the package."""
+"""Settings of the network that is shipped with the package."""
 ONE_SIDED = replace(MILD, zooming=0.3, gamma=0.2, mirror=(True, False, False))
-"""Mirrors left and right alone, because the other mirrors show no patient."""
+"""Augmentation that mirrors left and right only, because no patient looks like the other mirror images."""
 NARROWER = replace(
     WIDE, tissue=0.05, uptake=0.2, contrast=0.02, flatness=0.12, histogram=0.05, sequences=0.1, coarse=0.1, strip=0.15,
     central=0.0, lopsided=0.0,
 )  # fmt: skip
-"""Phantoms of which a network learns first where tumours are and what they look like."""
+"""Phantom variety of the first training stage: half as wide, to learn first where tumours lie and their appearance."""
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, a small network, phantoms. What `make demo` and the tests use.
+    # Trains in minutes on two CPU cores: 3 mm voxels, a small network, phantoms. Used by `make demo` and the tests.
     "phantom": Recipe(
         method="unet",
         config=Config(width=16, blocks=(1, 2, 2, 2)),
@@ -220,7 +236,7 @@ RECIPES = {
         ),
         optim=Optim(steps=650, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
-    # The network in the box begins here, at 3 mm, where a step costs half, and on phantoms of half the widths.
+    # First stage of the shipped network: 3 mm voxels, where a step costs half, and less varied phantoms.
     "box-coarse": Recipe(
         method="unet",
         config=BOX,
@@ -231,7 +247,7 @@ RECIPES = {
         ),
         optim=Optim(steps=3000, learning_rate=2e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
-    # It goes on here: phantoms more varied than any test on them, no folder of studies, no epoch.
+    # Second stage: phantoms that are more varied than those of any test, drawn from a stream without epochs.
     "box-crops": Recipe(
         method="unet",
         config=BOX,
@@ -242,7 +258,7 @@ RECIPES = {
         ),
         optim=Optim(steps=5500, learning_rate=1e-3, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
-    # And ends here, on whole brains, which is how it is used: group norms see what they will see then.
+    # Third stage: whole brains, as in use, because the statistics of group norms depend on the size of the crop.
     "box": Recipe(
         method="unet",
         config=BOX,
@@ -253,7 +269,7 @@ RECIPES = {
         ),
         optim=Optim(steps=1400, learning_rate=4e-4, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
-    # A day on one GPU, nnU-Net's budget of crops: BraTS at 1 mm.
+    # BraTS at 1 mm with nnU-Net's number of crops; about a day on one GPU.
     "brats": Recipe(
         method="unet",
         config=Config(),

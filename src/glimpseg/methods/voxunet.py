@@ -1,8 +1,11 @@
-"""Vox-MMSD's U-Net: batch-normed, deeply supervised; what its authors pretrain (`voxmmsd`) and fine-tune.
+"""U-Net of Vox-MMSD: batch norm, deep supervision; its authors pretrain (`voxmmsd`) and fine-tune it.
 
-Zhou et al., Vox-MMSD, IEEE JBHI 2025, doi 10.1109/JBHI.2025.3592116. The paper's full text was not at hand:
-implemented is what the authors' released code computes (79f7bc6; its fine-tuning of children's tumours at b185259d),
-from its facts.
+Zhou et al., Vox-MMSD, IEEE JBHI 2025, doi 10.1109/JBHI.2025.3592116. The paper's full text was not at hand. This module
+computes what the authors' released code computes (79f7bc6; its fine-tuning of children's tumours at b185259d); no code
+was copied from it.
+
+A plain 3-D U-Net over four channels, where an absent modality is zero. The four finest resolutions of the decoder are
+supervised with Dice and cross-entropy.
 
 Departures
 | source | says or does | we do |
@@ -48,18 +51,19 @@ from glimpseg.region import Label
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """The U-Net of Vox-MMSD (Zhou et al., JBHI 2025)."""
+    """Settings of the U-Net of Vox-MMSD (Zhou et al., JBHI 2025)."""
 
     width: int = 32
     """Channels of the first level; doubled at each downsampling. Authors' code: 32."""
     dropout: tuple[float, ...] = (0, 0, 0.2, 0.3, 0.4)
-    """Of each level, finest first; so many levels there are. Authors' code: these; in pretraining at most 0.2."""
+    """Dropout probability of each level, finest first; its length is the number of levels. Authors' code: these values;
+    in pretraining at most 0.2."""
     heads: int = 4
-    """Resolutions that are supervised, finest first, with equal weights. Authors' code: 4."""
+    """Number of supervised resolutions, finest first, with equal weights. Authors' code: 4."""
     full_share: float = 0.0
-    """Share of samples that see all their modalities; the rest draw a subset. Authors' code: 1."""
+    """Share of samples that see all their modalities; the others see a random subset. Authors' code: 1."""
     mixup: float = 0.0
-    """Probability that a batch is blended with itself in another order. Authors' code: 0.5."""
+    """Probability that a batch is blended with itself in another order (mixup). Authors' code: 0.5."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.heads < len(self.dropout):
@@ -72,14 +76,14 @@ class Config:
 
 
 OFFICIAL = Config(full_share=1.0, mixup=0.5)
-"""The released fine-tuning."""
+"""Settings of the released fine-tuning."""
 
 
 class Block(nn.Sequential):
     """Two convolutions of 3 x 3 x 3, each with batch norm and leaky ReLU; dropout between them."""
 
     def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
-        super().__init__(
+        layers = [
             nn.Conv3d(inputs, outputs, 3, padding=1),
             nn.BatchNorm3d(outputs),
             nn.LeakyReLU(inplace=True),
@@ -87,11 +91,12 @@ class Block(nn.Sequential):
             nn.Conv3d(outputs, outputs, 3, padding=1),
             nn.BatchNorm3d(outputs),
             nn.LeakyReLU(inplace=True),
-        )
+        ]
+        super().__init__(*layers)
 
 
 class Encoder(nn.Module):
-    """Features at every resolution; each level halves by its largest voxels."""
+    """Features at every resolution; max pooling halves between two levels."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -103,7 +108,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, image: Float[Tensor, "b m x y z"]) -> list[Float[Tensor, "b ..."]]:
-        """Finest first."""
+        """Return the features of each level, finest first."""
         levels = [self.entry(image)]
         for down in self.down:
             levels.append(down(self.pool(levels[-1])))
@@ -111,7 +116,7 @@ class Encoder(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """The coarser map at twice its resolution beside the encoder's."""
+    """Decoder level: the coarser features are narrowed, upsampled and concatenated with the encoder's features."""
 
     def __init__(self, below: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -121,12 +126,12 @@ class UpBlock(nn.Module):
     def forward(
         self, skip: Float[Tensor, "b c x y z"], below: Float[Tensor, "b d u v w"]
     ) -> Float[Tensor, "b c x y z"]:
-        """The encoder's channels come first."""
+        """Return the features of this level. The encoder's channels (`skip`) come first in the concatenation."""
         return self.block(torch.cat([skip, upsampled(self.narrow(below))], 1))
 
 
 class Decoder(nn.Module):
-    """Back to full resolution."""
+    """Decoder back to full resolution."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -134,7 +139,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList(UpBlock(below, width, dropout) for (width, below), dropout in reversed(sizes))
 
     def forward(self, levels: Sequence[Float[Tensor, "b ..."]]) -> list[Float[Tensor, "b ..."]]:
-        """One map for each level but the deepest, finest first."""
+        """Return the features of each level but the deepest, finest first."""
         *skips, x = levels
         maps: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(skips), strict=True):
@@ -144,7 +149,7 @@ class Decoder(nn.Module):
 
 
 class VoxUNet(Segmenter):
-    """A plain U-Net; absent modalities are zero channels."""
+    """Plain U-Net; absent modalities are zero channels."""
 
     pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"encoder\.(.+)", "decoder": r"decoder\.(.+)"}
 
@@ -157,7 +162,7 @@ class VoxUNet(Segmenter):
 
     @property
     def stride(self) -> int:
-        """One halving for each level below the first."""
+        """Voxels that a crop's sides have to be a multiple of: one halving for each level below the first."""
         return 2 ** (len(self.config.dropout) - 1)
 
     @property
@@ -167,21 +172,21 @@ class VoxUNet(Segmenter):
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Pairs of convolutions."""
+        """Blocks of two convolutions."""
         return tuple(outermost(self, Block))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Probabilities of background and labels."""
+        """Return probabilities of background and labels."""
         return self.heads[0](self.pyramid(image, available)[0]).float().softmax(1)
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """The decoder's maps. Eq. (1)."""
+        """Return the decoder's features, finest first. Eq. (1)."""
         return self.decoder(self.encoder(blanked(image, available)))
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Dice and cross-entropy, means over the supervised resolutions. Eq. (5)."""
+        """Return Dice and cross-entropy, means over the supervised resolutions. Eq. (5)."""
         assert batch.target is not None, "supervised training needs a reference for every crop"
         seen = draw_subsets(batch.available)
         full = torch.rand(len(seen), 1, device=seen.device) < self.config.full_share
@@ -202,15 +207,20 @@ class VoxUNet(Segmenter):
 def blended(
     image: Float[Tensor, "b m x y z"], target: Float[Tensor, "b k x y z"]
 ) -> tuple[Float[Tensor, "b m x y z"], Float[Tensor, "b k x y z"]]:
-    """The batch in two random orders, each sample with a share of its own, uniform in 0 to 1 (mixup). Eq. (2)."""
-    share = torch.rand(len(image), 1, 1, 1, 1, device=image.device)
+    """Return the batch blended with itself in two random orders (mixup); the share of each sample is uniform in 0 to 1.
+
+    Eq. (2).
+    """
+    share = torch.rand((len(image), 1, 1, 1, 1), device=image.device)
     first, second = (torch.randperm(len(image), device=image.device) for _ in range(2))
     return torch.lerp(image[second], image[first], share), torch.lerp(target[second], target[first], share)
 
 
 def cross_entropy(probabilities: Float[Tensor, "b k x y z"], target: Float[Tensor, "b k x y z"]) -> Float[Tensor, ""]:
-    """Mean over all voxels; probabilities are first drawn in to 0.0005 ... 0.9995, so that no logarithm runs away.
-    Eq. (4)."""
+    """Return the mean cross-entropy over all voxels.
+
+    Probabilities are first scaled to 0.0005 ... 0.9995, because the logarithm of 0 is infinite. Eq. (4).
+    """
     return -(target * (0.999 * probabilities + 5e-4).log()).sum(1).mean()
 
 
@@ -222,11 +232,14 @@ NAMES = (
     (r"heads\.0", "decoder.out_conv"),
     (r"heads\.(?P<k>\d)", "decoder.out_conv{k}"),
 )
-"""Our names and the authors', for `nets.authors.take_weights`."""
+"""Patterns of our tensor names, and the authors' names, for `take_weights`."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> VoxUNet:
-    """The official network with the weights of an authors' fine-tuned checkpoint (its state dict).
+    """Return the official network with the weights of an authors' fine-tuned checkpoint.
+
+    Args:
+        weights: state dict of the checkpoint.
 
     Raises: ModelError for weights that are not this U-Net's, or of another number of classes than four.
     """
@@ -236,14 +249,14 @@ def from_authors(weights: Mapping[str, Tensor]) -> VoxUNet:
 
 
 def authors_recipe(network: VoxUNet) -> Recipe:
-    """How imported weights are used."""
+    """Return the recipe for imported weights."""
     return RECIPES["bratsped"]
 
 
 METHOD = VoxUNet
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, a small network, phantoms.
+    # Trains in minutes on two CPU cores: 3 mm voxels, a small network, phantoms.
     "phantom": Recipe(
         method="voxunet",
         config=Config(width=16, dropout=(0, 0, 0.1, 0.2), heads=3),
@@ -290,7 +303,7 @@ RECIPES = {
         ),
         seed=1,
     ),
-    # The network under the budget of `unet/brats`.
+    # The network with the training budget of `unet/brats`.
     "brats": Recipe(
         method="voxunet",
         config=Config(),

@@ -1,6 +1,6 @@
-"""What computes a network when it segments: torch, or a copy of it in another runtime, compared with torch before use.
+"""Inference backend: torch, or a copy of the network in another runtime that is compared with torch before use.
 
-A copy is made for the shape of the windows, with the modalities that are there as an input: one serves all subsets.
+A copy is made for one shape of window. The available modalities are an input of it: one copy serves all subsets.
 """
 
 from __future__ import annotations
@@ -30,28 +30,36 @@ log = logging.getLogger(__name__)
 NEEDS = MappingProxyType(
     {"torch": ("torch",), "openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
 )
-"""Packages of each backend; the first computes."""
+"""Packages of each backend; the first one is the runtime."""
 PREFERRED = ("openvino", "onnx", "torch")
-"""On a processor, the first that is installed."""
+"""Order in which `auto` looks for an installed backend on a CPU."""
 COARSE_MM = 1.5
-"""Voxels above which `auto` makes no copy: a brain is one window or two then, and a copy costs more than it saves."""
+"""Voxel spacing in mm above which `auto` makes no copy: a brain is one or two windows then, and a copy costs more time
+than it saves."""
 INPUTS, OUTPUT = ("image", "available"), "probabilities"
-"""What a copy calls them."""
+"""Names of inputs and output in a copy."""
 TOLERANCE = 1e-4
-"""Share of a window's voxels that may get another label than from torch in fp32."""
+"""Largest share of a window's voxels whose label may differ from torch in fp32."""
 COMPARED = 3
-"""Windows of a shape that are compared with torch at most; one that shows a label settles it."""
+"""Windows of one shape that are compared with torch, at most. The comparison ends with one that shows a label."""
 KEPT = 4
-"""Shapes of windows whose copies stay in memory."""
+"""Number of window shapes whose copies stay in memory."""
 
 Program: TypeAlias = Callable[[Float[np.ndarray, "1 m x y z"], Bool[np.ndarray, "1 m"]], Float[np.ndarray, "1 k x y z"]]
-"""A network for windows of one shape: image and availability in, probabilities out."""
+"""Network for windows of one shape: takes image and availability, returns probabilities."""
 
 
 def resolved_backend(wanted: str, device: torch.device, spacing_mm: float, whole_up_to: float = 1.0) -> str:
-    """The backend for a model that works on voxels of `spacing_mm`. `auto` takes torch on a GPU, for voxels above
-    `COARSE_MM`, and for a network that sees a brain in one piece (`Segmenter.whole_up_to` above 1): each brain would
-    need a copy of its own. On a processor otherwise the first of `PREFERRED` that is installed.
+    """Return the name of the backend to use.
+
+    `auto` means torch on a GPU, for voxels above `COARSE_MM`, and for a network that segments a brain in one piece,
+    because each brain would need a copy of its own. Otherwise it means the first of `PREFERRED` that is installed.
+
+    Args:
+        wanted: `auto` or the name of a backend.
+        device: Device of the model.
+        spacing_mm: Voxel spacing of the model in mm.
+        whole_up_to: `Segmenter.whole_up_to`.
 
     Raises: UsageError for an unknown backend, one that is not installed, or one that does not compute on `device`.
     """
@@ -71,50 +79,56 @@ def resolved_backend(wanted: str, device: torch.device, spacing_mm: float, whole
 
 
 def missing(name: str) -> list[str]:
-    """The packages of a backend that are not installed."""
+    """Return the packages of a backend that are not installed."""
     return [package for package in NEEDS[name] if find_spec(package) is None]
 
 
 def require(name: str) -> None:
-    """Raises UsageError if packages of the backend `name` are not installed."""
+    """Raise UsageError if packages of the backend `name` are not installed."""
     absent = missing(name)
     if absent:
         raise UsageError(f"{name} needs {' and '.join(absent)}, not installed here: pip install 'glimpseg[{name}]'.")
 
 
 class Backend:
-    """Computes `network(windows, available)` for inference.
+    """Runtime that computes `network(windows, available)` for inference.
 
-    The copy for a shape of window is compared with torch in fp32 on its first windows, until one shows a label. Where
-    it gives other labels than `TOLERANCE` allows, it is made anew in fp32 if it was in bf16; then, or if it cannot be
-    made at all, torch takes over for good, with a warning.
+    The copy for a window shape is compared with torch in fp32 on its first windows, until one shows a label. If more
+    labels differ than `TOLERANCE` allows, a bf16 copy is made again in fp32. If that copy differs too, or no copy can
+    be made, torch computes from then on, and a warning is logged.
+
+    Args:
+        network: The network.
+        name: `torch`, `openvino` or `onnx`.
+        precision: Precision of torch, `fp32` or `bf16`.
+        device: Device of the network.
     """
 
     def __init__(self, network: Segmenter, name: str, precision: str, device: torch.device) -> None:
         self._network, self._device = network, device
         self._of_torch = precision
         self.name = name
-        """What computes now."""
+        """Name of the runtime in use."""
         self.precision = "fp32" if name == "onnx" else precision
-        """What it computes in: bf16 or fp32. onnxruntime has no bf16 convolution on processors."""
+        """Precision in use, bf16 or fp32. onnxruntime has no bf16 convolution on CPUs."""
         self.note: str | None = None
-        """Why it is not what was asked for, if it is not."""
+        """Reason why runtime or precision is not the one asked for; None if it is."""
         self._programs: dict[tuple[int, ...], _Copy] = {}
 
     @property
     def record(self) -> dict[str, str]:
-        """For `run.json` and `evaluation.json`."""
+        """Fields for `run.json` and `evaluation.json`."""
         told = {"name": self.name, "version": version(NEEDS[self.name][0]), "precision": self.precision}
         return {**told, "note": self.note} if self.note else told
 
     def computing(self) -> AbstractContextManager[None]:
-        """The context to call it in."""
+        """Return the context to call the backend in."""
         return precision_context(self.precision, self._device) if self.name == "torch" else nullcontext()
 
     def __call__(
         self, windows: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
-        """Probabilities, fp32."""
+        """Return the network's probabilities, in fp32."""
         while self.name != "torch":
             try:
                 shown = zip(windows.split(1), available.split(1), strict=True)
@@ -142,7 +156,7 @@ class Backend:
         return found
 
     def _retreat(self, error: Exception) -> None:
-        """To fp32, or to torch."""
+        """Change to fp32, or to torch, after a failure."""
         was, reason = self.name, _first_line(error)
         self._programs.clear()
         if isinstance(error, _DiffersError) and self.precision == "bf16":
@@ -156,28 +170,28 @@ class Backend:
 
 @dataclass
 class _Copy:
-    """A network in another runtime, for windows of one shape."""
+    """Copy of a network in another runtime, for windows of one shape."""
 
     program: Program
     unsettled: int
-    """How many windows are still to be compared with torch, at most."""
+    """Windows that are still to be compared with torch, at most."""
 
 
 class _DiffersError(Exception):
-    """A copy gives other labels than the network."""
+    """Raised if a copy gives other labels than the network."""
 
 
 def changed_labels(
     network: Segmenter, found: Float[Tensor, "b k x y z"], expected: Float[Tensor, "b k x y z"]
 ) -> float:
-    """Share of the voxels that `decode` gives another label; 1 if `found` is of another shape or not finite."""
+    """Return the share of voxels with another label than expected; 1 if `found` has another shape or is not finite."""
     if found.shape != expected.shape or not torch.isfinite(found).all():
         return 1.0
     return float((network.decode(found) != network.decode(expected)).float().mean())
 
 
 def exported(network: Segmenter, shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """The network's forward pass, fp32, for one window of `shape` and any availability."""
+    """Return the network's forward pass in fp32, as a program for one window of `shape` and any availability."""
     with torch.inference_mode(False), torch.no_grad():
         weights = next(network.parameters())
         image = torch.zeros(1, len(Modality), *shape, device=weights.device)
@@ -186,8 +200,11 @@ def exported(network: Segmenter, shape: Sequence[int]) -> torch.export.ExportedP
 
 
 def to_openvino(program: torch.export.ExportedProgram) -> Any:
-    """An exported network as an `openvino.Model`; by the frontend itself, because `openvino.convert_model` reports its
-    use over the internet unless the user has forbidden it."""
+    """Return an exported network as an `openvino.Model`.
+
+    The frontend is called directly, because `openvino.convert_model` reports its use over the internet unless the user
+    has forbidden it.
+    """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -203,14 +220,16 @@ def to_openvino(program: torch.export.ExportedProgram) -> Any:
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> Any:
-    """An exported network as a `torch.onnx.ONNXProgram`."""
+    """Return an exported network as a `torch.onnx.ONNXProgram`."""
     with _silence():
         return torch.onnx.export(program, dynamo=True, verbose=False, input_names=INPUTS, output_names=[OUTPUT])
 
 
 def openvino_program(model: Any, precision: str) -> Program:
-    """A compiled `openvino.Model` (or the path of its `.xml`) for the processor; the precision is set, because the
-    default is a low one."""
+    """Return a compiled `openvino.Model` (or the path of its `.xml`) for the CPU.
+
+    The precision is set because OpenVINO's default is a low one.
+    """
     import openvino
 
     settings = {
@@ -223,7 +242,7 @@ def openvino_program(model: Any, precision: str) -> Program:
 
 
 def onnx_program(model: bytes | str) -> Program:
-    """An ONNX model, serialised or the path of its file, for the processor, fp32."""
+    """Return an ONNX model, serialised or as the path of its file, for the CPU in fp32."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -247,7 +266,7 @@ MAKERS: Mapping[str, Callable[[Segmenter, Sequence[int], str], Program]] = Mappi
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps off the screen what converters say on the root logger and by warnings of what is no concern of ours."""
+    """Suppress the converters' messages on the root logger and their warnings; they do not concern users."""
     loggers = [logging.getLogger(name) for name in (None, *_TALKATIVE)]
     quiet = logging.NullHandler()  # or the first word on the root logger would set it up for all
     loggers[0].addHandler(quiet)
@@ -264,7 +283,7 @@ def _silence() -> Iterator[None]:
 
 
 _TALKATIVE = ("torch.onnx._internal.exporter._registration",)
-"""It misses torchvision, which nothing here needs."""
+"""Loggers that report that torchvision is missing, which nothing here needs."""
 
 
 def _nothing(record: logging.LogRecord) -> bool:

@@ -1,7 +1,6 @@
-"""What to expect of a model from each subset of sequences: Dice that was measured, temperatures, and what one more
-sequence would add.
+"""Expected performance of a model for each subset of sequences: Dice, temperatures, gain from one more sequence.
 
-Plain numbers, kept as `expectations.json` in the folder of a model. How they are measured stands in `calibrate`.
+The numbers are stored as `expectations.json` in the model folder. `evaluation.calibrate` measures them.
 """
 
 from __future__ import annotations
@@ -20,102 +19,104 @@ from glimpseg.results.statistics import CONFIDENCE, RESAMPLES, Interval
 
 EXPECTATIONS = "expectations.json"
 FORMAT = 1
-"""Of the file; a reader refuses another."""
+"""Version of the file's format. Another one is refused."""
 JUDGED = (Region.WT, Region.TC, Region.ET)
-"""The regions over which a gain is averaged. A cavity is no tumour, and few studies have one."""
+"""Regions over which a gain is averaged. The resection cavity is not among them: it is no tumour, and few studies have
+one."""
 WORTH = 0.01
-"""Gain of mean Dice below which no sequence is recommended: nobody should be scanned again for less than a point."""
+"""Gain of mean Dice below which no sequence is recommended: a gain of less than a point is not worth another scan."""
 DECIMALS = 5
-"""Of numbers in the file."""
+"""Decimal places of numbers in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a model did for one region from one subset of sequences, and how sure it should be there."""
+    """Measured performance of a model for one region and one subset of sequences, and its calibration."""
 
     dice: Interval
-    """Mean over cases, and the interval of that mean; single cases spread more widely."""
+    """Mean over cases, with the confidence interval of that mean; single cases spread more widely."""
     tenth: float
     """The 10th percentile of the cases' Dice: one case in ten had this or less."""
     temperature: float
-    """What logits are divided by. Above 1 the model was too sure of itself, below 1 not sure enough."""
+    """Divisor of the logits. Above 1 the model was overconfident, below 1 underconfident."""
     pooled: bool
-    """Whether the temperature is that of all subsets together, for want of cases."""
+    """True if the temperature is fitted to all subsets together, because this one has too few cases."""
     ece_before: float
-    """Expected calibration error as the network gives its probabilities; NaN, as the two below, without cases to
-    measure on."""
+    """Expected calibration error of the network's own probabilities. This and the two values below are NaN without
+    cases to measure them on."""
     ece_after: float
-    """The same after the temperature, on the same cases, none of which it was fitted on."""
+    """Expected calibration error after temperature scaling, on the same cases; the temperature was fitted on others."""
     estimate_error: float
-    """How far the Dice that is estimated of a single study was from the true one: mean absolute difference."""
+    """Mean absolute difference between the estimated and the true Dice of a single study."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What one more sequence adds to a subset, in Dice: paired differences over the same cases."""
+    """Gain in Dice from one more sequence: paired differences over the same cases."""
 
     sequence: Modality
     mean: Interval
-    """Over the regions of `JUDGED` that the model has."""
+    """Mean gain over the regions of `JUDGED` that the model has."""
     regions: Mapping[Region, Interval]
 
     @property
     def shown(self) -> bool:
-        """Whether it is large enough to be worth a scan, and more than chance among cases like these."""
+        """True if the gain is at least `WORTH` and its confidence interval lies above 0."""
         return self.mean.mean >= WORTH and self.mean.low > 0  # False for NaN: too few cases to say
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectations:
-    """A model's record."""
+    """Expected performance of a model, as `expectations.json` holds it."""
 
     population: str
-    """What it was measured on, in words that end a sentence: `64 phantoms of held-out settings`."""
+    """Description of the studies, as the end of a sentence: `64 phantoms of held-out settings`."""
     studies: int
     fitted_on: int
-    """Of these studies, those whose voxels gave the temperatures; the others measured calibration. Dice is of all."""
+    """Number of studies that the temperatures were fitted on. Calibration was measured on the others, Dice on all."""
     subsets: Mapping[Modality, Mapping[Region, Expected]]
     gains: Mapping[Modality, tuple[Gain, ...]] = field(default_factory=dict)
-    """For each subset, every sequence that it lacks."""
+    """Gains by subset, one for every sequence that the subset lacks."""
     choices: Mapping[str, Any] = field(default_factory=dict)
-    """How the model was used, as far as its method leaves that open."""
+    """Values of the fields in `Segmenter.choices` that the model was measured with."""
 
     def of(self, subset: Modality) -> Mapping[Region, Expected]:
-        """What to expect from a subset; empty if no case had it."""
+        """Return the expected performance for a subset, by region; empty if no case had the subset."""
         return self.subsets.get(subset, {})
 
     def temperatures(self, subset: Modality) -> dict[Region, float]:
-        """By region; empty if no case had the subset."""
+        """Return the temperatures for a subset, by region; empty if no case had the subset."""
         return {region: expected.temperature for region, expected in self.of(subset).items()}
 
     def most_helpful(self, available: Modality) -> Gain | None:
-        """The one absent sequence that would add most to the mean Dice; None if nothing is absent, or if no gain is
-        both worth it and more than chance."""
+        """Return the largest gain from one absent sequence in mean Dice.
+
+        None if no sequence is absent, or if no gain is `shown`.
+        """
         shown = [gain for gain in self.gains.get(available, ()) if gain.shown]
         return max(shown, key=lambda gain: gain.mean.mean, default=None)
 
     def sentences(self, subset: Modality) -> list[str]:
-        """What to expect of a subset, and the sequence that would help most, for a person."""
+        """Return sentences on the expected performance for a subset and on the sequence that would help most."""
         found = self.of(subset)
         if not found:
-            return [f"What to expect from {subset.title} is not known: no study of {self.population} had these."]
-        said = [f"What to expect from {subset.title}, as measured on {self.population} ({self.studies} studies):"]
+            return [f"The performance with {subset.title} is not known: no study of {self.population} had these."]
+        said = [f"Expected performance with {subset.title}, measured on {self.population} ({self.studies} studies):"]
         said += [f"  {region.name}: mean Dice {_measured(expected)}" for region, expected in found.items()]
         best = self.most_helpful(subset)
         if best is not None:
             gains = ", ".join(f"{region.name} {_gained(gain)}" for region, gain in best.regions.items())
             said.append(
-                f"Of the absent sequences {best.sequence.title} would help most: {_gained(best.mean)} points of mean "
-                f"Dice there ({gains})."
+                f"Adding {best.sequence.title} would help most: {_gained(best.mean)} points of mean Dice ({gains})."
             )
         elif self.gains.get(subset):
-            said.append("Of the absent sequences none was shown to add a point of mean Dice there.")
+            said.append("No absent sequence was shown to add a point of mean Dice.")
         elif subset != ALL:
-            said.append("What a further sequence would add was not measured.")
+            said.append("The gain from a further sequence was not measured.")
         return said
 
     def as_tree(self) -> dict[str, Any]:
-        """For JSON; `from_tree` reads it."""
+        """Return plain values for JSON, which `from_tree` reads."""
         return {
             "format": FORMAT,
             "population": self.population,
@@ -141,7 +142,10 @@ class Expectations:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Expectations:
-        """Raises: KeyError, TypeError, ValueError or UsageError if a part is missing or is not what it should be."""
+        """Return the object that `as_tree` described.
+
+        Raises: KeyError, TypeError, ValueError or UsageError if a part is missing or is not what it should be.
+        """
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']}, this version reads {FORMAT}")
         return cls(
@@ -161,7 +165,7 @@ class Expectations:
 
 
 def read_expectations(folder: Path) -> Expectations:
-    """Those of a model folder. Raises: ModelError if the file cannot be read."""
+    """Load the `expectations.json` of a model folder. Raises: ModelError if the file cannot be read."""
     try:
         return Expectations.from_tree(json.loads((folder / EXPECTATIONS).read_text("utf-8")))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
@@ -171,13 +175,13 @@ def read_expectations(folder: Path) -> Expectations:
 
 
 def interval_tree(interval: Interval) -> dict[str, Any]:
-    """For JSON; ends that are not known are null."""
+    """Return an interval as plain values for JSON; unknown ends are null."""
     ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {**{name: _number(value) for name, value in ends.items()}, "cases": interval.cases}
 
 
 def expected_tree(expected: Expected) -> dict[str, Any]:
-    """For JSON."""
+    """Return expected performance as plain values for JSON."""
     return {
         "dice": interval_tree(expected.dice),
         "tenth": _number(expected.tenth),
@@ -190,7 +194,7 @@ def expected_tree(expected: Expected) -> dict[str, Any]:
 
 
 def gain_tree(gain: Gain) -> dict[str, Any]:
-    """For JSON."""
+    """Return a gain as plain values for JSON."""
     regions = {region.name: interval_tree(interval) for region, interval in gain.regions.items()}
     return {"mean": interval_tree(gain.mean), "regions": regions}
 

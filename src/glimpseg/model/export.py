@@ -1,4 +1,4 @@
-"""A model's network as a file for other programs, with what they need to know to prepare images and read the output."""
+"""Export of a model's network to a file for other programs, with a description of its inputs and output."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from glimpseg.runtime.atomic import atomic_file, atomic_folder
 from glimpseg.version import NOT_A_DEVICE, __version__
 
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "openvino": "", "pt2": ".pt2"}
-"""What can be written, and what the file's name ends in; OpenVINO's two files lie in a folder."""
+"""Formats and the suffixes of their files; OpenVINO's two files lie in a folder."""
 NETWORK = "network.xml"
-"""Of OpenVINO's folder; `network.bin` beside it holds the weights."""
+"""File in OpenVINO's folder; `network.bin` beside it holds the weights."""
 KEY = "glimpseg"
-"""Under which the description stands in the file's own metadata, as JSON."""
+"""Key of the description, in JSON, in the file's own metadata."""
 SUBSETS_TRIED = (ALL, Modality.T1C | Modality.FLAIR)
 SEEDS = (1, 2)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a written file agrees with torch on random windows."""
+    """Agreement of a written file with torch on random windows."""
 
     largest: float
-    """Difference of two probabilities."""
+    """Largest difference of two probabilities."""
     changed: float
     """Share of the voxels with another label, in the worst window."""
 
@@ -57,12 +57,19 @@ class Agreement:
 def export(
     model: Model, path: str | Path, to: str, *, verify: bool = False, overwrite: bool = False
 ) -> Agreement | None:
-    """Writes the network for windows of the size it was trained on: inputs `image` (float32, 1 x modality x X x Y x Z)
-    and `available` (bool, 1 x modality), output `probabilities`; fp32. `to` is `onnx`, `openvino` (a folder) or `pt2`
-    (`torch.export`). `described` goes into the file's metadata.
+    """Write the network for windows of the size it was trained on, in fp32.
 
-    With `verify`, the written file is run in its own runtime on two random windows and two subsets, and compared with
-    torch.
+    Its inputs are `image` (float32, 1 x modality x X x Y x Z) and `available` (bool, 1 x modality), its output is
+    `probabilities`. The result of `describe` is in the file's metadata.
+
+    Args:
+        model: The model.
+        path: File to write; for `openvino` a folder.
+        to: `onnx`, `openvino` or `pt2` (`torch.export`).
+        verify: Run the written file in its own runtime on two random windows and two subsets, and compare with torch.
+        overwrite: Replace an older export.
+
+    Returns: The agreement with torch; None without `verify`.
 
     Raises: UsageError for an unknown format, a wrong suffix, a missing package or a place in use; OutputError if the
         disk refuses, or if more labels than `TOLERANCE` differ; then nothing is left.
@@ -71,9 +78,9 @@ def export(
     _refuse(path, to, overwrite)
     network, shape = model.network, tuple(model.recipe.data.sampling.patch)
     program = exported(network, shape)
-    told = described(model, _channels(program))
+    description = describe(model, _channels(program))
     with _place(path, to, overwrite) as place:
-        _WRITERS[to](program, json.dumps(told), place)
+        _WRITERS[to](program, json.dumps(description), place)
         if not verify:
             return None
         found = agreement(network, shape, _READERS[to](place))
@@ -85,8 +92,13 @@ def export(
     return found
 
 
-def described(model: Model, channels: int) -> dict[str, Any]:
-    """What a program has to know that runs the network, whose output has so many channels, without glimpseg."""
+def describe(model: Model, channels: int) -> dict[str, Any]:
+    """Return what a program needs to know to run the network without glimpseg.
+
+    Args:
+        model: The model.
+        channels: Channels of the network's output.
+    """
     network = model.network
     return {
         "notice": NOT_A_DEVICE,
@@ -118,10 +130,10 @@ def described(model: Model, channels: int) -> dict[str, Any]:
 
 
 def channels_of_regions(network: Segmenter, channels: int) -> dict[str, list[int]]:
-    """Of the output, those that each region's probability is made of."""
+    """Return, for each region, the output channels that its probability is made of."""
     found: dict[str, list[int]] = {region.name: [] for region in network.regions}
     for channel in range(channels):
-        alone = torch.zeros(1, channels, 1, 1, 1)
+        alone = torch.zeros((1, channels, 1, 1, 1))
         alone[:, channel] = 1
         for region, probability in network.region_probabilities(alone).items():
             if probability.any():
@@ -130,7 +142,7 @@ def channels_of_regions(network: Segmenter, channels: int) -> dict[str, list[int
 
 
 def agreement(network: Segmenter, shape: tuple[int, ...], program: Program) -> Agreement:
-    """A file's output beside torch's, on random windows whose absent images are not numbers."""
+    """Compare a file's output with torch's on random windows, whose absent images are NaN."""
     largest = changed = 0.0
     for seed in SEEDS:
         noise = torch.randn(1, len(Modality), *shape, generator=torch.Generator().manual_seed(seed))
@@ -167,22 +179,22 @@ def _channels(program: ExportedProgram) -> int:
     return int(output.args[0][0].meta["val"].shape[1])
 
 
-def _write_onnx(program: ExportedProgram, told: str, place: Path) -> None:
+def _write_onnx(program: ExportedProgram, description: str, place: Path) -> None:
     converted = to_onnx(program)
-    converted.model.metadata_props[KEY] = told
+    converted.model.metadata_props[KEY] = description
     converted.save(place, external_data=False)
 
 
-def _write_openvino(program: ExportedProgram, told: str, place: Path) -> None:
+def _write_openvino(program: ExportedProgram, description: str, place: Path) -> None:
     import openvino
 
     model = to_openvino(program)
-    model.set_rt_info(told, [KEY])
+    model.set_rt_info(description, [KEY])
     openvino.save_model(model, place / NETWORK, compress_to_fp16=False)
 
 
-def _write_pt2(program: ExportedProgram, told: str, place: Path) -> None:
-    torch.export.save(program, place, extra_files={KEY: told})
+def _write_pt2(program: ExportedProgram, description: str, place: Path) -> None:
+    torch.export.save(program, place, extra_files={KEY: description})
 
 
 def _read_pt2(place: Path) -> Program:

@@ -1,4 +1,4 @@
-"""The model that comes with the package: its name, and where it lies."""
+"""Model that comes with the package: its name and its folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from glimpseg.errors import ModelError
 log = logging.getLogger(__name__)
 
 BOX = "box"
-"""Its name wherever a model is asked for."""
+"""Name of the model that comes with the package, wherever a model is asked for."""
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
-"""Data of the package; each folder in it is a model."""
+"""Folder of the package whose folders are models."""
 
 
 def place_of(model: str | Path) -> Path:
-    """Where a model lies: the text `box` is the one in the package, everything else a path.
+    """Return the path of a model. The text `box` names the model in the package, everything else is a path.
 
-    A folder of one's own that is called so is `./box`, or a `Path`.
+    A folder of the user that is called `box` is named `./box`, or by a `Path`.
 
     Raises: ModelError if the package came without its model.
     """

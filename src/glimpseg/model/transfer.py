@@ -118,8 +118,9 @@ def initialise(network: Learner, recipe: Recipe) -> dict[str, Any]:
         )  # fmt: skip
     network.load_state_dict({**network.state_dict(), **taken.weights})
     random = sum(1 for name in network.state_dict() if name not in taken.weights)
+    origin = f"{init.weights} ({source.trained_method})"
     for part, (count, of) in taken.parts.items():
-        log.info("%s: %d of %d tensors from %s (%s).", part, count, of, init.weights, source.trained_method)
+        log.info("%s: %s tensors from %s.", part, f"{count} of {of}", origin)
     if taken.unlike:
         log.warning("%d tensors have another shape here, such as %s.", len(taken.unlike), taken.unlike[0])
     log.info("%d tensors of %s begin with random values.", random, type(network).__name__)

@@ -1,1 +1,1 @@
-"""Parts of networks that two papers or more use unchanged."""
+"""Network parts that several methods use unchanged."""

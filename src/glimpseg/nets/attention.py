@@ -1,6 +1,6 @@
 """Self-attention and perceptron of a vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 
-Names of parameters, order of creation and arithmetic are those of MONAI 1.6's `SABlock` and `MLPBlock`
+Parameter names, order of creation and arithmetic are those of MONAI 1.6's `SABlock` and `MLPBlock`
 (`tests/test_monai_parts.py`).
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """Attention of each token to all tokens, in several heads.
+    """Multi-head attention of each token to all tokens.
 
     Args:
         width: features of a token; a multiple of `heads`.
@@ -33,7 +33,12 @@ class SelfAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n c"], keys: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b n c"]:
-        """Return mixed tokens; only tokens marked in `keys` are attended to, all without it."""
+        """Return mixed tokens.
+
+        Args:
+            tokens: tokens of each sample.
+            keys: True for tokens that may be attended to; None for all.
+        """
         query, key, value = rearrange(self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.heads)
         attention = torch.einsum("bhnc,bhmc->bhnm", query, key) * self.scale
         if keys is not None:

@@ -1,4 +1,4 @@
-"""Position embeddings of a transformer over voxels, for grids they were not made for."""
+"""Position embeddings of a transformer over voxels, resampled to other grids."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def positions_on(grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: Sequence[int]) -> Float[Tensor, "1 o c"]:
-    """The table, in row-major order of the voxels of `made_for`, interpolated if `grid` is another."""
+def resampled_positions(
+    grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: Sequence[int]
+) -> Float[Tensor, "1 o c"]:
+    """Return the position embeddings for `grid`, interpolated if it differs from `made_for`.
+
+    Args:
+        grid: tokens along x, y, z.
+        table: embeddings, in row-major order of the voxels of `made_for`.
+        made_for: tokens along x, y, z for which the table was trained.
+    """
     if tuple(grid) == tuple(made_for):
         return table
     u, v, w = made_for
@@ -20,7 +28,12 @@ def positions_on(grid: Sequence[int], table: Float[Tensor, "1 n c"], made_for: S
     return rearrange(resized, "1 c u v w -> 1 (u v w) c")
 
 
-def cube_of(tokens: int, stride: int) -> tuple[int, int, int]:
-    """The cubic crop, in voxels, that so many tokens `stride` voxels apart were made for."""
+def cubic_crop(tokens: int, stride: int) -> tuple[int, int, int]:
+    """Return the sides, in voxels, of the cubic crop that gives this number of tokens.
+
+    Args:
+        tokens: number of tokens.
+        stride: voxels between two tokens.
+    """
     side = round(tokens ** (1 / 3)) * stride
     return side, side, side

@@ -1,5 +1,7 @@
-"""Activations that are computed again in the backward pass instead of being kept: more time, less memory, the same
-gradients."""
+"""Activation checkpointing: activations are computed again in the backward pass instead of being kept.
+
+It takes more time and less memory; gradients are the same.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def outermost(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
-    """The modules of these types that lie in no other of them, in order."""
+    """Yield the modules of these types that lie in no other of them, in order."""
     for child in module.children():
         if isinstance(child, kinds):
             yield child
@@ -22,17 +24,21 @@ def outermost(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module],
 
 
 def recompute(stages: Iterable[nn.Module], context: Callable[[], AbstractContextManager] = nullcontext) -> None:
-    """Of each stage, its input alone is kept; what it makes of it is computed again when gradients need it.
+    """Make each stage keep only its input, and compute its activations again when gradients need them.
 
-    In place; the weights keep their names. Random parts draw the same numbers again, and what norms count of the
-    batches they have seen is counted once. `context` is what the forward pass runs in besides autocast.
+    Works in place; names of weights stay. Random layers draw the same numbers again. Buffers that count batches are
+    updated once.
+
+    Args:
+        stages: modules to checkpoint.
+        context: returns the context of the forward pass besides autocast.
     """
     for stage in stages:
-        stage.forward = _Again(stage, context)  # type: ignore[method-assign]
+        stage.forward = _Recomputed(stage, context)  # type: ignore[method-assign]
 
 
-class _Again:
-    """A stage's forward pass that keeps its input alone."""
+class _Recomputed:
+    """Forward pass of a stage that keeps only its input."""
 
     def __init__(self, stage: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
         self.stage, self.forward, self.context = stage, stage.forward, context
@@ -40,15 +46,15 @@ class _Again:
     def __call__(self, *inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*inputs)
-        if torch.compiler.is_compiling():  # a compiled pass counts batches once by itself
+        if torch.compiler.is_compiling():  # a compiled pass updates buffers only once
             return checkpoint(self.forward, *inputs, use_reentrant=False)
         return checkpoint(self.forward, *inputs, use_reentrant=False, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), self._second()
+        return nullcontext(), self._recompute_context()
 
     @contextmanager
-    def _second(self) -> Iterator[None]:
+    def _recompute_context(self) -> Iterator[None]:
         counted = [(buffer, buffer.clone()) for buffer in self.stage.buffers()]
         try:
             with self.context():

@@ -1,8 +1,8 @@
 """Residual encoder-decoder with deep supervision (Myronenko, arXiv 1810.11654), after MONAI's `SegResNetDS`.
 
 Each level has residual blocks of two 3^3 convolutions, each behind a group norm and a ReLU. Strided convolutions go
-down and double the channels. Transposed convolutions go up and halve them. Skips are added. Names of parameters,
-order of creation and arithmetic are those of MONAI 1.6: its weights load, and a seed draws the same network
+down and double the channels. Transposed convolutions go up and halve them. Skips are added. Names of parameters, order
+of creation and arithmetic are those of MONAI 1.6: its weights load, and a seed draws the same network
 (`tests/test_monai_parts.py`).
 """
 
@@ -44,7 +44,7 @@ class EncoderLevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features of each level."""
+    """Encoder that returns the features of each level."""
 
     def __init__(self, inputs: int, width: int, groups: int, blocks: Sequence[int]) -> None:
         super().__init__()
@@ -66,19 +66,19 @@ class Encoder(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution and half the channels, by a transposed convolution."""
+    """Transposed convolution: twice the resolution, half the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.deconv = nn.ConvTranspose3d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d u v w"]:
-        """Return features for eight voxels instead of one."""
+        """Return features at twice the resolution."""
         return self.deconv(x)
 
 
 class DecoderLevel(nn.Module):
-    """Upsampling, a residual block behind the sum with the skip and, at supervised levels, a head."""
+    """Upsampling, sum with the encoder's features, a residual block and, at supervised levels, a head."""
 
     def __init__(self, channels: int, groups: int, outputs: int, supervised: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class SegResNet(nn.Module):
         features = self.decoded(image)
         levels: Iterable[Any] = self.up_layers
         for level in levels:
-            outputs.append(level.head(next(features)))  # no name holds the features, so that memory is free again
+            outputs.append(level.head(next(features)))  # no variable keeps the features: their memory is freed
             del outputs[:-wanted]
         return outputs[::-1]
 

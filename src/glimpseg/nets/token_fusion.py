@@ -1,7 +1,7 @@
-"""mmFormer's network, which SMML takes for each of its branches: an encoder and a transformer for each modality, a
-transformer between them, and a decoder.
+"""mmFormer's network, which is also each branch of SMML.
 
-Inside, modalities stand in the authors' order (`pyramid.ORDER`), and absent channels of the image are 0 already.
+It has an encoder and a transformer for each modality, a transformer between modalities, and a decoder. Inside,
+modalities are in the authors' order (`pyramid.ORDER`). Callers set absent channels of the image to 0 beforehand.
 """
 
 from __future__ import annotations
@@ -20,48 +20,52 @@ from torch import Tensor, nn
 from glimpseg.losses import FusionOutputs
 from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
-from glimpseg.nets.positions import positions_on
+from glimpseg.nets.positions import resampled_positions
 from glimpseg.nets.pyramid import (
     ORDER,
     Encoder,
     SingleDecoder,
     Stage,
     UpBlock,
+    concatenated_modalities,
     drop_biases,
     encoded,
     initialise,
-    side_by_side,
 )
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """mmFormer (Zhang et al., MICCAI 2022). The defaults mend the released code; `OFFICIAL` is as released."""
+    """mmFormer (Zhang et al., MICCAI 2022): settings of the network.
+
+    The defaults correct the released code (see the method's Departures); `OFFICIAL` is as released.
+    """
 
     width: int = 8
     """Channels of the first level; doubled at each downsampling. Authors' code: 8."""
     levels: int = 5
-    """Resolutions; the transformers work at the last. Authors' code: 5."""
+    """Number of resolution levels; the transformers work at the deepest. Authors' code: 5."""
     token_width: int = 512
     """Features of a token. Authors' code: 512."""
     heads: int = 8
-    """Of the attention. Authors' code: 8."""
+    """Heads of the attention. Authors' code: 8."""
     mlp_width: int = 4096
     """Hidden units of a transformer's perceptron. Authors' code: 4096."""
     layers: int = 1
-    """Of each transformer. Authors' code: 1."""
+    """Layers of each transformer. Authors' code: 1."""
     dropout: float = 0.1
-    """Everywhere in the transformers. Authors' code: 0.1."""
+    """Dropout probability, everywhere in the transformers. Authors' code: 0.1."""
     crop: tuple[int, int, int] = (128, 128, 128)
-    """Voxels for which each token has a position embedding of its own, best the recipe's patch; for other crops they
-    are interpolated. Authors' code: 128^3, and no other."""
+    """Sides of the crop, in voxels, for which each token has its own position embedding; best the recipe's patch. For
+    other crops the embeddings are interpolated. Authors' code: 128^3, and no other."""
     layout: Literal["aligned", "released"] = "aligned"
-    """Which tokens a voxel of the deepest level gets: the modalities of its place, or (authors' code) four
-    neighbours of one modality."""
+    """Tokens that form a voxel of the deepest level: those of all modalities at its place (`aligned`), or four
+    neighbours of one modality (`released`, the authors' code)."""
     absent_tokens: Literal["left_out", "kept"] = "left_out"
-    """Whether tokens of absent modalities are attended to. Authors' code: kept, as their position embeddings."""
+    """Treatment of tokens of absent modalities in the attention: left out, or kept, where they hold only position
+    embeddings (authors' code)."""
     null_biases: bool = False
-    """Biases before an instance norm, which cancels them. Authors' code: true."""
+    """True keeps the biases before an instance norm, which cancels them. Authors' code: true."""
 
     def __post_init__(self) -> None:
         if self.levels < 2:
@@ -92,7 +96,7 @@ class Config:
 
 
 OFFICIAL = Config(layout="released", absent_tokens="kept", null_biases=True)
-"""The released network; the authors' weights fit it."""
+"""Settings of the released network; the authors' weights fit it."""
 
 
 class PreNorm(nn.Sequential):
@@ -109,18 +113,18 @@ class PreNorm(nn.Sequential):
         super().__init__()
         self.norm = nn.InstanceNorm3d(inputs)
         self.activation = nn.LeakyReLU(0.2, inplace=True)
-        self.conv = convolution(inputs, outputs, kernel, stride, padding_mode)
+        self.conv = convolution(inputs, outputs, kernel, stride=stride, padding_mode=padding_mode)
 
 
-class Layer(nn.Module):
-    """Attention and perceptron, each behind a layer norm; the position is added to what both build on."""
+class TransformerLayer(nn.Module):
+    """Transformer layer: attention and perceptron, each after a layer norm; the position is added to its input."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.token_width
         self.attend_norm = nn.LayerNorm(width)
         self.attend = SelfAttention(width, config.heads, config.dropout)
-        self.drop = nn.Dropout(config.dropout)  # a second one: the authors drop twice in a row
+        self.drop = nn.Dropout(config.dropout)  # a second dropout: the authors' code has two in a row
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Perceptron(width, config.mlp_width, config.dropout)
 
@@ -130,18 +134,24 @@ class Layer(nn.Module):
         position: Float[Tensor, "1 n c"],
         keys: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """Tokens that have looked at each other, or only at `keys`."""
+        """Return the tokens after attention and perceptron.
+
+        Args:
+            tokens: tokens of each sample.
+            position: position embeddings.
+            keys: True for tokens that may be attended to; None for all.
+        """
         tokens = tokens + position
         tokens = tokens + self.drop(self.attend(self.attend_norm(tokens), keys))
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
 class Transformer(nn.Module):
-    """Layers that each add the position anew."""
+    """Transformer layers; each of them adds the position embeddings again."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
     def forward(
         self,
@@ -149,14 +159,20 @@ class Transformer(nn.Module):
         position: Float[Tensor, "1 n c"],
         keys: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """No norm after the last."""
+        """Return the tokens after all layers, without a final norm.
+
+        Args:
+            tokens: tokens of each sample.
+            position: position embeddings.
+            keys: True for tokens that may be attended to; None for all.
+        """
         for layer in self.layers:
             tokens = layer(tokens, position, keys)
         return tokens
 
 
 class Tokens(nn.Module):
-    """The deepest features of one modality as tokens that have looked at each other."""
+    """Tokens of one modality: embedding of the deepest features, then a transformer within the modality."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -168,17 +184,17 @@ class Tokens(nn.Module):
         self.intra = Transformer(config)
 
     def forward(self, deepest: Float[Tensor, "b d u v w"]) -> Float[Tensor, "b n c"]:
-        """In row-major order of the voxels."""
+        """Return the tokens, in row-major order of the voxels."""
         tokens = rearrange(self.embed(deepest), "b c u v w -> b (u v w) c")
-        return self.intra(tokens, self.position_on(deepest.shape[2:]))
+        return self.intra(tokens, self.positions_for(deepest.shape[2:]))
 
-    def position_on(self, grid: Sequence[int]) -> Float[Tensor, "1 n c"]:
-        """The position embeddings, interpolated if the grid is not the one they were made for."""
-        return positions_on(grid, self.position, self.grid)
+    def positions_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n c"]:
+        """Return the position embeddings for a grid, interpolated if it is not the one they were made for."""
+        return resampled_positions(grid, self.position, self.grid)
 
 
 class JointDecoder(nn.Module):
-    """Segments from the modalities there are: each level's fused stack, merged upwards."""
+    """Decoder of the fused segmentation: the modalities of each level are fused, then merged upwards."""
 
     def __init__(self, widths: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -195,37 +211,41 @@ class JointDecoder(nn.Module):
         self.segment = Pointwise(widths[0], classes)
 
     def forward(self, stacks: Sequence[Float[Tensor, "b ..."]]) -> tuple[Float[Tensor, "b k x y z"], list[Tensor]]:
-        """Fused logits, and probabilities of the deeper levels at their own resolution, finest first."""
+        """Return fused logits, and class probabilities of the deeper levels at their own resolution, finest first.
+
+        Args:
+            stacks: features of each level, finest first, modalities concatenated along the channels.
+        """
         x = self.fuse[-1](stacks[-1])
         deep: list[Tensor] = []
         parts: list[Any] = list(zip(self.levels, self.fuse, self.deep, stacks, strict=False))
         for level, fuse, head, stack in reversed(parts):
             deep.insert(0, head(x).float().softmax(1))
-            x = level.joined(fuse(stack), level.raised(x))
+            x = level.combine(fuse(stack), level.upsample(x))
         return self.segment(x).float(), deep
 
 
 class Features(NamedTuple):
-    """What does not depend on the subset; modalities in `ORDER`."""
+    """Features that do not depend on the subset; modalities in `ORDER`."""
 
     levels: list[Float[Tensor, "b m ..."]]
-    """From the encoders, finest first."""
+    """Features of the encoders, finest level first."""
     tokens: Float[Tensor, "b m n c"]
-    """From the transformers within each modality."""
+    """Tokens after the transformer within each modality."""
 
 
 class Fused(NamedTuple):
-    """What a subset of the modalities shows."""
+    """Output for one subset of the modalities."""
 
     logits: Float[Tensor, "b k x y z"]
     deep: list[Float[Tensor, "b k ..."]]
-    """Probabilities of the deeper levels at their own resolution, finest first."""
+    """Class probabilities of the deeper levels at their own resolution, finest first."""
     deepest: Float[Tensor, "b c u v w"]
-    """Tokens of all modalities as voxels of the deepest level."""
+    """Tokens of all modalities after the transformer between them, as voxels of the deepest level."""
 
 
 class TokenFusion(nn.Module):
-    """Tokens of all modalities look at each other; a convolutional decoder does the rest."""
+    """mmFormer's network: attention between the tokens of all modalities, convolutional encoders and decoder."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -233,7 +253,7 @@ class TokenFusion(nn.Module):
         widths = config.widths
         self.encoders = nn.ModuleDict(
             {
-                # Nothing precedes the first convolution: the image is normalised as it comes.
+                # No norm before the first convolution: the image is normalised already.
                 modality.key: Encoder(nn.Conv3d(1, widths[0], 3, padding=1, padding_mode="reflect"), widths, PreNorm)
                 for modality in ORDER
             }
@@ -248,9 +268,12 @@ class TokenFusion(nn.Module):
             drop_biases(self._before_norms())
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
-        """The encoders' features and each modality's tokens; encoders of modalities that the whole batch lacks are not
-        run."""
-        # In training all run, so that every rank has the same gradients to add; in an export, so that it serves all.
+        """Return the encoders' features and each modality's tokens.
+
+        Encoders of modalities that the whole batch lacks are not run, except in training and in an export.
+        """
+        # In training all encoders run, because every rank needs the same gradients to add. In an export all run,
+        # because the exported network has to serve all subsets.
         every = self.training or torch.compiler.is_exporting()
         needed = [True] * len(ORDER) if every else available.any(0).tolist()
         levels = encoded(self.encoders.values(), image, needed)
@@ -264,17 +287,23 @@ class TokenFusion(nn.Module):
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """The encoders' maps alone, finest first, modalities side by side."""
+        """Return the encoders' features, finest first, modalities concatenated along the channels."""
         levels = encoded(self.encoders.values(), image, [True] * len(ORDER))
-        return side_by_side(levels, available)
+        return concatenated_modalities(levels, available)
 
-    def between(
+    def fuse_tokens(
         self, tokens: Float[Tensor, "b m n c"], available: Bool[Tensor, "b m"], grid: Sequence[int]
     ) -> Float[Tensor, "b mc u v w"]:
-        """Tokens of all available modalities, once they have looked at each other, as voxels."""
+        """Return the tokens of all available modalities, after attention between them, as voxels of the deepest level.
+
+        Args:
+            tokens: tokens of each modality.
+            available: modalities to use.
+            grid: tokens along x, y, z.
+        """
         shown = torch.where(available[:, :, None, None], tokens, tokens.new_zeros(()))
         parts: Iterable[Any] = self.tokens.values()
-        position = torch.cat([part.position_on(grid) for part in parts], 1)
+        position = torch.cat([part.positions_for(grid) for part in parts], 1)
         n = tokens.shape[2]
         left_out = self.config.absent_tokens == "left_out"
         keys = available.repeat_interleave(n, 1) if left_out else None
@@ -289,19 +318,19 @@ class TokenFusion(nn.Module):
         return self.untoken(rearrange(voxels, "b (u v w) c -> b c u v w", u=u, v=v, w=w))
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Fused:
-        """What the available modalities' features show."""
-        deepest = self.between(features.tokens, available, features.levels[-1].shape[3:])
-        stacks = [*side_by_side(features.levels[:-1], available), deepest]
+        """Return the output for the available modalities."""
+        deepest = self.fuse_tokens(features.tokens, available, features.levels[-1].shape[3:])
+        stacks = [*concatenated_modalities(features.levels[:-1], available), deepest]
         logits, deep = self.joint(stacks)
         return Fused(logits, deep, deepest)
 
     def supervised(self, features: Features, fused: Fused) -> FusionOutputs:
-        """All that is compared with a reference: fused, from each modality by itself, and from the deeper levels."""
+        """Return all maps that are compared with a reference: fused, single modalities, and deeper levels upsampled."""
         raised = [upsampled(level, 2**number) for number, level in enumerate(fused.deep, 1)]
         return FusionOutputs(fused.logits.softmax(1), self.single(features.levels), raised)
 
     def _before_norms(self) -> Iterator[nn.Module]:
-        """Layers whose bias the next instance norm cancels, also through sums, concatenation and up-sampling."""
+        """Yield the layers whose bias the next instance norm cancels, also through sums, concatenation, upsampling."""
         encoders: Iterable[Any] = self.encoders.values()
         for encoder in encoders:
             for stage in encoder.stages[:-1]:
@@ -318,15 +347,17 @@ class TokenFusion(nn.Module):
         coarse: Iterable[Any] = self.single.levels[1:]
         yield from (level.refine.conv for level in coarse)
         yield self.untoken
-        if self.config.layout == "aligned" or self.config.absent_tokens == "kept":  # else no constant over the voxels
+        if (
+            self.config.layout == "aligned" or self.config.absent_tokens == "kept"
+        ):  # otherwise its bias is not constant over the voxels
             last: Any = self.inter.layers[-1]
             yield last.mlp.linear2
 
 
 NETWORKS = (Encoder, Tokens, Transformer, JointDecoder, SingleDecoder)
-"""What of a `TokenFusion` is worth compiling: `Learner.networks`."""
-STAGES = (Stage, Layer, PreNorm)
-"""What of it may be computed again: `Learner.stages`."""
+"""Modules of a `TokenFusion` to compile: `Learner.networks`."""
+STAGES = (Stage, TransformerLayer, PreNorm)
+"""Modules of a `TokenFusion` to checkpoint: `Learner.stages`."""
 
 NAMES = (
     (r"encoders\.(?P<m>\w+)\.stages\.(?P<l>\d)\.entry", "{m}_encoder.e{l}_c1"),
@@ -357,6 +388,6 @@ NAMES = (
     (r"single\.levels\.(?P<l>\d)\.refine", "decoder_sep.d{l}_out"),
     (r"single\.segment", "decoder_sep.seg_layer"),
 )
-"""Names of `TokenFusion` and the authors', for `nets.authors.take_weights`."""
+"""Patterns of the tensor names of `TokenFusion`, and the authors' names, for `take_weights`."""
 UNUSED = r"(flair|t1ce|t1|t2)_decode_conv\."
-"""Tensors of the authors' that no forward pass uses."""
+"""Pattern of the authors' tensors that no forward pass uses."""

@@ -70,15 +70,15 @@ def write_phantoms(
     with atomic_folder(folder, overwrite=overwrite, mark=MANIFEST) as temporary:
         for seed in seeds:
             begun = time.perf_counter()
-            made = phantom.generate(seed, settings, device)
-            study = as_study(made)
+            case = phantom.generate(seed, settings, device)
+            study = as_study(case)
             name = f"PHANTOM{layout.separator}{seed:05d}" + ("-000" if layout.separator == "-" else "")
             present = study.restricted_to(kept_sequences(seed, incomplete))
             images = {modality: image for modality, image in present.images.items() if isinstance(image, Volume)}
             reference = study.reference if isinstance(study.reference, Volume) else None
             write_study(temporary, name, images, reference=reference, release=release)
             names.append(name)
-            records.append(_record(name, made, present.available))
+            records.append(_record(name, case, present.available))
             log.info("%s: %.1f s", name, time.perf_counter() - begun)
         manifest = {"generator": phantom.NAME, "settings": asdict(settings), "layout": release, "studies": records}
         write_json(temporary / MANIFEST, manifest)
@@ -95,27 +95,27 @@ def kept_sequences(seed: int, incomplete: float) -> Modality:
     return SUBSETS[which] if rng.random() < incomplete else SUBSETS[-1]
 
 
-def as_study(made: phantom.Phantom) -> Study:
+def as_study(case: phantom.Phantom) -> Study:
     """Convert a phantom to a study, on its RAS grid."""
     images = {
-        modality: Volume(channel.cpu().numpy().astype(np.float32), made.affine)
-        for modality, channel in zip(Modality, made.images, strict=True)
+        modality: Volume(channel.cpu().numpy().astype(np.float32), case.affine)
+        for modality, channel in zip(Modality, case.images, strict=True)
     }
-    return Study(f"phantom-{made.seed:08d}", images, Volume(made.labels.cpu().numpy().astype(np.uint8), made.affine))
+    return Study(f"phantom-{case.seed:08d}", images, Volume(case.labels.cpu().numpy().astype(np.uint8), case.affine))
 
 
-def voxels_digest(made: phantom.Phantom) -> str:
+def voxels_digest(case: phantom.Phantom) -> str:
     """Return the SHA-256 of a phantom's int16 images and uint8 labels, in that order."""
-    digest = hashlib.sha256(made.images.cpu().to(torch.int16).numpy().tobytes())
-    digest.update(made.labels.cpu().to(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(case.images.cpu().to(torch.int16).numpy().tobytes())
+    digest.update(case.labels.cpu().to(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _record(name: str, made: phantom.Phantom, available: Modality) -> dict[str, Any]:
+def _record(name: str, case: phantom.Phantom, available: Modality) -> dict[str, Any]:
     return {
         "study": name,
-        "seed": made.seed,
+        "seed": case.seed,
         "available": available.key,
-        "sha256": voxels_digest(made),
-        **made.description,
+        "sha256": voxels_digest(case),
+        **case.description,
     }

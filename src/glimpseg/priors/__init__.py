@@ -1,1 +1,1 @@
-"""What is supposed of a study's labels before a method learns from it: a label map for each sequence by itself."""
+"""Prior (pseudo-label) maps of training studies: one label map for each sequence."""

@@ -1,4 +1,4 @@
-"""The light decoder behind a frozen encoder: labels of one sequence from its slices' features, as in SAM3D."""
+"""Decoder after a frozen encoder: labels of one sequence from the features of its slices, as in SAM3D."""
 
 from __future__ import annotations
 
@@ -16,52 +16,56 @@ from torch.nn import functional
 from glimpseg.losses import one_hot, soft_dice_loss
 
 WIDTHS = (64, 32, 16, 16)
-"""Channels; behind each but the first, slices have twice the resolution."""
+"""Channels of the levels; after each but the first, slices have twice the resolution."""
 SLAB = 8
 """Neighbouring slices that the decoder sees at once, in training and in use."""
 EDGE = 2
-"""Slices at either end of a slab that are taken from the next one, where there is one."""
+"""Slices at either end of a slab whose labels come from the neighbouring slab, where there is one."""
 SLABS = 2
-"""Studies in a step."""
+"""Slabs in an optimiser step, each of a random study."""
 RATE = 5e-3
+"""Learning rate of a decoder."""
 
 
 class Features(ABC):
-    """What the encoder made of one sequence of one study."""
+    """Features of one sequence of one study."""
 
     places: Sequence[int]
-    """The slices it looked at."""
+    """Indices of the slices that have features."""
     shape: tuple[int, int, int]
-    """Voxels of the study."""
+    """Sides of the study, in voxels."""
     tumour: Sequence[int]
-    """Numbers of the slices, among `places`, in which the reference has a label."""
+    """Positions in `places` of the slices in which the reference has a label."""
 
     @abstractmethod
-    def of(self, chosen: range) -> Float[np.ndarray, "n c h w"]:
-        """Of some of the slices, by number."""
+    def read(self, chosen: range) -> Float[np.ndarray, "n c h w"]:
+        """Return the features of some slices, by position in `places`."""
 
     @abstractmethod
     def reference(self, chosen: range) -> UInt8[np.ndarray, "n x y"]:
-        """The labels of some of the slices, by number."""
+        """Return the labels of some slices, by position in `places`."""
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Over the channels of each voxel, as in SAM's own neck: a slab without tumour is not stretched till it has one."""
+    """Layer norm over the channels of each voxel, as in SAM's own neck.
+
+    A norm over the slab would stretch a slab without tumour until it looked like one with tumour.
+    """
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
-        """Channels are put last and back."""
+        """Return normalised features; channels are moved last and back."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class Block(nn.Sequential):
-    """Convolution over slices and their neighbours, norm, leaky ReLU."""
+    """Convolution over a slice and its neighbours, norm, leaky ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(nn.Conv3d(inputs, outputs, 3, padding=1), ChannelNorm(outputs), nn.LeakyReLU(0.01))
 
 
 class Decoder(nn.Module):
-    """Slices' features stacked along depth; only resolution within the slice is won back."""
+    """Decoder of the slices' features, stacked along the depth; it raises the resolution within slices only."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -70,56 +74,80 @@ class Decoder(nn.Module):
         self.segment = nn.Conv3d(WIDTHS[-1], classes, 1)
 
     def forward(self, features: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "1 k n s s"]:
-        """Logits of the square slices of a slab, with `side` voxels along their sides."""
+        """Return the logits of the square slices of a slab.
+
+        Args:
+            features: features of the slab's slices.
+            side: side of a slice, in voxels.
+        """
         x = self.entry(features.float().transpose(0, 1)[None])
         for level in self.levels:
             x = level(functional.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="trilinear"))
         return functional.interpolate(self.segment(x), (x.shape[2], side, side), mode="trilinear")
 
 
-def trained(
-    studies: Sequence[Features], channels: int, labels: Sequence[int], steps: int, seed: int, device: torch.device
+def train_decoder(
+    studies: Sequence[Features], channels: int, labels: Sequence[int], *, steps: int, seed: int, device: torch.device
 ) -> Decoder:
-    """A decoder that has learned from the references of these studies: cross-entropy and Dice of slabs, half of them
-    around tumour."""
+    """Return a decoder trained on the references of these studies.
+
+    The loss is cross-entropy and Dice over slabs, half of them around tumour.
+
+    Args:
+        studies: features and references.
+        channels: channels of the features.
+        labels: labels of the recipe.
+        steps: optimiser steps.
+        seed: seed of weights and slabs.
+        device: device of the training.
+    """
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         decoder = Decoder(channels, len(labels) + 1).to(device).train()
     optimizer = torch.optim.AdamW(decoder.parameters(), RATE)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: math.cos(math.pi / 2 * step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: math.cos(math.pi / 2 * step / steps))
     for _ in range(steps):
         for _ in range(SLABS):
             study = studies[int(rng.integers(len(studies)))]
-            chosen = _drawn(study, rng)
-            target = one_hot(_squares(study.reference(chosen)).to(device), labels)
-            logits = decoder(torch.from_numpy(study.of(chosen)).to(device), target.shape[-1])
+            chosen = _random_slab(study, rng)
+            target = one_hot(_padded_squares(study.reference(chosen)).to(device), labels)
+            logits = decoder(torch.from_numpy(study.read(chosen)).to(device), target.shape[-1])
             loss = functional.cross_entropy(logits, target) + soft_dice_loss(logits.softmax(1), target)
             (loss / SLABS).backward()
         optimizer.step()
         optimizer.zero_grad()
-        falling.step()
+        schedule.step()
     return decoder.eval()
 
 
 @torch.inference_mode()
-def decoded(
+def decoded_labels(
     decoder: Decoder, study: Features, labels: Sequence[int], device: torch.device
 ) -> UInt8[np.ndarray, "x y z"]:
-    """The labels that a decoder finds, slab by slab; background in slices that were not looked at."""
+    """Return the labels that a decoder predicts, slab by slab; background in slices without features.
+
+    Args:
+        decoder: trained decoder.
+        study: features of one sequence.
+        labels: labels of the recipe.
+        device: device of the decoder.
+    """
     found = np.zeros(study.shape, np.uint8)
     values = np.array([0, *labels], np.uint8)
     for slab, kept in slabs(len(study.places)):
-        logits = decoder(torch.from_numpy(study.of(slab)).to(device), max(study.shape[:2]))
+        logits = decoder(torch.from_numpy(study.read(slab)).to(device), max(study.shape[:2]))
         best = logits.argmax(1)[0, kept.start - slab.start : kept.stop - slab.start].cpu().numpy()  # n s s
-        shown = values[best[:, : study.shape[0], : study.shape[1]]]
-        found[:, :, [study.places[number] for number in kept]] = shown.transpose(1, 2, 0)
+        drawn = values[best[:, : study.shape[0], : study.shape[1]]]
+        found[:, :, [study.places[number] for number in kept]] = drawn.transpose(1, 2, 0)
     return found
 
 
 def slabs(count: int) -> list[tuple[range, range]]:
-    """Slabs that cover so many slices, and of each the slices that it answers for: every slice once, and as far from a
-    slab's end as may be."""
+    """Return slabs that cover `count` slices, and the slices whose labels each slab gives.
+
+    Every slice gets its labels from one slab, as far from the slab's ends as possible.
+    """
     size = min(SLAB, count)
     if not size:
         return []
@@ -128,7 +156,7 @@ def slabs(count: int) -> list[tuple[range, range]]:
     return [(range(start, start + size), range(*kept)) for start, kept in zip(starts, pairwise(borders), strict=True)]
 
 
-def _drawn(study: Features, rng: np.random.Generator) -> range:
+def _random_slab(study: Features, rng: np.random.Generator) -> range:
     count = len(study.places)
     size = min(SLAB, count)
     start = int(rng.integers(count - size + 1))
@@ -137,8 +165,8 @@ def _drawn(study: Features, rng: np.random.Generator) -> range:
     return range(start, start + size)
 
 
-def _squares(labels: UInt8[np.ndarray, "n x y"]) -> Tensor:
-    """Label maps padded at their ends, like the pictures; 1 n s s."""
+def _padded_squares(labels: UInt8[np.ndarray, "n x y"]) -> Tensor:
+    """Return label maps padded at their ends to squares, like the slices; 1 n s s."""
     _, x, y = labels.shape
     side = max(x, y)
     return torch.from_numpy(np.pad(labels, ((0, 0), (0, side - x), (0, side - y))).astype(np.int64))[None]

@@ -1,4 +1,4 @@
-"""Priors for the studies of a training list, by the recipe's settings: one file beside each prepared study."""
+"""Priors of a training list, made as the recipe says: one file beside each prepared study."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from glimpseg.data.cache import CachedCase
 from glimpseg.data.preprocess import Prepared
 from glimpseg.data.prior_cache import SUFFIX, prior_key, write_prior
 from glimpseg.errors import InputError, UsageError
-from glimpseg.priors.crossfit import cross_fitted
-from glimpseg.priors.sam import import_transformers, weights_of
+from glimpseg.priors.crossfit import cross_fitted_priors
+from glimpseg.priors.sam import import_transformers, weights_path
 from glimpseg.priors.settings import Prior
-from glimpseg.priors.synthetic import spoiled
+from glimpseg.priors.synthetic import perturbed_reference
 
 VERSION = 1
-"""Of the synthetic prior; part of every name."""
+"""Version of the synthetic prior; part of every file name."""
 SYNTHETIC = ("kind", "boundary_mm", "dropped", "seed")
-"""The settings that shape it."""
+"""Settings that decide the synthetic prior."""
 
 
-def priors(
+def make_priors(
     cases: Sequence[Path],
     settings: Prior,
     labels: Sequence[int],
@@ -34,21 +34,29 @@ def priors(
     folder: Path,
     device: torch.device,
 ) -> list[Path]:
-    """The prior file of each cached study, made now where it is missing; none for the kind `none`.
+    """Return the prior file of each cached study, made now where it is missing; an empty list for the kind `none`.
 
-    Raises: InputError for a study without a reference; and as `cross_fitted`.
+    Args:
+        cases: cache files of the studies.
+        settings: settings of the prior.
+        labels: labels of the recipe.
+        spacing_mm: side of a voxel, in mm.
+        folder: cache folder, where the priors lie.
+        device: device of SAM's encoder and of the decoders.
+
+    Raises: InputError for a study without a reference; and as `cross_fitted_priors`.
     """
     if settings.kind == "none":
         return []
     if settings.kind == "sam":
-        return cross_fitted(cases, settings, labels, spacing_mm, folder, device)
-    return [_synthetic(path, settings, spacing_mm, folder) for path in cases]
+        return cross_fitted_priors(cases, settings, labels, spacing_mm=spacing_mm, folder=folder, device=device)
+    return [_synthetic_prior(path, settings, spacing_mm, folder) for path in cases]
 
 
 def refuse_held_out(settings: Prior, split: str | None) -> None:
-    """Both kinds learn from references, the synthetic one even from the study's own.
+    """Refuse priors for a list to validate or test on, because both kinds learn from references.
 
-    Raises: UsageError if a prior is asked for a list to validate or test on.
+    Raises: UsageError if a prior is asked for such a list.
     """
     if settings.kind != "none" and split is not None and split.rsplit("/", 1)[-1] != "train":
         what = "is the study's own reference, spoiled" if settings.uses_reference else "is learned from references"
@@ -59,14 +67,17 @@ def refuse_held_out(settings: Prior, split: str | None) -> None:
 
 
 def refuse_unready(settings: Prior) -> None:
-    """Before hours of work. Raises: UsageError if what makes the prior is not there."""
+    """Check, before hours of work, that the prior's weights and package are there.
+
+    Raises: UsageError if they are not.
+    """
     if settings.kind == "sam":
-        weights_of(settings)
+        weights_path(settings)
         import_transformers()
 
 
-def of_phantom(settings: Prior, spacing_mm: float) -> Callable[[Prepared], UInt8[np.ndarray, "m x y z"]] | None:
-    """How the phantoms of a stream get their prior; None for none.
+def phantom_prior(settings: Prior, spacing_mm: float) -> Callable[[Prepared], UInt8[np.ndarray, "m x y z"]] | None:
+    """Return the function that makes the prior of a streamed phantom; None for the kind `none`.
 
     Raises: UsageError for a kind that needs a fixed list of studies.
     """
@@ -80,28 +91,30 @@ def of_phantom(settings: Prior, spacing_mm: float) -> Callable[[Prepared], UInt8
 
     def made(prepared: Prepared) -> UInt8[np.ndarray, "m x y z"]:
         assert prepared.target is not None
-        return _each(prepared.target, len(prepared.available), settings, spacing_mm, prepared.id)
+        return _sequence_priors(
+            prepared.target, len(prepared.available), settings, spacing_mm=spacing_mm, study=prepared.id
+        )
 
     return made
 
 
-def _synthetic(case: Path, settings: Prior, spacing_mm: float, folder: Path) -> Path:
-    about = {"version": VERSION, **{n: v for n, v in asdict(settings).items() if n in SYNTHETIC}}
-    path = folder / f"{case.stem}-{prior_key(about, [case.name])}{SUFFIX}"
+def _synthetic_prior(case: Path, settings: Prior, spacing_mm: float, folder: Path) -> Path:
+    facts = {"version": VERSION, **{n: v for n, v in asdict(settings).items() if n in SYNTHETIC}}
+    path = folder / f"{case.stem}-{prior_key(facts, [case.name])}{SUFFIX}"
     if not path.exists():
         found = CachedCase(case)
         target = found.crop((0, 0, 0), found.shape).target
         if target is None:
             raise InputError(f"The study {found.id} has no reference, which the prior synthetic spoils.")
-        maps = _each(target, len(found.available), settings, spacing_mm, found.id)
-        write_prior(path, maps, {**about, "study": found.id, "uses_reference": True})
+        maps = _sequence_priors(target, len(found.available), settings, spacing_mm=spacing_mm, study=found.id)
+        write_prior(path, maps, {**facts, "study": found.id, "uses_reference": True})
     return path
 
 
-def _each(
+def _sequence_priors(
     reference: UInt8[np.ndarray, "x y z"], sequences: int, settings: Prior, spacing_mm: float, study: str
 ) -> UInt8[np.ndarray, "m x y z"]:
-    """Each sequence's own spoiled reference; the same for the same study and seed."""
+    """Return a moved reference for each sequence; the same for the same study and seed."""
     word = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "little")
     rng = np.random.default_rng([settings.seed, word])
-    return np.stack([spoiled(reference, spacing_mm, settings, rng) for _ in range(sequences)])
+    return np.stack([perturbed_reference(reference, spacing_mm, settings, rng) for _ in range(sequences)])

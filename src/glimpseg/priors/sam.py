@@ -1,7 +1,7 @@
-"""The image encoder of the Segment Anything Model, frozen, over the axial slices of one sequence.
+"""Image encoder of the Segment Anything Model, frozen, for the axial slices of one sequence.
 
-Weights come from a local folder or file and are never downloaded. The encoder is transformers' (`pip install
-'glimpseg[sam]'`); original weights are renamed for it.
+Weights come from a local folder or file and are never downloaded. The network is that of transformers (`pip install
+'glimpseg[sam]'`); tensors of original weights are renamed for it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from glimpseg.errors import InputError, ModelError, UsageError
 from glimpseg.priors.settings import Prior
 
 PERCENTILES = (0.5, 99.5)
-"""Of the brain's intensities, which become 0 and 1."""
+"""Percentiles of the brain's intensities that become 0 and 1."""
 LEAST_MM2 = 200.0
-"""Slices with less brain are not looked at."""
+"""Smallest area of brain, in mm², of a slice that is encoded."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and deviation of SAM's training images, each as a share of 255."""
+"""Mean and standard deviation of SAM's training images, as shares of 255."""
 SLICES_AT_ONCE = 4
+"""Slices in one pass of the encoder."""
 RENAMED = (
     (r"^blocks\.", "layers."),
     (r"^patch_embed\.proj\.", "patch_embed.projection."),
@@ -40,26 +41,26 @@ RENAMED = (
     (r"^neck\.2\.", "neck.conv2."),
     (r"^neck\.3\.", "neck.layer_norm2."),
 )
-"""The original's names within `image_encoder` and transformers' within `vision_encoder`."""
+"""Patterns of the original tensor names within `image_encoder`, and transformers' names within `vision_encoder`."""
 
 
 class Encoder:
-    """A frozen image encoder for slices of `side` x `side` pixels."""
+    """Frozen image encoder for slices of `side` x `side` pixels."""
 
     def __init__(self, settings: Prior, device: torch.device) -> None:
-        source = weights_of(settings)
+        source = weights_path(settings)
         self.side, self.scaling, self.device = settings.side, settings.scaling, device
-        network = resized(read_encoder(source), settings.side)
+        network = resized_encoder(read_encoder(source), settings.side)
         self._network = network.float().to(device).eval().requires_grad_(False)
 
     @property
     def channels(self) -> int:
-        """Of its features."""
+        """Channels of the features."""
         return int(self._network.config.output_channels)
 
     @torch.inference_mode()
     def features(self, pictures: Float[np.ndarray, "n s s"]) -> Float[np.ndarray, "n c h w"]:
-        """Of square slices with values from 0 to 1; float16."""
+        """Return the features of square slices with values from 0 to 1, as float16."""
         mean, deviation = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
         side = self.side // self._network.config.patch_size
         found = np.zeros((len(pictures), self.channels, side, side), np.float16)
@@ -74,8 +75,8 @@ class Encoder:
         return found
 
 
-def weights_of(settings: Prior) -> Path:
-    """Where they lie. Raises: UsageError if they are not named, or not there."""
+def weights_path(settings: Prior) -> Path:
+    """Return the path of the weights. Raises: UsageError if they are not named, or not there."""
     if settings.weights is None:
         raise UsageError(
             "The prior sam needs weights: name a folder with --set data.prior.weights=FOLDER (sam-vit-base or "
@@ -88,10 +89,18 @@ def weights_of(settings: Prior) -> Path:
     return source
 
 
-def slices_of(
+def brain_slices(
     image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], spacing_mm: float
 ) -> tuple[Float[np.ndarray, "n s s"], list[int]]:
-    """The axial slices that show enough brain, from 0 to 1, padded to squares at their ends; and where they lie."""
+    """Return the axial slices with enough brain, and their indices.
+
+    Intensities are scaled to 0 ... 1; slices are padded at their ends to squares.
+
+    Args:
+        image: one sequence.
+        brain: voxels of the brain.
+        spacing_mm: side of a voxel, in mm.
+    """
     places = np.flatnonzero(brain.sum((0, 1)) * spacing_mm**2 >= LEAST_MM2).tolist()
     low, high = np.percentile(image[brain], PERCENTILES) if brain.any() else (0.0, 1.0)
     scaled = np.where(brain, np.clip((image - low) / max(high - low, 1e-8), 0, 1), 0).astype(np.float32)
@@ -101,7 +110,7 @@ def slices_of(
 
 
 def read_encoder(source: Path) -> Any:
-    """transformers' encoder with the weights of a folder or of an original file.
+    """Return transformers' encoder with the weights of a folder or of an original file.
 
     Raises: UsageError without transformers; ModelError for something else than SAM.
     """
@@ -113,27 +122,29 @@ def read_encoder(source: Path) -> Any:
                 source, config=config, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
-            raise ModelError(f"{source} is not a folder of SAM in Hugging Face's layout: {_first(error)}") from error
+            raise ModelError(
+                f"{source} is not a folder of SAM in Hugging Face's layout: {_first_line(error)}"
+            ) from error
         if report["missing_keys"]:
             raise ModelError(f"{source} lacks weights of SAM's image encoder, such as {min(report['missing_keys'])}.")
         return network
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ModelError(f"{source} cannot be read as weights: {_first(error)}") from error
-    renamed = from_original(weights) if isinstance(weights, Mapping) else {}
+        raise ModelError(f"{source} cannot be read as weights: {_first_line(error)}") from error
+    renamed = renamed_weights(weights) if isinstance(weights, Mapping) else {}
     if "pos_embed" not in renamed:
         raise ModelError(f"{source} holds no image encoder of SAM: image_encoder.pos_embed is missing.")
     network = transformers.SamVisionModel(_config_of(renamed, transformers))
     try:
         network.load_state_dict({f"vision_encoder.{name}": value for name, value in renamed.items()})
     except RuntimeError as error:
-        raise ModelError(f"The weights of {source} do not fit SAM's image encoder: {_first(error)}") from error
+        raise ModelError(f"The weights of {source} do not fit SAM's image encoder: {_first_line(error)}") from error
     return network
 
 
-def from_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image encoder's weights by transformers' names."""
+def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the image encoder's weights under transformers' names."""
     found = {}
     for name, value in weights.items():
         if name.startswith("image_encoder."):
@@ -144,9 +155,15 @@ def from_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def resized(network: Any, side: int) -> Any:
-    """The encoder for other sides: positions are interpolated, absolute ones and the relative ones of the layers that
-    look at everything."""
+def resized_encoder(network: Any, side: int) -> Any:
+    """Return the encoder for slices of another side.
+
+    Position embeddings are interpolated: the absolute ones, and the relative ones of layers with global attention.
+
+    Args:
+        network: transformers' encoder.
+        side: side of a slice, in pixels.
+    """
     config = network.config
     if config.image_size == side:
         return network
@@ -166,7 +183,7 @@ def resized(network: Any, side: int) -> Any:
 
 
 def weights_digest(source: Path) -> str:
-    """SHA-256 of an original file, or over the files of a folder that hold weights or configuration.
+    """Return the SHA-256 of an original file, or over the files of a folder that hold weights or configuration.
 
     Raises: InputError for a folder without any.
     """
@@ -183,7 +200,7 @@ def weights_digest(source: Path) -> str:
 
 
 def _config_of(weights: Mapping[str, Tensor], transformers: Any) -> Any:
-    """The sizes that the weights have."""
+    """Return transformers' configuration for the sizes of the weights."""
     hidden, _, _, patch = weights["patch_embed.projection.weight"].shape
     grid = weights["pos_embed"].shape[1]
     relative = [value for name, value in weights.items() if name.endswith("attn.rel_pos_h")]
@@ -203,7 +220,7 @@ def _config_of(weights: Mapping[str, Tensor], transformers: Any) -> Any:
 
 
 def import_transformers() -> Any:
-    """The package, without its reports. Raises: UsageError if it is not there or does not work."""
+    """Return the package transformers, with its log silenced. Raises: UsageError if it is missing or does not work."""
     try:
         import transformers
         from transformers import SamVisionModel  # noqa: F401
@@ -216,11 +233,11 @@ def import_transformers() -> Any:
                 if wrong
                 else "; install it with `pip install 'transformers>=4.57'`, or the extra glimpseg[sam]"
             )
-            + f" ({_first(error)})."
+            + f" ({_first_line(error)})."
         ) from error
-    transformers.logging.set_verbosity_error()  # else each load lists the decoder's tensors as left over
+    transformers.logging.set_verbosity_error()  # otherwise each load lists the decoder's tensors as unused
     return transformers
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

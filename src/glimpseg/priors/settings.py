@@ -1,4 +1,4 @@
-"""Which prior a recipe asks for, and how it is made."""
+"""Settings of a recipe's prior: which kind, and how it is made."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from pydantic.dataclasses import dataclass as validated
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Prior:
-    """A label map for each sequence of each study of the training list; none is needed to segment."""
+    """Prior label map for each sequence of each training study; segmenting needs none."""
 
     kind: Literal["none", "sam", "synthetic"] = "none"
-    """`sam`: a frozen image encoder of the Segment Anything Model and small decoders, none of which has seen the
-    reference of the study it is used on. `synthetic`: the reference itself, spoiled: for tests and as an upper bound
-    only."""
+    """Kind of prior. `sam`: a frozen image encoder of the Segment Anything Model and small decoders; no decoder has
+    learned from the reference of the study it is used on. `synthetic`: the reference with its boundaries moved, for
+    tests and as an upper bound only."""
     weights: str | None = None
-    """For `sam`: a folder in Hugging Face's layout (`sam-vit-base`, `medsam-vit-base`), or an original `.pth`."""
+    """Weights of `sam`: a folder in Hugging Face's layout (`sam-vit-base`, `medsam-vit-base`), or an original `.pth`
+    file."""
     side: int = 256
-    """For `sam`: pixels along a slice's sides; positions are interpolated where the weights are for others (1024)."""
+    """Side of the square slices of `sam`, in pixels. Position embeddings are interpolated where the weights are for
+    another side (1024)."""
     scaling: Literal["imagenet", "unit"] = "imagenet"
-    """For `sam`: whether intensities from 0 to 1 are then scaled by ImageNet's mean and deviation, as SAM was trained;
-    MedSAM: unit."""
+    """Intensity scale of `sam`: from 0 to 1, then by ImageNet's mean and standard deviation, as SAM was trained
+    (`imagenet`), or from 0 to 1 only, for MedSAM (`unit`)."""
     folds: int = 5
-    """For `sam`: parts of the list, by patient; a study's prior comes from decoders that were trained on the others."""
+    """Number of folds of the training list for `sam`, by patient; a study's prior comes from decoders that were trained
+    on the other folds."""
     steps: int = 400
-    """For `sam`: of each decoder's training."""
+    """Optimiser steps of each decoder of `sam`."""
     boundary_mm: float = 3.0
-    """For `synthetic`: how far boundaries are moved, in standard deviations."""
+    """Standard deviation of the boundary's movement in `synthetic`, in mm."""
     dropped: float = 0.1
-    """For `synthetic`: probability that a sequence does not show a label."""
+    """Probability that a sequence of `synthetic` lacks a label."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,5 +51,5 @@ class Prior:
 
     @property
     def uses_reference(self) -> bool:
-        """Whether a study's own reference shapes its prior."""
+        """True if a study's own reference shapes its prior."""
         return self.kind == "synthetic"

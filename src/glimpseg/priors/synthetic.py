@@ -1,4 +1,4 @@
-"""The prior that knows too much: a study's own reference with its boundaries moved, for tests and as an upper bound."""
+"""Synthetic prior: a study's own reference with its boundaries moved, for tests and as an upper bound."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from glimpseg.priors.settings import Prior
 from glimpseg.region import Label, Region
 
 SMOOTH = 4.0
-"""Correlation length of the boundary's movement, as a multiple of its size."""
+"""Correlation length of the boundary's movement, as a multiple of its standard deviation."""
 NESTED = ((Region.WT, Label.ED), (Region.TC, Label.NCR), (Region.ET, Label.ET))
-"""Regions from the outside in, and the label of what is in no further one."""
+"""Regions, outermost first, and the label of voxels that lie in no region further in."""
 
 
-def spoiled(
+def perturbed_reference(
     reference: UInt8[np.ndarray, "x y z"], spacing_mm: float, settings: Prior, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "x y z"]:
-    """The reference as one sequence may show it: the border of each region moved by a smooth field, now and then a
-    label missing. Regions stay nested; a cavity stays where it was."""
-    found = np.where(reference == Label.RC, np.uint8(Label.RC), np.uint8(0))
-    allowed = found == 0
+    """Return the reference as one sequence may show it.
+
+    The border of each region is moved by a smooth random field, and sometimes a label is missing. Regions stay nested;
+    a cavity stays where it was.
+
+    Args:
+        reference: labels of the study.
+        spacing_mm: side of a voxel, in mm.
+        settings: `boundary_mm` and `dropped` are used.
+        rng: source of random numbers; advances.
+    """
+    labels = np.where(reference == Label.RC, np.uint8(Label.RC), np.uint8(0))
+    allowed = labels == 0
     for region, label in NESTED:
         field = ndimage.gaussian_filter(
             rng.standard_normal(reference.shape), SMOOTH * max(settings.boundary_mm, spacing_mm) / spacing_mm
@@ -34,8 +43,8 @@ def spoiled(
             allowed = allowed & (np.asarray(inwards) - np.asarray(outwards) > moved)
         else:
             allowed = np.zeros_like(allowed)
-        found[allowed] = label
+        labels[allowed] = label
     for label in (Label.NCR, Label.ED, Label.ET):
         if rng.random() < settings.dropped:
-            found[found == label] = 0
-    return found
+            labels[labels == label] = 0
+    return labels

@@ -202,7 +202,13 @@ def _mean(entry: Mapping[str, Any], factor: float, background: str = "", sign: b
     parts = {name: None if end is None else round(end, 4) for name, end in (("low", low), ("high", high))}
     if value is None:
         return MISSING
-    return Cell(number(value, sign=sign), round(value, 4), interval(entry, factor), parts, background)
+    return Cell(
+        text=number(value, sign=sign),
+        value=round(value, 4),
+        small=interval(entry, factor),
+        parts=parts,
+        colour=background,
+    )
 
 
 def _goodness(value: float, metric: Metric, shown: Sequence[float]) -> float:

@@ -38,7 +38,7 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])
-    with _explained(path), exit_on_sigterm():
+    with _as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
         os.close(handle)
@@ -71,7 +71,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
     """
     path = Path(path)
     refuse_if_used(path, overwrite=overwrite, mark=mark)
-    with _explained(path), exit_on_sigterm():
+    with _as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
@@ -84,7 +84,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
             refuse_if_used(
                 path, overwrite=overwrite, mark=mark
             )  # another process may have filled the folder in the meantime
-            _swap(temporary, path, overwrite=overwrite)
+            _move_into_place(temporary, path, overwrite=overwrite)
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -127,7 +127,7 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
         UsageError: Another process holds the lock.
     """
     folder = Path(folder)
-    with _explained(folder):
+    with _as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -162,7 +162,7 @@ def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OutputError:
@@ -181,7 +181,7 @@ def _inside(name: str | bytes | int, folder: Path) -> bool:
     return Path(os.fsdecode(name) if not isinstance(name, int) else ".").absolute().is_relative_to(folder.absolute())
 
 
-def _swap(temporary: Path, path: Path, *, overwrite: bool) -> None:
+def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if not overwrite:
         if os.name == "nt" and path.is_dir():
             path.rmdir()

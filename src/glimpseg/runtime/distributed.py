@@ -43,13 +43,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-        _finish()
+        _wait_and_release()
     except Preempted as error:
         traceback.clear_frames(error.__traceback__)  # the frames hold the DDP module
-        _finish()
+        _wait_and_release()
         raise
     except RuntimeError as error:
-        if not _is_of_communication(error):
+        if not _is_communication_error(error):
             raise
         raise TrainingError(
             f"Rank {rank_and_world()[0]} lost the connection to another rank ({str(error).splitlines()[0]}). The rank "
@@ -60,11 +60,11 @@ def process_group(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _is_of_communication(error: RuntimeError) -> bool:
+def _is_communication_error(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
 
 
-def _finish() -> None:
+def _wait_and_release() -> None:
     """Wait for all ranks, then release what holds the process group, so that its threads end when it is destroyed.
 
     An all-reduce of a backward pass holds a Python object. If one was still unreleased while Python shut down, its

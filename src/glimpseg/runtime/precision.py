@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-COARSE = 2
+FEW_PLANES = 2
 """Largest number of planes along the first axis of a convolution's result for which bf16 is not used on a CPU."""
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
+def resolve_precision(requested: str, device: torch.device) -> str:
     """Return `bf16` or `fp32`; `auto` is bf16 where the processor supports it natively."""
-    if wanted != "auto":
-        return wanted
+    if requested != "auto":
+        return requested
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
@@ -42,13 +42,13 @@ def precision_context(precision: str, device: torch.device) -> Iterator[None]:
 
 def small_convolutions_in_fp32(precision: str, device: torch.device) -> AbstractContextManager:
     """Return the part of `precision_context` that autocast does not cover: small convolutions in fp32 on a CPU."""
-    return _CoarseInFp32() if precision == "bf16" and device.type == "cpu" else nullcontext()
+    return _SmallConvolutionsInFp32() if precision == "bf16" and device.type == "cpu" else nullcontext()
 
 
 _CONV: Any = torch.conv3d
 
 
-class _CoarseInFp32(TorchFunctionMode):
+class _SmallConvolutionsInFp32(TorchFunctionMode):
     """Compute convolutions whose result has one or two planes in fp32.
 
     In bf16 on a CPU, the gradient of their weights is wrong (oneDNN 3.x reads uninitialised memory; torch 2.13). In
@@ -59,7 +59,7 @@ class _CoarseInFp32(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _CONV and not kwargs and _planes(*args) <= COARSE:
+        if func is _CONV and not kwargs and _planes(*args) <= FEW_PLANES:
             with torch.autocast("cpu", enabled=False):
                 return func(*[value.float() if isinstance(value, Tensor) else value for value in args])
         return func(*args, **kwargs)

@@ -37,8 +37,8 @@ def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: floa
     except subprocess.TimeoutExpired as error:
         raise SandboxError(f"it could not be read in {seconds:g} s") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise SandboxError(said[-1] if said else f"reader ended with {done.returncode}")
+        lines = done.stderr.strip().splitlines()
+        raise SandboxError(lines[-1] if lines else f"reader ended with {done.returncode}")
 
 
 def limit_memory(more: int = SPARE_BYTES) -> None:
@@ -46,9 +46,8 @@ def limit_memory(more: int = SPARE_BYTES) -> None:
     with contextlib.suppress(ImportError, OSError):
         import resource
 
-        has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        allowed = resource.getrlimit(resource.RLIMIT_AS)[
-            1
-        ]  # a limit that is already set, for example by a cluster's scheduler
-        most = has + more if allowed == resource.RLIM_INFINITY else min(has + more, allowed)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        current = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        # Whoever started this process, for example a cluster's scheduler, may have set a limit already.
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        limit = current + more if hard_limit == resource.RLIM_INFINITY else min(current + more, hard_limit)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

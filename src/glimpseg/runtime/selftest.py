@@ -151,27 +151,29 @@ def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck
     worst, where = 0.0, "nowhere"
     for shape, stride in SHAPES:
         named = f"an image of {'x'.join(map(str, shape[1:]))}, stride {stride}"
-        image, weight, upstream = _inputs(shape, stride)
+        image, weight, upstream = _make_inputs(shape, stride)
         exact = [value.double() for value in (image, weight, upstream)]
-        right = _convolve(exact, stride, torch.device("cpu"), "fp64")
+        expected = _convolve(exact, stride, torch.device("cpu"), "fp64")
         try:
-            found = _convolve((image, weight, upstream), stride, device, precision)
+            computed = _convolve((image, weight, upstream), stride, device, precision)
         except RuntimeError as error:
             worst, where = math.inf, f"{named}: {str(error).splitlines()[0]}"
             break
-        for what, one, other in zip(("result", "image's gradient", "weights' gradient"), found, right, strict=True):
-            apart = float((one - other).abs().max() / other.abs().max())
-            if not apart <= worst:  # also true for NaN
-                worst, where = apart if math.isfinite(apart) else math.inf, f"the {what}, {named}"
+        for what, one, other in zip(
+            ("result", "image's gradient", "weights' gradient"), computed, expected, strict=True
+        ):
+            deviation = float((one - other).abs().max() / other.abs().max())
+            if not deviation <= worst:  # also true for NaN
+                worst, where = deviation if math.isfinite(deviation) else math.inf, f"the {what}, {named}"
     return ConvolutionCheck(device=str(device), precision=precision, error=worst, bound=BOUNDS[precision], where=where)
 
 
 def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
     """Return an error message for the failed checks: what is wrong, and what to do. None if all passed."""
-    failed = [found for found in checks if not found.passed]
+    failed = [result for result in checks if not result.passed]
     if not failed:
         return None
-    worst = max(failed, key=lambda found: found.error)
+    worst = max(failed, key=lambda result: result.error)
     return (
         f"3-D convolutions are computed wrongly on {worst.device} in {worst.precision}: a relative error of "
         f"{worst.error:.1e} where at most {worst.bound:.0e} is right ({worst.where}). Trust no result of this device. "
@@ -196,7 +198,7 @@ def require_correct_convolutions(device: torch.device, precision: str) -> None:
         raise TrainingError(message)
 
 
-def _inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+def _make_inputs(shape: tuple[int, int, int, int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return an image, weights and an upstream gradient for the test.
 
     All values are exact in bf16, so only the arithmetic differs. The global random generator is not used.

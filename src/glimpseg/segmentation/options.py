@@ -32,7 +32,7 @@ class CommandLineOption:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How a study is segmented. The labels do not depend on `probabilities` and `uncertainty`.
+    """Options of inference for one study. The labels do not depend on `probabilities` and `uncertainty`.
 
     Args:
         grid: Sequence on whose grid the result lies, as a `Modality` or as text (`t2`). Default: the first that exists
@@ -88,7 +88,7 @@ PLAIN = InferenceOptions(uncertainty="none")
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Which files are written for each study, and how.
+    """Options of the files that are written for each study.
 
     Args:
         labels: Label convention of `seg.nii.gz`: `brats2021`, `brats2023`, `brats2024`, or spelled out, such as

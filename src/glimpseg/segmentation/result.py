@@ -28,8 +28,8 @@ from glimpseg.volume import Volume, downsample_large, resample
 RECORD = "run.json"
 """File that says what was used and how. A folder that holds it may be overwritten."""
 UNMEASURED = (
-    "What to expect from {} is not known of this model, which has no expectations.json for this use. Make a copy that "
-    "has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL"
+    "The performance with {} is not known for this model, which has no expectations.json for this use. Make a copy "
+    "that has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL"
 )
 PREVIEW_DPI = 110
 

@@ -20,8 +20,8 @@ from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
 from glimpseg.phantom.training_stream import PhantomStream
-from glimpseg.priors.making import of_phantom, priors, refuse_held_out
-from glimpseg.priors.sam import weights_digest, weights_of
+from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
+from glimpseg.priors.sam import weights_digest, weights_path
 from glimpseg.priors.settings import Prior
 from glimpseg.recipe import Recipe
 from glimpseg.study import Study
@@ -57,7 +57,7 @@ def _prepared(
 ) -> tuple[list[Path], list[Path]]:
     paths = prepare_studies(studies, recipe, folder)
     spacing_mm = recipe.data.preprocess.spacing_mm
-    return paths, priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder, device)
+    return paths, make_priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder=folder, device=device)
 
 
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
@@ -92,7 +92,7 @@ def find_training_studies(recipe: Recipe, options: TrainOptions) -> tuple[list[S
             raise UsageError("This recipe has no phantom stream: name a folder of studies with --data.")
         if recipe.data.labelled < 1:
             raise UsageError("A share of an endless stream is endless: name a folder of studies with --data.")
-        of_phantom(prior, recipe.data.preprocess.spacing_mm)
+        phantom_prior(prior, recipe.data.preprocess.spacing_mm)
         return [], None
     refuse_held_out(prior, options.split)
     # Pretraining uses no reference, and so a broken one is no obstacle.
@@ -122,7 +122,7 @@ def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOp
     settings, prior = recipe.data.preprocess, recipe.data.prior
     if not studies:
         assert recipe.data.stream is not None
-        make_prior = of_phantom(prior, settings.spacing_mm)
+        make_prior = phantom_prior(prior, settings.spacing_mm)
         stream = PhantomStream(recipe.data.stream, settings, make_prior, options.device)
         return stream, {"data": {"stream": phantom.NAME, **_prior_record(prior, [])}}
     folder = Path(options.cache) if options.cache else run / "cache"
@@ -148,7 +148,7 @@ def _prior_record(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
         return {}
     record: dict[str, Any] = {"kind": prior.kind, "uses_reference": prior.uses_reference}
     if prior.kind == "sam":
-        record["weights"] = weights_digest(weights_of(prior))
+        record["weights"] = weights_digest(weights_path(prior))
     if files:
         record["digest"] = _names_digest(files)
     return {"prior": record}

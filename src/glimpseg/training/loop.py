@@ -116,7 +116,8 @@ def fit(
                 parts = next(feed)
             if step == first and should_compile(optim.compile, device):
                 state.compile(parts[0], progress)
-            for terms in _accumulate(state, parts, [number for number, _ in shares], recipe, progress, run=run):
+            seeds = [_pass_seed(recipe.seed, step, number) for number, _ in shares]
+            for terms in _accumulate(state, parts, seeds, progress, run=run):
                 averages.add(terms)
             measured = state.step(optim, progress)
             stopping = any_rank(bool(stop_request), device)
@@ -140,17 +141,11 @@ def is_due(done: int, every: int, steps: int) -> bool:
 
 
 def _accumulate(
-    state: TrainingState,
-    parts: Sequence[Batch],
-    numbers: Sequence[int],
-    recipe: Recipe,
-    progress: Progress,
-    *,
-    run: Path,
+    state: TrainingState, parts: Sequence[Batch], seeds: Sequence[int], progress: Progress, *, run: Path
 ) -> Iterator[dict[str, Tensor]]:
-    """Make one backward pass for each part of a step's batch and yield its loss terms."""
-    for number, batch in zip(numbers, parts, strict=True):
-        torch.manual_seed(_pass_seed(recipe.seed, progress.step, number))
+    """Make one backward pass for each part of a step's batch, with its seed, and yield its loss terms."""
+    for seed, batch in zip(seeds, parts, strict=True):
+        torch.manual_seed(seed)
         terms = state.loss_terms(state.objective, batch, progress)
         _refuse_non_finite(terms, batch, run, progress.step)
         (sum(terms.values(), torch.zeros((), device=state.device)) / len(parts)).backward()

@@ -65,7 +65,7 @@ def build_optimizer(learner: Learner, optim: Optim) -> torch.optim.Optimizer:
     return optimizer
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainingState:
     """All that changes during a training."""
 
@@ -88,7 +88,14 @@ class TrainingState:
         objective: nn.Module = Objective(learner)
         if rank_and_world()[1] > 1:
             objective = DistributedDataParallel(objective)
-        return cls(learner, optimizer, averaged, objective, device, precision=precision)
+        return cls(
+            learner=learner,
+            optimizer=optimizer,
+            averaged=averaged,
+            objective=objective,
+            device=device,
+            precision=precision,
+        )
 
     def loss_terms(self, objective: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the terms of an objective, computed in the precision of the training."""

@@ -1,8 +1,15 @@
-"""MST-KDNet: a teacher sees all sequences, a student what is left; attention, logits and style are distilled.
+"""MST-KDNet: a teacher that sees all modalities distils attention, logits and style into a student.
 
 Zhu et al., MST-KDNet: multi-scale transformer attention, logits and global style distilled for brain tumour
-segmentation with missing modalities, MICCAI 2025, arXiv 2507.22626. Implemented is what the authors' released code
-computes (Quanato607/MST-KDNet at 2c77373), from its facts, and the style module that the released run leaves out.
+segmentation with missing modalities, MICCAI 2025, arXiv 2507.22626. This package computes what the authors' released
+code computes (Quanato607/MST-KDNet at 2c77373), and the style module that the released run leaves out; no code was
+copied from it.
+
+Teacher and student are residual U-Nets with a transformer (UNETR) at the deepest level. The teacher sees all
+modalities, the student a random subset. The student learns from the reference and from the teacher: features and
+attentions of the transformer (MS-TKD), predictions (DMLD) and style features (GSME), the last also with a
+discriminator. Only the student segments. Files: `config.py`, `network.py`, `objective.py` (equations and class),
+`authors.py`.
 
 Departures
 | source | says or does | we do |
@@ -34,7 +41,7 @@ Departures
 | README | other modules, losses and costs than the code's | follows the code |
 | README | tables with shifted rows | the figures' (`data/published`) |
 | code | decompresses five files for each sample | a cache that is mapped |
-| code | 160 x 192 x 128 is the only crop | multiples of 32: positions interpolated, judge pooled |
+| code | 160 x 192 x 128 is the only crop | multiples of 32: positions interpolated, discriminator pooled |
 | code | needs all four modalities of every training study | a study that lacks one trains the student alone |
 | code | NaN of an absent modality reaches everything | absent channels are 0 by selection |
 | code | one subset for a batch | one for each sample |
@@ -64,11 +71,16 @@ from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 __all__ = ["LITE", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 
 FLIPS = Augment(rotation=0, zooming=0, noise=0, blur=0, brightness=0, contrast=0, low_resolution=0, gamma=0)
-"""The authors' augmentation: each axis mirrored half of the time."""
+"""Augmentation of the authors: each axis is mirrored with probability 1/2."""
 
 
-def paper(config: Config, epoch: int) -> Recipe:
-    """The paper's crops, intensities and schedule: 100 epochs of so many studies, one at a time."""
+def paper_recipe(config: Config, epoch: int) -> Recipe:
+    """Return a recipe with the paper's crops, intensities and schedule: 100 epochs of one study at a time.
+
+    Args:
+        config: settings of network and objective.
+        epoch: optimiser steps of an epoch, one for each study.
+    """
     return Recipe(
         method="mstkdnet",
         config=config,
@@ -93,12 +105,12 @@ def paper(config: Config, epoch: int) -> Recipe:
 
 
 CLIPPED = replace(BUDGET, max_norm=1.0)
-"""As in `phantom`."""
+"""Optimiser settings of `unet/brats` with gradients clipped at norm 1, as in `phantom`."""
 
 METHOD = MSTKDNet
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, a small network, phantoms.
+    # Trains in minutes on two CPU cores: 3 mm voxels, a small network, phantoms.
     "phantom": Recipe(
         method="mstkdnet",
         config=Config(
@@ -111,8 +123,8 @@ RECIPES = {
             scale_width=8,
             style_width=16,
             crop=(48, 48, 32),
-            # The authors' 20,000 steps are more than all of these: agreement may not be asked for before rare classes
-            # are learned.
+            # The authors' ramp of 20,000 steps is longer than this whole training: agreement with the teacher must not
+            # be enforced before rare classes are learned.
             ramp=1.0,
             adversary_rate=1 / 30,  # 1e-4, as the authors'
         ),
@@ -126,15 +138,15 @@ RECIPES = {
             ),
             stream=Stream(),
         ),
-        # Clipped at 12 as elsewhere, a class is easily saturated everywhere in the first steps, and stays so.
+        # With gradients clipped at 12, as elsewhere, a class often saturates in the first steps and stays saturated.
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, max_norm=1.0, ema=0.99, save_every=50),
     ),
     # 80 % of the labelled training cases, as the authors' settings suggest; their lists are unpublished.
-    "brats2024": paper(Config(), 1080),
-    "fets2024": paper(Config(), 1001),
-    # The run that was released: FeTS, without the style module.
-    "official": paper(OFFICIAL, 1001),
-    # The mended network, and the small one, under the budget of `unet/brats`.
+    "brats2024": paper_recipe(Config(), 1080),
+    "fets2024": paper_recipe(Config(), 1001),
+    # As released: FeTS, without the style module.
+    "official": paper_recipe(OFFICIAL, 1001),
+    # The corrected network, and a small one, with the training budget of `unet/brats`.
     "brats": Recipe(
         method="mstkdnet",
         config=Config(crop=(128, 128, 128)),
@@ -151,7 +163,7 @@ RECIPES = {
 
 
 def authors_recipe(network: MSTKDNet) -> Recipe:
-    """How imported weights are used: with the crops and intensities that they were trained on."""
+    """Return the recipe for imported weights, with the crops and intensities of their training."""
     recipe = RECIPES["official"]
     sampling = replace(recipe.data.sampling, patch=network.config.crop)
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))

@@ -1,4 +1,4 @@
-"""The weights of MST-KDNet's authors, in our network."""
+"""Import of the authors' weights of MST-KDNet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glimpseg.methods.mstkdnet.config import OFFICIAL
 from glimpseg.methods.mstkdnet.objective import MSTKDNet
 from glimpseg.modality import Modality
 from glimpseg.nets.authors import take_weights
-from glimpseg.nets.positions import cube_of
+from glimpseg.nets.positions import cubic_crop
 from glimpseg.region import Label
 
 _TRUNK = (
@@ -85,19 +85,23 @@ NAMES = (
     *((rf"discriminator\.down\.{number}", f"d_style.{2 * number}") for number in range(3)),
     (r"discriminator\.judge", "d_style.6"),
 )
-"""Our names and the authors', for `nets.authors.take_weights`."""
+"""Patterns of our tensor names, and the authors' names, for `take_weights`."""
 UNUSED = r".*\.num_batches_tracked|.*\.running_(mean|var)|.*encoder_norm\."
-"""Tensors of the authors' that no forward pass of theirs or ours uses: their training never leaves training mode."""
+"""Pattern of the authors' tensors that no forward pass uses, theirs or ours: their network never leaves training mode.
+"""
 PARTS = ("model_missing", "model_full", "d_style")
-"""How the authors' checkpoint names student, teacher and discriminator."""
+"""Names of student, teacher and discriminator in the authors' checkpoint."""
 ORDER = (Modality.FLAIR, Modality.T1, Modality.T1C, Modality.T2)
-"""The authors' channels."""
+"""Order of the authors' channels."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> MSTKDNet:
-    """The official network with the weights of an authors' checkpoint (its three state dicts, keys as
-    `model_missing.conv1a.weight`). Where one of the others is missing, the student alone: it segments and cannot be
-    trained on.
+    """Return the official network with the weights of an authors' checkpoint.
+
+    Where teacher or discriminator are missing, only the student is loaded: it segments and cannot be trained further.
+
+    Args:
+        weights: the checkpoint's three state dicts in one, with keys like `model_missing.conv1a.weight`.
 
     Raises: ModelError for weights that are not MST-KDNet's, or of other classes.
     """
@@ -129,7 +133,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> MSTKDNet:
 
 
 def _crop_of(tokens: int) -> tuple[int, int, int]:
-    """The released crop, or a cube."""
+    """Return the released crop for its 120 tokens, else a cube."""
     if tokens == 120:
         return OFFICIAL.crop
-    return cube_of(tokens, OFFICIAL.stride)
+    return cubic_crop(tokens, OFFICIAL.stride)

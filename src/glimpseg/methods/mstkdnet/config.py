@@ -1,4 +1,4 @@
-"""What can be set of MST-KDNet: its network, and the weight of each term."""
+"""Settings of MST-KDNet: network, and weight of each loss term."""
 
 from __future__ import annotations
 
@@ -8,45 +8,48 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 PATCH = 4
-"""Voxels of the bottleneck in a token, along each axis. The UNETR block's up-sampling is built for it."""
+"""Side of a token's patch, in voxels of the deepest level. The UNETR block's upsampling is built for it."""
 TAPS = 4
-"""Depths of the transformer that are tapped, equally far apart."""
+"""Number of transformer depths, equally far apart, whose output is used."""
 RELEASED_ATTENTION = 1e8 / 120**4
-"""The released weight of the attention term, 1e8, for the 120 tokens of its only crop."""
+"""Weight of the attention term in the authors' code, 1e8, converted for the 120 tokens of its only crop."""
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """MST-KDNet (Zhu et al., arXiv 2507.22626). The defaults mend the released code; `OFFICIAL` is as released."""
+    """MST-KDNet (Zhu et al., arXiv 2507.22626): settings of network and objective.
+
+    The defaults correct the released code (see Departures); `OFFICIAL` is as released.
+    """
 
     width: int = 16
     """Channels of the first level; doubled at each downsampling. Authors' code: 16."""
     blocks: tuple[int, ...] = (1, 2, 2, 4)
     """Residual blocks of each encoder level, finest first. Authors' code: 1, 2, 2, 4."""
     groups: int = 8
-    """Of the trunk's group norms. Authors' code: 8."""
+    """Groups of the U-Net's group norms. Authors' code: 8."""
     token_width: int = 768
     """Features of a token. Authors' code: 768."""
     heads: int = 12
-    """Of the attention. Authors' code: 12."""
+    """Heads of the attention. Authors' code: 12."""
     mlp_width: int = 2048
     """Hidden units of a transformer's perceptron. Authors' code: 2048."""
     layers: int = 12
-    """Of the transformer; four equally deep ones are tapped. Authors' code: 12."""
+    """Layers of the transformer; the output of four of them, equally far apart, is used. Authors' code: 12."""
     scale_width: int = 64
-    """Channels of the finest of the four distilled scales; the others have 2, 4 and 8 times as many. Authors' code:
-    64."""
+    """Channels of the finest of the four distilled scales; the others have 2, 4 and 8 times as many. Authors' code: 64.
+    """
     style_width: int = 64
     """Channels of the discriminator's first convolution. Authors' code: 64."""
     crop: tuple[int, int, int] = (160, 192, 128)
-    """Voxels for which each token has a position embedding of its own, best the recipe's patch; for other crops they
-    are interpolated. Authors' code: 160 x 192 x 128, and no other."""
+    """Sides of the crop, in voxels, for which each token has its own position embedding; best the recipe's patch. For
+    other crops the embeddings are interpolated. Authors' code: 160 x 192 x 128, and no other."""
     dropout: float = 0.2
-    """Before the decoder. Authors' code: 0.2."""
+    """Dropout probability before the decoder. Authors' code: 0.2."""
     token_dropout: float = 0.1
-    """Everywhere in the transformer. Authors' code: 0.1."""
+    """Dropout probability, everywhere in the transformer. Authors' code: 0.1."""
     null_biases: bool = False
-    """Biases before a norm or a softmax, which cancel them. Authors' code: true."""
+    """True keeps the biases before a norm or a softmax, which cancel them. Authors' code: true."""
 
     teacher: float = 0.4
     """Weight of the teacher's segmentation. Authors' code: 0.4."""
@@ -57,32 +60,33 @@ class Config:
     features: float = 0.2
     """Weight of MS-TKD's distance between scales. Authors' code: 0.2."""
     attention: float = RELEASED_ATTENTION
-    """Weight of MS-TKD's distance between attentions, of tokens that attend evenly with 1. Authors' code: the same at
-    its only crop."""
+    """Weight of MS-TKD's distance between attentions, relative to even attention. Authors' code: the same at its only
+    crop."""
     prediction: float = 10.0
     """Final weight of DMLD's distance between predictions. Authors' code: 10."""
     ramp: float = 0.2
-    """Share of the training over which `prediction` rises. Authors' code: 20 of 100 epochs."""
+    """Share of the training over which the weight of `prediction` rises. Authors' code: 20 of 100 epochs."""
     logits: float = 1.0
     """Weight of DMLD's divergence of standardised logits. Authors' code: 1."""
     temperature: float = 7.0
-    """Of that divergence. Authors' code: 7."""
+    """Temperature of the softmax in that divergence. Authors' code: 7."""
     standardise: Literal["depth", "class"] = "depth"
-    """Along what logits are standardised: the last axis of the crop (authors' code) or the classes (Sun et al., CVPR
-    2024, whence the term comes)."""
+    """Axis along which logits are standardised: the last axis of the crop (`depth`, authors' code) or the classes
+    (`class`, Sun et al., CVPR 2024, the source of this term)."""
     gram: float = 1.0
     """Weight of GSME's distance between cross-layer Gram matrices. Ours; commented out in the authors' code."""
     adversary: float = 2e-4
     """Weight of GSME's adversarial term. Authors' code: 2e-4."""
     adversary_rate: float = 1.0
-    """Learning rate of the discriminator, as a multiple of the networks'. Authors' code: 1."""
+    """Learning rate of the discriminator, as a multiple of the networks' rate. Authors' code: 1."""
     adversary_betas: tuple[float, float] = (0.9, 0.99)
-    """Of the discriminator's Adam. Authors' code: these, but made anew at every step, which is (0, 0)."""
+    """Betas of the discriminator's Adam. Authors' code: these, but Adam is made anew at every step, which equals (0,
+    0)."""
     detach_teacher: bool = False
-    """Distil one way: no gradient from the student to the teacher. Authors' code: false."""
+    """True stops the gradient from the student to the teacher. Authors' code: false."""
     released_terms: bool = False
-    """The slips of the released objective: for the background, the teacher's Dice stands in place of the student's and
-    of the distance between predictions, and the divergence is taken the other way round."""
+    """True repeats the errors of the released objective. For the background, the teacher's Dice replaces the student's
+    Dice and the distance between predictions; in the divergence, teacher and student are exchanged."""
 
     def __post_init__(self) -> None:
         if len(self.blocks) < 3:
@@ -125,6 +129,6 @@ class Config:
 
 
 OFFICIAL = Config(null_biases=True, gram=0.0, adversary_betas=(0.0, 0.0), released_terms=True)
-"""The released network and objective; the authors' weights fit it."""
+"""Settings of the released network and objective; the authors' weights fit it."""
 LITE = Config(token_width=192, heads=3, mlp_width=512, layers=4, scale_width=16)
-"""The trunk with a small bottleneck."""
+"""Settings of the same U-Net with a small transformer."""

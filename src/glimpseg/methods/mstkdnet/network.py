@@ -1,4 +1,4 @@
-"""The networks of MST-KDNet: a residual U-Net with a UNETR in its bottleneck, and the discriminator of styles."""
+"""Networks of MST-KDNet: residual U-Net with a UNETR at the deepest level (the bottleneck), and style discriminator."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from glimpseg.methods.mstkdnet.config import PATCH, TAPS, Config
 from glimpseg.modality import Modality
-from glimpseg.nets.positions import positions_on
+from glimpseg.nets.positions import resampled_positions
 
 
 class Residual(nn.Module):
-    """Group norm, ReLU and convolution, twice, added to the input."""
+    """Group norm, ReLU and convolution, twice; the input is added."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(groups, width), nn.Conv3d(width, width, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
-        """As many channels as came."""
+        """Return features of the same shape."""
         inner = self.conv1(functional.relu(self.norm1(x)))
         return x + self.conv2(functional.relu(self.norm2(inner)))
 
 
-class Layer(nn.Module):
-    """Attention and perceptron, each behind a layer norm."""
+class TransformerLayer(nn.Module):
+    """Transformer layer: attention and perceptron, each after a layer norm."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Layer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n c"], keep_attention: bool = False
     ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b h n n"] | None]:
-        """Tokens that have looked at each other and, if it is to be kept, how much at which. Eq. (3)."""
+        """Return the tokens and, if `keep_attention`, the attention matrices of each head. Eq. (3)."""
         shown = self.attend_norm(tokens)
         query, key, value = (
             rearrange(project(shown), "b n (h c) -> b h n c", h=self.heads)
@@ -63,24 +63,24 @@ class Layer(nn.Module):
         return tokens + self.drop(self.outer(self.drop(self.inner(self.mlp_norm(tokens)).relu()))), attention
 
 
-def doubled(inputs: int, outputs: int) -> nn.Module:
-    """Twice the resolution, by a transposed convolution alone."""
+def upsampling(inputs: int, outputs: int) -> nn.Module:
+    """Return a transposed convolution that doubles the resolution."""
     return nn.ConvTranspose3d(inputs, outputs, 2, 2)
 
 
-def convolved(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
-    """Convolution, norm over the volume, ReLU."""
+def convolution_block(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
+    """Return convolution, instance norm and ReLU."""
     conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=null_biases)
     return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.ReLU())
 
 
-def raised(inputs: int, outputs: int, null_biases: bool) -> nn.Sequential:
-    """Twice the resolution, then `convolved`."""
-    return nn.Sequential(doubled(inputs, outputs), *convolved(outputs, outputs, null_biases))
+def upsampling_block(inputs: int, outputs: int, null_biases: bool) -> nn.Sequential:
+    """Return a transposed convolution that doubles the resolution, then convolution, instance norm and ReLU."""
+    return nn.Sequential(upsampling(inputs, outputs), *convolution_block(outputs, outputs, null_biases))
 
 
 class Bottleneck(nn.Module):
-    """A UNETR: a transformer over patches of the deepest level, tapped at four depths, and a decoder back to it."""
+    """UNETR: a transformer over patches of the deepest level, and a decoder from four of its layers back to it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -90,34 +90,45 @@ class Bottleneck(nn.Module):
         self.embed = nn.Conv3d(inputs, width, PATCH, PATCH)
         self.position = nn.Parameter(torch.zeros(1, config.grid[0] * config.grid[1] * config.grid[2], width))
         self.drop = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.deepest = doubled(width, d8)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
+        self.deepest = upsampling(width, d8)
         self.branches = nn.ModuleList(
-            nn.Sequential(*(raised(*ends, null) for ends in pairwise(widths)))
+            nn.Sequential(*(upsampling_block(*ends, null) for ends in pairwise(widths)))
             for widths in ((width, d8, d4, d2), (width, d8, d4), (width, d8))
         )
         self.merges = nn.ModuleList(
             (
-                # Down again to a quarter: the original UNETR ends at the image, this one at the bottleneck.
-                nn.Sequential(convolved(d4, d2, null, 2), convolved(d2, d2, null, 2), doubled(d2, d1)),
-                nn.Sequential(convolved(d8, d4, null), convolved(d4, d4, null), doubled(d4, d2)),
-                nn.Sequential(*(convolved(i, d8, null) for i in (2 * d8, d8, d8)), doubled(d8, d4)),
+                # Halved twice: the original UNETR ends at the image's resolution, this one at the bottleneck's.
+                nn.Sequential(
+                    convolution_block(d4, d2, null, 2), convolution_block(d2, d2, null, 2), upsampling(d2, d1)
+                ),
+                nn.Sequential(convolution_block(d8, d4, null), convolution_block(d4, d4, null), upsampling(d4, d2)),
+                nn.Sequential(*(convolution_block(i, d8, null) for i in (2 * d8, d8, d8)), upsampling(d8, d4)),
             )
         )
-        self.enter = nn.Sequential(convolved(inputs, d1 // 2, null), convolved(d1 // 2, d1, null))
-        self.leave = nn.Sequential(convolved(d2, d1, null), convolved(d1, d1, null), nn.Conv3d(d1, inputs, 1))
+        self.enter = nn.Sequential(convolution_block(inputs, d1 // 2, null), convolution_block(d1 // 2, d1, null))
+        self.leave = nn.Sequential(
+            convolution_block(d2, d1, null), convolution_block(d1, d1, null), nn.Conv3d(d1, inputs, 1)
+        )
 
     def forward(
         self, deepest: Float[Tensor, "b c u v w"], keep_attention: bool
     ) -> tuple[Float[Tensor, "b c u v w"], list[Float[Tensor, "b ..."]], list[Float[Tensor, "b h n n"]]]:
-        """What is added to the deepest level; four scales, finest first; and four attentions, first layer first.
+        """Return the UNETR's output and the features that are distilled.
+
+        Args:
+            deepest: features of the deepest level.
+            keep_attention: whether to return attention matrices.
+
+        Returns:
+            The change of the deepest level; four scales, finest first; four attentions, first layer first, or none.
 
         Eq. (2).
         """
         embedded = self.embed(deepest)
         grid = embedded.shape[2:]
         tokens = rearrange(embedded, "b c u v w -> b (u v w) c")
-        tokens = self.drop(tokens + positions_on(grid, self.position, self.grid))
+        tokens = self.drop(tokens + resampled_positions(grid, self.position, self.grid))
         taps, attentions = [], []
         for number, layer in enumerate(self.layers, 1):
             tapped = number % self.every == 0
@@ -131,30 +142,30 @@ class Bottleneck(nn.Module):
         return self.leave(torch.cat([self.enter(deepest), scales[0]], 1)), scales, attentions
 
 
-class Seen(NamedTuple):
-    """What a network makes of an image; all of it can be distilled."""
+class NetworkOutput(NamedTuple):
+    """Output of a network, all of which can be distilled."""
 
     logits: Float[Tensor, "b k x y z"]
     entry: Float[Tensor, "b c u v w"]
-    """As features reach the deepest level."""
+    """Features as they enter the deepest level."""
     style: Float[Tensor, "b c u v w"]
     content: Float[Tensor, "b c u v w"]
     scales: Sequence[Float[Tensor, "b ..."]]
-    """Of the UNETR's decoder, finest first."""
+    """Features of the UNETR's decoder, finest first."""
     attentions: Sequence[Float[Tensor, "b h n n"]]
-    """Of the tapped layers; none unless asked for."""
+    """Attention matrices of the four used layers; empty unless asked for."""
 
-    def detached(self) -> Seen:
-        """The same without a way back."""
+    def detached(self) -> NetworkOutput:
+        """Return a copy that passes no gradient on."""
         logits, entry, style, content, scales, attentions = self
         logits, entry, style, content = (value.detach() for value in (logits, entry, style, content))
-        return Seen(
+        return NetworkOutput(
             logits, entry, style, content, *([value.detach() for value in part] for part in (scales, attentions))
         )
 
 
 class Network(nn.Module):
-    """A residual U-Net with a UNETR in its bottleneck; teacher and student each have one."""
+    """Residual U-Net with a UNETR at its deepest level; teacher and student each have one."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -176,15 +187,15 @@ class Network(nn.Module):
         self.merge = nn.ModuleList(Residual(width, config.groups) for width in widths[:-1])
         self.segment = nn.Conv3d(widths[0], classes, 1)
 
-    def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> Seen:
-        """From an image whose absent channels are 0. Eq. (1)."""
+    def forward(self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False) -> NetworkOutput:
+        """Return the output for an image whose absent channels are 0. Eq. (1)."""
         maps, rest = self.features(image, keep_attention)
-        return Seen(self.segment(maps[0]).float(), *rest)
+        return NetworkOutput(self.segment(maps[0]).float(), *rest)
 
     def features(
         self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False
     ) -> tuple[list[Float[Tensor, "b ..."]], tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]]:
-        """The decoder's maps, finest first, and what of `Seen` follows its logits."""
+        """Return the decoder's features, finest first, and the fields of `NetworkOutput` after its logits."""
         entries: list[Tensor] = []
         levels: list[Tensor] = []
         for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):
@@ -204,12 +215,13 @@ class Network(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells by its style whether a network saw all modalities."""
+    """Classifier of style features: did the network see all modalities?"""
 
     HEAD = (2, 3, 2)
-    """The released head's kernel, which covers all that is left of a crop of 160 x 192 x 128."""
-    LEAST = 8
-    """Voxels along each axis that three halvings need."""
+    """Kernel of the released head, in voxels; it covers what three halvings leave of a 160 x 192 x 128 crop's deepest
+    level."""
+    SMALLEST_SIDE = 8
+    """Smallest side, in voxels, for three halvings."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -220,8 +232,8 @@ class Discriminator(nn.Module):
         self.judge = nn.Conv3d(4 * width, 1, self.HEAD)
 
     def forward(self, style: Float[Tensor, "b c u v w"]) -> Float[Tensor, "b"]:
-        """A logit for each sample, above 0 if it takes the style for one of missing modalities. Eq. (12)."""
-        x = functional.interpolate(style, [max(side, self.LEAST) for side in style.shape[2:]])
+        """Return a logit for each sample, above 0 if the style is classified as one of missing modalities. Eq. (12)."""
+        x = functional.interpolate(style, [max(side, self.SMALLEST_SIDE) for side in style.shape[2:]])
         for down in self.down:
             x = functional.leaky_relu(down(x), 0.2)
         return self.judge(functional.adaptive_avg_pool3d(x, self.HEAD)).float().flatten()

@@ -1,15 +1,20 @@
-"""SMML: two masked students teach each other, voxel by voxel and relation by relation, with priors of other models.
+"""SMML: two branches see different subsets and learn from each other, with priors from other models.
 
 Liang et al., Semantic-guided Masked Mutual Learning for multi-modal brain tumour segmentation with arbitrary missing
-modalities, AAAI 2025, arXiv 2507.07592. Implemented is what the authors' released code computes (banbooliang/SMML at
-d401541), from its facts: branches, refiners, sampling, schedule and the composition of the losses. Both consistency
-losses and the priors were never released; theirs are reconstructions, ours.
+modalities, AAAI 2025, arXiv 2507.07592. This package computes what the authors' released code computes
+(banbooliang/SMML at d401541): branches, refiners, sampling, schedule and the composition of the losses; no code was
+copied from it. The two consistency losses and the priors were never released; those here are our reconstructions.
+
+Two mmFormers (branches) see different random subsets of the same crop. Each branch learns from the reference, from the
+other branch (its peer) at the voxels where the peer is reliable, and from the peer's relations between class features.
+A refiner corrects each branch's output with prior label maps, and the branch also learns from the result. Only the
+branches segment. Files: `config.py`, `network.py` (the refiner), `objective.py` (equations and class), `authors.py`.
 
 Departures
 | source | says or does | we do |
 |---|---|---|
 | code | both consistency losses are called and defined nowhere | reconstructed, by what is known of them |
-| code | the second backward walks through weights already changed | one of the sum; peers are constants |
+| code | the second backward pass uses weights that have already changed | one of the sum; peers are constants |
 | code | the divergences begin with the 102nd of 1000 epochs | after a tenth of the training; 0.101 in `OFFICIAL` |
 | code | relations of scrambled deep features, 0 if not a number | of class prototypes; of samples in `OFFICIAL` |
 | code | no script or file of the priors of SAM, nor which SAM | a frozen encoder, cross-fitted decoders |
@@ -18,10 +23,10 @@ Departures
 | code | an absent class divides by 1e-7 | by 1e-3 at least; `OFFICIAL` as the code |
 | code | refined logits go into losses of probabilities | their softmax |
 | code | batch norm over one sample for each GPU in the refiners | instance norm; `OFFICIAL` has batch norm |
-| code | mmFormer's scrambled tokens, absent tokens and null biases | mended as in mmFormer; `OFFICIAL` as the code |
+| code | mmFormer's scrambled tokens, absent tokens and null biases | corrected as in mmFormer; `OFFICIAL` as the code |
 | code | needs all modalities of every training study | subsets of what there is; of one sequence both branches see it |
 | code | a validation list that is never used, the last epoch tested | the last; no model is chosen |
-| code | scores in the cropped frame, files without their place | on the study's own grid |
+| code | scores in the cropped frame, files without their place | on the study's native grid |
 | code | the evaluation after training lacks two arguments and crashes | `glimpseg evaluate` |
 | code | logits are averaged over branches and windows | over branches; of windows, probabilities |
 | code | five classes for BraTS 2015 | `ET` and `NCR` as in later releases (`docs/data.md`) |
@@ -47,8 +52,13 @@ from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 __all__ = ["CHECKPOINTS", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Config", "authors_recipe", "from_authors"]
 
 
-def released(config: Config, epoch: int) -> Recipe:
-    """The authors' schedule: 1000 epochs, each of as many batches of 2 as the list of cases fills."""
+def released_recipe(config: Config, epoch: int) -> Recipe:
+    """Return the authors' schedule: 1000 epochs, each of as many batches of 2 as the case list fills.
+
+    Args:
+        config: settings of network and objective.
+        epoch: optimiser steps of an epoch.
+    """
     return Recipe(
         method="smml",
         config=config,
@@ -76,7 +86,7 @@ def released(config: Config, epoch: int) -> Recipe:
 METHOD = SMML
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, small branches, phantoms, no prior.
+    # Trains in minutes on two CPU cores: 3 mm voxels, small branches, phantoms, no prior.
     "phantom": Recipe(
         method="smml",
         config=Config(
@@ -97,12 +107,12 @@ RECIPES = {
         ),
         optim=Optim(steps=450, learning_rate=3e-3, warmup=20, ema=0.99, save_every=50),
     ),
-    "brats2015": released(Config(start=0.101), 121),
-    "brats2018": released(Config(start=0.101), 100),
-    "brats2020": released(Config(start=0.101), 110),
-    # What was released, on BraTS 2020.
-    "official": released(OFFICIAL, 110),
-    # The mended network under the budget of `unet/brats`.
+    "brats2015": released_recipe(Config(start=0.101), 121),
+    "brats2018": released_recipe(Config(start=0.101), 100),
+    "brats2020": released_recipe(Config(start=0.101), 110),
+    # As released, on BraTS 2020.
+    "official": released_recipe(OFFICIAL, 110),
+    # The corrected network with the training budget of `unet/brats`.
     "brats": Recipe(
         method="smml",
         config=Config(),
@@ -113,7 +123,7 @@ RECIPES = {
 
 
 def authors_recipe(network: SMML) -> Recipe:
-    """How imported weights are used: with the crops and intensities that they were trained on."""
+    """Return the recipe for imported weights, with the crops and intensities of their training."""
     recipe = RECIPES["official"]
     sampling = replace(recipe.data.sampling, patch=network.config.network.crop)
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))

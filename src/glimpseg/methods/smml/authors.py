@@ -1,4 +1,4 @@
-"""The authors' weights of SMML: two checkpoints, one of each branch with its refiner."""
+"""Import of the authors' weights of SMML: two checkpoints, each of one branch and its refiner."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from glimpseg.methods.smml.config import OFFICIAL
 from glimpseg.methods.smml.objective import SMML
 from glimpseg.nets import token_fusion
 from glimpseg.nets.authors import take_weights
-from glimpseg.nets.positions import cube_of
+from glimpseg.nets.positions import cubic_crop
 from glimpseg.nets.pyramid import ORDER
 from glimpseg.region import Label
 
 __all__ = ["CHECKPOINTS", "NAMES", "ORDER", "UNUSED", "from_authors"]
 
 CHECKPOINTS = 2
-"""Files that make one model; the tensors of the first are named `1.<name>`, of the second `2.<name>`."""
+"""Number of files that make one model; tensors of the first are named `1.<name>`, of the second `2.<name>`."""
 REFINER = (
     (r"gates\.(?P<k>\d+)\.(?P<j>\d)", "sam_weight_fuse.weight_fusion.{k}.weight_layer.{j}"),
     (r"down\.(?P<l>\d)\.conv", "unet3d.encoder{l}.0"),
@@ -29,23 +29,28 @@ REFINER = (
     (r"merge\.(?P<l>\d)\.norm", "unet3d.decoder{l}.1"),
     (r"segment", "unet3d.conv_final"),
 )
-"""Names of `Refiner` and the authors'."""
+"""Patterns of the tensor names of `Refiner`, and the authors' names."""
 NAMES = tuple(
     (rf"{place}\.{number}\.{ours}", f"{number + 1}.{theirs}")
     for number in range(CHECKPOINTS)
     for place, names in (("branches", token_fusion.NAMES), ("refiners", REFINER))
     for ours, theirs in names
 )
-"""Our names and the authors', for `nets.authors.take_weights`."""
+"""Patterns of our tensor names, and the authors' names, for `take_weights`."""
 LABELS = (Label.NCR, Label.ED, Label.ET)
-"""What the authors' networks tell apart, besides the background."""
+"""Labels that the authors' networks distinguish, besides the background."""
 UNUSED = rf"[12]\.({token_fusion.UNUSED})"
-"""Tensors of the authors' that no forward pass uses."""
+"""Pattern of the authors' tensors that no forward pass uses."""
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> SMML:
-    """The official network with the weights of the two checkpoints of one training, for its size of crop and its
-    classes. Of branches without refiners (mmFormer's, or cut down), the branches alone: they segment.
+    """Return the official network with the weights of one training, built for its crop size.
+
+    Where the refiners are missing (branches of mmFormer, or files cut down), only the branches are loaded: they
+    segment.
+
+    Args:
+        weights: tensors of both checkpoints, named as `CHECKPOINTS` says.
 
     Raises: ModelError for weights that are not SMML's.
     """
@@ -61,7 +66,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> SMML:
             f"These weights tell {last.shape[0]} classes apart; only those of BraTS 2018 and 2020, with 4, have a "
             "meaning here. BraTS 2015 splits the tumour's core otherwise."
         )
-    crop = cube_of(positions.shape[1], OFFICIAL.network.stride)
+    crop = cubic_crop(positions.shape[1], OFFICIAL.network.stride)
     config = replace(OFFICIAL, network=replace(OFFICIAL.network, crop=crop))
     network = SMML(config, LABELS)
     if not any(name.startswith(("1.unet3d.", "2.unet3d.")) for name in given):

@@ -1,4 +1,4 @@
-"""What can be set of SMML: its branches, what makes a peer worth learning from, and the weight of each term."""
+"""Settings of SMML: branches, choice of reliable voxels, weight of each loss term."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from glimpseg.nets import token_fusion
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Config:
-    """SMML (Liang et al., AAAI 2025). The defaults mend the released code; `OFFICIAL` is as released, where it is."""
+    """SMML (Liang et al., AAAI 2025): settings of network and objective.
+
+    The defaults correct the released code (see Departures); `OFFICIAL` is as released, as far as it was released.
+    """
 
     network: token_fusion.Config = token_fusion.Config()
-    """Of each branch: mmFormer's."""
+    """Settings of each branch: mmFormer's."""
     branch: Literal["both", 1, 2] = "both"
-    """What segments: the mean of both branches' logits (authors' code), or one of them for half the cost. Training
-    always has both, so that a trained model can be used either way."""
+    """Branches that segment: the mean of both branches' logits (authors' code), or one branch for half the cost.
+    Training always has both, so a trained model can be used either way."""
 
     pixel: float = 1.0
-    """Weight of the divergence from the peer where it is reliable. Authors' code: 1."""
+    """Weight of the divergence from the peer at reliable voxels. Authors' code: 1."""
     reliable: Literal["better", "correct", "correct_self_wrong", "confident"] = "better"
-    """Where the peer is learned from: where it is right and the branch itself wrong or less sure; where it is right;
-    where it is right and the branch itself wrong; where it is sure, right or not. Ours: the authors' is unpublished."""
+    """Voxels at which a branch learns from its peer. `better`: the peer is right, and the branch is wrong or less
+    confident. `correct`: the peer is right. `correct_self_wrong`: the peer is right and the branch wrong. `confident`:
+    the peer is confident, right or not. Ours: the authors' rule is unpublished."""
     confidence: float = 0.9
-    """Probability from which a peer counts as `confident`. Ours."""
+    """Probability above which a peer counts as `confident`. Ours."""
     balanced: bool = True
-    """Average over classes, so that background does not swamp the rest; else over voxels. Ours."""
+    """True averages over classes, because background would dominate an average over voxels. Ours."""
     feature: float = 1.0
     """Weight of the distance between relations of deep features. Authors' code: 1."""
     nodes: Literal["prototypes", "samples"] = "prototypes"
-    """What is related: each sample's mean feature of each class, or each sample's whole feature, which is all that the
-    released layout of tokens allows. Ours."""
+    """Features whose relations are compared: each sample's mean feature of each class (`prototypes`), or each sample's
+    whole feature (`samples`), the only choice that the released layout of tokens allows. Ours."""
     entropy_weights: bool = True
-    """Relations of what both branches are unsure of weigh more. Ours, after MMANet."""
+    """True gives relations more weight where both branches are uncertain. Ours, after MMANet."""
 
     refinement: float = 1.0
     """Weight of the refined segmentation, which needs a prior (`data.prior`); 0 leaves the refiners out. Authors' code:
@@ -45,12 +49,12 @@ class Config:
     refine_width: int = 32
     """Channels of a refiner's first level; doubled at each of three halvings. Authors' code: 32."""
     refine_norm: Literal["instance", "batch"] = "instance"
-    """Of the refiners. Authors' code: batch, of one sample on each GPU."""
+    """Norm layers of the refiners. Authors' code: batch norm, over one sample on each GPU."""
     gate: Literal["prediction", "reference"] = "prediction"
-    """Whence a refiner knows how much of each class to expect. Authors' code: from the reference."""
+    """Source of the class proportions that a refiner expects: the branch's prediction, or the reference (authors'
+    code)."""
     start: float = 0.1
-    """Share of the training after which branches learn from peers and from refiners. Authors' code: 101 of 1000
-    epochs."""
+    """Share of the training after which branches learn from peers and refiners. Authors' code: 101 of 1000 epochs."""
 
     def __post_init__(self) -> None:
         if self.nodes == "prototypes" and self.network.layout == "released":
@@ -70,5 +74,5 @@ class Config:
 
 
 OFFICIAL = Config(network=token_fusion.OFFICIAL, nodes="samples", refine_norm="batch", gate="reference", start=0.101)
-"""The released branches, refiners and schedule; for what was not released, the default where the released layout of
-tokens allows it."""
+"""Settings of the released branches, refiners and schedule. Where nothing was released: the defaults, as far as the
+released layout of tokens allows them."""

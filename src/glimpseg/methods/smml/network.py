@@ -1,4 +1,4 @@
-"""SMML's own part of the network: a refiner, which corrects a branch by what is supposed of the labels beforehand."""
+"""Refiner of SMML: a small network that corrects a branch's output with prior label maps."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from glimpseg.nets.layers import Pointwise
 from glimpseg.nets.pyramid import initialise
 
 LEVELS = 4
-"""Resolutions of a refiner."""
+"""Number of resolution levels of a refiner."""
 HALVED = 2 ** (LEVELS - 1)
-"""Crops have to be multiples of so many voxels."""
+"""Voxels that a crop's sides have to be a multiple of, for the refiner."""
 GATE_WIDTHS = (64, 128, 64)
 """Hidden units of a gate. Authors' code."""
 
 
 class Gate(nn.Sequential):
-    """How far each modality's prior of one class is trusted: weights between 0 and 1 from its size relative to what is
-    expected of the class, and from that."""
+    """Weights of the modalities' priors for one class, between 0 and 1.
+
+    The input is the size of each prior relative to the expected size of the class, and that expected size.
+    """
 
     def __init__(self, modalities: int) -> None:
         layers: list[nn.Module] = []
@@ -36,13 +38,13 @@ class Block(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, norm: Literal["instance", "batch"], stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.norm = nn.InstanceNorm3d(outputs, affine=True) if norm == "instance" else nn.BatchNorm3d(outputs)
         self.activation = nn.ReLU()
 
 
 class Refiner(nn.Module):
-    """A small U-Net over the gated priors and a branch's logits. For training only."""
+    """Small U-Net over the weighted priors and a branch's logits; for training only."""
 
     def __init__(self, classes: int, modalities: int, width: int, norm: Literal["instance", "batch"]) -> None:
         super().__init__()
@@ -66,8 +68,16 @@ class Refiner(nn.Module):
         expected: Float[Tensor, "b k"],
         floor: float,
     ) -> Float[Tensor, "b k m x y z"]:
-        """The priors of the modalities that the branch has `seen`, weighted; `expected` is each class's share of the
-        voxels. Eq. (9)."""
+        """Return the priors, weighted by the gates; 0 for modalities that the branch did not see.
+
+        Args:
+            prior: one map for each class and modality.
+            seen: modalities that the branch has seen.
+            expected: share of the voxels of each class.
+            floor: added to `expected` before the division.
+
+        Eq. (9).
+        """
         shown = torch.where(seen[:, None, :, None, None, None], prior, prior.new_zeros(()))
         relative = shown.mean((3, 4, 5)) / (expected + floor)[:, :, None]  # b k m
         known = torch.cat([relative, expected[:, :, None]], 2)
@@ -79,7 +89,14 @@ class Refiner(nn.Module):
         gated: Float[Tensor, "b k m x y z"],
         logits: Float[Tensor, "b k x y z"],
     ) -> Float[Tensor, "b k x y z"]:
-        """Refined logits. Eq. (10)."""
+        """Return refined logits.
+
+        Args:
+            gated: weighted priors.
+            logits: the branch's logits.
+
+        Eq. (10).
+        """
         x = torch.cat([gated.transpose(1, 2).flatten(1, 2), logits], 1)
         skips: list[Tensor] = []
         for block in self.down:

@@ -1,4 +1,4 @@
-"""What SMML minimises: the equations, and two branches that see different subsets of one crop and teach each other."""
+"""Objective of SMML: equations, and the learner whose two branches see different subsets of the same crop."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ from glimpseg.nets.token_fusion import Features, TokenFusion
 from glimpseg.region import Label
 from glimpseg.runtime.distributed import gather_from_ranks
 
-FLOOR = 0.005
-"""Probabilities are not let below it in a logarithm, as in mmFormer's cross-entropy."""
-LEAST = 1e-3
-"""Voxels of the deepest level that a class has to fill to have a prototype."""
+PROBABILITY_FLOOR = 0.005
+"""Lower bound of probabilities in a logarithm, as in mmFormer's cross-entropy."""
+LEAST_VOXELS = 1e-3
+"""Smallest size of a class that has a prototype, in voxels of the deepest level."""
 EXPECTED_FLOOR = {"prediction": 1e-3, "reference": 1e-7}
-"""Added to a class's expected share before something is divided by it. Authors' code, of the reference: 1e-7, so that a
-class that is not there makes a ratio of a million."""
+"""Number added to a class's expected share before a division, by `Config.gate`. Authors' code, for the reference: 1e-7,
+which makes a ratio of a million for an absent class."""
 
 
 def two_subsets(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "b m"], Bool[Tensor, "b m"]]:
-    """For each sample two different non-empty subsets of what it has, all pairs equally likely; of a sample with one
-    modality twice that one. Eq. (2)."""
+    """Return two different non-empty subsets of each sample's modalities, all pairs equally likely.
+
+    A sample with one modality gets it twice. Eq. (2).
+    """
     rows, possible = subsets_within(available)
     order = torch.rand(possible.shape, device=available.device).masked_fill(~possible, -1).topk(2, 1)
     second = torch.where(order.values[:, 1] >= 0, order.indices[:, 1], order.indices[:, 0])
@@ -48,8 +50,15 @@ def two_subsets(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "b m"], Bo
 
 
 def divergence(teacher: Float[Tensor, "b k x y z"], student: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b x y z"]:
-    """Kullback-Leibler divergence of the student's from the teacher's probabilities at each voxel. Eq. (4)."""
-    return (teacher * (teacher.clamp(FLOOR, 1).log() - student.clamp(FLOOR, 1).log())).sum(1)
+    """Return the Kullback-Leibler divergence of the student from the teacher at each voxel.
+
+    Args:
+        teacher: class probabilities.
+        student: class probabilities.
+
+    Eq. (4).
+    """
+    return (teacher * (teacher.clamp(PROBABILITY_FLOOR, 1).log() - student.clamp(PROBABILITY_FLOOR, 1).log())).sum(1)
 
 
 def reliable_voxels(
@@ -59,7 +68,17 @@ def reliable_voxels(
     rule: Literal["better", "correct", "correct_self_wrong", "confident"] = "better",
     confidence: float = 0.9,
 ) -> Bool[Tensor, "b x y z"]:
-    """Where a branch learns from its peer. Eq. (5)."""
+    """Return the voxels at which a branch learns from its peer.
+
+    Args:
+        peer: class probabilities of the other branch.
+        own: class probabilities of the branch.
+        target: reference, one map for each class.
+        rule: as `Config.reliable`.
+        confidence: as `Config.confidence`.
+
+    Eq. (5).
+    """
     if rule == "confident":
         return peer.amax(1) > confidence
     label = target.argmax(1)
@@ -78,8 +97,19 @@ def pixel_divergence(
     reliable: Bool[Tensor, "b x y z"],
     balanced: bool = True,
 ) -> Float[Tensor, ""]:
-    """Divergence from the peer, mean over the voxels of each class where it is reliable, then over all classes; 0 for
-    a class without such voxels. Eq. (6)."""
+    """Return the divergence from the peer at the reliable voxels.
+
+    It is the mean over the voxels of each class, then over all classes; 0 for a class without reliable voxels.
+
+    Args:
+        peer: class probabilities of the other branch.
+        own: class probabilities of the branch.
+        target: reference, one map for each class.
+        reliable: voxels at which the branch learns from its peer.
+        balanced: False for one mean over all reliable voxels.
+
+    Eq. (6).
+    """
     apart = divergence(peer, own)
     taught = target * reliable[:, None] if balanced else reliable[:, None].to(target)
     axes = (0, 2, 3, 4)
@@ -87,12 +117,12 @@ def pixel_divergence(
 
 
 class Nodes(NamedTuple):
-    """What is related: features of each sample's classes, or of whole samples (k is then 1)."""
+    """Features whose relations are compared: of each sample's classes, or of whole samples (then k is 1)."""
 
     features: Float[Tensor, "b k c"]
     present: Bool[Tensor, "b k"]
     entropy: Float[Tensor, "b k"]
-    """How unsure the branch is there."""
+    """Mean entropy of the branch's probabilities, as uncertainty."""
 
 
 def prototypes(
@@ -100,26 +130,43 @@ def prototypes(
     target: Float[Tensor, "b k x y z"],
     probabilities: Float[Tensor, "b k x y z"],
 ) -> Nodes:
-    """The mean deep feature of each class in each sample. Eq. (7)."""
+    """Return the mean deep feature of each class in each sample.
+
+    Args:
+        deepest: deep features.
+        target: reference, one map for each class.
+        probabilities: class probabilities of the branch, for the uncertainty.
+
+    Eq. (7).
+    """
     share = downsample_target(target, deepest.shape[2:]).flatten(2)  # b k n
     total = share.sum(2)
     with torch.autocast(deepest.device.type, enabled=False):  # their differences are small
         sums = share @ deepest.float().flatten(2).mT  # b k c
-    features = sums / total.clamp_min(LEAST)[:, :, None]
+    features = sums / total.clamp_min(LEAST_VOXELS)[:, :, None]
     unsure = (_entropy(probabilities)[:, None] * target).sum((2, 3, 4)) / target.sum((2, 3, 4)).clamp_min(1)
-    return Nodes(features, total > LEAST, unsure)
+    return Nodes(features, total > LEAST_VOXELS, unsure)
 
 
 def whole_samples(deepest: Float[Tensor, "b c u v w"], probabilities: Float[Tensor, "b k x y z"]) -> Nodes:
-    """Each sample's deep feature as it lies in memory."""
+    """Return each sample's deep features as one vector, in memory order."""
     features = deepest.float().flatten(1)[:, None]
     present = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
     return Nodes(features, present, _entropy(probabilities).mean((1, 2, 3))[:, None])
 
 
 def relation_distance(own: Nodes, peer: Nodes, entropy_weights: bool = True) -> Float[Tensor, ""]:
-    """Between the cosines of each two nodes, of all samples on all ranks; relations of what is uncertain weigh more.
-    Nodes that are absent have none. Eq. (8)."""
+    """Return the distance between the cosine similarities of all pairs of nodes, over all samples of all ranks.
+
+    Absent nodes have no relations.
+
+    Args:
+        own: nodes of the branch.
+        peer: nodes of the other branch.
+        entropy_weights: True gives uncertain relations more weight.
+
+    Eq. (8).
+    """
     present = (gather_from_ranks(own.present.float()) > 0).flatten()
     unsure = gather_from_ranks((own.entropy + peer.entropy).detach()).flatten()
     weights = torch.where(present, unsure if entropy_weights else torch.ones_like(unsure), unsure.new_zeros(()))
@@ -131,18 +178,18 @@ def relation_distance(own: Nodes, peer: Nodes, entropy_weights: bool = True) -> 
     return (weights * rows).sum()
 
 
-class Output(NamedTuple):
-    """What one branch makes of its subset."""
+class BranchOutput(NamedTuple):
+    """Output of one branch for its subset."""
 
     seen: Bool[Tensor, "b m"]
-    """In our order of modalities."""
+    """Modalities that the branch has seen, in the order of `Modality`."""
     logits: Float[Tensor, "b k x y z"]
     probabilities: Float[Tensor, "b k x y z"]
     maps: FusionOutputs
     nodes: Nodes
 
-    def detached(self) -> Output:
-        """The same as a peer: no gradient leads into it."""
+    def detached(self) -> BranchOutput:
+        """Return a copy for use as a peer: no gradient flows into it."""
         return self._replace(
             logits=self.logits.detach(),
             probabilities=self.probabilities.detach(),
@@ -151,7 +198,7 @@ class Output(NamedTuple):
 
 
 class SMML(Segmenter):
-    """Two mmFormers that never see the same subset."""
+    """Two mmFormers that see different subsets and learn from each other."""
 
     choices = ("branch",)
     pretrainable: ClassVar[Mapping[str, str]] = {"encoder": r"branches\.\d\.encoders\.(.+)"}
@@ -169,27 +216,27 @@ class SMML(Segmenter):
 
     @property
     def stride(self) -> int:
-        """Of the branches, and of the refiners where there are any."""
+        """Voxels that a crop's sides have to be a multiple of, for branches and refiners."""
         return max(self.config.network.stride, HALVED if self.refiners else 1)
 
     @property
     def smallest(self) -> int:
-        """Two voxels at the deepest level, of refiners too: fewer cannot be reflected at the border, or normalised."""
+        """Smallest side of a crop, in voxels: two at the deepest level, for padding by reflection and for norms."""
         return 2 * max(self.config.network.stride, self.stride)
 
     @property
     def fixed_windows(self) -> bool:
-        """The released layout means another arrangement for every size."""
+        """True for the released token layout, whose arrangement depends on the size of the crop."""
         return self.config.network.layout == "released"
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """Segmenting needs neither refiners nor priors."""
+        """Refiners, if there are any; segmenting needs neither them nor priors."""
         return ("refiners",) if self.config.refinement else ()
 
     @property
     def needs_prior(self) -> bool:
-        """Only refiners use one."""
+        """True if there are refiners."""
         return bool(self.config.refinement)
 
     @property
@@ -199,50 +246,57 @@ class SMML(Segmenter):
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Encoders' stages, layers of the transformers, and the blocks of decoders and refiners."""
+        """Stages of the encoders, layers of the transformers, and blocks of decoders and refiners."""
         return tuple(outermost(self, (*token_fusion.STAGES, Block)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Probabilities of one branch, or from the mean of both branches' logits. Eq. (3)."""
+        """Return class probabilities of one branch, or from the mean of both branches' logits. Eq. (3)."""
         return self.fuse(self.encode(image, available), available)
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Features]:
-        """Of each branch that is asked."""
+        """Return the features of each branch that segments."""
         image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
-        return [branch.encode(image, available) for branch in self._asked]
+        return [branch.encode(image, available) for branch in self._used_branches]
 
     def fuse(self, features: list[Features], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """From the available modalities' features."""
-        both = zip(self._asked, features, strict=True)
+        """Return class probabilities from the features of the available modalities."""
+        both = zip(self._used_branches, features, strict=True)
         logits = [branch.fuse(seen, available[:, CHANNELS]).logits for branch, seen in both]
         return torch.stack(logits).mean(0).softmax(1)
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """The encoders' maps of the first branch, modalities side by side."""
+        """Return the features of the first branch's encoders, modalities concatenated along the channels."""
         first: Any = self.branches[0]
         return first.pyramid(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Both branches' terms, added up. Eq. (1)."""
+        """Return the terms of both branches, added. Eq. (1)."""
         assert batch.target is not None, "supervised training needs a reference for every crop"
         target = one_hot(batch.target, self.labels)
         outputs = [
             self.output(branch, batch, seen, target)
-            for branch, seen in zip(self._both, two_subsets(batch.available), strict=True)
+            for branch, seen in zip(self._all_branches, two_subsets(batch.available), strict=True)
         ]
         late = progress.fraction >= self.config.start
         first, second = (
-            self.terms(number, own, peer.detached(), batch, target, late)
+            self.terms(number, own, peer.detached(), batch=batch, target=target, late=late)
             for number, (own, peer) in enumerate((outputs, outputs[::-1]))
         )
         return {name: first[name] + second[name] for name in first}
 
     def output(
         self, branch: TokenFusion, batch: Batch, seen: Bool[Tensor, "b m"], target: Float[Tensor, "b k x y z"]
-    ) -> Output:
-        """What a branch makes of the batch, had each sample only what is `seen` of it."""
+    ) -> BranchOutput:
+        """Return the output of a branch for the modalities that it may see.
+
+        Args:
+            branch: the network.
+            batch: crops of several studies.
+            seen: subset of each sample's modalities.
+            target: reference, one map for each class.
+        """
         image = blanked(batch.image, batch.available)[:, CHANNELS]
         features = branch.encode(image, batch.available[:, CHANNELS])
         fused = branch.fuse(features, seen[:, CHANNELS])
@@ -252,20 +306,44 @@ class SMML(Segmenter):
             if self.config.nodes == "prototypes"
             else whole_samples(fused.deepest, maps.fused)
         )
-        return Output(seen, fused.logits, maps.fused, maps, nodes)
+        return BranchOutput(seen=seen, logits=fused.logits, probabilities=maps.fused, maps=maps, nodes=nodes)
 
     def terms(
-        self, number: int, own: Output, peer: Output, batch: Batch, target: Float[Tensor, "b k x y z"], late: bool
+        self,
+        number: int,
+        own: BranchOutput,
+        peer: BranchOutput,
+        *,
+        batch: Batch,
+        target: Float[Tensor, "b k x y z"],
+        late: bool,
     ) -> dict[str, Float[Tensor, ""]]:
-        """What one branch minimises: it reaches that branch and its refiner alone. Eq. (1)."""
+        """Return the loss terms of one branch; their gradient reaches only that branch and its refiner.
+
+        Args:
+            number: index of the branch.
+            own: output of the branch.
+            peer: detached output of the other branch.
+            batch: crops of several studies.
+            target: reference, one map for each class.
+            late: True once the branches learn from peers and refiners.
+
+        Eq. (1).
+        """
         config, nothing = self.config, target.new_zeros(())
         terms = region_fusion_terms(own.maps, target, batch.available[:, CHANNELS])
         terms["pixel"] = terms["feature"] = nothing
         if config.pixel and late:
-            rule = reliable_voxels(
-                peer.probabilities, own.probabilities.detach(), target, config.reliable, config.confidence
+            reliable = reliable_voxels(
+                peer.probabilities,
+                own.probabilities.detach(),
+                target,
+                rule=config.reliable,
+                confidence=config.confidence,
             )
-            apart = pixel_divergence(peer.probabilities, own.probabilities, target, rule, config.balanced)
+            apart = pixel_divergence(
+                peer.probabilities, own.probabilities, target, reliable=reliable, balanced=config.balanced
+            )
             terms["pixel"] = config.pixel * apart
         if config.feature:
             terms["feature"] = config.feature * relation_distance(own.nodes, peer.nodes, config.entropy_weights)
@@ -279,10 +357,16 @@ class SMML(Segmenter):
         return terms
 
     def refined(
-        self, number: int, own: Output, batch: Batch, target: Float[Tensor, "b k x y z"]
+        self, number: int, own: BranchOutput, batch: Batch, target: Float[Tensor, "b k x y z"]
     ) -> Float[Tensor, "b k x y z"]:
-        """Logits of a branch's refiner, from the branch's own and the priors of what it has seen; no gradient reaches
-        the branch."""
+        """Return the logits of a branch's refiner; no gradient reaches the branch.
+
+        Args:
+            number: index of the branch.
+            own: output of the branch.
+            batch: crops of several studies, with priors.
+            target: reference, one map for each class.
+        """
         assert self.refiners is not None
         assert batch.prior is not None, "a refiner needs priors: set data.prior, or config.refinement to 0"
         refiner: Refiner = self.refiners[number]  # type: ignore[assignment]
@@ -296,26 +380,27 @@ class SMML(Segmenter):
         return refiner(gated, own.logits.detach())
 
     def parameter_groups(self) -> list[dict]:
-        """Each branch with its refiner, so that one branch's gradient does not shrink the other's step."""
+        """Return one parameter group for each branch and its refiner, because gradients are clipped by group."""
         groups: list[list[nn.Parameter]] = [list(branch.parameters()) for branch in self.branches]
         for group, refiner in zip(groups, self.refiners or (), strict=False):
             group.extend(refiner.parameters())
         return [{"params": group} for group in groups]
 
     @property
-    def _both(self) -> list[TokenFusion]:
+    def _all_branches(self) -> list[TokenFusion]:
         return list(self.branches)  # type: ignore[arg-type]
 
     @property
-    def _asked(self) -> list[TokenFusion]:
-        return self._both if self.config.branch == "both" else [self._both[self.config.branch - 1]]
+    def _used_branches(self) -> list[TokenFusion]:
+        return self._all_branches if self.config.branch == "both" else [self._all_branches[self.config.branch - 1]]
 
 
 def prior_maps(prior: Int[Tensor, "b m x y z"], labels: Sequence[int]) -> Float[Tensor, "b k m x y z"]:
-    """One map for the background and one for each label, of each modality."""
+    """Return prior label maps as one map for the background and one for each label, of each modality."""
     maps = one_hot(prior.flatten(0, 1), labels)
     return maps.unflatten(0, prior.shape[:2]).transpose(1, 2)
 
 
 def _entropy(probabilities: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b x y z"]:
+    """Entropy of the class probabilities at each voxel, without gradient."""
     return torch.special.entr(probabilities.detach()).sum(1)

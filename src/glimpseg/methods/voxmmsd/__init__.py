@@ -1,7 +1,12 @@
-"""Vox-MMSD: pretraining without labels, by restoring hidden blocks and recognising a voxel in two crops.
+"""Vox-MMSD: pretraining without labels, by restoring hidden blocks and matching voxels of two crops.
 
-Zhou et al., Vox-MMSD, IEEE JBHI 2025, doi 10.1109/JBHI.2025.3592116. The paper's full text was not at hand:
-implemented is what the authors' released code computes (79f7bc6), from its facts.
+Zhou et al., Vox-MMSD, IEEE JBHI 2025, doi 10.1109/JBHI.2025.3592116. The paper's full text was not at hand. This
+package computes what the authors' released code computes (79f7bc6); no code was copied from it.
+
+Two crops of one study overlap. In each of them most blocks of each modality are hidden. The network (student) restores
+the hidden blocks. For voxels that are visible in both crops, it also predicts the embedding that a slow copy of the
+network (teacher) computes from the other crop. The pretrained weights then initialise a segmenter. Files: `config.py`,
+`views.py` (crops, blocks, voxels), `intensities.py`, `objective.py` (equations and class).
 
 Departures
 | source | says or does | we do |
@@ -25,7 +30,7 @@ Departures
 | code | centre of one process | of all passes and ranks |
 | code | voxels of 8 bits, cut at the 99.9th percentile of a box | as prepared; `official`: 8 bits, of a tighter box |
 | code | one box for all, of T1c, which loses the last slice of each axis | of all there are, nothing lost |
-| code | transfers the encoder alone | `--part encoder`, or `encoder+decoder` |
+| code | transfers the encoder alone | `--transfer encoder`, or `encoder+decoder` |
 """
 
 from __future__ import annotations
@@ -40,8 +45,13 @@ from glimpseg.recipe import Backbone, Data, Optim, Recipe
 __all__ = ["METHOD", "OFFICIAL", "RECIPES", "Config"]
 
 
-def paper(config: Config, preprocess: Preprocess) -> Recipe:
-    """The authors' schedule and network; 60,000 steps of two studies."""
+def paper_recipe(config: Config, preprocess: Preprocess) -> Recipe:
+    """Return a recipe with the authors' schedule and network: 60,000 steps of two studies.
+
+    Args:
+        config: settings of the objective.
+        preprocess: preparation of the studies.
+    """
     return Recipe(
         method="voxmmsd",
         config=config,
@@ -72,7 +82,7 @@ def paper(config: Config, preprocess: Preprocess) -> Recipe:
 METHOD = VoxMMSD
 
 RECIPES = {
-    # Minutes on two cores: 3 mm voxels, a small network, phantoms.
+    # Trains in minutes on two CPU cores: 3 mm voxels, a small network, phantoms.
     "phantom": Recipe(
         method="voxmmsd",
         config=Config(block=8, voxels=256, embedding=128),
@@ -91,7 +101,7 @@ RECIPES = {
             save_every=50,
         ),
     ),
-    "brats2023": paper(Config(), Preprocess()),
-    # What was released.
-    "official": paper(OFFICIAL, Preprocess(scale="bytes", clip=None, margin_mm=0)),
+    "brats2023": paper_recipe(Config(), Preprocess()),
+    # As released.
+    "official": paper_recipe(OFFICIAL, Preprocess(scale="bytes", clip=None, margin_mm=0)),
 }

@@ -1,4 +1,4 @@
-"""Changes of a view's intensities: parameters are drawn first, then applied, so that a view can be made again."""
+"""Random intensity changes of a view: parameters are drawn first, then applied, so that a view is reproducible."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from glimpseg.methods.voxmmsd.config import Intensities
 
 
 @dataclass(frozen=True)
-class Change:
-    """What happens to one view; one number for each modality, in this order."""
+class IntensityChange:
+    """Intensity changes of one view; one number for each modality, applied in this order."""
 
     noise: Float[np.ndarray, "m x y z"]
     blur_voxels: Float[np.ndarray, "m"]
-    """0: not blurred."""
+    """Standard deviation of the blur, in voxels; 0: none."""
     gain: Float[np.ndarray, "m"]
     shift: Float[np.ndarray, "m"]
     contrast: Float[np.ndarray, "m"]
-    """1: as it is."""
+    """Contrast factor; 1: no change."""
     exponent: Float[np.ndarray, "m"]
-    """1: as it is."""
+    """Gamma; 1: no change."""
 
 
-def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generator) -> Change:
-    """Draws the changes of one view of `shape` (m x y z); `rng` moves on by the same number of draws whatever they
-    come to."""
+def random_change(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generator) -> IntensityChange:
+    """Return random changes of one view.
+
+    The number of random draws does not depend on their values.
+
+    Args:
+        settings: probabilities and ranges.
+        shape: shape of the view, m x y z.
+        rng: source of random numbers; advances.
+    """
     m = shape[0]
 
     def some(whole: float, each: float, values: np.ndarray, otherwise: float) -> np.ndarray:
@@ -36,7 +43,7 @@ def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generat
         return np.where(happens, values, otherwise)
 
     below, above = rng.uniform(settings.contrasts[0], 1, m), rng.uniform(1, settings.contrasts[1], m)
-    return Change(
+    return IntensityChange(
         noise=settings.noise_sd * rng.standard_normal(shape, np.float32),
         blur_voxels=some(settings.blur, 0.5, rng.uniform(*settings.blur_voxels, m), 0.0),
         gain=some(settings.gain, 0.5, rng.uniform(*settings.gains, 1), 1.0),
@@ -46,18 +53,24 @@ def sample(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generat
     )
 
 
-def applied(
-    change: Change, view: Float[np.ndarray, "m x y z"], unit: Float[np.ndarray, "m"]
+def apply_change(
+    change: IntensityChange, view: Float[np.ndarray, "m x y z"], unit: Float[np.ndarray, "m"]
 ) -> Float[np.ndarray, "m x y z"]:
-    """The changed view; `unit` is the range of intensities that noise and shift are shares of."""
+    """Return the changed view.
+
+    Args:
+        change: what to change.
+        view: images of one crop.
+        unit: range of intensities of each modality; noise and shift are shares of it.
+    """
     wide = unit[:, None, None, None].astype(np.float32)
     return np.stack(
-        [_of_channel(change, channel, values, unit) for channel, values in enumerate(view + change.noise * wide)]
+        [_changed_channel(change, channel, values, unit) for channel, values in enumerate(view + change.noise * wide)]
     )
 
 
-def _of_channel(
-    change: Change, channel: int, values: Float[np.ndarray, "x y z"], unit: Float[np.ndarray, "m"]
+def _changed_channel(
+    change: IntensityChange, channel: int, values: Float[np.ndarray, "x y z"], unit: Float[np.ndarray, "m"]
 ) -> Float[np.ndarray, "x y z"]:
     if change.blur_voxels[channel]:
         values = gaussian_filter(values, change.blur_voxels[channel])

@@ -1,6 +1,6 @@
-"""Two crops of one study, with most blocks of each modality hidden, and voxels that can be seen in both.
+"""Two views of one study: crops with most blocks of each modality hidden, and voxels that are visible in both.
 
-Everything random is drawn by `pair`; the other functions are given what was drawn.
+All random numbers are drawn in `view_pair`, and in the functions that it gives `rng`; all others are deterministic.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from glimpseg.methods.voxmmsd.config import Config
 from glimpseg.modality import Modality, to_flags
 
 ATTEMPTS = 20
-"""Draws of crops and blocks before fewer voxels than wanted will do. Authors' code: no end."""
+"""Draws of crops and blocks before fewer voxels than `Config.voxels` are accepted. Authors' code: no limit."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A study seen twice; `v` counts the two views."""
+@dataclass(frozen=True, kw_only=True)
+class ViewPair:
+    """Two views of one study; axis `v` counts them."""
 
     seen: Float[np.ndarray, "v m x y z"]
-    """Blocks hidden, intensities changed: what the networks are shown."""
+    """Images that the networks see: blocks hidden, intensities changed."""
     whole: Float[np.ndarray, "v m x y z"]
-    """What is to be restored."""
+    """Images to restore."""
     unit: Float[np.ndarray, "v m"]
-    """Range of the intensities of `whole`, by which errors are measured."""
+    """Range of the intensities of `whole`, by which errors are divided."""
     voxels: Int[np.ndarray, "v n 3"]
-    """Row by row the same place of the patient in both views."""
+    """Voxel pairs: row by row, the same place of the patient in both views."""
     available: Modality
     study: str
 
 
 @dataclass(kw_only=True)
-class Pairs(Batch):
-    """Several studies: `image` and `available` hold all first views, then all second ones, as do these."""
+class PairBatch(Batch):
+    """Batch of view pairs; every tensor holds all first views, then all second ones."""
 
     whole: Float[Tensor, "vb m x y z"]
     unit: Float[Tensor, "vb m"]
     voxels: Int[Tensor, "vb n 3"]
 
 
-def collated(pairs: Sequence[Pair]) -> Pairs:
-    """All first views, then all second ones."""
+def collate_pairs(pairs: Sequence[ViewPair]) -> PairBatch:
+    """Return a batch: all first views, then all second ones."""
 
     def stacked(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs], 1)).flatten(0, 1)
 
     available = torch.stack([to_flags(pair.available) for pair in pairs])
-    return Pairs(
+    return PairBatch(
         image=stacked("seen"),
         available=torch.cat([available, available]),
         whole=stacked("whole"),
@@ -66,13 +66,19 @@ def collated(pairs: Sequence[Pair]) -> Pairs:
     )
 
 
-def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> Pair:
-    """Two views of a study, and voxels that both see; of too few some are taken more than once.
+def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> ViewPair:
+    """Return two views of a study, and voxels that are visible in both; if too few are, some are taken more than once.
 
-    Raises: InputError for a study that shows nothing twice in all that is drawn.
+    Args:
+        case: prepared study.
+        patch: sides of a crop, in voxels.
+        config: settings.
+        rng: source of random numbers; advances.
+
+    Raises: InputError for a study without a voxel that is visible in both views, in all draws.
     """
     channels = np.array([modality in case.available for modality in Modality])
-    views, starts, found = overlapping(case, patch, config, rng)
+    views, starts, found = overlapping_views(case, patch, config, rng)
     if not len(found):
         raise InputError(
             f"Study {case.id} shows no voxel in two crops of {'x'.join(map(str, patch))} voxels. Is its brain all but "
@@ -81,11 +87,11 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     chosen = found[rng.choice(len(found), config.voxels, replace=len(found) < config.voxels)]
     seen = []
     for one in views:
-        change = intensities.sample(config.intensities, one.whole.shape, rng)
-        shown = intensities.applied(change, one.whole if config.hide_last else one.masked, one.unit)
+        change = intensities.random_change(config.intensities, one.whole.shape, rng)
+        shown = intensities.apply_change(change, one.whole if config.hide_last else one.masked, one.unit)
         shown = np.where(one.kept, shown, 0) if config.hide_last else shown
         seen.append(np.where(channels[:, None, None, None], shown, 0).astype(np.float32))
-    return Pair(
+    return ViewPair(
         seen=np.stack(seen),
         whole=np.stack([one.whole for one in views]),
         unit=np.stack([one.unit for one in views]),
@@ -95,13 +101,19 @@ def pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random
     )
 
 
-def overlapping(
+def overlapping_views(
     case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
-    """Two crops, where they begin, and the voxels of the study that both show, perhaps none.
+    """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
 
-    Crops and blocks are drawn anew until enough voxels are seen in both, at most `ATTEMPTS` times; then two of one
-    place with the same blocks, until any are.
+    Crops and blocks are drawn again until enough voxels are visible in both, at most `ATTEMPTS` times. After that, both
+    views are the same crop with the same blocks, drawn again until any voxel is visible.
+
+    Args:
+        case: prepared study.
+        patch: sides of a crop, in voxels.
+        config: settings.
+        rng: source of random numbers; advances.
     """
     channels = [number for number, modality in enumerate(Modality) if modality in case.available]
     room = np.array(case.shape) - patch
@@ -112,10 +124,13 @@ def overlapping(
         if attempt >= ATTEMPTS:
             places[1], uniforms[1] = places[0], uniforms[0]
         starts = np.where(room >= 0, places, -places)
-        views = [view(case, start, patch, blocks, config) for start, blocks in zip(starts, uniforms, strict=True)]
+        views = [
+            crop_view(case, start, patch, blocks=blocks, config=config)
+            for start, blocks in zip(starts, uniforms, strict=True)
+        ]
         where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
         drawn = rng.choice(channels, (2, len(where)))
-        found = where[seen_twice([one.visible for one in views], where, starts, drawn)]
+        found = where[visible_in_both([one.visible for one in views], where, starts, drawn)]
         if best is None or len(found) > len(best[2]):
             best = views, starts, found
         if len(best[2]) >= (config.voxels if attempt < ATTEMPTS else 1):
@@ -124,34 +139,42 @@ def overlapping(
     return best
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """One crop before its intensities are changed."""
 
     whole: Float[np.ndarray, "m x y z"]
-    """Scaled."""
+    """Scaled images."""
     unit: Float[np.ndarray, "m"]
     tissue: Bool[np.ndarray, "m x y z"]
-    """What is not air."""
+    """Voxels that are not air."""
     kept: Bool[np.ndarray, "m x y z"]
-    """Blocks that are not hidden."""
+    """Voxels of blocks that are not hidden."""
     visible: Bool[np.ndarray, "m x y z"]
     """Tissue that is not hidden."""
 
     @property
     def masked(self) -> Float[np.ndarray, "m x y z"]:
-        """With 0 where it is hidden. Eq. (2)."""
+        """Images with 0 in hidden blocks. Eq. (2)."""
         return np.where(self.kept, self.whole, np.float32(0))
 
 
-def view(
+def crop_view(
     case: Case,
     start: Int[np.ndarray, "3"],
     patch: tuple[int, int, int],
     blocks: Float[np.ndarray, "m i j k"],
     config: Config,
 ) -> View:
-    """The crop at voxel `start`; `blocks` are uniform numbers, one for each block of each modality."""
+    """Return the view that begins at voxel `start`.
+
+    Args:
+        case: prepared study.
+        start: first voxel of the crop.
+        patch: sides of the crop, in voxels.
+        blocks: uniform random numbers, one for each block of each modality.
+        config: settings.
+    """
     raw = case.crop(start.tolist(), patch).image.astype(np.float32)
     air = np.array([case.level(m) if m in case.available else 0 for m in Modality], np.float32)
     return scaled_view(raw, raw != air[:, None, None, None], blocks, config)
@@ -163,33 +186,46 @@ def scaled_view(
     blocks: Float[np.ndarray, "m i j k"],
     config: Config,
 ) -> View:
-    """A crop's intensities scaled and its blocks drawn."""
-    kept = expanded(blocks <= 1 - config.hidden, raw.shape[1:], config)
-    if config.scaling == "crop":  # the darkest voxel of a crop counts as unseen
+    """Return the view of a crop, with intensities scaled and blocks hidden.
+
+    Args:
+        raw: images of the crop.
+        tissue: voxels that are not air.
+        blocks: uniform random numbers, one for each block of each modality.
+        config: settings.
+    """
+    kept = blocks_to_voxels(blocks <= 1 - config.hidden, raw.shape[1:], config)
+    if config.scaling == "crop":  # the darkest voxel of a crop counts as hidden
         whole = zero_to_one(raw)
-        return View(whole, np.ones(len(raw), np.float32), tissue, kept, kept & (whole > 0))
+        unit = np.ones(len(raw), np.float32)
+        return View(whole=whole, unit=unit, tissue=tissue, kept=kept, visible=kept & (whole > 0))
     unit = np.ptp(raw, axis=(1, 2, 3))
-    return View(raw, np.where(unit > 0, unit, 1), tissue, kept, kept & tissue)
+    return View(whole=raw, unit=np.where(unit > 0, unit, 1), tissue=tissue, kept=kept, visible=kept & tissue)
 
 
 def zero_to_one(crop: Float[np.ndarray, "m x y z"]) -> Float[np.ndarray, "m x y z"]:
-    """Each modality from 0 to 1 over the crop; a constant one stays as it is. Eq. (1)."""
+    """Return each modality scaled to 0 ... 1 over the crop; a constant modality stays as it is. Eq. (1)."""
     lowest, span = crop.min((1, 2, 3), keepdims=True), np.ptp(crop, axis=(1, 2, 3), keepdims=True)
     return np.where(span > 0, (crop - lowest) / np.where(span > 0, span, 1), crop).astype(np.float32)
 
 
 def blocks_along(patch: Sequence[int], config: Config) -> tuple[int, ...]:
-    """How many blocks a crop has along each axis."""
+    """Return the number of blocks of a crop along each axis."""
     return tuple(side // config.block for side in patch)
 
 
-def expanded(
+def blocks_to_voxels(
     shown: Shaped[np.ndarray, "m i j k"], shape: Sequence[int], config: Config
 ) -> Shaped[np.ndarray, "m x y z"]:
-    """Blocks as voxels.
+    """Return a value for each voxel from a value for each block.
 
-    `zoom`: voxel i belongs to block round((n - 1) i / (side - 1)) of n, so that the first and the last block of an axis
-    are about half as thick as the others.
+    For `zoom`, voxel i belongs to block round((n - 1) i / (side - 1)) of n: the first and the last block of an axis are
+    about half as thick as the others.
+
+    Args:
+        shown: a value for each block.
+        shape: sides of the crop, in voxels.
+        config: settings.
     """
     grown = shown
     for axis, side in enumerate(shape, 1):
@@ -205,8 +241,13 @@ def expanded(
 def candidates(
     tissue: Bool[np.ndarray, "m x y z"], starts: Int[np.ndarray, "2 3"], *, by_channel: bool
 ) -> Int[np.ndarray, "n 3"]:
-    """Voxels of the study that lie in both crops and show tissue in the first, once or once for each modality that
-    does. Only the overlap is searched."""
+    """Return the voxels of the study that lie in both crops and show tissue in the first. Only the overlap is searched.
+
+    Args:
+        tissue: voxels of the first crop that are not air.
+        starts: first voxel of each crop.
+        by_channel: True repeats a voxel for each modality that shows tissue.
+    """
     size = np.array(tissue.shape[1:])
     low, high = starts.max(0), starts.min(0) + size
     if (low >= high).any():
@@ -216,12 +257,21 @@ def candidates(
     return found + low
 
 
-def seen_twice(
+def visible_in_both(
     visible: Sequence[Bool[np.ndarray, "m x y z"]],
     where: Int[np.ndarray, "n 3"],
     starts: Int[np.ndarray, "2 3"],
     drawn: Int[np.ndarray, "2 n"],
 ) -> Bool[np.ndarray, "n"]:
-    """Which of the voxels `where` each view shows in the modality `drawn` for it. Eq. (3)."""
+    """Return True for the voxels that both views show.
+
+    Args:
+        visible: visible voxels of each view.
+        where: voxels of the study.
+        starts: first voxel of each crop.
+        drawn: modality that has to be visible, for each view and voxel.
+
+    Eq. (3).
+    """
     both = [one[(modality, *(where - start).T)] for one, start, modality in zip(visible, starts, drawn, strict=True)]
     return both[0] & both[1]
