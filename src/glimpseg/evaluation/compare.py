@@ -55,15 +55,17 @@ def compare(
         InputError: The runs have other protocols or rules, the cases have other references, or fewer than two cases
             are common to all.
 
+    >>> from shutil import copytree
     >>> from tempfile import TemporaryDirectory
     >>> from glimpseg import EvaluationOptions, evaluate, phantom
     >>> from glimpseg.phantom.dataset import write_phantoms
     >>> options = EvaluationOptions(subsets=SUBSETS[:1], metrics=["dice"])
     >>> with TemporaryDirectory() as folder:
     ...     studies = write_phantoms(f"{folder}/studies", [1, 2], phantom.Settings.at_spacing(4.0), "brats2023")
-    ...     runs = [evaluate("box", f"{folder}/studies", f"{folder}/{name}", options) for name in "ab"]
+    ...     evaluation = evaluate("box", f"{folder}/studies", f"{folder}/a", options)
+    ...     runs = [evaluation, copytree(evaluation.folder, f"{folder}/b")]
     ...     comparison = compare(runs, f"{folder}/comparison", metrics=["dice"])
-    >>> test = comparison.test(("A", "B"), "dice", "WT")  # a model against itself: no case differs
+    >>> test = comparison.test(("A", "B"), "dice", "WT")  # an evaluation against its copy: no case differs
     >>> test.cases, float(test.difference), test.p, test.verdict
     (2, 0.0, 1.0, 0)
     """
