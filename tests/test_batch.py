@@ -19,7 +19,7 @@ from conftest import write_head
 from glimpseg.batch import job
 from glimpseg.batch.folder import PLAN, STATISTICS
 from glimpseg.batch.job import BatchOptions
-from glimpseg.batch.progress import FAILURES, JOURNAL, Shard
+from glimpseg.batch.progress import FAILURES, STUDY_LOG, Shard
 from glimpseg.batch.tree import _segment_all, segment_tree
 from glimpseg.cli import app
 from glimpseg.errors import InputError, OutputError, Preempted, UsageError
@@ -237,7 +237,7 @@ def test_images_and_a_tree_at_once_are_refused(tree, model_folder, tmp_path):
 
 
 def test_a_plan_marks_the_folder(whole):
-    assert {PLAN, FAILURES, JOURNAL, STATISTICS} <= {path.name for path in whole[0].iterdir()}
+    assert {PLAN, FAILURES, STUDY_LOG, STATISTICS} <= {path.name for path in whole[0].iterdir()}
 
 
 def test_a_batch_does_not_go_on_with_another_backend(tree, model, finished):

@@ -210,8 +210,8 @@ def test_a_study_that_fits_is_read(machine, files, model):
 
 def test_a_large_study_needs_less_than_four_gigabytes_beside_two_thirds_of_one():
     grid = Grid((512, 512, 512), np.diag([0.5, 0.5, 0.5, 1.0]))
-    assert memory.needed_bytes([grid] * 4, 1.0, 4) + memory.drawn_bytes([grid] * 4) < 3.33e9
-    assert memory.drawn_bytes([grid] * 4) <= 4 * 512**3  # as much as a single image of four bytes a voxel takes whole
+    assert memory.needed_bytes([grid] * 4, 1.0, 4) + memory.preview_bytes([grid] * 4) < 3.33e9
+    assert memory.preview_bytes([grid] * 4) <= 4 * 512**3  # as much as a single image of four bytes a voxel takes whole
 
 
 @pytest.mark.parametrize("spacing_mm", [1.0, 2.0])

@@ -121,7 +121,7 @@ class Backbone:
     method: str
     """Method that segments. `Segmenter.pretrainable` names the parts that are trained."""
     config: Any = Field(default_factory=dict)
-    """That method's `Config`."""
+    """`Config` of that method."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
@@ -147,7 +147,7 @@ class Recipe:
     method: str
     """Name of a file in `methods/`."""
     config: Any
-    """That file's `Config`."""
+    """`Config` of that method."""
     labels: tuple[Literal["NCR", "ED", "ET", "RC"], ...] = ("NCR", "ED", "ET")
     """Labels to segment; RC only for data after surgery."""
     data: Data = Data()

@@ -20,7 +20,7 @@ from glimpseg.segmentation.result import RECORD
 log = logging.getLogger(__name__)
 
 FAILURES = "failures.json"
-JOURNAL = "batch.jsonl"
+STUDY_LOG = "batch.jsonl"
 """File with one line for each segmented study, added after its folder is written."""
 
 
@@ -97,14 +97,14 @@ class BatchProgress:
         return progress, waiting
 
     def add(self, written: WrittenStudy) -> None:
-        """Record a written study: a line in the journal, and log lines."""
+        """Record a written study: a line in `batch.jsonl`, and log lines."""
         line = {
             "study": written.study,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "seconds": round(written.seconds, 2),
         }
-        with (self.output / self.shard.file(JOURNAL)).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
+        with (self.output / self.shard.file(STUDY_LOG)).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         self.done.append(written.study)
         log.info("%s: used %s. %s.", written.study, written.used.title, written.volumes)
         if written.used not in self.explained:

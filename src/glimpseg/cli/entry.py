@@ -22,8 +22,8 @@ EXIT_CODES: dict[type[Exception], int] = {
     TrainingError: 1,
     Preempted: 75,
 }
-"""Exit codes of errors: 1 output not writable or training failed, 2 wrong usage, 3 input unusable, 4 model missing or not
-matching, 75 stopped by SIGTERM with its state saved. Besides: 0 done, 1 unexpected error, 130 interrupted."""
+"""Exit codes of errors: 1 output not writable or training failed, 2 wrong usage, 3 input unusable, 4 model missing or
+not matching, 75 stopped by SIGTERM with its state saved. Besides: 0 done, 1 unexpected error, 130 interrupted."""
 
 
 def main() -> None:

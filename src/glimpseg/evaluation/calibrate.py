@@ -98,5 +98,5 @@ def _count_all(model: Model, studies: Sequence[Study], parts: Path) -> list[Path
             log.warning("%s is left out: %s", study.id, error)
             continue
         files.append(file)
-        log.info("%d/%d %s (%.0f s)", number, len(studies), study.id, time.perf_counter() - begun)
+        log.info(f"{number}/{len(studies)} {study.id} ({time.perf_counter() - begun:.0f} s)")
     return files

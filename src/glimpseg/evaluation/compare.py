@@ -54,6 +54,20 @@ def compare(
         UsageError: Fewer than two evaluations, one given twice, or an unknown `published`.
         InputError: The runs have other protocols or rules, the cases have other references, or fewer than two cases
             are common to all.
+
+    >>> from shutil import copytree
+    >>> from tempfile import TemporaryDirectory
+    >>> from glimpseg import EvaluationOptions, evaluate, phantom
+    >>> from glimpseg.phantom.dataset import write_phantoms
+    >>> options = EvaluationOptions(subsets=SUBSETS[:1], metrics=["dice"])
+    >>> with TemporaryDirectory() as folder:
+    ...     studies = write_phantoms(f"{folder}/studies", [1, 2], phantom.Settings.at_spacing(4.0), "brats2023")
+    ...     evaluation = evaluate("box", f"{folder}/studies", f"{folder}/a", options)
+    ...     runs = [evaluation, copytree(evaluation.folder, f"{folder}/b")]
+    ...     comparison = compare(runs, f"{folder}/comparison", metrics=["dice"])
+    >>> test = comparison.test(("A", "B"), "dice", "WT")  # an evaluation against its copy: no case differs
+    >>> test.cases, float(test.difference), test.p, test.verdict
+    (2, 0.0, 1.0, 0)
     """
     refuse_if_used(output, overwrite=overwrite, mark=COMPARISON)
     if published is not None:
@@ -190,7 +204,7 @@ def _metric_tests(scores: Mapping[str, Scores], metric: str) -> list[PairedTest]
             if region not in other.regions or np.isnan(one.array(metric, region)).all():
                 continue
             a, b = (_magnitudes(metric, run.array(metric, region)) for run in (one, other))
-            names = {"a": first, "b": letter, "metric": metric, "region": region}
+            names: dict[str, Any] = {"a": first, "b": letter, "metric": metric, "region": region}
             for column, subset in enumerate(one.subsets):
                 numbers = _numbers(metric, a[:, column], b[:, column], bootstrap)
                 single.append(PairedTest(**names, subset=subset, **numbers))

@@ -74,6 +74,18 @@ def evaluate(
     Raises:
         InputError: No study has a reference, or none can be scored.
         UsageError: The folder is in use, or holds an evaluation of something else.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from glimpseg import Modality, phantom
+    >>> from glimpseg.phantom.dataset import write_phantoms
+    >>> options = EvaluationOptions(subsets=[Modality.T1C, Modality.T1C | Modality.FLAIR], metrics=["dice"])
+    >>> with TemporaryDirectory() as folder:
+    ...     studies = write_phantoms(f"{folder}/studies", [1], phantom.Settings.at_spacing(4.0), "brats2023")
+    ...     evaluation = evaluate("box", f"{folder}/studies", f"{folder}/evaluation", options)
+    >>> evaluation.scores.subsets, evaluation.scores.regions
+    (['t1c', 't1c+flair'], ['WT', 'TC', 'ET', 'ET_pp'])
+    >>> evaluation.scores.array("dice", "WT").shape  # studies, subsets
+    (1, 2)
     """
     folder = Path(folder)
     if isinstance(studies, str | Path):
@@ -191,7 +203,7 @@ def _scoring_tasks(
         ):
             yield partial(scorer.add, prediction)
         yield scorer.finish
-        log.info("%d/%d %s (%.0f s)", number, len(studies), study.id, time.perf_counter() - begun)
+        log.info(f"{number}/{len(studies)} {study.id} ({time.perf_counter() - begun:.0f} s)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -235,12 +235,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _test(row: Mapping[str, str]) -> PairedTest:
-    return PairedTest(
-        **{name: row[name] for name in ("a", "b", "metric", "region", "subset")},
-        **{name: int(row[name]) for name in ("cases", "wins", "losses")},
-        **{name: float(row[name]) for name in ("mean_a", "mean_b", "difference", "low", "high")},
-        **{name: float(row[name]) for name in ("p", "p_holm", "effect")},
-    )
+    """Read one line of `comparisons.csv`."""
+    values: dict[str, Any] = {name: row[name] for name in ("a", "b", "metric", "region", "subset")}
+    values |= {name: int(row[name]) for name in ("cases", "wins", "losses")}
+    values |= {column.name: float(row[column.name]) for column in fields(PairedTest) if column.name not in values}
+    return PairedTest(**values)
 
 
 def _case_values(rows: Sequence[Mapping[str, str]], record: Mapping[str, Any]) -> Values:

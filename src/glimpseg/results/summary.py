@@ -1,4 +1,4 @@
-"""What an evaluation comes to, as the tree of `summary.json`: means with intervals, empties, sequence value,
+"""Summary of an evaluation, as `summary.json` holds it: means with intervals, empty masks, sequence values,
 monotonicity, reliability."""
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from glimpseg.results.scores import Scores
 from glimpseg.results.statistics import CONFIDENCE, RESAMPLES, Bootstrap, Interval, additions, shapley
 
 NOTABLE = 0.01
-"""A loss of Dice by more than one point counts as notable in the table of monotonicity."""
+"""Loss of Dice above which a case counts as notably worse in the table of monotonicity: one point."""
 NOTHING = Modality(0)
+"""Empty subset."""
 
 
 def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
-    """Everything that reports and papers quote; `reliability` is by subset and region, summed over cases.
+    """Summarise the scores of an evaluation: all numbers that reports and papers quote.
 
-    Numbers have the units of `scores.csv`; what is not defined is null.
+    Numbers have the units of `scores.csv`; undefined ones are None.
+
+    Args:
+        scores: All scores.
+        reliability: Reliability by subset and region, summed over cases.
     """
     bootstrap = Bootstrap(len(scores.studies))
     everything = {
@@ -45,9 +50,9 @@ def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) 
 
 
 def sequence_value(scores: Scores) -> dict[str, Any]:
-    """For each region the Shapley value of each sequence in Dice, over the cases that have all 15 subsets.
+    """Return the Shapley value of each sequence in Dice, for each region, over the cases that have all 15 subsets.
 
-    Without any sequence nothing is found: Dice 1 where the region is empty, else 0.
+    Without any sequence nothing is found: Dice is 1 if the region is empty in the reference, else 0.
     """
     keys = [subset.key for subset in SUBSETS]
     if "dice" not in scores.metrics or not scores.complete or set(scores.subsets) != set(keys):
@@ -70,7 +75,7 @@ def sequence_value(scores: Scores) -> dict[str, Any]:
 
 
 def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
-    """How often one more sequence made a case worse, for each sequence that was added to any subset."""
+    """Return how often one more sequence made a case worse, for each sequence that was added to any subset."""
     if "dice" not in scores.metrics:
         return {}
     dice = dict(zip(scores.subsets, scores.array("dice", region).T, strict=True))
@@ -91,7 +96,7 @@ def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
 
 
 def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, dict[str, dict[str, float]]]:
-    """By region and metric; what was not computed is not there."""
+    """Return the means with intervals by region and metric; those without a case are left out."""
     means = {
         region: {metric: bootstrap.interval(scores.array(metric, region)[:, columns]) for metric in scores.metrics}
         for region in scores.regions
@@ -100,7 +105,7 @@ def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, di
 
 
 def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
-    """Shares of cases: nothing predicted; nothing there; nothing predicted though something is there, and reversed."""
+    """Return shares of cases: empty prediction; empty reference; missed region; region that was invented."""
     found = {}
     for region in scores.regions:
         predicted, reference = (volume[:, column] for volume in scores.volumes_ml(region))
@@ -116,7 +121,7 @@ def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
 
 
 def _reliability(reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
-    """By subset and region: the curve, and the error over all voxels of all cases together."""
+    """Return by subset and region the curve, and the error over all voxels of all cases together."""
     found: dict[str, Any] = {}
     for (subset, region), one in reliability.items():
         found.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}

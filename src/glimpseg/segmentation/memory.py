@@ -31,7 +31,7 @@ WORKING_BYTES = 5 * MODALITIES
 """Bytes per voxel of the working grid: the images in float32, and their tissue masks."""
 
 
-def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
+def refuse_if_memory_short(study: Study, spacing_mm: float, channels: int) -> None:
     """Raise InputError if a study clearly needs more memory than is free.
 
     Nothing is compared where the system does not report its free memory.
@@ -47,7 +47,7 @@ def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
     known = {m: image.grid for m, image in study.images.items() if isinstance(image, Volume)}
     unread = {m: nifti.claimed_grid(image) for m, image in study.images.items() if not isinstance(image, Volume)}
     grids = [*known.values(), *unread.values()]
-    needed = drawn_bytes(unread.values()) + needed_bytes(grids, spacing_mm, channels)
+    needed = preview_bytes(unread.values()) + needed_bytes(grids, spacing_mm, channels)
     log.debug("%s: about %d MB of memory are needed, %d MB are free.", study.id, needed >> 20, free >> 20)
     if SURE * needed > free:
         largest = max(grids, key=_voxels)
@@ -59,7 +59,7 @@ def refuse_if_short(study: Study, spacing_mm: float, channels: int) -> None:
         )
 
 
-def drawn_bytes(grids: Iterable[Grid]) -> int:
+def preview_bytes(grids: Iterable[Grid]) -> int:
     """Return the bytes of the images that the preview is drawn from.
 
     Ordinary images are kept until then. Large ones are read again and thinned.
@@ -70,7 +70,7 @@ def drawn_bytes(grids: Iterable[Grid]) -> int:
 def needed_bytes(grids: Iterable[Grid], spacing_mm: float, channels: int) -> int:
     """Return an estimate of the further bytes that a study takes, if its label map lies on the largest grid.
 
-    Together with `drawn_bytes` it lay between 14 % below and 7 % above the measured peak, for four sequences of 256
+    Together with `preview_bytes` it lay between 14 % below and 7 % above the measured peak, for four sequences of 256
     and 512 cubed and networks that work on 2 and 1 mm. The network's activations are not counted: they are freed before
     the result is made.
     """

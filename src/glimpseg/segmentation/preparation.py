@@ -12,7 +12,7 @@ from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model
 from glimpseg.segmentation.inputs import StudyInput
-from glimpseg.segmentation.memory import refuse_if_short
+from glimpseg.segmentation.memory import refuse_if_memory_short
 from glimpseg.segmentation.options import InferenceOptions
 
 
@@ -38,7 +38,7 @@ def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptio
     begun, study, grid = time.perf_counter(), study_input.study, options.grid_sequence
     settings, warnings = model.recipe.data.preprocess, list[str]()
     refuse_same_files(study)
-    refuse_if_short(study, settings.spacing_mm, len(model.network.labels) + 1)
+    refuse_if_memory_short(study, settings.spacing_mm, len(model.network.labels) + 1)
     if options.raw == "auto":
         brought = register_and_strip(study, grid)
         warnings += brought.warnings

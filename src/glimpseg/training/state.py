@@ -67,7 +67,7 @@ def build_optimizer(learner: Learner, optim: Optim) -> torch.optim.Optimizer:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """All that changes during a training."""
+    """Learner, optimiser and averaged weights of a training."""
 
     learner: Learner
     optimizer: torch.optim.Optimizer
