@@ -173,7 +173,7 @@ def card(
 
 
 def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
-    """Sentences about the models that the training began with, first to last.
+    """Models that the training began with, first to last.
 
     Raises: InputError if a run is missing, or is not what the next one began with.
     """

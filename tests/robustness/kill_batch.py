@@ -1,4 +1,4 @@
-"""Segments a tree of phantoms, some broken, killed with -9 at random moments and continued; then compares.
+"""Segment a tree of phantoms, some broken; kill the batch at random moments, resume it, and compare.
 
     python tests/robustness/kill_batch.py MODEL -o OUT [--studies 40] [--broken 4] [--kills 2] [--seed 0]
 
@@ -21,7 +21,7 @@ from glimpseg.batch.tree import FAILURES
 from glimpseg.segmentation.result import RECORD
 
 COARSE_MM = "4"
-"""Of the phantoms: what is tested is the order of things, not the masks."""
+"""Voxel side of the phantoms; coarse, because the masks do not matter here."""
 
 
 def main() -> int:
