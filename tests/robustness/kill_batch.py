@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from glimpseg.batch.tree import FAILURES
+from glimpseg.batch.progress import FAILURES
 from glimpseg.segmentation.result import RECORD
 
 COARSE_MM = "4"
@@ -51,7 +51,7 @@ def main() -> int:
     options: list[str] = []
     for kill in range(1, wanted.kills + 1):
         process = start(wanted, "killed", options)
-        options = ["--continue"]
+        options = ["--resume"]
         time.sleep(lasted * rng.uniform(0.3, 0.6))
         process.kill()
         process.wait()
