@@ -154,10 +154,9 @@ class UNet(Segmenter):
         return torch.cat([blanked(image, available), presence], 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... scaled to sum to
-        1.
+        """Return Dice and cross-entropy of the regions, summed over the heads.
 
-        Eq. (8), Eq. (9).
+        Head weights are 1, 1/2, 1/4, ..., divided by their sum. Eq. (8), Eq. (9).
         """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         seen = draw_subsets(batch.available)

@@ -297,8 +297,10 @@ class MSTKDNet(Segmenter):
         }
 
     def parameter_groups(self) -> list[dict]:
-        """Return two groups: the networks, and the discriminator with its own learning rate and betas, without weight
-        decay."""
+        """Return two groups: both networks, and the discriminator.
+
+        The discriminator has its own learning rate and betas, and no weight decay.
+        """
         return [
             {"params": [*self.student.parameters(), *self.teacher.parameters()]},
             {

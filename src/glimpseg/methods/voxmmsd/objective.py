@@ -50,8 +50,10 @@ class Projector(nn.Sequential):
 
 
 class Restorer(nn.Module):
-    """Image from features, by convolutions of 1 x 1 x 1: from a decoder's finest level, or from all levels of an
-    encoder."""
+    """Image from features by convolutions of 1 x 1 x 1.
+
+    The features are those of a decoder's finest level, or of all levels of an encoder.
+    """
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -203,10 +205,10 @@ def distillation_loss(
     centre: Float[Tensor, "1 d"],
     temperatures: tuple[float, float],
 ) -> Float[Tensor, ""]:
-    """Return the cross-entropy of the student's embeddings with the teacher's of the other view. No gradient to the
-    teacher.
+    """Return the cross-entropy of the student's embeddings with the teacher's of the other view.
 
-    The softmax is over the numbers of an embedding. Rows: all first views, then all second views.
+    The softmax is over the numbers of an embedding. Rows: all first views, then all second views. The teacher gets no
+    gradient.
 
     Args:
         student: embeddings.
