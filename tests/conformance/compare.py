@@ -40,7 +40,7 @@ SEEDS = (1, 2, 3)
 
 
 def main() -> None:
-    """See above."""
+    """Compare, cut or measure the rounding, as the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method")
     parser.add_argument("reference", type=Path)
