@@ -44,8 +44,8 @@ def write_phantoms(
         settings: Grid and population.
         release: Name of the BraTS release whose file names, folder names and label numbers are used, such as
             `brats2023`.
-        incomplete: Share of the studies, from 0 to 1, that lack one to three sequences. The missing ones depend on the
-            seed alone.
+        incomplete: Probability, from 0 to 1, that a study lacks one to three sequences. It and the missing ones depend
+            on the seed alone.
         device: Torch device that renders the images.
         overwrite: Replace the folder if an earlier call has written it.
 

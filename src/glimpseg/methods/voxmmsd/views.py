@@ -106,8 +106,10 @@ def overlapping_views(
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
     """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
 
-    Crops and blocks are drawn again until enough voxels are visible in both, at most `ATTEMPTS` times. After that, both
-    views are the same crop with the same blocks, drawn again until any voxel is visible.
+    Crops and blocks are drawn until `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. If there is
+    no visible voxel in any of them, both views are the same crop with the same blocks, drawn until a voxel is visible,
+    again at most `ATTEMPTS` times. The draw with the most visible voxels is returned. For each voxel and view one
+    modality is drawn, which has to show it.
 
     Args:
         case: prepared study.
@@ -151,7 +153,7 @@ class View:
     kept: Bool[np.ndarray, "m x y z"]
     """Voxels of blocks that are not hidden."""
     visible: Bool[np.ndarray, "m x y z"]
-    """Tissue that is not hidden."""
+    """Tissue that is not hidden; with `Config.scaling` of `crop`, what is above 0 after scaling, and not hidden."""
 
     @property
     def masked(self) -> Float[np.ndarray, "m x y z"]:
@@ -166,7 +168,7 @@ def crop_view(
     blocks: Float[np.ndarray, "m i j k"],
     config: Config,
 ) -> View:
-    """Return the view that begins at voxel `start`.
+    """Return the view of a study that begins at voxel `start`; intensities are scaled and blocks hidden.
 
     Args:
         case: prepared study.
@@ -263,7 +265,7 @@ def visible_in_both(
     starts: Int[np.ndarray, "2 3"],
     drawn: Int[np.ndarray, "2 n"],
 ) -> Bool[np.ndarray, "n"]:
-    """Return True for the voxels that both views show.
+    """Return True for the voxels that are visible in both views, each in the modality drawn for it.
 
     Args:
         visible: visible voxels of each view.
