@@ -57,7 +57,7 @@ def styles(seen):
 
 
 def built(crop):
-    """Return the official networks with weights by the rule, and norms with running statistics, as the authors' `eval`."""
+    """Return the official networks with weights by the rule; norms use running statistics, as the authors' `eval`."""
     with torch.device("meta"):
         names = MSTKDNet(replace(mstkdnet.OFFICIAL, crop=crop), LABELS).state_dict()
     weights = {}

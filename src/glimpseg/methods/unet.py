@@ -185,16 +185,16 @@ class UNet(Segmenter):
         Oedema where WT alone is, necrosis where TC is, then ET. A cavity where RC is above one half and more probable
         than tumour.
         """
-        found = self.region_probabilities(probabilities)
+        by_region = self.region_probabilities(probabilities)
         labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
         inside = torch.ones_like(labels, dtype=torch.bool)
         for region, label in TUMOUR.items():
-            if region in found:
-                inside = inside & (found[region] > 0.5)
+            if region in by_region:
+                inside = inside & (by_region[region] > 0.5)
                 labels[inside] = label
-        if Region.RC in found:
-            tumour = next((found[region] for region in TUMOUR if region in found), 0.0)
-            labels[(found[Region.RC] > 0.5) & (found[Region.RC] > tumour)] = Label.RC
+        if Region.RC in by_region:
+            tumour = next((by_region[region] for region in TUMOUR if region in by_region), 0.0)
+            labels[(by_region[Region.RC] > 0.5) & (by_region[Region.RC] > tumour)] = Label.RC
         return labels
 
     def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:

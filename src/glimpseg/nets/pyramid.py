@@ -74,14 +74,14 @@ def encoded(
         image: one channel for each modality.
         needed: whether to run each encoder.
     """
-    channels = image.split(1, 1)
-    found = [
-        encoder(channel) if wanted else None
-        for encoder, channel, wanted in zip(encoders, channels, needed, strict=True)
+    images = image.split(1, 1)
+    outputs = [
+        encoder(channel) if is_needed else None
+        for encoder, channel, is_needed in zip(encoders, images, needed, strict=True)
     ]
-    example = next(levels for levels in found if levels is not None)
+    example = next(levels for levels in outputs if levels is not None)
     blank = [torch.zeros_like(level) for level in example]
-    return [torch.stack(level, 1) for level in zip(*(levels or blank for levels in found), strict=True)]
+    return [torch.stack(level, 1) for level in zip(*(levels or blank for levels in outputs), strict=True)]
 
 
 class Stage(nn.Module):

@@ -133,14 +133,14 @@ def decoded_labels(
         labels: labels of the recipe.
         device: device of the decoder.
     """
-    found = np.zeros(study.shape, np.uint8)
+    predicted = np.zeros(study.shape, np.uint8)
     values = np.array([0, *labels], np.uint8)
     for slab, kept in slabs(len(study.places)):
         logits = decoder(torch.from_numpy(study.read(slab)).to(device), max(study.shape[:2]))
         best = logits.argmax(1)[0, kept.start - slab.start : kept.stop - slab.start].cpu().numpy()  # n s s
         drawn = values[best[:, : study.shape[0], : study.shape[1]]]
-        found[:, :, [study.places[number] for number in kept]] = drawn.transpose(1, 2, 0)
-    return found
+        predicted[:, :, [study.places[number] for number in kept]] = drawn.transpose(1, 2, 0)
+    return predicted
 
 
 def slabs(count: int) -> list[tuple[range, range]]:

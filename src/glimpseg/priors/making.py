@@ -102,12 +102,12 @@ def _synthetic_prior(case: Path, settings: Prior, spacing_mm: float, folder: Pat
     facts = {"version": VERSION, **{n: v for n, v in asdict(settings).items() if n in SYNTHETIC}}
     path = folder / f"{case.stem}-{prior_key(facts, [case.name])}{SUFFIX}"
     if not path.exists():
-        found = CachedCase(case)
-        target = found.crop((0, 0, 0), found.shape).target
+        study = CachedCase(case)
+        target = study.crop((0, 0, 0), study.shape).target
         if target is None:
-            raise InputError(f"The study {found.id} has no reference, which the prior synthetic spoils.")
-        maps = _sequence_priors(target, len(found.available), settings, spacing_mm=spacing_mm, study=found.id)
-        write_prior(path, maps, {**facts, "study": found.id, "uses_reference": True})
+            raise InputError(f"The study {study.id} has no reference, which the prior synthetic spoils.")
+        maps = _sequence_priors(target, len(study.available), settings, spacing_mm=spacing_mm, study=study.id)
+        write_prior(path, maps, {**facts, "study": study.id, "uses_reference": True})
     return path
 
 

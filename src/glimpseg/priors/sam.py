@@ -63,7 +63,7 @@ class Encoder:
         """Return the features of square slices with values from 0 to 1, as float16."""
         mean, deviation = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
         side = self.side // self._network.config.patch_size
-        found = np.zeros((len(pictures), self.channels, side, side), np.float16)
+        features = np.zeros((len(pictures), self.channels, side, side), np.float16)
         for start in range(0, len(pictures), SLICES_AT_ONCE):
             part = slice(start, start + SLICES_AT_ONCE)
             images = torch.from_numpy(pictures[part])[:, None].to(self.device)
@@ -71,8 +71,8 @@ class Encoder:
             images = images.expand(-1, 3, -1, -1)
             if self.scaling == "imagenet":
                 images = (images - mean) / deviation
-            found[part] = self._network(pixel_values=images).last_hidden_state.half().cpu().numpy()
-        return found
+            features[part] = self._network(pixel_values=images).last_hidden_state.half().cpu().numpy()
+        return features
 
 
 def weights_path(settings: Prior) -> Path:
@@ -145,14 +145,14 @@ def read_encoder(source: Path) -> Any:
 
 def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the image encoder's weights under transformers' names."""
-    found = {}
+    renamed = {}
     for name, value in weights.items():
         if name.startswith("image_encoder."):
             own = name.removeprefix("image_encoder.")
             for pattern, replacement in RENAMED:
                 own = re.sub(pattern, replacement, own)
-            found[own] = value
-    return found
+            renamed[own] = value
+    return renamed
 
 
 def resized_encoder(network: Any, side: int) -> Any:

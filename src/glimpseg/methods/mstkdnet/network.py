@@ -202,8 +202,8 @@ class Network(nn.Module):
             entries.append(enter(levels[-1] if levels else image))
             levels.append(stage(entries[-1]))
         entry = self.enter[-1](levels[-1])
-        found, scales, attentions = self.bottleneck(entry, keep_attention)
-        refined = found + entry
+        change, scales, attentions = self.bottleneck(entry, keep_attention)
+        refined = change + entry
         content = self.stages[-1](refined)
         style = self.style(torch.cat([functional.max_pool3d(entries[-1], 2), entry, refined], 1))
         x = self.drop(self.fuse(torch.cat([style, content], 1)))

@@ -188,15 +188,15 @@ def voxel_features(
 
     Eq. (5).
     """
-    found = []
+    features = []
     for level in levels:
         x, y, z = (
             place * side // whole for place, side, whole in zip(voxels.unbind(2), level.shape[2:], shape, strict=True)
         )
         place = (x * level.shape[3] + y) * level.shape[4] + z  # b n
         flat = level.flatten(2)
-        found.append(flat.gather(2, place[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2))
-    return torch.cat(found, 2).flatten(0, 1)
+        features.append(flat.gather(2, place[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2))
+    return torch.cat(features, 2).flatten(0, 1)
 
 
 def distillation_loss(
@@ -218,9 +218,9 @@ def distillation_loss(
 
     Eq. (7).
     """
-    wanted = ((teacher - centre).detach() / temperatures[1]).softmax(1)
+    target = ((teacher - centre).detach() / temperatures[1]).softmax(1)
     predicted = (student / temperatures[0]).log_softmax(1)
-    one, other = wanted.chunk(2)
+    one, other = target.chunk(2)
     return -(torch.cat([other, one]) * predicted).sum(1).mean()
 
 

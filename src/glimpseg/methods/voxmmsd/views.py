@@ -78,13 +78,13 @@ def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.r
     Raises: InputError for a study without a voxel that is visible in both views, in all draws.
     """
     channels = np.array([modality in case.available for modality in Modality])
-    views, starts, found = overlapping_views(case, patch, config, rng)
-    if not len(found):
+    views, starts, visible = overlapping_views(case, patch, config, rng)
+    if not len(visible):
         raise InputError(
             f"Study {case.id} shows no voxel in two crops of {'x'.join(map(str, patch))} voxels. Is its brain all but "
             "empty? Move it away, or take larger crops or smaller blocks."
         )
-    chosen = found[rng.choice(len(found), config.voxels, replace=len(found) < config.voxels)]
+    chosen = visible[rng.choice(len(visible), config.voxels, replace=len(visible) < config.voxels)]
     seen = []
     for one in views:
         change = intensities.random_change(config.intensities, one.whole.shape, rng)
@@ -130,9 +130,9 @@ def overlapping_views(
         ]
         where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
         drawn = rng.choice(channels, (2, len(where)))
-        found = where[visible_in_both([one.visible for one in views], where, starts, drawn)]
-        if best is None or len(found) > len(best[2]):
-            best = views, starts, found
+        visible = where[visible_in_both([one.visible for one in views], where, starts, drawn)]
+        if best is None or len(visible) > len(best[2]):
+            best = views, starts, visible
         if len(best[2]) >= (config.voxels if attempt < ATTEMPTS else 1):
             break
     assert best is not None
@@ -253,8 +253,8 @@ def candidates(
     if (low >= high).any():
         return np.zeros((0, 3), int)
     overlap = tissue[:, *(slice(a, b) for a, b in zip(low - starts[0], high - starts[0], strict=True))]
-    found = np.argwhere(overlap)[:, 1:] if by_channel else np.argwhere(overlap.any(0))
-    return found + low
+    voxels = np.argwhere(overlap)[:, 1:] if by_channel else np.argwhere(overlap.any(0))
+    return voxels + low
 
 
 def visible_in_both(
