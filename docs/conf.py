@@ -32,7 +32,7 @@ exclude_patterns = ["_build", ".jupyter_cache"]
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).with_name(".jupyter_cache"))
 nb_execution_in_temp = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 """Seconds for one cell."""
 nb_execution_raise_on_error = True
 nb_merge_streams = True
