@@ -57,7 +57,7 @@ def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module
 
 
 def drop_biases(layers: Iterable[nn.Module]) -> None:
-    """Remove the biases of these layers, in place. An instance norm follows them, which cancels a channel's constant."""
+    """Remove the biases of these layers, in place. The instance norm behind them cancels any constant of a channel."""
     for layer in layers:
         layer.register_parameter("bias", None)
 

@@ -26,7 +26,10 @@ PREAMBLE = 128
 
 
 def contains_dicom(folder: Path) -> bool:
-    """True if a DICOM file or an archive comes before any NIfTI file below a folder."""
+    """True if, by name, a DICOM file or an archive comes before any NIfTI or `.mha` file below a folder.
+
+    Only the first `MOST_FILES_TRIED` files are looked at.
+    """
     for number, path in enumerate(stacks.walk_files(folder)):
         name = path.name.lower()
         if name.endswith((".nii", ".nii.gz", ".mha")) or number >= MOST_FILES_TRIED:
