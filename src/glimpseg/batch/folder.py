@@ -24,15 +24,25 @@ PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
 STATISTICS = "statistics.csv"
 LONGEST_WAIT_S = 60
-"""Longest wait for another shard that writes the key at the same moment."""
+"""Longest wait, in seconds, for another shard that writes the key file at the same moment."""
 NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_high_ml", "agreement")
-"""Columns from each study's statistics.json. A number that was not asked for or is undefined stays blank."""
+"""Columns of `statistics.csv` that come from each study's `statistics.json`. A number that was not asked for or is
+undefined stays blank."""
 
 
 def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder of a batch, or check that it belongs to this batch.
+    """Make the output folder of a batch and write `batch.json`, or check that the folder belongs to this batch.
 
-    Raises: UsageError for the output folder of another batch, or of this one without `resume`.
+    Args:
+        output: Output folder of the batch.
+        plan: Fingerprint of the batch (`BatchOptions.fingerprint`), the content of `batch.json`.
+        shard: Shard that opens the folder. Several shards may open it at the same time.
+        resume: Go on with this batch if the folder holds it; begin it if not. Takes precedence over `overwrite`.
+        overwrite: Remove a folder that holds a batch first. Ignored for one of several shards.
+
+    Raises:
+        UsageError: The folder holds another batch, files of something else, or this batch without `resume`.
+        OutputError: When the disk refuses.
     """
     path = output / PLAN
     if overwrite and not resume and shard.of == 1:
@@ -55,9 +65,10 @@ def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: boo
 
 
 def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[str, str]:
-    """Return the name of the output folder of each entry, by its id.
+    """Return the name of each entry's output folder, by the entry's id.
 
-    De-identified names are numbers. Their order follows from digests of the ids, so it says nothing of the ids.
+    Without `deidentify` the name is the id itself. With it the names are `study-00001`, `study-00002` and so on, in the
+    order of the SHA-256 digests of the ids: a number says nothing about its id.
     """
     if not deidentify:
         return {entry.id: entry.id for entry in entries}
@@ -68,8 +79,16 @@ def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[s
 def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
     """Return the pseudonyms of a batch, and write the key file that leads from the results back to the studies.
 
-    The key file is written beside the output folder, so that it does not leave with the results. Only its owner can
-    read it. A batch that resumes uses the key that it began with.
+    The key file is `<output>.key.json`, beside the output folder, so that it does not leave with the results. Only its
+    owner can read it. If the file is there already, its key is used again.
+
+    Args:
+        output: Output folder of the batch.
+        names: Name of each study's output folder, by the study's id.
+
+    Raises:
+        OutputError: When the disk refuses.
+        filelock.Timeout: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
     """
     path = output.with_name(f"{output.name}.key.json")
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=LONGEST_WAIT_S):  # shards may begin at the same time
@@ -82,7 +101,11 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
 
 
 def write_statistics(output: Path) -> None:
-    """Write `statistics.csv`: one row for each study that is there and each region."""
+    """Write `statistics.csv`: one row for each region of each study folder below `output` that holds `run.json`.
+
+    Rows are in the order of the folders' names. They include the studies of all shards and of earlier runs. Raises:
+    OutputError.
+    """
     rows = list(_statistics(output))
     with atomic_file(output / STATISTICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("study", "sequences", "region", *NUMBERS), lineterminator="\n")
