@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from filelock import FileLock
 
 from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.errors import UsageError
-from glimpseg.runtime.atomic import atomic_file, refuse_if_used, write_json
+from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.segmentation.result import RECORD
 
 PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
+FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True)
 STATISTICS = "statistics.csv"
 LONGEST_WAIT_S = 60
 """Longest wait for another shard that writes the key at the same moment."""
@@ -32,26 +32,14 @@ NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_hi
 def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: bool, overwrite: bool) -> None:
     """Make the output folder of a batch, or check that it belongs to this batch.
 
+    Several shards may open the folder at the same time. A shard that has not begun joins without `resume`.
+    `overwrite` counts only for a batch of one shard: another shard may be at work.
+
     Raises: UsageError for the output folder of another batch, or of this one without `resume`.
     """
-    path = output / PLAN
-    if overwrite and not resume and shard.of == 1:
-        refuse_if_used(output, overwrite=True, mark=PLAN)
-        shutil.rmtree(output, ignore_errors=True)
-    # Another shard that begins at this moment has written the plan before anything else, or is about to.
-    used = output.is_file() or (output.is_dir() and any(not _is_coming_plan(found) for found in output.iterdir()))
-    if path.is_file():
-        if json.loads(path.read_text("utf-8")) != plan:
-            raise UsageError(
-                f"{output} was begun with another model, version, backend or other options ({path.name} has them). "
-                "Repeat those, or name another folder with -o."
-            )
-        if (output / shard.file(FAILURES)).exists() and not resume:
-            raise UsageError(f"{output} holds this batch already. Add --resume to go on with it.")
-        return
-    if used:
-        refuse_if_used(output)
-    write_json(path, plan)
+    begun = (output / shard.file(FAILURES)).exists()
+    FOLDER.open(output, plan, resume=resume, overwrite=overwrite and shard.of == 1, joins=not begun)
+    discard_replaced(output)
 
 
 def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[str, str]:
@@ -97,7 +85,3 @@ def _statistics(output: Path) -> Iterator[dict[str, Any]]:
         for region, values in regions.items():
             numbers = {name: values.get(name) for name in NUMBERS}
             yield {"study": path.parent.name, "sequences": used, "region": region, **numbers}
-
-
-def _is_coming_plan(path: Path) -> bool:
-    return path.name.startswith(f".{PLAN}.tmp-")
