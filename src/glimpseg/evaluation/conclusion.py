@@ -58,7 +58,7 @@ class _Measurement:
     temperatures: Mapping[Key, Temperature]
     """Fitted on the first half."""
     histograms: Mapping[Key, Histogram]
-    """Of the second half."""
+    """Histograms of the second half."""
     errors: Mapping[Key, Sequence[float]]
     """Errors of the estimated Dice, for each study of the second half."""
 

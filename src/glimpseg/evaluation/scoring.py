@@ -31,11 +31,11 @@ class RegionScores:
     name: str
     """WT, TC, ET, RC or ET_pp."""
     values: Mapping[str, float]
-    """By metric."""
+    """Values by metric."""
     predicted_ml: float
     reference_ml: float
     reliability: Reliability | None = None
-    """Of the region's probabilities over the brain, if they were given and are wanted."""
+    """Reliability of the region's probabilities over the brain, if they were given and are wanted."""
 
 
 class Reference:

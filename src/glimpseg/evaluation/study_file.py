@@ -43,7 +43,7 @@ class ScoredStudy:
     seconds: float
     scores: list[Score]
     reliability: dict[tuple[str, str], Reliability]
-    """By subset and region."""
+    """Reliability by subset and region."""
 
 
 class StudyScorer:

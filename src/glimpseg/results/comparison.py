@@ -129,7 +129,7 @@ class Comparison:
     """Version that made the comparison."""
     protocol: str
     runs: Mapping[str, ComparedRun]
-    """By letter, in the order given: A, B ..."""
+    """Runs by letter, in the order given: A, B ..."""
     studies: Sequence[str]
     """Cases that are common to all runs."""
     subsets: Sequence[str]
