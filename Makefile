@@ -5,7 +5,7 @@
 # make test-numerics   the tests of what torch computes, as on a processor without AVX
 # make mutants      mutation tests: small faults in the numeric modules that no test notices; about 15 minutes
 #                   make mutants MODULE=summary takes one or two minutes and prints the faults
-# make docs         the documentation in docs/_build; runs the tutorials the first time, minutes
+# make docs         the documentation in docs/_build/html; runs the tutorials the first time, minutes
 # Each installs what it needs into .venv (Python 3.11 or later), or into another folder: make test VENV=/tmp/venv.
 
 PYTHON ?= python3
@@ -47,7 +47,7 @@ check: $(VENV)/.dev
 	$(MAKE) docs
 
 docs: $(VENV)/.dev
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 docs-fresh: $(VENV)/.dev
 	rm -rf docs/.jupyter_cache docs/_build

@@ -132,13 +132,13 @@ def _dilated_components(
     mask: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]
 ) -> tuple[Int[np.ndarray, "x y z"], int]:
     """Return the connected parts of the mask dilated by 3 mm, numbered from 1, and their number."""
-    found = bounding_box(mask)
+    bounds = bounding_box(mask)
     reach = np.zeros(mask.shape, np.int32)
-    if found is None:
+    if bounds is None:
         return reach, 0
     element = _structuring_element(spacing_mm)
     margins = [n // 2 for n in element.shape]
-    box = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s, margin in zip(found, margins, strict=True))
+    box = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s, margin in zip(bounds, margins, strict=True))
     reach[box], count = _components(ndimage.binary_dilation(mask[box], element))
     return reach, count
 

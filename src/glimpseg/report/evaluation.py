@@ -173,15 +173,15 @@ def _value_table(evaluation: Evaluation) -> Table:
 
 
 def _monotonicity_table(evaluation: Evaluation) -> Table:
-    found = evaluation.summary["monotonicity"]
-    regions = [region for region in found if found[region]]
+    changes = evaluation.summary["monotonicity"]
+    regions = [region for region in changes if changes[region]]
     rows = []
     for modality in figures.DOT_ORDER:
-        if modality.key not in found[regions[0]]:
+        if modality.key not in changes[regions[0]]:
             continue
         cells = [Cell(modality.title)]
         for region in regions:
-            entry = found[region][modality.key]
+            entry = changes[region][modality.key]
             if entry["worse"] is None:
                 cells.append(MISSING)
                 continue
@@ -237,8 +237,8 @@ def _headline(evaluation: Evaluation) -> list[dict[str, str]]:
 
 
 def _curves(evaluation: Evaluation, region: str) -> dict[str, Any]:
-    found = evaluation.summary["reliability"]
-    return {subset: found[subset][region] for subset in evaluation.scores.subsets if region in found.get(subset, {})}
+    curves = evaluation.summary["reliability"]
+    return {subset: curves[subset][region] for subset in evaluation.scores.subsets if region in curves.get(subset, {})}
 
 
 def _drawn(regions: Sequence[str], draw: Callable[[str], Any]) -> list[tuple[str, str]]:

@@ -42,13 +42,13 @@ def strips(
     figure, axes = _figure(0.25 * len(subsets) + 1.0)
     rng = np.random.default_rng(0)
     for row in range(len(subsets)):
-        found = values[:, row][~np.isnan(values[:, row])]
-        height = row + rng.uniform(-0.27, 0.27, len(found))
+        present = values[:, row][~np.isnan(values[:, row])]
+        height = row + rng.uniform(-0.27, 0.27, len(present))
         axes.scatter(
-            found, height, s=9, color=COLOURS[Modality.T1], alpha=0.6, lw=0, rasterized=values.size > MANY_DOTS
+            present, height, s=9, color=COLOURS[Modality.T1], alpha=0.6, lw=0, rasterized=values.size > MANY_DOTS
         )
-        if found.size:
-            axes.plot([np.median(found)] * 2, [row - 0.38, row + 0.38], color=INK, lw=1.8)
+        if present.size:
+            axes.plot([np.median(present)] * 2, [row - 0.38, row + 0.38], color=INK, lw=1.8)
     if limits is None:
         axes.axvline(0, color=SOFT, lw=0.8, zorder=0)
     else:

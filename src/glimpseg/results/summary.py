@@ -60,19 +60,19 @@ def sequence_value(scores: Scores) -> dict[str, Any]:
         return {}
     whole = scores.restricted_to(scores.complete, keys)
     bootstrap = Bootstrap(len(whole.studies))
-    found = {}
+    regions = {}
     for region in whole.regions:
         dice = whole.array("dice", region)
         values = {parse(key): dice[:, column] for column, key in enumerate(whole.subsets)}
         values[NOTHING] = (whole.volumes_ml(region)[1][:, 0] == 0).astype(np.float64)
         shares = shapley(values)
-        found[region] = {
+        regions[region] = {
             "cases": len(whole.studies),
             "nothing": float(values[NOTHING].mean()),
             "all": float(values[ALL].mean()),
             "sequences": {m.key: _as_dict(bootstrap.interval(share)) for m, share in shares.items()},
         }
-    return found
+    return regions
 
 
 def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
@@ -88,17 +88,17 @@ def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
     changes: dict[Modality, list[Float[np.ndarray, "n"]]] = {}
     for subset, added in additions([parse(key) for key in scores.subsets]):
         changes.setdefault(added, []).append(dice[(subset | added).key] - dice[subset.key])
-    found = {}
+    changes_by_sequence = {}
     for added, parts in changes.items():
         change = np.concatenate(parts)
         change = change[~np.isnan(change)]
-        found[added.key] = {
+        changes_by_sequence[added.key] = {
             "pairs": len(change),
             "worse": float((change < 0).mean()) if change.size else math.nan,
             "notably_worse": float((change < -NOTABLE).mean()) if change.size else math.nan,
             "mean_change": float(change.mean()) if change.size else math.nan,
         }
-    return found
+    return changes_by_sequence
 
 
 def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, dict[str, dict[str, float]]]:
@@ -116,26 +116,26 @@ def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
     `predicted`: empty prediction. `reference`: empty reference. `missed`: empty prediction, reference not empty.
     `invented`: prediction not empty, empty reference.
     """
-    found = {}
+    shares = {}
     for region in scores.regions:
         predicted, reference = (volume[:, column] for volume in scores.volumes_ml(region))
         scored = ~np.isnan(predicted)
         predicted, reference = predicted[scored] == 0, reference[scored] == 0
-        found[region] = {
+        shares[region] = {
             "predicted": float(predicted.mean()),
             "reference": float(reference.mean()),
             "missed": float((predicted & ~reference).mean()),
             "invented": float((~predicted & reference).mean()),
         }
-    return found
+    return shares
 
 
 def _reliability(reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
     """Return the reliability counts, ECE and Brier score over all cases together, by subset and region."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for (subset, region), one in reliability.items():
-        found.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}
-    return found
+        tree.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}
+    return tree
 
 
 def _as_dict(interval: Interval) -> dict[str, float]:

@@ -87,7 +87,7 @@ class TrainingLogger:
             self.draw()
 
     def draw(self) -> None:
-        """Draw `progress.png`: every loss term over the steps, and the time of a step."""
+        """Draw `progress.png`: every loss term over the steps, and the time of a step. Nothing without a record."""
         if not self.records:
             return
         from matplotlib.figure import Figure

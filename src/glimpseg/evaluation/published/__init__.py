@@ -45,10 +45,10 @@ def datasets() -> tuple[str, ...]:
 
 def tables(dataset: str) -> tuple[PublishedTable, ...]:
     """Return all tables of a dataset (case does not matter). Raises: UsageError if there are none."""
-    found = tuple(table for table in _all() if table.dataset.lower() == dataset.lower())
-    if not found:
+    matching = tuple(table for table in _all() if table.dataset.lower() == dataset.lower())
+    if not matching:
         raise UsageError(f"No published tables of '{dataset}' are known. There are those of {', '.join(datasets())}.")
-    return found
+    return matching
 
 
 def dataset_of(split: str | None) -> str | None:
