@@ -20,16 +20,18 @@ class JobSpec:
     source: Path
     """Tree of studies."""
     output: Path
+    """Output folder of the batch."""
     model: str
     """`model`, `device`, `choices` and `backend` are the arguments of `predict.load`."""
     options: BatchOptions = field(default_factory=BatchOptions)
     layout: str = "auto"
+    """Layout of the tree, as for `study_entries`."""
     device: str = "auto"
     choices: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "torch"
 
     def entries(self) -> list[StudyEntry]:
-        """Return the studies of the tree. Raises: InputError when there is none."""
+        """Return the studies of the tree. Raises: InputError and UsageError as `study_entries`."""
         return study_entries(self.source, self.layout)
 
     def load_for_reading(self) -> Model:

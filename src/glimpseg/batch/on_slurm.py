@@ -27,6 +27,7 @@ class Jobs:
     """Number of jobs that share a tree, and the resources of each."""
 
     shards: int = 8
+    """Number of jobs, at most; never more than studies."""
     cluster: Literal["slurm", "local"] = "slurm"
     """`local`: processes on this machine, in place of Slurm in tests."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -37,10 +38,23 @@ def segment_on_slurm(spec: JobSpec, jobs: Jobs, *, resume: bool = False, overwri
     """Submit the jobs, wait for them, and combine their results.
 
     Logs and submitit's files lie beside the output folder, in `<output>.jobs`. Interrupting this call does not stop the
-    jobs. A job that ends early does not stop the others. Its studies are in `failures.json`; `resume` segments them.
+    jobs. A job that ends early does not stop the others. `failures.json` lists each study that was not segmented;
+    `resume` tries these again.
 
-    Raises: UsageError without submitit or Slurm, for an option that submitit does not know, or for the output folder of
-        another batch; InputError without a study; ModelError.
+    Args:
+        spec: Input, output, model and options.
+        jobs: Number of jobs and their resources.
+        resume: Go on with a batch that was begun before.
+        overwrite: Replace the folder of a batch.
+
+    Returns: The outcome of all shards together; every study that is there counts as `kept`.
+
+    Raises:
+        UsageError: Without submitit or Slurm, for an option that submitit does not know, or for an output folder of
+            another batch or in use.
+        InputError: The tree holds no study, or cannot be read.
+        ModelError: There is no usable model.
+        OutputError: When the disk refuses.
     """
     executor = _executor(spec, jobs)
     entries = spec.entries()
@@ -63,7 +77,12 @@ class ShardTask:
         self.spec = spec
 
     def __call__(self, shard: Shard) -> Outcome:
-        """Segment the studies of the shard that are not there yet. A stopped job begins here again."""
+        """Segment the studies of the shard whose folders are not there yet.
+
+        After SIGTERM, the job goes back into the queue. Slurm starts it again later, with a new call of this function.
+
+        Raises: as `segment_tree`, `JobSpec.entries` and `JobSpec.load`.
+        """
         _log_to_stderr()
         spec = self.spec
         try:

@@ -137,9 +137,9 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def changes_of(texts: list[str] | None, option: str = "--set") -> dict[str, Any]:
-    """Return fields and their new values, from texts such as `optim.steps=1000`.
+    """Return fields and their new values, from texts such as `optim.steps=1000`. Values are read as YAML.
 
-    Raises: UsageError for a text without `=`.
+    Raises: UsageError for a text without `=`. `option` is the name of the option in its message.
     """
     import yaml
 

@@ -80,7 +80,7 @@ def reliability(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "
         truth: True where the reference has the region; the same shape.
         bins: Number of equal bins.
 
-    Raises: InputError for arrays of two shapes.
+    Raises: InputError if the arrays differ in shape.
 
     >>> probability = np.array([0.25, 0.25, 0.75, 0.75])
     >>> reliability(probability, np.array([False, False, True, False]), bins=2).curve
@@ -102,7 +102,7 @@ def ece(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "..."], b
     """Return the expected calibration error of a region's probability, 0 to 1; smaller is better. No voxel: NaN.
 
     It is the sum over bins of ``n_b / N |mean probability - observed frequency|``, with equal bins of the region's own
-    probability (not of the confidence in the winning class).
+    probability (not of the confidence in the winning class). Raises: InputError if the arrays differ in shape.
 
     >>> probability = np.array([0.25, 0.25, 0.75, 0.75])
     >>> ece(probability, np.array([False, False, True, False]))  # 2/4 |0.25 - 0| + 2/4 |0.75 - 0.5|
@@ -114,7 +114,7 @@ def ece(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "..."], b
 def brier(probability: Float[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> float:
     """Return the Brier score: the mean squared difference of probability and truth (0 or 1). No voxel: NaN.
 
-    It lies between 0 and 1; smaller is better.
+    It lies between 0 and 1; smaller is better. Raises: InputError if the arrays differ in shape.
 
     >>> probability = np.array([0.25, 0.25, 0.75, 0.75])
     >>> brier(probability, np.array([False, False, True, False]))  # (3 * 0.25^2 + 0.75^2) / 4

@@ -31,8 +31,8 @@ class LesionWise:
     dice: float
     """Sum of the lesions' Dice / (lesions + false positives), 0 to 1. Neither: 1."""
     hd95: float
-    """(Sum of the lesions' HD95, 374 mm for a missed one, + 374 mm for each false positive) / the same count, mm.
-    Neither: 0."""
+    """(Sum of the lesions' HD95, 374 for a missed one, + 374 for each false positive) / (lesions + false positives), in
+    mm. Neither: 0."""
     lesions: int
     """Number of reference lesions above 50 mm3."""
     missed: int
@@ -50,9 +50,9 @@ def lesion_wise(
 
     1. The reference is dilated by 3 mm (18-neighbourhood); parts whose dilations touch (26) are one lesion.
     2. Predicted parts (26) that touch a lesion's dilation are united and scored against it.
-    3. Lesions of 50 mm3 or less leave the sums; every predicted part that touches no lesion counts as false.
+    3. Lesions of 50 mm3 or less leave the sums; every predicted part that touches no lesion's dilation counts as false.
 
-    Raises: InputError for masks of two shapes.
+    Raises: InputError if the masks differ in shape.
 
     >>> reference = np.zeros((30, 10, 10), bool)
     >>> reference[2:6, 2:6, 2:6] = reference[20:24, 2:6, 2:6] = True  # two lesions of 64 mm3
@@ -77,7 +77,12 @@ def lesion_count(mask: Bool[np.ndarray, "x y z"]) -> int:
 
 
 class Lesions:
-    """Lesions of a reference: found once, to score any number of predictions against."""
+    """Lesions of a reference: found once, to score any number of predictions against.
+
+    Args:
+        reference: Mask of the reference.
+        spacing_mm: Spacing along each axis of the array.
+    """
 
     def __init__(self, reference: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]) -> None:
         self.reference = reference
@@ -88,7 +93,7 @@ class Lesions:
         self._surfaces: dict[int, Surface] = {}
 
     def score(self, predicted: Bool[np.ndarray, "x y z"]) -> LesionWise:
-        """Score one predicted mask. Raises: InputError for a mask of another shape."""
+        """Return the scores of one predicted mask. Raises: InputError if it has another shape than the reference."""
         refuse_other_shape(predicted, self.reference)
         parts, count = _components(predicted)
         pairs = np.bincount(self._reach[predicted].astype(np.int64) * (count + 1) + parts[predicted])

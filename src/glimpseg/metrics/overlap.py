@@ -14,7 +14,7 @@ SMALL_ENHANCEMENT_ML = 0.5
 def dice(predicted: Bool[np.ndarray, "..."], reference: Bool[np.ndarray, "..."]) -> float:
     """Return the Dice score ``2 |A and B| / (|A| + |B|)``, 0 to 1. Both masks empty: 1. One empty: 0 (BraTS).
 
-    Raises: InputError for masks of two shapes.
+    Raises: InputError if the masks differ in shape.
 
     >>> predicted = np.array([True, True, False, False])
     >>> reference = np.array([False, True, True, False])
@@ -30,7 +30,7 @@ def sensitivity(predicted: Bool[np.ndarray, "..."], reference: Bool[np.ndarray, 
     """Return the sensitivity ``|A and B| / |B|``: the share of the reference that was found, 0 to 1.
 
     Reference empty: NaN, because there was nothing to find. Means leave such a case out and give the number of cases
-    they rest on.
+    they rest on. Raises: InputError if the masks differ in shape.
 
     >>> predicted = np.array([True, False, False, True])
     >>> reference = np.array([True, True, False, False])
@@ -53,7 +53,9 @@ def specificity(
     Args:
         predicted: Predicted mask.
         reference: Mask of the reference.
-        voxels: Size of the whole grid, if the masks are cropped and both are empty outside.
+        voxels: Number of voxels of the whole grid, if the masks are cropped and both are empty outside.
+
+    Raises: InputError if the masks differ in shape.
 
     >>> predicted = np.array([True, True, False, False])
     >>> reference = np.array([True, False, False, False])
@@ -77,7 +79,7 @@ def volume_ml(mask: Bool[np.ndarray, "..."], voxel_ml: float) -> float:
 def volume_error_ml(predicted: Bool[np.ndarray, "..."], reference: Bool[np.ndarray, "..."], voxel_ml: float) -> float:
     """Return the predicted minus the reference volume in millilitres: negative if too little was found.
 
-    Both masks empty: 0.
+    Both masks empty: 0. Raises: InputError if the masks differ in shape.
 
     >>> float(volume_error_ml(np.ones(100, bool), np.arange(100) < 50, voxel_ml=0.125))  # 50 voxels too many
     6.25
@@ -89,7 +91,8 @@ def volume_error_ml(predicted: Bool[np.ndarray, "..."], reference: Bool[np.ndarr
 def without_small_enhancement(predicted: Bool[np.ndarray, "..."], voxel_ml: float) -> Bool[np.ndarray, "..."]:
     """Return predicted ET after the rule of RFNet, mmFormer, M2FTrans and IM-Fuse: empty if below 500 voxels of 1 mm.
 
-    They apply it to the ET score alone; WT and TC keep those voxels. On another grid the same volume (0.5 ml) counts.
+    Otherwise the mask itself is returned. They apply the rule to the ET score alone; WT and TC keep those voxels. On
+    another grid the same volume (0.5 ml) counts.
 
     >>> small, large = np.arange(1000) < 499, np.arange(1000) < 500
     >>> [int(without_small_enhancement(mask, voxel_ml=0.001).sum()) for mask in (small, large)]
@@ -101,7 +104,7 @@ def without_small_enhancement(predicted: Bool[np.ndarray, "..."], voxel_ml: floa
 
 
 def refuse_other_shape(predicted: np.ndarray, reference: np.ndarray) -> None:
-    """Refuse two masks of different shapes. Raises: InputError."""
+    """Raise InputError if two masks differ in shape."""
     if predicted.shape != reference.shape:
         raise InputError(
             f"Two masks are compared voxel by voxel, but their shapes are {predicted.shape} and {reference.shape}. "

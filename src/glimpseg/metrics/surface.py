@@ -44,7 +44,7 @@ the rules of released codes and serve to recompute their tables: `m2ftrans` and 
 
 
 class Surface:
-    """Surface voxels of a mask: found once, to be measured against any number of others.
+    """Surface voxels of a mask: found once, to be measured against any number of others. Its length is their number.
 
     Args:
         mask: The mask, perhaps cropped.
@@ -108,7 +108,7 @@ class SurfaceDistances:
 
     @classmethod
     def between(cls, predicted: Surface, reference: Surface) -> SurfaceDistances:
-        """Measure both directions; neither surface is empty."""
+        """Measure both directions. Neither surface may be empty; both have the same spacing."""
         return cls(reference.nearest_mm(predicted), predicted.nearest_mm(reference))
 
     @property
@@ -136,8 +136,8 @@ def hd95(
 ) -> float:
     """Return the 95 % Hausdorff distance in mm: the larger of the two directed 95th percentiles of surface distances.
 
-    max(P95{d(a, B)}, P95{d(b, A)}), percentiles interpolated linearly: MONAI's definition. DeepMind's
-    surface-distance also takes the larger, but of percentiles weighted by the area of the surface elements.
+    max(P95{d(a, B)}, P95{d(b, A)}), percentiles interpolated linearly: MONAI's definition. DeepMind's surface-distance
+    also takes the larger, but of percentiles weighted by the area of the surface elements.
 
     Args:
         predicted: Predicted mask.
@@ -147,7 +147,7 @@ def hd95(
             the grid (373.13 mm on 240x240x155 at 1 mm, BraTS), so that a missed tumour is the worst result and not a
             dropped case.
 
-    Raises: InputError for masks of two shapes; UsageError for an unknown rule.
+    Raises: InputError if the masks differ in shape; UsageError for an unknown rule, if a mask is empty.
 
     >>> predicted, reference = np.zeros((2, 10, 10, 10), bool)
     >>> predicted[2, 5, 5] = reference[5, 5, 5] = True
@@ -167,7 +167,7 @@ def hd95_pooled(
     """Return the 95 % Hausdorff distance in mm as medpy defines it: the 95th percentile of both directions pooled.
 
     P95({d(a, B)} and {d(b, A)}). Most papers of this field report it. It can exceed `hd95` only slightly, by the
-    interpolation between two neighbouring distances of a few voxels. Arguments and empty masks as in `hd95`.
+    interpolation between two neighbouring distances of a few voxels. Arguments, empty masks and errors as in `hd95`.
 
     >>> predicted, reference = np.zeros((2, 10, 10, 10), bool)
     >>> predicted[2, 5, 5] = reference[2, 5, 5] = reference[5, 5, 5] = True
@@ -190,6 +190,7 @@ def surface_dice(
 
     ``(|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|)``, also called NSD: MONAI's default. DeepMind's version
     weights by the area of the surface elements and gives other numbers on the same masks. Both empty: 1. One empty: 0.
+    Raises: InputError if the masks differ in shape.
 
     >>> predicted, reference = np.zeros((2, 10, 10, 10), bool)
     >>> predicted[2:4, 5, 5] = True
@@ -207,7 +208,10 @@ def empty_hd95_mm(
     spacing_mm: tuple[float, float, float],
     empty: str = "diagonal",
 ) -> float:
-    """Return the HD95 by a rule of `EMPTY_RULES`, for two masks of which at least one is empty."""
+    """Return the HD95 by a rule of `EMPTY_RULES`, for two masks of which at least one is empty.
+
+    Raises: UsageError for an unknown rule.
+    """
     if empty not in EMPTY_RULES:
         raise UsageError(f"'{empty}' is not a rule for empty masks. Choose one of {', '.join(EMPTY_RULES)}.")
     both, one = EMPTY_RULES[empty]
@@ -226,7 +230,10 @@ def diagonal_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) 
 def _distances(
     predicted: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> SurfaceDistances | None:
-    """Return the distances; None if a mask is empty."""
+    """Return the distances between the surfaces of two masks; None if a mask is empty.
+
+    Raises: InputError if the masks differ in shape.
+    """
     refuse_other_shape(predicted, reference)
     if not predicted.any() or not reference.any():
         return None

@@ -48,6 +48,7 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
 
     Raises:
         InputError: The folder is not a finished evaluation.
+        OutputError: When the disk refuses.
     """
     evaluation = read_evaluation(folder)
     target = Path(path) if path else evaluation.folder / "report.html"
@@ -83,7 +84,10 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
 
 
 def all_tables(evaluation: Evaluation) -> dict[str, Table]:
-    """Make all tables by name: one for each metric, then sequence value and monotonicity if there are any."""
+    """Make all tables of an evaluation, by name.
+
+    There is one for each metric, then sequence value and monotonicity if there are any.
+    """
     made = [metric_table(evaluation, METRICS[metric]) for metric in evaluation.scores.metrics]
     made += [
         make(evaluation)
@@ -139,7 +143,7 @@ def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
 
 
 def text_table(evaluation: Evaluation) -> str:
-    """Return the Dice table (or that of the first metric) as text for a terminal, with its title."""
+    """Return the Dice table as text for a terminal, under its title; without Dice, the table of the first metric."""
     made = metric_table(evaluation, METRICS[evaluation.scores.metrics[0]])
     return f"{made.title}\n{made.as_text}"
 
@@ -197,7 +201,7 @@ def _monotonicity_table(evaluation: Evaluation) -> Table:
 
 
 def _mean(entry: Mapping[str, Any], factor: float, background: str = "", sign: bool = False) -> Cell:
-    """Make the cell of a mean with its interval."""
+    """Make the cell of a mean with its interval, all times `factor`; `MISSING` without a mean."""
     value, low, high = (None if entry[name] is None else factor * entry[name] for name in ("mean", "low", "high"))
     parts = {name: None if end is None else round(end, 4) for name, end in (("low", low), ("high", high))}
     if value is None:
@@ -220,7 +224,10 @@ def _goodness(value: float, metric: Metric, shown: Sequence[float]) -> float:
 
 
 def _headline(evaluation: Evaluation) -> list[dict[str, str]]:
-    """Return the mean Dice over the subsets for each region, with its interval."""
+    """Return, for each region, its name and its mean Dice over the subsets in per cent with the interval, as text.
+
+    Regions without Dice are left out.
+    """
     tiles = []
     for region in evaluation.scores.regions:
         entry = evaluation.summary["mean"][region].get("dice")
@@ -239,7 +246,10 @@ def _drawn(regions: Sequence[str], draw: Callable[[str], Any]) -> list[tuple[str
 
 
 def _cases(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the worst cases and the best one, each from its largest subset; the worst also from its worst subset."""
+    """Return the pictured cases by mean Dice over regions and subsets: the worst three, and the best one.
+
+    Each is shown from its largest subset; the worst also from its worst subset. Empty if Dice was not scored.
+    """
     scores = evaluation.scores
     if "dice" not in scores.metrics:
         return []
@@ -271,7 +281,7 @@ def _largest_subset(dice: Float[np.ndarray, "subset"], subsets: Sequence[str]) -
 
 
 def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
-    """Draw a case as a PNG in a data URI; None, with a warning, if a file is no longer where it was."""
+    """Draw a case as a PNG in a data URI; None, with a warning, if a file cannot be read or was not recorded."""
     try:
         record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
         images = {m: nifti.read_volume(parse_image(record["images"][m.key])) for m in Modality if m in parse(subset)}

@@ -37,7 +37,7 @@ def strips(
         values: The dots; NaN where there is none.
         subsets: Keys of the rows.
         label: Label of the horizontal axis.
-        limits: Range of the axis. Without it, a line is drawn at 0.
+        limits: Range of the axis. None: it follows from the values, and a line is drawn at 0.
     """
     figure, axes = _figure(0.25 * len(subsets) + 1.0)
     rng = np.random.default_rng(0)
@@ -61,7 +61,13 @@ def strips(
 
 
 def heat_map(values: Float[np.ndarray, "study subset"], subsets: Sequence[str], label: str) -> Figure:
-    """Draw a heat map with a column for each case, best first, and a row for each subset."""
+    """Draw a heat map with a column for each case, best mean first, and a row for each subset.
+
+    Args:
+        values: Values from 0 to 100; NaN where there is none.
+        subsets: Keys of the rows.
+        label: Label of the colour scale.
+    """
     order = np.argsort(-np.nanmean(values, axis=1), kind="stable")
     figure, axes = _figure(0.22 * len(subsets) + 1.0)
     image = axes.imshow(values[order].T, vmin=0, vmax=100, cmap="viridis", aspect="auto", interpolation="nearest")
@@ -73,7 +79,10 @@ def heat_map(values: Float[np.ndarray, "study subset"], subsets: Sequence[str], 
 
 
 def sequence_values(value: Mapping[str, Any]) -> Figure:
-    """Draw the Shapley value of each sequence for the Dice of each region as bars, with intervals."""
+    """Draw the Shapley value of each sequence for the Dice of each region as bars, with intervals where there are any.
+
+    `value` is what `results.summary.sequence_value` returns.
+    """
     figure, axes = _figure(2.7)
     width = 0.8 / len(Modality)
     for place, modality in enumerate(DOT_ORDER):
@@ -94,7 +103,10 @@ def sequence_values(value: Mapping[str, Any]) -> Figure:
 
 
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw reliability curves of all subsets; those of single sequences and of all four are in colour."""
+    """Draw the reliability curve of each subset; those of single sequences and of all four are in colour and named.
+
+    `curves` holds the reliability counts (`Reliability.as_lists`) by the key of the subset.
+    """
     figure, axes = _figure(3.4)
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="dashed")
     for subset, entry in curves.items():

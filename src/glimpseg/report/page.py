@@ -62,14 +62,20 @@ def colour(share: float) -> str:
 
 
 def write_tables(folder: Path, tables: Iterable[Table]) -> None:
-    """Write `tables/<name>.csv` and `.tex` in a folder."""
+    """Write each table to `tables/` in a folder, as `<name>.csv` and `<name>.tex`. Raises: OutputError."""
     for table in tables:
         write_text(folder / "tables" / f"{table.name}.csv", table.as_csv)
         write_text(folder / "tables" / f"{table.name}.tex", table.as_latex)
 
 
 def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
-    """Return a number as a table shows it; a dash if it is not defined."""
+    """Return a number as a table shows it: rounded, with a true minus sign; a dash if it is None or NaN.
+
+    Args:
+        value: The number.
+        decimals: Number of decimals.
+        sign: Show a plus sign, too.
+    """
     if value is None or math.isnan(value):
         return "–"
     text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
@@ -77,7 +83,7 @@ def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
 
 
 def interval(entry: Mapping[str, float | None], factor: float, decimals: int = 1) -> str:
-    """Return `82.1 to 89.4` for an entry with `low` and `high`; an empty text if there is no interval."""
+    """Return `82.1 to 89.4` for an entry with `low` and `high`, times `factor`; an empty text if one is None."""
     low, high = entry["low"], entry["high"]
     if low is None or high is None:
         return ""

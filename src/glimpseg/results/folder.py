@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """Method and seed, for a heading."""
+        """Method and seed, or method and `imported weights`, for a heading."""
         recipe = self.record["recipe"]
         origin = "imported weights" if "imported" in self.record["model"] else f"seed {recipe['seed']}"
         return f"{recipe['method']}, {origin}"

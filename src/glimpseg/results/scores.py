@@ -184,7 +184,7 @@ class Scores:
         self.metrics = _present(METRICS, {line.metric for line in lines})
 
     def array(self, metric: str, region: str) -> Float[np.ndarray, "study subset"]:
-        """Return a metric of a region."""
+        """Return a metric of a region. Raises: KeyError if no line has both."""
         return self._arrays[metric, region]
 
     def volumes_ml(self, region: str) -> tuple[Float[np.ndarray, "study subset"], Float[np.ndarray, "study subset"]]:
@@ -198,7 +198,7 @@ class Scores:
 
     @property
     def complete(self) -> list[str]:
-        """Studies that were scored on every subset, on which subsets can be compared."""
+        """Studies that were scored on every subset, in the order of the rows. Subsets can be compared on them."""
         scored = ~np.isnan(self._arrays["reference_ml", self.regions[0]]).any(1)
         return [study for study, whole in zip(self.studies, scored, strict=True) if whole]
 
@@ -217,7 +217,7 @@ class Scores:
 
 
 def write_scores(path: Path, lines: Sequence[Score]) -> None:
-    """Write a tidy CSV with a line for each study, subset, region and metric."""
+    """Write lines as a tidy CSV, with a header. Numbers are rounded to `DECIMALS` decimals."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [column.name for column in fields(Score)], lineterminator="\n")
         writer.writeheader()
@@ -226,7 +226,7 @@ def write_scores(path: Path, lines: Sequence[Score]) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read the scores of a CSV. Raises: InputError if it is missing, damaged or empty."""
+    """Read the scores of a CSV. Raises: InputError if it is missing, damaged or without a line."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -35,6 +35,7 @@ class Interval:
     low: float
     """Lower end; NaN, as `high`, if there are too few cases."""
     high: float
+    """Upper end."""
     cases: int
     """Number of cases, in the column that has the fewest."""
 
@@ -42,7 +43,7 @@ class Interval:
 class Bootstrap:
     """Percentile intervals of means over the same cases, from one set of resamples of whole cases.
 
-    All subsets of a case are drawn together, so that intervals of means over subsets and of differences hold too.
+    All subsets of a case are drawn together: intervals of means over subsets and of differences hold too.
 
     Args:
         cases: Number of cases.
@@ -57,7 +58,8 @@ class Bootstrap:
         """Return the mean over cases of each column, averaged over the columns, with its interval.
 
         NaN entries are left out, and so are columns without any case. No interval is given for fewer than 8 cases in a
-        column, or if more than 1 % of the resamples hold no case of some column.
+        column, or if more than 1 % of the resamples hold no case of some column. Without any value the mean is NaN and
+        the number of cases 0.
         """
         values = values.reshape(len(values), -1)
         values = values[:, ~np.isnan(values).all(0)]
@@ -82,6 +84,7 @@ class Paired:
     """Paired comparison of two runs on the same cases: b minus a."""
 
     cases: int
+    """Number of cases in which both runs have a value."""
     difference: Interval
     """Difference of the means, in the unit of the metric."""
     wins: int
@@ -158,6 +161,9 @@ def shapley(values: Mapping[Modality, Float[np.ndarray, "n"]]) -> dict[Modality,
 
 
 def additions(subsets: Sequence[Modality]) -> list[tuple[Modality, Modality]]:
-    """Return every (subset, sequence) for which the subset without and with the sequence is in `subsets`."""
+    """Return all pairs (subset, sequence) for which `subsets` holds both the subset and the subset with that sequence.
+
+    The subset itself lacks the sequence.
+    """
     pairs = itertools.product(subsets, Modality)
     return [(subset, m) for subset, m in pairs if m not in subset and subset | m in subsets]

@@ -22,7 +22,7 @@ NOTHING = Modality(0)
 
 
 def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
-    """Summarise the scores of an evaluation: all numbers that reports and papers quote.
+    """Return the summary of an evaluation, as `summary.json` holds it: all numbers that reports and papers quote.
 
     Numbers have the units of `scores.csv`; undefined ones are None.
 
@@ -52,7 +52,8 @@ def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) 
 def sequence_value(scores: Scores) -> dict[str, Any]:
     """Return the Shapley value of each sequence in Dice, for each region, over the cases that have all 15 subsets.
 
-    Without any sequence nothing is found: Dice is 1 if the region is empty in the reference, else 0.
+    Without any sequence nothing is found: Dice is 1 if the region is empty in the reference, else 0. Empty if Dice or
+    one of the 15 subsets was not scored, or if no case has all of them.
     """
     keys = [subset.key for subset in SUBSETS]
     if "dice" not in scores.metrics or not scores.complete or set(scores.subsets) != set(keys):
@@ -75,7 +76,12 @@ def sequence_value(scores: Scores) -> dict[str, Any]:
 
 
 def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
-    """Return how often one more sequence made a case worse, for each sequence that was added to any subset."""
+    """Return how often one more sequence made a case worse in a region, by the key of the sequence that was added.
+
+    Pairs of a case and a subset, with and without the sequence, are counted. `pairs`: their number. `worse`: share
+    whose Dice fell. `notably_worse`: share whose Dice fell by more than `NOTABLE`. `mean_change`: mean change in Dice.
+    Empty if Dice was not scored.
+    """
     if "dice" not in scores.metrics:
         return {}
     dice = dict(zip(scores.subsets, scores.array("dice", region).T, strict=True))
@@ -105,7 +111,11 @@ def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, di
 
 
 def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
-    """Return shares of cases: empty prediction; empty reference; missed region; region that was invented."""
+    """Return shares of the scored cases by region, for one subset.
+
+    `predicted`: empty prediction. `reference`: empty reference. `missed`: empty prediction, reference not empty.
+    `invented`: prediction not empty, empty reference.
+    """
     shares = {}
     for region in scores.regions:
         predicted, reference = (volume[:, column] for volume in scores.volumes_ml(region))
@@ -121,7 +131,7 @@ def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
 
 
 def _reliability(reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
-    """Return by subset and region the curve, and the error over all voxels of all cases together."""
+    """Return the reliability counts, ECE and Brier score over all cases together, by subset and region."""
     tree: dict[str, Any] = {}
     for (subset, region), one in reliability.items():
         tree.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}

@@ -37,7 +37,7 @@ class Cell:
     parts: Mapping[str, float | int | None] = field(default_factory=dict)
     """Numbers in `small` by name; each has its own column in CSV."""
     colour: str = ""
-    """Background in HTML, `#rrggbb`."""
+    """Background in HTML, `#rrggbb`; empty for none."""
     dot: bool | None = None
     """True if a sequence is present, False if not; None for any other cell."""
 
@@ -69,7 +69,7 @@ class Table:
 
     @property
     def as_csv(self) -> str:
-        """CSV with full numbers; the small numbers have columns of their own."""
+        """CSV of the cells' values, with a header. Each of the numbers in `Cell.parts` has a column of its own."""
         parts = [list(dict.fromkeys(p for row in self.lines for p in row[i].parts)) for i in range(len(self.columns))]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -82,7 +82,7 @@ class Table:
 
     @property
     def as_latex(self) -> str:
-        """LaTeX `tabular` for the package booktabs; small numbers follow in smaller type."""
+        """LaTeX `tabular` for the package booktabs. The small text of a cell follows its text in smaller type."""
         dots = {i for row in self.rows for i, cell in enumerate(row) if cell.dot is not None}
         kinds = "".join("c" if i in dots else "l" if _is_text(self, i) else "r" for i in range(len(self.columns)))
         lines = [
@@ -99,14 +99,14 @@ class Table:
 
     @property
     def as_text(self) -> str:
-        """Text for a terminal; small numbers are left out."""
+        """Text for a terminal: columns and cells, without the small text, the title and the note."""
         rows = [list(self.columns), *([cell.text for cell in row] for row in self.lines)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.columns))]
         return "\n".join(" ".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def dots(subset: str) -> list[Cell]:
-    """Return the four cells at the beginning of a row: which sequences the subset has."""
+    """Return the four cells at the beginning of a row, in `DOT_ORDER`: filled for each sequence that the subset has."""
     members = parse(subset)
     return [Cell("●" if m in members else "○", int(m in members), dot=m in members) for m in DOT_ORDER]
 

@@ -27,7 +27,7 @@ class CommandLineOption:
 
     help: str
     flag: str | None = None
-    """Default: the field's name with hyphens."""
+    """Flag of the option. Default: `--` and the field's name with hyphens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class InferenceOptions:
     Args:
         grid: Sequence on whose grid the result lies, as a `Modality` or as text (`t2`). Default: the first that exists
             of T1c, T1, FLAIR, T2.
-        raw: `auto` registers and skull-strips images that need it, if the extras are installed. `no` takes the images
-            as they are.
+        raw: `auto` registers and skull-strips images that need it; the extras for that must then be installed. `no`
+            takes the images as they are.
         probabilities: Keep a probability map for each region. The maps are calibrated if the model has temperatures.
         uncertainty: `none` runs the plain pass only. `quick` (default) adds one pass over the mirrored images. `full`
             mirrors along all axes and leaves out each sequence: up to eleven more passes (docs/trust.md).
 
     Raises:
-        UsageError: For a word that is not one of these.
+        UsageError: For an unknown word.
     """
 
     grid: Annotated[
@@ -126,12 +126,12 @@ class OutputOptions:
 
     @property
     def study_types(self) -> tuple[str, ...]:
-        """Output types that are written for each study."""
+        """Output types that are written for each study: all but `bids`."""
         return tuple(kind for kind in self.types if kind != BIDS)
 
 
 def refuse_unknown_types(types: tuple[str, ...] | str, known: tuple[str, ...] = STUDY_TYPES) -> None:
-    """Raise UsageError if one of the output types is not among the known ones."""
+    """Raise UsageError if one of the output types is not among the known ones; the message names it."""
     unknown = sorted(set(types) - set(known))
     if unknown:
         raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(known)}.")

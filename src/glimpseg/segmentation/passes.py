@@ -16,7 +16,11 @@ from glimpseg.volume import Volume
 
 
 def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptions) -> Segmentation:
-    """Segment a study that has been prepared. Of the options, `probabilities` and `uncertainty` are used here."""
+    """Segment a study that has been prepared for this model.
+
+    Of the options, only `probabilities` and `uncertainty` are used here. Raises: InputError if the memory does not
+    suffice.
+    """
     begun, available = time.perf_counter(), study.prepared.available
     temperatures = model.expectations.temperatures(available) if model.expectations else {}
     calibrating = options.probabilities or options.uncertainty != "none"
@@ -53,7 +57,10 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
 
 
 def further_passes(prepared: Prepared, model: Model, level: Level) -> Iterator[tuple[str, Volume]]:
-    """Yield the name and the label map of each further pass of a level, one at a time."""
+    """Yield the name and the label map of each further pass of a level, on the native grid, one at a time.
+
+    The mirrored passes come first. Those without one sequence may come in any order.
+    """
     for name, mirrored in mirrored_inputs(prepared, level):
         (found,) = infer(mirrored, model, [mirrored.available])
         yield name, found.labels

@@ -21,17 +21,20 @@ class PublishedTable:
     dataset: str
     method: str
     split: str
+    """Studies that it was made on, as the source says."""
     source: str
+    """Citation of the source."""
     protocol: Mapping[str, str]
     """Facts that decide if numbers can be compared; `not stated` if the source does not say."""
     cautions: tuple[str, ...]
+    """Sentences on errors and contradictions in the source."""
     values: Mapping[tuple[str, str, str], float]
     """Values by metric (`dice` in per cent, `hd95` in mm), region and subset key, as printed."""
     doubtful: frozenset[tuple[str, str]]
     """Metrics and regions whose rows contradict themselves in the source; the cautions say how."""
 
     def mean(self, metric: str, region: str) -> float:
-        """Return the plain mean over the 15 subsets. Raises: KeyError if the source has no such rows."""
+        """Return the plain mean over the 15 subsets. Raises: KeyError if the source has no such values."""
         return sum(self.values[metric, region, subset.key] for subset in SUBSETS) / len(SUBSETS)
 
 
@@ -49,7 +52,7 @@ def tables(dataset: str) -> tuple[PublishedTable, ...]:
 
 
 def dataset_of(split: str | None) -> str | None:
-    """Return the dataset of a list such as `brats2018-1/test`; None if it has no tables."""
+    """Return the dataset of a list such as `brats2018-1/test`; None without a list, or if the dataset has no tables."""
     year = split.split("/")[0].split("-")[0] if split else None
     return next((name for name in datasets() if name.lower() == year), None)
 
