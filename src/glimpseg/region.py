@@ -153,7 +153,8 @@ datasets that were renamed. A 4 without a 3 is therefore ambiguous there.
 def convention_named(name: str) -> Convention:
     """Return the convention with this name, or with a meaning that is spelled out, such as `1=ED,2=NCR,3=ET`.
 
-    Numbers are 1 to 255, meanings are names of `Label`. For a spelled-out meaning, as `convention_of`.
+    Numbers are 1 to 255, meanings are names of `Label`; of a repeated number the last meaning counts. A spelled-out
+    meaning that one of `CONVENTIONS` has gives that convention.
 
     Raises:
         UsageError: The name is neither.

@@ -32,8 +32,9 @@ MAXIMAL_SEEDS = 2000
 
 
 class Crop(NamedTuple):
-    """Box cut out of a case in the stored types (float16, uint8), padded with air outside the study.
+    """Box cut out of a case in the stored types (float16, uint8).
 
+    Outside the study, the image is padded with air and label maps with 0. Absent modalities are 0 everywhere.
     It may share memory with the case and must not be changed in place.
     """
 

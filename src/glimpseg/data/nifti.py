@@ -140,7 +140,7 @@ def claimed_grid(source: Path | Frame) -> Grid:
 
     A four-dimensional file is accepted.
 
-    Raises: InputError as `read_header`.
+    Raises: InputError if the header is not that of an image of at least three dimensions with a usable affine.
     """
     path = source.path if isinstance(source, Frame) else source
     image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)

@@ -103,7 +103,10 @@ class Prepared:
 
     @property
     def levels(self) -> Float[np.ndarray, "m"]:
-        """Intensity of air in each channel, the value for padding beyond the crop; 0 for absent modalities."""
+        """Intensity of air in each channel, the value for padding beyond the crop: the median outside the brain mask.
+
+        It is 0 for absent modalities, and if no voxel is outside.
+        """
         levels = np.zeros(len(self.image), np.float32)
         for channel, (values, inside) in enumerate(zip(self.image, self.inside, strict=True)):
             air = values[~inside]

@@ -114,7 +114,8 @@ def authors_module(name: str) -> AuthorsModule | None:
 def build(recipe: Recipe) -> Learner:
     """Return the learner of a recipe, with random weights drawn from torch's global generator.
 
-    Raises: ModelError if there is no such method, or no such method of the backbone; and as the method's class.
+    Raises: ModelError if there is no such method, or no such method of the backbone; UsageError for labels, or a
+        backbone, that the class of the method refuses.
     """
     method = module(recipe.method).METHOD
     if recipe.backbone is None:

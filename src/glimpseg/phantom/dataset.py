@@ -53,8 +53,8 @@ def write_phantoms(
         The study folders, in the order of the seeds.
 
     Raises:
-        UsageError: The folder holds files (without `overwrite`) or is not one of phantoms, the probability is out of
-            range, or the release is unknown.
+        UsageError: The folder holds files and may not be replaced (without `overwrite`, or without `phantoms.json` in
+            it), `incomplete` is out of range, or the release is unknown.
         InputError: A phantom has a label that has no number in the release, such as a cavity in `brats2023`.
         ValueError: As `generate`.
         OutputError: The disk is full, read-only or not accessible.

@@ -15,7 +15,7 @@ def resolved_device(name: str) -> torch.device:
     `auto` takes CUDA, then Apple's MPS, then the CPU. For `cuda`, each rank under `torchrun` takes the GPU of its local
     rank.
 
-    Raises: UsageError for a device that is not there.
+    Raises: UsageError for a name that torch does not know, or a device that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -152,9 +152,9 @@ def restore_replaced(folder: Path) -> None:
 
 
 def differences(kept: Mapping[str, Any], settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield `name: old, now new` for each setting that differs, or that only one of both has (then null in the other).
+    """Yield `name: old, now new` for each setting that differs; nested names are joined by dots.
 
-    Nested names are joined by dots. Values are JSON, cut to `LONGEST_VALUE` characters.
+    A setting that one of both lacks counts as null there. Values are JSON, cut to `LONGEST_VALUE` characters.
     """
     for name in [*kept, *(name for name in settings if name not in kept)]:
         old, new = kept.get(name), settings.get(name)

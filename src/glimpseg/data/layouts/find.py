@@ -74,8 +74,8 @@ def find_studies(
             several conventions or be damaged.
 
     Raises:
-        InputError: if no study is found, several layouts are found, two studies share an id, a study has two images of
-            one sequence, or the meaning of the labels is unclear.
+        InputError: if no study is found, two studies share an id, a study has two images of one sequence, or the
+            meaning of the labels is unclear; and as `read_folder`.
         UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)

@@ -216,7 +216,7 @@ class Network(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Classifier of style features, for whether the network that made them had all modalities."""
+    """Classifier of style features, with two classes: made from all modalities, or from a subset."""
 
     HEAD = (2, 3, 2)
     """Kernel of the released head, in voxels; it covers what three halvings leave of a 160 x 192 x 128 crop's deepest

@@ -59,7 +59,7 @@ def scale_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tens
 
 
 def attention_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
-    """Return the distance between the attentions of teacher and student (MS-TKD).
+    """Return the distance between the attentions of teacher and student (MS-TKD): mean squares, summed over layers.
 
     Each attention entry is multiplied by the largest, the smallest and the mean value of that entry over the used
     layers (MS-TKD's extreme values). Values are relative to even attention, which makes them independent of the number
@@ -307,9 +307,9 @@ class MSTKDNet(Segmenter):
         }
 
     def parameter_groups(self) -> list[dict]:
-        """Return two groups: both networks, and the discriminator.
+        """Return two groups: student and teacher together, and the discriminator.
 
-        The discriminator has its own learning rate and betas, and no weight decay.
+        The discriminator has its own learning rate (`Config.adversary_rate`) and betas, and no weight decay.
         """
         return [
             {"params": [*self.student.parameters(), *self.teacher.parameters()]},

@@ -67,7 +67,9 @@ def collate_pairs(pairs: Sequence[ViewPair]) -> PairBatch:
 
 
 def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> ViewPair:
-    """Return two views of a study, and voxels that are visible in both; if too few are, some are taken more than once.
+    """Return two views of a study, and `Config.voxels` voxels that are visible in both.
+
+    If fewer are visible, voxels are drawn with replacement.
 
     Args:
         case: prepared study.
@@ -75,7 +77,7 @@ def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.r
         config: settings.
         rng: source of random numbers; advances.
 
-    Raises: InputError for a study without a voxel that is visible in both views, in all draws.
+    Raises: InputError if no draw of `overlapping_views` has a voxel that is visible in both views.
     """
     channels = np.array([modality in case.available for modality in Modality])
     views, starts, visible = overlapping_views(case, patch, config, rng)
