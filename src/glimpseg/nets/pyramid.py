@@ -93,7 +93,7 @@ class Stage(nn.Module):
         self.residual = nn.Sequential(block(width, width, 3), block(width, width, 3))
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d u v w"]:
-        """Return y + r(r(y)); nothing follows the sum."""
+        """Return y + r(r(y)), where y is the entry block's output and r a block; nothing follows the sum."""
         y = self.entry(x)
         return y + self.residual(y)
 

@@ -42,7 +42,7 @@ def positions(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 3"]:
         Positions in LPS millimetres, in the order of files and frames.
 
     Raises:
-        InputError: if a slice has no position.
+        InputError: if a slice has no position, or one that is not finite.
     """
     found = []
     for dataset in datasets:
@@ -81,9 +81,9 @@ def orientations(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 6"]:
 
 
 def pixel_spacing(dataset: Dataset) -> tuple[float, float]:
-    """Return the distances between rows and between columns, mm.
+    """Return the distances between rows and between columns of a slice, or of a file's first frame, mm.
 
-    Raises: InputError if they are absent or invalid.
+    Raises: InputError if they are absent, or not between 0 and 100 mm.
     """
     found = value(next(iter(_group_per_frame(dataset, "PixelMeasuresSequence"))), "PixelSpacing")
     sizes = [first_number(part) or 0.0 for part in found] if found is not None and len(found) == 2 else []

@@ -146,7 +146,7 @@ def numbers(dataset: Dataset) -> dict[str, float]:
 
 
 def first_number(found: Any) -> float | None:
-    """Return the first number in a value; None if there is none."""
+    """Return a value, or its first element if it has several, as a number; None if that is no number."""
     if hasattr(found, "__iter__") and not isinstance(found, str | bytes):
         found = next(iter(found), None)
     try:

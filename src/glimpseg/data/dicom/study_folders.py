@@ -26,9 +26,9 @@ PREAMBLE = 128
 
 
 def contains_dicom(folder: Path) -> bool:
-    """True if a DICOM file or an archive comes before any NIfTI or `.mha` file below a folder, in the order of names.
+    """True if a DICOM file or an archive comes before any NIfTI or `.mha` file below a folder.
 
-    Only the first `MOST_FILES_TRIED` files are looked at.
+    The order is that of `stacks.walk_files`. Only the first `MOST_FILES_TRIED` files are looked at.
     """
     for number, path in enumerate(stacks.walk_files(folder)):
         name = path.name.lower()

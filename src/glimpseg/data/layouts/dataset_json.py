@@ -39,7 +39,10 @@ def holds_images(listing: FolderListing) -> bool:
 
 
 def read_description(path: Path) -> Description:
-    """Read a `dataset.json`. Raises: InputError if it is invalid or its channels are unknown."""
+    """Read a `dataset.json`. Labels that are absent or unclear are described in `label_problem`.
+
+    Raises: InputError if it cannot be read, names no channel that is known, or names one sequence twice.
+    """
     tree = _read_json(path)
     named = tree.get("channel_names", tree.get("modality"))
     if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):

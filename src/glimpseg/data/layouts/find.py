@@ -151,7 +151,8 @@ def layout_named(name: str) -> Layout:
 def with_conventions(entries: Sequence[StudyEntry], labels: str | None, folder: Path) -> list[Study]:
     """Return the studies with the convention of their references.
 
-    The convention is None for all studies if there is neither a reference nor a name in `labels`.
+    It is the one named by `labels`; by default the one that the dataset defines, or else the one detected from all
+    references together. It stays None if there is no reference to detect it from.
 
     Raises:
         InputError: if the meaning of a reference's labels is unclear.

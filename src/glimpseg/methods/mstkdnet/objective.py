@@ -59,7 +59,7 @@ def scale_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tens
 
 
 def attention_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
-    """Return the distance between the attentions of teacher and student (MS-TKD): mean squares, summed over layers.
+    """Return the distance between the attentions of teacher and student (MS-TKD): summed mean squared differences.
 
     Each attention entry is multiplied by the largest, the smallest and the mean value of that entry over the used
     layers (MS-TKD's extreme values). Values are relative to even attention, which makes them independent of the number

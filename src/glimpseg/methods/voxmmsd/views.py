@@ -108,10 +108,10 @@ def overlapping_views(
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
     """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
 
-    Crops and blocks are drawn until `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. If there is
-    no visible voxel in any of them, both views are the same crop with the same blocks, drawn until a voxel is visible,
-    again at most `ATTEMPTS` times. The draw with the most visible voxels is returned. For each voxel and view one
-    modality is drawn, which has to show it.
+    Crops and blocks are drawn until `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. After that,
+    both views are the same crop with the same blocks, drawn once, and again while no draw so far shows a voxel, at most
+    `ATTEMPTS` times. Of all draws, the one with the most visible voxels is returned. For each voxel and view one
+    modality is drawn, which has to show the voxel.
 
     Args:
         case: prepared study.
