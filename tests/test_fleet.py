@@ -24,6 +24,7 @@ from glimpseg.batch.job_spec import JobSpec
 from glimpseg.batch.progress import FAILURES, Outcome, Shard
 from glimpseg.batch.tree import begin, combine, segment_tree
 from glimpseg.cli import app
+from glimpseg.cli.options import changes_of
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 from glimpseg.segmentation import predict
@@ -116,6 +117,12 @@ def test_the_options_are_those_of_segment(tmp_path, model_folder, monkeypatch):
 
 
 DONE = Outcome(done=(), kept=(), failed={})
+
+
+@pytest.mark.parametrize("text", ["optim.steps", "optim.steps=[1", "optim.steps={"])
+def test_a_change_that_cannot_be_read_is_a_wrong_command(text):
+    with pytest.raises(UsageError, match=r"--set .*takes"):
+        changes_of([text])
 
 
 @pytest.mark.parametrize("words", [["--t1", "a.nii.gz"], [], ["-i", "tree", "--shard", "1/2"]])
