@@ -66,7 +66,7 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
     """
     ray = _import_ray()
     entries = spec.entries()
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
         progress, waiting = BatchProgress.begin(job, WHOLE.select(entries, job.names))
         with _started(ray, workers, spec, job) as started:
