@@ -84,7 +84,10 @@ class Config:
 
 
 class UNet(Segmenter):
-    """Early-fusion U-Net: zero channels for absent modalities, presence channels, one sigmoid for each region."""
+    """Early-fusion U-Net: zero channels for absent modalities, presence channels, one sigmoid for each region.
+
+    Raises: UsageError for a label that lies in no region that the labels make up.
+    """
 
     pretrainable: ClassVar[Mapping[str, str]] = {
         "encoder": r"network\.encoder\.(.+)",
@@ -124,12 +127,12 @@ class UNet(Segmenter):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The whole network."""
+        """Modules to compile: the whole network."""
         return (self.network,)
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Residual blocks."""
+        """Modules to recompute: residual blocks."""
         return tuple(outermost(self.network, ResidualBlock))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
@@ -154,9 +157,10 @@ class UNet(Segmenter):
         return torch.cat([blanked(image, available), presence], 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return Dice and cross-entropy of the regions, summed over the heads.
+        """Return `dice` and `cross_entropy` of the regions, weighted sums over the heads, times their weights.
 
-        Head weights are 1, 1/2, 1/4, ..., divided by their sum. Eq. (8), Eq. (9).
+        Head weights are the powers of `Config.head_weight` (1, 1/2, 1/4, ...), divided by their sum. Each sample sees a
+        random subset of its modalities, or all of them (`Config.full_share`). Eq. (8), Eq. (9).
         """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         seen = draw_subsets(batch.available)
@@ -183,7 +187,7 @@ class UNet(Segmenter):
         """Return labels from regions above one half, each inside the previous one.
 
         Oedema where WT alone is, necrosis where TC is, then ET. A cavity where RC is above one half and more probable
-        than tumour.
+        than the outermost tumour region. 0 elsewhere.
         """
         by_region = self.region_probabilities(probabilities)
         labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
@@ -198,7 +202,7 @@ class UNet(Segmenter):
         return labels
 
     def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
-        """Return the channels by region."""
+        """Return the channels of `probabilities` by region."""
         return dict(zip(self.regions, probabilities.unbind(1), strict=True))
 
 

@@ -57,7 +57,7 @@ def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module
 
 
 def drop_biases(layers: Iterable[nn.Module]) -> None:
-    """Remove the biases of layers before an instance norm, which cancels any constant of a channel."""
+    """Remove the biases of these layers, in place. The instance norm behind them cancels any constant of a channel."""
     for layer in layers:
         layer.register_parameter("bias", None)
 
@@ -72,7 +72,7 @@ def encoded(
     Args:
         encoders: one for each channel of the image, in order.
         image: one channel for each modality.
-        needed: whether to run each encoder.
+        needed: True for each encoder to run; at least one.
     """
     images = image.split(1, 1)
     outputs = [

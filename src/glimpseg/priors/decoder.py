@@ -20,7 +20,7 @@ WIDTHS = (64, 32, 16, 16)
 SLAB = 8
 """Neighbouring slices that the decoder sees at once, in training and in use."""
 EDGE = 2
-"""Slices at either end of a slab whose labels come from the neighbouring slab, where there is one."""
+"""Least number of slices at an end of a slab whose labels come from the neighbouring slab, where there is one."""
 SLABS = 2
 """Slabs in an optimiser step, each of a random study."""
 RATE = 5e-3
@@ -89,9 +89,10 @@ class Decoder(nn.Module):
 def train_decoder(
     studies: Sequence[Features], channels: int, labels: Sequence[int], *, steps: int, seed: int, device: torch.device
 ) -> Decoder:
-    """Return a decoder trained on the references of these studies.
+    """Return a decoder trained on the references of these studies, in evaluation mode.
 
-    The loss is cross-entropy and Dice over slabs, half of them around tumour.
+    The loss is cross-entropy and Dice over slabs. Half of the slabs are drawn to hold a slice with tumour, if the study
+    has one.
 
     Args:
         studies: features and references.
@@ -146,7 +147,8 @@ def decoded_labels(
 def slabs(count: int) -> list[tuple[range, range]]:
     """Return slabs that cover `count` slices, and the slices whose labels each slab gives.
 
-    Every slice gets its labels from one slab, as far from the slab's ends as possible.
+    Every slice gets its labels from one slab: the first that holds it at least `EDGE` slices before its end, or the
+    last slab.
     """
     size = min(SLAB, count)
     if not size:

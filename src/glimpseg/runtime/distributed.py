@@ -16,7 +16,10 @@ from glimpseg.errors import Preempted, TrainingError
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes; 0 and 1 in a single process."""
+    """Return the rank of this process and the number of processes; 0 and 1 in a single process.
+
+    Outside a process group, they are read from the environment that `torchrun` sets.
+    """
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -184,7 +184,7 @@ def _check_gaps(distances: Float[np.ndarray, "n"], typical: float) -> None:
 def volume_geometry(datasets: Sequence[Dataset]) -> VolumeGeometry:
     """Return highdicom's geometry of a stack; its indices are slice, row, column.
 
-    Raises: InputError as `check_stack`.
+    Raises: InputError as `positions`, `orientations`, `pixel_spacing` and `check_stack`.
     """
     import highdicom
 

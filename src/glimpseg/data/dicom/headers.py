@@ -164,7 +164,7 @@ def image_type(dataset: Dataset) -> tuple[str, ...]:
 
 
 def second_of_day(dataset: Dataset, *keywords: str) -> float | None:
-    """Return the first of these time attributes (TM or DT) that can be read, as the second of the day."""
+    """Return the first of these time attributes (TM or DT) that can be read, as the second of the day; else None."""
     for keyword in keywords:
         text = _as_text(deep_value(dataset, keyword))
         clock = re.fullmatch(r"(?:\d{8})?(\d\d):?(\d\d)?:?(\d\d(?:\.\d+)?)?(?:[+-]\d{4})?", text.strip())

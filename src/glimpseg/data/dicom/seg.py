@@ -61,7 +61,8 @@ def write_seg(
         pseudonyms: replaces all identifiers (see `pseudonyms`); None keeps the patient's name and identifiers.
 
     Raises:
-        InputError: if the source cannot be read, forms no volume, or has invalid UIDs.
+        InputError: if the source cannot be read, forms no volume, or lacks valid attributes such as UIDs; or if
+            `labels` holds values that are no labels.
         OutputError: if writing fails.
         UsageError: without the extra `dicom`.
     """
@@ -87,8 +88,9 @@ def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
             segment.
 
     Raises:
-        InputError: if the file is no segmentation, a segment has an unknown type, segments overlap, the frames form no
-            volume, or the pixels cannot be decoded.
+        InputError: if there is no file or it is no segmentation, voxels are in a segment of unknown type, segments
+            overlap, the frames form no volume, or the pixels cannot be decoded.
+        UsageError: without the extra `dicom`.
     """
     libraries.require()
     path = Path(path)

@@ -94,7 +94,7 @@ class Rules:
 
 @cache
 def packaged_rules() -> Rules:
-    """Load the rules of the package, once a process."""
+    """Return the rules of the package; they are read at the first call and kept in memory."""
     return TypeAdapter(Rules).validate_python(yaml.safe_load(PACKAGED.read_text("utf-8")))
 
 

@@ -34,7 +34,7 @@ class Description:
 
 
 def holds_images(listing: FolderListing) -> bool:
-    """True if a folder holds `dataset.json` and a folder of images."""
+    """True if a folder holds a file named `dataset.json` and a folder named `imagesTr` or `imagesTs`; names alone."""
     return NAME in listing.files and any(name in listing.folders for name in FOLDERS)
 
 

@@ -74,8 +74,8 @@ def find_studies(
             several conventions or be damaged.
 
     Raises:
-        InputError: if no study is found, several layouts are found, two studies share an id, a study has two images of
-            one sequence, or the meaning of the labels is unclear.
+        InputError: if no study is found, two studies share an id, a study has two images of one sequence, or the
+            meaning of the labels is unclear; and as `read_folder`.
         UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)
@@ -96,13 +96,13 @@ def find_studies(
 
 
 def find_usable(folder: str | Path, *, layout: str = AUTO) -> tuple[list[Study], dict[str, str]]:
-    """Find all studies without references, and collect the problems of unusable studies instead of raising.
+    """Find all studies, drop their references, and collect the problems of unusable studies instead of raising.
 
     Returns:
         Usable studies sorted by id, and the problem of each other study by its id.
 
     Raises:
-        InputError: if there is no study at all, or several layouts.
+        InputError: if there is no study at all, or as `read_folder`.
         UsageError: for an unknown `layout`.
     """
     found = read_folder(Path(folder), layout)
@@ -119,7 +119,8 @@ def read_folder(folder: Path, layout: str) -> FolderContents:
     """Read everything below a folder, or in a manifest, as one layout. Only names and small text files are read.
 
     Raises:
-        InputError: if there is no such folder, or it holds several layouts.
+        InputError: if there is no such folder, it holds several layouts, or a layout's own table or description is
+            invalid.
         UsageError: for an unknown `layout`.
     """
     known = _AUTO_LAYOUTS if layout == AUTO else (layout_named(layout),)
@@ -178,8 +179,8 @@ def join_problems(problems: Sequence[str]) -> str:
 def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
     """Yield all folders below with their list of subfolders, from which the caller may remove some.
 
-    Links are followed, and each folder is visited once, so a link to a parent ends. Result folders of glimpseg are
-    skipped.
+    Links are followed, and each folder is visited once, so a link to a parent ends. Result folders of glimpseg, and
+    folders whose name begins with a dot, are skipped.
     """
     seen: set[Path] = set()
     for place, below, files in os.walk(folder, followlinks=True, onerror=_warn_unreadable):

@@ -32,7 +32,7 @@ class Residual(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Transformer layer: attention and perceptron, each after a layer norm."""
+    """Transformer layer: attention and perceptron, each after a layer norm, with dropout and a skip connection."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n c"], keep_attention: bool = False
     ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b h n n"] | None]:
-        """Return the tokens and, if `keep_attention`, the attention matrices of each head. Eq. (3)."""
+        """Return the tokens and, if `keep_attention`, the attention matrices of each head, else None. Eq. (3)."""
         shown = self.attend_norm(tokens)
         query, key, value = (
             rearrange(project(shown), "b n (h c) -> b h n c", h=self.heads)
@@ -118,10 +118,11 @@ class Bottleneck(nn.Module):
 
         Args:
             deepest: features of the deepest level.
-            keep_attention: whether to return attention matrices.
+            keep_attention: True to return attention matrices.
 
         Returns:
-            The change of the deepest level; four scales, finest first; four attentions, first layer first, or none.
+            The change of the deepest level; four scales, finest first; four attentions, first layer first, or an empty
+            list.
 
         Eq. (2).
         """
@@ -215,7 +216,7 @@ class Network(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Classifier of style features: did the network see all modalities?"""
+    """Classifier of style features, with two classes: made from all modalities, or from a subset."""
 
     HEAD = (2, 3, 2)
     """Kernel of the released head, in voxels; it covers what three halvings leave of a 160 x 192 x 128 crop's deepest

@@ -69,7 +69,10 @@ class Restorer(nn.Module):
 
 
 class VoxMMSD(Learner):
-    """Learner that pretrains the parts that a segmenter names in `pretrainable`; labels are not needed."""
+    """Learner that pretrains the parts that a segmenter names in `pretrainable`; labels are not needed.
+
+    Raises: UsageError if the segmenter names no parts.
+    """
 
     centre: Tensor
 
@@ -103,12 +106,12 @@ class VoxMMSD(Learner):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Networks of student and teacher."""
+        """Modules to compile: networks of student and teacher."""
         return self.student.networks + self.teacher.networks
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Stages of the student; the teacher keeps no activations."""
+        """Modules to recompute: stages of the student; the teacher keeps no activations."""
         return self.student.stages
 
     @property
@@ -118,7 +121,7 @@ class VoxMMSD(Learner):
         return {role: state[name] for name, role in self._names.items()}
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> ViewPair:
-        """Return two views of a study, and voxels that are visible in both."""
+        """Return two views of a study, and voxels that are visible in both. Raises: InputError as `view_pair`."""
         return view_pair(case, sampling.patch, self.config, rng)
 
     def collate(self, samples: Sequence[ViewPair]) -> tuple[PairBatch, tuple[()]]:
@@ -126,7 +129,10 @@ class VoxMMSD(Learner):
         return collate_pairs(samples), ()
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return both terms, from one pass of the student and one of the teacher over all views. Eq. (11)."""
+        """Return the terms `distillation` and `restoration`, multiplied by their weights.
+
+        One pass of the student and one of the teacher go over all views. Eq. (11).
+        """
         assert isinstance(batch, PairBatch), "pretraining needs its own views"
         levels = self.student.pyramid(batch.image, batch.available)
         student = self.projector(voxel_features(levels, batch.voxels, batch.image.shape[2:]))
@@ -144,13 +150,19 @@ class VoxMMSD(Learner):
         }
 
     def temperature(self, progress: Progress) -> float:
-        """Return the teacher's temperature, which rises linearly. Eq. (8)."""
+        """Return the teacher's temperature: it rises linearly over `Config.warming`, in steps of `Config.epoch`.
+
+        Eq. (8).
+        """
         first, last = self.config.temperatures
         since = block_start(progress.step, self.config.epoch) + self.config.ahead
         return first + (last - first) * min(since / max(self.config.warming * progress.steps, 1), 1.0)
 
     def momentum(self, progress: Progress) -> float:
-        """Return the share of its own weights that the teacher keeps; it rises to 1 along half a cosine. Eq. (10)."""
+        """Return the share of its own weights that the teacher keeps.
+
+        It rises from `Config.momentum` to 1 along half a cosine, in steps of `Config.epoch`. Eq. (10).
+        """
         return cosine(block_start(progress.step, self.config.epoch), progress.steps, self.config.momentum, 1.0)
 
     @torch.no_grad()
@@ -235,7 +247,10 @@ def restoration_loss(restored: Float[Tensor, "b m x y z"], pairs: PairBatch) -> 
 
 
 def pyramid_widths(network: Segmenter) -> list[int]:
-    """Return the channels of each level of `network.pyramid`, found on the meta device, without computing."""
+    """Return the channels of each level of `network.pyramid`, found on the meta device, without computing.
+
+    Raises: UsageError if nothing of the network is pretrainable.
+    """
     side = max(2 * network.stride, network.smallest)
     empty = deepcopy(network).to("meta").train()
     with torch.no_grad():
@@ -245,7 +260,10 @@ def pyramid_widths(network: Segmenter) -> list[int]:
 
 
 def drop_untrained(module: nn.Module) -> None:
-    """Replace modules that have weights but train none of them; `pyramid` does not need them."""
+    """Replace submodules that have weights, none of which is trained, by the identity, in place.
+
+    `pyramid` does not need them.
+    """
     for name, child in module.named_children():
         weights = list(child.parameters())
         if weights and not any(weight.requires_grad for weight in weights):

@@ -67,7 +67,9 @@ def collate_pairs(pairs: Sequence[ViewPair]) -> PairBatch:
 
 
 def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> ViewPair:
-    """Return two views of a study, and voxels that are visible in both; if too few are, some are taken more than once.
+    """Return two views of a study, and `Config.voxels` voxels that are visible in both.
+
+    If fewer are visible, voxels are drawn with replacement.
 
     Args:
         case: prepared study.
@@ -75,7 +77,7 @@ def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.r
         config: settings.
         rng: source of random numbers; advances.
 
-    Raises: InputError for a study without a voxel that is visible in both views, in all draws.
+    Raises: InputError if no draw of `overlapping_views` has a voxel that is visible in both views.
     """
     channels = np.array([modality in case.available for modality in Modality])
     views, starts, visible = overlapping_views(case, patch, config, rng)
@@ -106,8 +108,10 @@ def overlapping_views(
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
     """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
 
-    Crops and blocks are drawn again until enough voxels are visible in both, at most `ATTEMPTS` times. After that, both
-    views are the same crop with the same blocks, drawn again until any voxel is visible.
+    Crops and blocks are drawn until `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. If there is
+    no visible voxel in any of them, both views are the same crop with the same blocks, drawn until a voxel is visible,
+    again at most `ATTEMPTS` times. The draw with the most visible voxels is returned. For each voxel and view one
+    modality is drawn, which has to show it.
 
     Args:
         case: prepared study.
@@ -151,7 +155,7 @@ class View:
     kept: Bool[np.ndarray, "m x y z"]
     """Voxels of blocks that are not hidden."""
     visible: Bool[np.ndarray, "m x y z"]
-    """Tissue that is not hidden."""
+    """Tissue that is not hidden; with `Config.scaling` of `crop`, what is above 0 after scaling, and not hidden."""
 
     @property
     def masked(self) -> Float[np.ndarray, "m x y z"]:
@@ -166,7 +170,7 @@ def crop_view(
     blocks: Float[np.ndarray, "m i j k"],
     config: Config,
 ) -> View:
-    """Return the view that begins at voxel `start`.
+    """Return the view of a study that begins at voxel `start`; intensities are scaled and blocks hidden.
 
     Args:
         case: prepared study.
@@ -263,7 +267,7 @@ def visible_in_both(
     starts: Int[np.ndarray, "2 3"],
     drawn: Int[np.ndarray, "2 n"],
 ) -> Bool[np.ndarray, "n"]:
-    """Return True for the voxels that both views show.
+    """Return True for the voxels that are visible in both views, each in the modality drawn for it.
 
     Args:
         visible: visible voxels of each view.
