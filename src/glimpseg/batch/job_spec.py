@@ -47,5 +47,5 @@ class JobSpec:
         return predict.load(self.model, "cpu", self.choices)
 
     def load(self) -> Model:
-        """Load the model on the device of this machine. Raises: ModelError, UsageError."""
+        """Load the model on this machine, with the device and the backend asked for. Raises: ModelError, UsageError."""
         return predict.load(self.model, self.device, self.choices, self.backend)

@@ -123,7 +123,10 @@ class _Dispatcher:
                 left.clear()
 
     def _record(self, answer: Any, entry: StudyEntry | None) -> None:
-        """Record the answer of a worker; `entry` is None for the answer that it is ready."""
+        """Record the answer of a worker; `entry` is None for the answer that it is ready.
+
+        Raises: UsageError if the worker could not begin; OutputError if its disk refused.
+        """
         try:
             result = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
