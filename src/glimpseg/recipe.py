@@ -55,7 +55,7 @@ class Optim:
     weight_decay: float = 3e-5
     """Weight decay, at the first step if `weight_decay_to` is set. nnU-Net: 3e-5."""
     warmup: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; see `rate` and `cosine`."""
     power: float = 0.9
     """Exponent of the polynomial decay to 0. RFNet, nnU-Net: 0.9."""
     cosine_to: float | None = None
@@ -76,8 +76,8 @@ class Optim:
     fp32."""
     compile: bool | Literal["auto"] = False
     """Compile the network (`torch.compile`): takes minutes at the start, then runs fused layers. auto: for CUDA under
-    Linux, as nnU-Net. The results are equal up to rounding, except for the draws of dropout. The time it saves on a GPU
-    has not been measured."""
+    Linux with triton, as nnU-Net. The results are equal up to rounding, except for the draws of dropout. The time it
+    saves on a GPU has not been measured."""
     recompute: bool = False
     """Compute activations again in the backward pass instead of storing them: less memory, more time, the same
     gradients."""
@@ -110,7 +110,7 @@ class Optim:
         return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - since / self.steps) ** self.power
 
     def decay(self, step: int) -> float:
-        """Return the weight decay of a step, counted from 0."""
+        """Return the weight decay of a step, counted from 0. It changes at the first step of each block of `epoch`."""
         if self.weight_decay_to is None:
             return self.weight_decay
         return cosine(block_start(step, self.epoch), self.steps, self.weight_decay, self.weight_decay_to)
@@ -135,14 +135,14 @@ class Init:
     """Initial weights."""
 
     weights: str | None = None
-    """Model folder or run folder; null for random weights."""
+    """Model folder, run folder, or `box` for the model of the package; null for random weights."""
     transfer: Literal["encoder", "encoder+decoder", "whole"] = "encoder"
     """Parts of the network that the weights are taken for. Vox-MMSD's code: the encoder. `whole` trains the same
     network further, heads included."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names in `transfer`, one by one."""
+        """The parts that `transfer` names, one by one: `encoder`, `decoder` or `whole`."""
         return tuple(self.transfer.split("+"))
 
 
@@ -162,6 +162,7 @@ class Recipe:
     """Network of a pretraining; null for everything else."""
     init: Init = Init()
     seed: int = 0
+    """Seed of all random numbers of the training, and of the choice of a labelled share."""
 
     def __post_init__(self) -> None:
         if self.data.sampling.batch % self.optim.accumulate:

@@ -34,6 +34,8 @@ class BatchOptions:
 
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     outputs: OutputOptions = field(default_factory=OutputOptions)
+    backend: str | None = None
+    """Inference backend that the fingerprint names. None: the backend and the precision that the model uses."""
 
     def fingerprint(self, model: Model) -> dict[str, Any]:
         """Return the fingerprint of a batch: plain values that must be equal for the batch to be resumed.
@@ -46,7 +48,8 @@ class BatchOptions:
             "glimpseg": __version__,
             "model": model.provenance["sha256"][WEIGHTS],
             **({"choices": model.chosen} if model.chosen else {}),
-            "backend": f"{model.computed_by} {model.precision}",  # masks of two backends differ by some voxels
+            # Masks of two backends differ by some voxels.
+            "backend": self.backend or f"{model.computed_by} {model.precision}",
             "labels": outputs.labels,
             "types": sorted(outputs.types),
             "grid": None if inference.grid_sequence is None else inference.grid_sequence.key,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,22 @@ class JobSpec:
     choices: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "torch"
 
+    @property
+    def batch_options(self) -> BatchOptions:
+        """The options, with the backend and the device in the fingerprint as they are named here.
+
+        Machines may resolve `auto`, or the precision, in different ways; they still work on one batch.
+        """
+        return replace(self.options, backend=f"{self.backend} on {self.device}")
+
     def entries(self) -> list[StudyEntry]:
         """Return the studies of the tree. Raises: InputError and UsageError as `study_entries`."""
         return study_entries(self.source, self.layout)
 
     def load_for_reading(self) -> Model:
-        """Load the model on the CPU, to read what it is. Raises: ModelError, UsageError."""
+        """Load the model on the CPU under torch, to read its settings. Raises: ModelError, UsageError."""
         return predict.load(self.model, "cpu", self.choices)
 
     def load(self) -> Model:
-        """Load the model on the device of this machine. Raises: ModelError, UsageError."""
+        """Load the model on this machine, with the device and the backend asked for. Raises: ModelError, UsageError."""
         return predict.load(self.model, self.device, self.choices, self.backend)

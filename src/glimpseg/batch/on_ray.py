@@ -66,7 +66,7 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
     """
     ray = _import_ray()
     entries = spec.entries()
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
         progress, waiting = BatchProgress.begin(job, WHOLE.select(entries, job.names))
         with _started(ray, workers, spec, job) as started:
@@ -123,7 +123,10 @@ class _Dispatcher:
                 left.clear()
 
     def _record(self, answer: Any, entry: StudyEntry | None) -> None:
-        """Record the answer of a worker; `entry` is None for the answer that it is ready."""
+        """Record the answer of a worker; `entry` is None for the answer that it is ready.
+
+        Raises: UsageError if the worker could not begin; OutputError if its disk refused.
+        """
         try:
             result = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:

@@ -59,7 +59,7 @@ def segment_on_slurm(spec: JobSpec, jobs: Jobs, *, resume: bool = False, overwri
     executor = _executor(spec, jobs)
     entries = spec.entries()
     # The plan and the key are written here, once, and not by whichever job comes first.
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     count = min(jobs.shards, len(entries))
     submitted = executor.map_array(ShardTask(spec), [Shard(number=number, of=count) for number in range(count)])
     log.info("%d studies in %d jobs: %s", len(entries), count, ", ".join(one.job_id for one in submitted))
@@ -86,7 +86,7 @@ class ShardTask:
         _log_to_stderr()
         spec = self.spec
         try:
-            return segment_tree(spec.entries(), spec.load(), spec.output, spec.options, shard=shard, resume=True)
+            return segment_tree(spec.entries(), spec.load(), spec.output, spec.batch_options, shard=shard, resume=True)
         except Preempted:
             from submitit import JobEnvironment
 

@@ -205,7 +205,10 @@ def _refuse_other_references(runs: Mapping[str, Evaluation], common: Sequence[st
 
 
 def _metric_tests(scores: Mapping[str, Scores], metric: str) -> list[PairedTest]:
-    """Test every run against the first in one metric: single subsets, then means, each adjusted among themselves."""
+    """Test every run against the first in one metric: single subsets, then means, each adjusted among themselves.
+
+    Tests of fewer than two cases are left out.
+    """
     (first, one), *others = scores.items()
     bootstrap = Bootstrap(len(one.studies))
     single, mean = [], []

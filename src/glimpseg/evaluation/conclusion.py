@@ -53,7 +53,7 @@ def expectations_from(model: Model, files: Sequence[Path], population: str) -> E
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Measurement:
-    """Sums over all studies."""
+    """Measurements of all studies together."""
 
     lines: list[Score]
     """Dice of every study, subset and region."""

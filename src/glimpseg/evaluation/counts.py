@@ -65,7 +65,7 @@ def count_study(model: Model, study: Study) -> Counts:
 
 
 class _StudyCounter:
-    """One study's reference, to count predictions against."""
+    """Counter of predictions against the reference of one study."""
 
     def __init__(self, prepared: Prepared, regions: Sequence[Region]) -> None:
         assert prepared.reference is not None

@@ -138,7 +138,7 @@ class Temperature:
 
     value: float
     pooled: bool
-    """True if it was fitted to all subsets together, because this one has too few studies."""
+    """True if this subset has too few studies: the value was fitted to all subsets together, or is 1."""
 
 
 UNFITTED = Temperature(1.0, pooled=True)

@@ -1,7 +1,7 @@
 """Scores of predictions against one study's reference, on the native grid.
 
-Surfaces and lesions of the reference are computed once. Only the part of the grid where something can have been
-predicted is worked on, which changes no number.
+Surfaces and lesions of the reference are computed once. Only the part of the grid that the working grid or the
+reference reaches is worked on, which changes no number.
 """
 
 from __future__ import annotations

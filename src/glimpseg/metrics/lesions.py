@@ -19,8 +19,8 @@ from glimpseg.volume import bounding_box
 
 MERGING_MM = 3.0
 """Dilation of a lesion, in mm, before parts are joined and predictions matched: three dilations of 1 mm voxels."""
-SMALLEST_LESION_MM3 = 50.0
-"""Largest volume, in mm3, of reference lesions that are not counted."""
+LARGEST_UNCOUNTED_MM3 = 50.0
+"""Largest volume, in mm3, of a reference lesion that is not counted."""
 _CORNERS = ndimage.generate_binary_structure(3, 3)
 
 
@@ -36,9 +36,9 @@ class LesionWise:
     lesions: int
     """Number of reference lesions above 50 mm3."""
     missed: int
-    """Number of these lesions that no prediction touches."""
+    """Number of these lesions that no prediction touches when they are dilated by 3 mm."""
     false_positives: int
-    """Number of predicted parts, of any size, that touch no lesion, not even one of 50 mm3 or less."""
+    """Number of predicted parts, of any size, that touch no dilated lesion, not even one of 50 mm3 or less."""
 
 
 def lesion_wise(
@@ -88,7 +88,7 @@ class Lesions:
         self.reference = reference
         self.spacing_mm = spacing_mm
         self._reach, self.lesions = _dilated_components(reference, spacing_mm)
-        """Number of lesions; in `_reach`, each voxel within 3 mm of a lesion has the number of that lesion."""
+        """Number of lesions, small ones included. In `_reach` each dilated lesion has its number; the rest is 0."""
         self._voxels = np.bincount(self._reach[reference], minlength=self.lesions + 1)
         self._surfaces: dict[int, Surface] = {}
 
@@ -102,7 +102,7 @@ class Lesions:
         dices, distances = [], []
         missed = 0
         for lesion in range(1, self.lesions + 1):
-            if self._voxels[lesion] * np.prod(self.spacing_mm) <= SMALLEST_LESION_MM3:
+            if self._voxels[lesion] * np.prod(self.spacing_mm) <= LARGEST_UNCOUNTED_MM3:
                 continue
             united = np.isin(parts, touching[1, touching[0] == lesion]) if (touching[0] == lesion).any() else None
             missed += united is None

@@ -131,7 +131,7 @@ class Backend:
     def __call__(
         self, windows: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
-        """Return the network's probabilities for windows, in fp32."""
+        """Return the network's probabilities for windows, in fp32. Absent channels of the windows are ignored."""
         while self.name != "torch":
             try:
                 shown = zip(windows.split(1), available.split(1), strict=True)

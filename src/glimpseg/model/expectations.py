@@ -40,7 +40,7 @@ class Expected:
     temperature: float
     """Divisor of the logits. Above 1 the model was overconfident, below 1 underconfident."""
     pooled: bool
-    """True if the temperature is fitted to all subsets together, because this one has too few cases."""
+    """True if this subset has too few cases: the temperature is fitted to all subsets together, or is 1."""
     ece_before: float
     """Expected calibration error of the network's own probabilities. This and the two values below are NaN without
     cases to measure them on."""

@@ -251,7 +251,7 @@ def _title(names: Sequence[str]) -> str:
 
 
 def _strips(comparison: Comparison) -> list[tuple[str, str]]:
-    """Draw the differences in Dice case by case; return (caption, SVG) of each pair and region."""
+    """Draw the differences in Dice case by case; return (caption, SVG) of each pair and region, without ET_pp."""
     return [
         (f"{b} minus {a}, {region}", svg(_difference_strips(comparison, (a, b), region)))
         for (a, b), region in itertools.product(comparison.pairs, comparison.regions("dice"))

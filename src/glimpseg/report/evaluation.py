@@ -100,7 +100,8 @@ def all_tables(evaluation: Evaluation) -> dict[str, Table]:
 def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
     """Make the table of a metric: a row for each subset with its dots, a column for each region, means at the end.
 
-    HD95 is shown with the share of missed tumours, every other metric with the interval of its mean.
+    `hd95` and `hd95_pooled` are shown with the share of missed tumours, every other metric with the interval of its
+    mean. The last column is the number of cases.
     """
     summary, scores = evaluation.summary, evaluation.scores
     regions = [r for r in scores.regions if metric.name in summary["mean"].get(r, {})]
@@ -216,7 +217,11 @@ def _mean(entry: Mapping[str, Any], factor: float, background: str = "", sign: b
 
 
 def _goodness(value: float, metric: Metric, shown: Sequence[float]) -> float:
-    """Return how good a value is, 0 to 1: within the metric's range, or against the worst of the table without one."""
+    """Return how good a value is, 0 (bad) to 1, for its colour.
+
+    If more is better, this is its share of the metric's maximum. Otherwise it is 1 minus its share of the worst value
+    in `shown`.
+    """
     if metric.better == 1:
         return value / metric.factor
     worst = max(abs(other) for other in shown)

@@ -24,7 +24,7 @@ PAPER_SHARE = 0.55
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page made from a template in this folder."""
+    """Return the page made from a template in this folder; `values` are its variables."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: resources.files("glimpseg.report").joinpath(name).read_text("utf-8")),
         autoescape=True,

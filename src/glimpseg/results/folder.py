@@ -61,7 +61,10 @@ def _chosen(model: Mapping[str, Any]) -> list[str]:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read the folder that `evaluate` wrote. Raises: InputError if files are missing, damaged or not finished."""
+    """Read the folder that `evaluate` wrote.
+
+    Raises: InputError if a file is missing or damaged, or if the evaluation is not finished.
+    """
     folder = Path(folder)
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))

@@ -160,7 +160,7 @@ class Score:
     metric: str
     protocol: str
     value: float
-    """NaN where the metric is not defined."""
+    """Value of the metric, not multiplied by `Metric.factor`; NaN where the metric is not defined."""
     predicted_ml: float
     reference_ml: float
 

@@ -33,7 +33,7 @@ class Interval:
 
     mean: float
     low: float
-    """Lower end; NaN, as `high`, if there are too few cases."""
+    """Lower end; NaN, as `high`, if there are too few cases for an interval."""
     high: float
     """Upper end."""
     cases: int

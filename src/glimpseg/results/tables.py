@@ -43,7 +43,7 @@ class Cell:
 
 
 MISSING = Cell("–", "")
-"""Cell without a number."""
+"""Cell without a number: a dash, empty in CSV."""
 
 
 @dataclass(frozen=True)

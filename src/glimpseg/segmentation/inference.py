@@ -244,7 +244,8 @@ def _size_in_words(sides: Sequence[int]) -> str:
 def _window_sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> list[Sequence[int]]:
     """Return the sides of the windows for images of `shape`, best first; later ones need less memory.
 
-    `patch` are the sides of the crops that the network was trained on.
+    The first may show the whole brain, if the network can take it. `patch` are the sides of the crops that the network
+    was trained on.
     """
     if network.fixed_windows:
         return [patch]
@@ -257,7 +258,7 @@ def _window_sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]
 
 
 def _padded(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
-    """Return the images, padded with air to at least the sides `least`, and the place of the images in them."""
+    """Return the images, padded with air to at least the sides `least`, and their place in the padded array."""
     shape = shown.image.shape[1:]
     before = [max(side - n, 0) // 2 for side, n in zip(least, shape, strict=True)]
     x, y, z = (slice(start, start + n) for start, n in zip(before, shape, strict=True))

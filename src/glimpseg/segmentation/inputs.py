@@ -86,7 +86,13 @@ def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
     if _is_archive(place):
         return [StudyEntry(_stem(place), place=place)]
     if layout == "auto" and place.is_dir() and contains_dicom(place):
-        return [StudyEntry(_stem(below), place=below) for below in find_study_folders(place)]
+        places = find_study_folders(place)
+        if not places:
+            raise InputError(
+                f"No study was found below {place}: there are DICOM files, but no folder begins with MR images. Give a "
+                "folder that holds a folder of DICOM files for each study."
+            )
+        return [StudyEntry(_stem(below), place=below) for below in places]
     studies, problems = find_usable(place, layout=layout)
     found = [StudyEntry(study.id, study=study) for study in studies]
     return sorted(

@@ -11,8 +11,8 @@ from glimpseg.modality import Modality, parse
 Raw: TypeAlias = Literal["auto", "no"]
 """Treatment of images that are not registered or not skull-stripped: `auto` does what is needed, `no` nothing."""
 Level: TypeAlias = Literal["none", "quick", "full"]
-"""Amount of uncertainty estimation. `none`: none. `quick`: expected Dice and one mirrored pass. `full`: all mirrored
-passes, and one pass without each sequence."""
+"""Amount of uncertainty estimation. `none`: none. `quick`: estimated Dice, and one mirrored pass. `full`: estimated
+Dice, all mirrored passes, and one pass without each sequence."""
 
 DICOM_TYPES = frozenset({"dicom-seg", "dicom-labelmap", "dicom-sr"})
 STUDY_TYPES = ("nifti", *sorted(DICOM_TYPES))
@@ -91,10 +91,10 @@ class OutputOptions:
     """Options of the files that are written for each study.
 
     Args:
-        labels: Label convention of `seg.nii.gz`: `brats2021`, `brats2023`, `brats2024`, or spelled out, such as
-            `1=ED,2=NCR,3=ET`.
-        types: Output types, as a tuple or as text with commas. `nifti` is always written; `dicom-seg`,
-            `dicom-labelmap` and `dicom-sr` need DICOM input; `bids` is for a tree of studies.
+        labels: Label convention of `seg.nii.gz`: `brats2021`, `brats2023`, `brats2024` or another of
+            `region.CONVENTIONS`, or spelled out, such as `1=ED,2=NCR,3=ET`.
+        types: Output types, as a tuple or as text with commas. `nifti` is always written; `dicom-seg`, `dicom-labelmap`
+            and `dicom-sr` need DICOM input; `bids` is for a tree of studies.
         deidentify: DICOM files name no patient. In a tree of studies, output folders are numbered, and the key to the
             numbers is written beside the output folder.
 

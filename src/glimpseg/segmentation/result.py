@@ -35,7 +35,7 @@ PREVIEW_DPI = 110
 
 
 def volumes_in_words(volumes_ml: Mapping[Region, float]) -> str:
-    """Format volumes in millilitres: `WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
+    """Return volumes as text, in millilitres with one decimal: `WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
     return ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in volumes_ml.items())
 
 
@@ -58,7 +58,7 @@ class Segmentation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Time of each step in seconds: `reading`, `network`, and `uncertainty` if it was asked for."""
     warnings: tuple[str, ...] = ()
-    """Warnings about the images."""
+    """Warnings that were logged while the study was read and prepared."""
     notes: tuple[str, ...] = ()
     """Sentences on the steps before the network: series that were taken, registration, skull stripping."""
     series: Series | None = field(default=None, repr=False)

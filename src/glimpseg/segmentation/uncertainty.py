@@ -1,7 +1,8 @@
 """Uncertainty of one segmentation: estimated Dice, and agreement with further passes over the same study.
 
-The Dice is estimated from calibrated probabilities. The further passes segment the mirrored images, and the study
-without one of its sequences. Labels are never changed: they are those of the plain forward pass.
+The Dice is estimated from probabilities, which are calibrated if the model has temperatures. The further passes segment
+the mirrored images, and the study without one of its sequences. Labels are never changed: they are those of the plain
+forward pass.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def region_tree(uncertainty: RegionUncertainty) -> dict[str, float | None]:
 def calibrated(probability: Float[np.ndarray, "..."], temperature: float) -> Float[np.ndarray, "..."]:
     """Return calibrated probabilities: sigmoid(logit(p) / T). Eq. (1) of the page on trust.
 
-    0, one half and 1 stay as they are, and so does the order of voxels. Labels therefore do not change.
+    T is the temperature, above 0. 0, one half and 1 stay as they are, and so does the order of voxels. Labels therefore
+    do not change.
     """
     if temperature == 1:
         return probability

@@ -154,7 +154,10 @@ def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOp
 
 
 def _prior_record(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
-    """Return the field `prior` of the provenance, nothing for no prior. Files are named by their content."""
+    """Return a dict with the field `prior` of the provenance; empty for no prior.
+
+    `files` are named by their content.
+    """
     if prior.kind == "none":
         return {}
     record: dict[str, Any] = {"kind": prior.kind, "uses_reference": prior.uses_reference}

@@ -1,4 +1,4 @@
-"""Options of one training that its results do not depend on, and the data it learns from."""
+"""Options of one training: the data it learns from, and how it runs."""
 
 from __future__ import annotations
 
