@@ -29,6 +29,8 @@ def rank_and_world() -> tuple[int, int]:
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the process group that `torchrun` started, and leave it at the end of the block.
 
+    In a single process, and in a process that has joined a group already, nothing is done.
+
     A rank that finishes, or that SIGTERM stops together with all others, waits for the other ranks. A rank that fails
     leaves at once. The others then lose the connection and end, too; waiting for them would take for ever.
 

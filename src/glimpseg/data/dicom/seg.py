@@ -58,7 +58,8 @@ def write_seg(
         source: series whose geometry, patient and study are used.
         kind: BINARY or LABELMAP.
         model: name of the algorithm.
-        pseudonyms: replaces all identifiers (see `pseudonyms`); None keeps the patient's name and identifiers.
+        pseudonyms: replaces or empties all identifiers (see `inherited_headers`), and marks the file as de-identified;
+            None keeps the patient's name and identifiers.
 
     Raises:
         InputError: if the source cannot be read, forms no volume, or lacks valid attributes such as UIDs; or if

@@ -162,5 +162,5 @@ def _loose(word: str) -> str:
 
 
 def in_words(value: float) -> str:
-    """Format a parameter value with four digits; an infinite one as "any"."""
+    """Format a parameter value with four significant digits; an infinite one as "any"."""
     return "any" if math.isinf(value) else f"{value:.4g}"

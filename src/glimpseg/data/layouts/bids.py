@@ -58,7 +58,7 @@ def recognises(listing: FolderListing) -> bool:
 
 
 def read(listing: FolderListing) -> ReadResult:
-    """Read all studies that have an image of one of the four sequences."""
+    """Read all studies that have an image of one of the four sequences; their entries hold the problems found."""
     entries: list[StudyEntry] = []
     other_maps: list[Path] = []
     broken_links: list[Path] = []

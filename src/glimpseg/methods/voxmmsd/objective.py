@@ -152,7 +152,7 @@ class VoxMMSD(Learner):
     def temperature(self, progress: Progress) -> float:
         """Return the teacher's temperature: it rises linearly over `Config.warming`, in steps of `Config.epoch`.
 
-        Eq. (8).
+        It is `Config.ahead` steps early. Eq. (8).
         """
         first, last = self.config.temperatures
         since = block_start(progress.step, self.config.epoch) + self.config.ahead
