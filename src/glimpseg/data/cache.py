@@ -90,7 +90,7 @@ class Case:
 
 
 class CachedCase(Case):
-    """Case in a cache file. The digest is checked on opening, so that a damaged file is noticed before training.
+    """Case in a cache file. A digest of its voxels is checked on opening, so that damage is noticed before training.
 
     Raises: InputError if the file is damaged.
     """

@@ -74,7 +74,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class NotDicom(Exception):
-    """The file is not a DICOM file."""
+    """Error for a file that does not begin as DICOM."""
 
 
 def read_header(path: Path) -> Dataset:
