@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
 
 
-def keep_pages() -> bool:
+def keep_freed_memory() -> bool:
     """Let glibc serve large blocks from its heap, and keep them until the process ends. Return True if it does.
 
     By default glibc maps each block above 32 MB anew, and every page of it faults again. Call this only in a process of
