@@ -132,7 +132,7 @@ class OutputOptions:
 
 
 def refuse_unknown_types(types: tuple[str, ...], known: tuple[str, ...] = STUDY_TYPES) -> None:
-    """Raise UsageError if one of the output types is not among the known ones; the message names the first by alphabet."""
+    """Raise UsageError if an output type is not among the known ones; the message names the first by alphabet."""
     unknown = sorted(set(types) - set(known))
     if unknown:
         raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(known)}.")
