@@ -3,10 +3,10 @@
 # make test         the quick part of the suite, in two processes: minutes
 # make test-all     every test, with shapes and types checked as well
 # make test-numerics   the tests of what torch computes, as on a processor without AVX
-# make mutants      small faults in the modules that turn numbers into a claim: which of them does no test see?
-#                   about 15 minutes; make mutants MODULE=summary takes one or two, and prints the faults
-# Each sets up everything it needs in .venv on a machine that has Python 3.11 or later, or in another folder:
-# make test VENV=/tmp/venv writes nothing into the checkout.
+# make mutants      mutation tests: small faults in the numeric modules that no test notices; about 15 minutes
+#                   make mutants MODULE=summary takes one or two minutes and prints the faults
+# make docs         the documentation in docs/_build/html; runs the tutorials the first time, minutes
+# Each installs what it needs into .venv (Python 3.11 or later), or into another folder: make test VENV=/tmp/venv.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -31,8 +31,8 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	GLIMPSEG_TYPECHECK=1 $(BIN)/python -m pytest $(PARALLEL)
 
-# Another order of additions, and other kernels: what holds here and with all of this processor's instructions holds on
-# others. GLIMPSEG_TEST_THREADS sets the threads of a process.
+# With fewer processor instructions, sums are taken in another order and by other kernels. A test that passes with and
+# without them passes on other processors. GLIMPSEG_TEST_THREADS sets the threads of a process.
 test-numerics: $(VENV)/.test
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
 	  $(BIN)/python -m pytest $(PARALLEL) -m "numerics and not slow" $(NUMERICS)
@@ -47,7 +47,7 @@ check: $(VENV)/.dev
 	$(MAKE) docs
 
 docs: $(VENV)/.dev
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 docs-fresh: $(VENV)/.dev
 	rm -rf docs/.jupyter_cache docs/_build

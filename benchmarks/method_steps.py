@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-from glimpseg.cli.pages import keep_pages
+from glimpseg.cli.malloc import keep_freed_memory
 from turns import Contest, add_options, furthest, in_processes, steps_of, tell
 
 FORMS = ("bf16", "fp32", "authors")
@@ -98,7 +98,7 @@ def contests(method: str, wanted: argparse.Namespace) -> list[Contest]:
 def run(method: str, form: str, steps: int) -> dict[str, Any]:
     """Measurement in one process: the median step's seconds without the first, and its peak."""
     if form != "authors":
-        keep_pages()  # as the command line does
+        keep_freed_memory()  # as the command line does
     import torch
 
     from authors import as_authors

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from authors import as_authors
 from glimpseg import methods
-from glimpseg.cli.pages import keep_pages
+from glimpseg.cli.malloc import keep_freed_memory
 from glimpseg.data.preprocess import prepare
 from glimpseg.method import Segmenter
 from glimpseg.modality import ALL, SUBSETS, to_flags
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=4, help="of the phantom")
     parser.add_argument("--record", type=Path, help="a JSON file for `results.py`")
     wanted = parser.parse_args()
-    keep_pages()  # as the command line does
+    keep_freed_memory()  # as the command line does
     recipe = methods.find_recipe(wanted.recipe)
     torch.manual_seed(0)
     network = methods.build(recipe).eval()

@@ -36,7 +36,7 @@ import torch
 from nibabel.processing import resample_from_to, resample_to_output
 
 from glimpseg import metrics
-from glimpseg.cli.pages import keep_pages
+from glimpseg.cli.malloc import keep_freed_memory
 from glimpseg.data.layouts import find_studies
 from glimpseg.model.loading import Model
 from glimpseg.phantom import Settings
@@ -109,7 +109,7 @@ def main() -> None:
 def run(who: str, model: str, folder: Path, output: Path) -> dict[str, float]:
     """Measurement in one process."""
     if who != PEER:
-        keep_pages()  # as the command line does
+        keep_freed_memory()  # as the command line does
     loaded = load(model, "cpu", backend="torch" if who == PEER else who)
     begun = time.perf_counter()
     (as_peers if who == PEER else as_here)(loaded, folder, output)

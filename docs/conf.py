@@ -24,7 +24,7 @@ author = "The glimpseg contributors"
 copyright = author  # noqa: A001
 release = version = __version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", ".jupyter_cache"]
@@ -32,7 +32,7 @@ exclude_patterns = ["_build", ".jupyter_cache"]
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).with_name(".jupyter_cache"))
 nb_execution_in_temp = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 """Seconds for one cell."""
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -40,6 +40,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 os.environ["COLUMNS"] = "100"
 
 autodoc_typehints = "none"
+napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
 
 html_theme = "furo"

@@ -29,7 +29,8 @@ CHECKED = [
     for name in (
         "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify", "data.identify.appearance",
         "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_cache",
-        "data.raw", "evaluation.calibrate", "evaluation.histogram", "losses", "method", "methods.mmformer", "methods.mstkdnet",
+        "data.raw", "evaluation.calibrate", "evaluation.histogram", "losses", "method", "methods.mmformer",
+        "methods.mstkdnet",
         "methods.rfnet", "methods.smml", "methods.unet", "methods.voxmmsd", "methods.voxunet",
         "model.expectations", "model.transfer", "nets.attention", "nets.positions", "nets.pyramid",
         "nets.token_fusion", "phantom", "picture", "priors", "segmentation.passes", "segmentation.predict",

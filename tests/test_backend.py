@@ -401,7 +401,7 @@ def test_another_error_is_not_taken_for_one_of_memory(many, monkeypatch):
 
 # The allocator
 
-KEEP = "from glimpseg.cli.pages import keep_pages; print(keep_pages())"
+KEEP = "from glimpseg.cli.malloc import keep_freed_memory; print(keep_freed_memory())"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

@@ -114,7 +114,7 @@ def test_a_finished_batch_is_not_begun_again_without_being_told(tree, model, fin
 
 
 def test_a_batch_goes_on_only_as_it_was_begun(tree, model, finished):
-    with pytest.raises(UsageError, match="other options"):
+    with pytest.raises(UsageError, match=r"batch in .* was begun otherwise \(labels: .brats2024., now .brats2021.\)"):
         segment_tree(
             study_entries(tree), model, finished, BatchOptions(outputs=OutputOptions(labels="brats2021")), resume=True
         )

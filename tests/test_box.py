@@ -342,26 +342,26 @@ def cases(tmp_path):
 
 def test_every_subset_of_a_real_case_is_scored_by_the_packages_metrics(cases, model_folder, tmp_path, monkeypatch):
     scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
-    looks = real_cases.read_looks(tmp_path / "out" / "real_cases.csv")
-    assert {look.sequences for look in looks} == {"t1c", "flair", "t1c+flair"}
+    entries = real_cases.read_log(tmp_path / "out" / "real_cases.csv")
+    assert {entry.sequences for entry in entries} == {"t1c", "flair", "t1c+flair"}
     found = segment_study(
         find_studies(cases)[0].restricted_to(Modality.FLAIR),
         load(model_folder, "cpu"),
         InferenceOptions(raw="no", uncertainty="none"),
     )
     truth = np.asarray(nibabel.load(cases / "P1" / "drawn.nii.gz").dataobj)
-    (look,) = (look for look in looks if (look.sequences, look.region) == ("flair", "WT"))
-    assert look.dice == pytest.approx(dice(found.labels.voxels > 0, truth > 0), abs=1e-4)
-    assert look.reference_ml == pytest.approx((truth > 0).sum() * 0.027, abs=0.01)
+    (entry,) = (entry for entry in entries if (entry.sequences, entry.region) == ("flair", "WT"))
+    assert entry.dice == pytest.approx(dice(found.labels.voxels > 0, truth > 0), abs=1e-4)
+    assert entry.reference_ml == pytest.approx((truth > 0).sum() * 0.027, abs=0.01)
 
 
-def test_every_look_is_added_to_the_log(cases, model_folder, tmp_path, monkeypatch):
-    common = ("--manifest", tmp_path / "manifest.json", "--log", tmp_path / "looks.csv")
+def test_every_entry_is_added_to_the_log(cases, model_folder, tmp_path, monkeypatch):
+    common = ("--manifest", tmp_path / "manifest.json", "--log", tmp_path / "real_log.csv")
     for candidate in ("first", "second"):
         out = tmp_path / candidate
         scored(monkeypatch, cases, model_folder, *common, "-o", out, "--candidate", candidate)
-    looks = real_cases.read_looks(tmp_path / "looks.csv")
-    assert [look.candidate for look in looks] == ["first"] * 9 + ["second"] * 9
+    entries = real_cases.read_log(tmp_path / "real_log.csv")
+    assert [entry.candidate for entry in entries] == ["first"] * 9 + ["second"] * 9
 
 
 def test_only_what_is_covered_is_scored(cases, model_folder, tmp_path, monkeypatch):
@@ -373,15 +373,15 @@ def test_only_what_is_covered_is_scored(cases, model_folder, tmp_path, monkeypat
     entry = {"labels": "brats2023", "reference": "drawn.nii.gz", "covered": "covered.nii.gz"}
     (tmp_path / "manifest.json").write_text(json.dumps({"P1": entry}))
     scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
-    looks = real_cases.read_looks(tmp_path / "out" / "real_cases.csv")
-    (look,) = (look for look in looks if (look.sequences, look.region) == ("flair", "WT"))
+    entries = real_cases.read_log(tmp_path / "out" / "real_cases.csv")
+    (entry,) = (entry for entry in entries if (entry.sequences, entry.region) == ("flair", "WT"))
     found = segment_study(
         find_studies(cases)[0].restricted_to(Modality.FLAIR),
         load(model_folder, "cpu"),
         InferenceOptions(raw="no", uncertainty="none"),
     )
-    assert look.reference_ml == pytest.approx(((truth > 0) & (half > 0)).sum() * 0.027, abs=0.01)
-    assert look.predicted_ml == pytest.approx(((found.labels.voxels > 0) & (half > 0)).sum() * 0.027, abs=0.01)
+    assert entry.reference_ml == pytest.approx(((truth > 0) & (half > 0)).sum() * 0.027, abs=0.01)
+    assert entry.predicted_ml == pytest.approx(((found.labels.voxels > 0) & (half > 0)).sum() * 0.027, abs=0.01)
 
 
 def test_a_picture_is_drawn_of_each_case_and_subset(cases, model_folder, tmp_path, monkeypatch):
@@ -396,16 +396,16 @@ def test_a_folder_without_known_cases_is_refused(cases, model_folder, tmp_path, 
         scored(monkeypatch, cases, model_folder, "-o", tmp_path / "out")
 
 
-def test_looks_at_these_weights_stand_in_the_card_and_others_in_its_log(run_folder, tmp_path, monkeypatch):
+def test_entries_at_these_weights_stand_in_the_card_and_others_in_its_log(run_folder, tmp_path, monkeypatch):
     digest = sha256_of(run_folder / "model" / WEIGHTS)
-    look = real_cases.Look(
+    entry = real_cases.LogEntry(
         date="2030-01-02", candidate="wide", weights=digest, case="P1", truth="expert", sequences="flair", region="WT",
         dice=0.8125, hd95_mm=7.5, predicted_ml=30.0, reference_ml=31.0,
     )  # fmt: skip
-    earlier = real_cases.replace(look, date="2030-01-01", candidate="narrow", weights="0" * 64, dice=0.5)
-    (tmp_path / "looks.csv").write_text(real_cases.as_csv([earlier, look]))
+    earlier = real_cases.replace(entry, date="2030-01-01", candidate="narrow", weights="0" * 64, dice=0.5)
+    (tmp_path / "real_log.csv").write_text(real_cases.as_csv([earlier, entry]))
     shipping(
-        monkeypatch, run_folder, "--real", tmp_path / "looks.csv", "--target", tmp_path / "box", "--spacing", 4
+        monkeypatch, run_folder, "--real", tmp_path / "real_log.csv", "--target", tmp_path / "box", "--spacing", 4
     )  # fmt: skip
     card = (tmp_path / "box" / "MODEL_CARD.md").read_text()
     assert "| P1 | expert | ● | ○ | ○ | ○ | 81.2 | 7.5 |" in card
@@ -466,7 +466,7 @@ def test_the_card_is_of_the_shipped_file():
     card = (BOX / ship.CARD).read_text("utf-8")
     assert f"`{sha256_of(BOX / WEIGHTS)}`" in card
     assert "Not a medical device" in card
-    assert "Not looked at with this file" not in card
+    assert "Not scored with this file" not in card
 
 
 @in_the_box

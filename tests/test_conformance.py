@@ -1,4 +1,4 @@
-"""Our official networks against numbers that the authors' released code computed."""
+"""Comparison of our official networks with numbers that the authors' released code computed."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_every_loss_is_the_authors(compared):
 
 
 def test_every_gradient_has_the_authors_norm(compared):
-    """Alone shows a detach that is missing."""
+    """Only gradients show a missing detach."""
     method, stored, found = compared
     gradients = {name: value for name, value in found.items() if name.startswith("gradient ")}
     assert len(gradients) == len(stored["grad_names"])

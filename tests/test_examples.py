@@ -9,7 +9,24 @@ import glimpseg
 from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
 
 EXAMPLES = [
+    "glimpseg.compare",
+    "glimpseg.evaluate",
     "glimpseg.load",
+    "glimpseg.metrics.brier",
+    "glimpseg.metrics.diagonal_mm",
+    "glimpseg.metrics.dice",
+    "glimpseg.metrics.ece",
+    "glimpseg.metrics.hd95",
+    "glimpseg.metrics.hd95_pooled",
+    "glimpseg.metrics.lesion_count",
+    "glimpseg.metrics.lesion_wise",
+    "glimpseg.metrics.reliability",
+    "glimpseg.metrics.sensitivity",
+    "glimpseg.metrics.specificity",
+    "glimpseg.metrics.surface_dice",
+    "glimpseg.metrics.volume_error_ml",
+    "glimpseg.metrics.volume_ml",
+    "glimpseg.metrics.without_small_enhancement",
     "glimpseg.modality.Modality",
     "glimpseg.modality.parse",
     "glimpseg.phantom",
@@ -22,7 +39,7 @@ EXAMPLES = [
     "glimpseg.segment",
 ]
 """Modules and functions whose docstring holds an example; add yours."""
-WITH_BOX = {"glimpseg.load", "glimpseg.segment"}
+WITH_BOX = {"glimpseg.compare", "glimpseg.evaluate", "glimpseg.load", "glimpseg.segment"}
 """Examples that use the model of the package."""
 
 

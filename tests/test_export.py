@@ -115,7 +115,7 @@ def test_the_file_says_what_a_reader_has_to_know(written, model, to):
     assert told["labels"] == {"NCR": 1, "ED": 2, "ET": 3}
     assert told["regions"]["TC"] == ["NCR", "ET"]
     assert told["channels_of_regions"] == {"WT": [0], "TC": [1], "ET": [2]}
-    assert "Regions above one half" in told["decode"]
+    assert "regions above one half" in told["decode"]
 
 
 @pytest.mark.parametrize("to", EACH)

@@ -21,9 +21,11 @@ from glimpseg.batch import tree as batch
 from glimpseg.batch.folder import PLAN, STATISTICS
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.job_spec import JobSpec
+from glimpseg.batch.on_slurm import ShardTask
 from glimpseg.batch.progress import FAILURES, Outcome, Shard
 from glimpseg.batch.tree import begin, combine, segment_tree
 from glimpseg.cli import app
+from glimpseg.cli.options import changes_of
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 from glimpseg.segmentation import predict
@@ -85,8 +87,9 @@ def studies_in_journals(output):
 def same_batch(output, undisturbed):
     assert told(output) == told(undisturbed)
     assert studies_in_journals(output) == ["P0", "P2", "P3", "P4"]
-    for name in (STATISTICS, PLAN):
-        assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert (output / STATISTICS).read_bytes() == (undisturbed / STATISTICS).read_bytes()
+    plans = [{**json.loads((folder / PLAN).read_text()), "backend": None} for folder in (output, undisturbed)]
+    assert plans[0] == plans[1]
     assert json.loads((output / FAILURES).read_text()) == json.loads((undisturbed / FAILURES).read_text())
     assert not list(output.glob(".*.tmp-*"))
 
@@ -116,6 +119,12 @@ def test_the_options_are_those_of_segment(tmp_path, model_folder, monkeypatch):
 
 
 DONE = Outcome(done=(), kept=(), failed={})
+
+
+@pytest.mark.parametrize("text", ["optim.steps", "optim.steps=[1", "optim.steps={"])
+def test_a_change_that_cannot_be_read_is_a_wrong_command(text):
+    with pytest.raises(UsageError, match=r"--set .*takes"):
+        changes_of([text])
 
 
 @pytest.mark.parametrize("words", [["--t1", "a.nii.gz"], [], ["-i", "tree", "--shard", "1/2"]])
@@ -172,6 +181,18 @@ def test_parts_may_begin_at_the_same_moment(tree, model_folder, tmp_path):
         thread.join()
     assert not errors
     assert len({job.pseudonyms.key for job in jobs}) == 1
+
+
+def test_a_job_joins_the_batch_though_its_machine_has_another_backend(tree, model_folder, tmp_path, monkeypatch):
+    """`auto` and the precision depend on the machine; the one that submits need not be like those that work."""
+    spec = JobSpec(source=tree, output=tmp_path / "out", model=str(model_folder), backend="auto")
+    begin(spec.entries(), spec.load_for_reading(), spec.output, spec.batch_options)
+    monkeypatch.setattr(JobSpec, "load", lambda self: replace(self.load_for_reading(), computed_by="openvino"))
+    monkeypatch.setattr("glimpseg.batch.on_slurm._log_to_stderr", lambda: None)
+    monkeypatch.setattr(batch, "_segment_all", lambda *given: None)
+    assert ShardTask(spec)(Shard(number=0, of=2)) == DONE
+    with pytest.raises(UsageError, match="backend"):
+        begin(spec.entries(), spec.load(), spec.output, replace(spec, backend="torch").batch_options, resume=True)
 
 
 def test_a_study_whose_folder_stands_is_told_of_and_not_done_again(tree, model_folder, tmp_path, monkeypatch):

@@ -219,6 +219,14 @@ def test_a_tree_without_studies_says_what_was_expected(tmp_path):
 
 
 @pytest.mark.usefixtures("readers_here")
+def test_a_tree_of_dicom_without_mr_images_is_refused(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "text.dcm").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(InputError, match="No study was found"):
+        study_entries(tmp_path)
+
+
+@pytest.mark.usefixtures("readers_here")
 def test_a_brain_mask_for_a_whole_tree_is_refused(visit, model_folder, tmp_path):
     folder, _ = visit
     with pytest.raises(UsageError, match="--brain-mask is of one study"):

@@ -1,4 +1,4 @@
-"""Layers that a processor computes in another form: the same numbers, forward and back."""
+"""Layers in the form for CPUs: the same numbers as torch's layers, forward and backward."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_copy_for_another_runtime_has_the_layers_under_their_names() -> None:
 def test_features_of_absent_modalities_are_zero_whatever_they_were(
     monkeypatch: pytest.MonkeyPatch, copied: bool
 ) -> None:
-    """In a batch whose samples lack different ones; by copying, as on a processor, or voxel by voxel."""
+    """In a batch whose samples lack different modalities; by copying, as on a CPU, or voxel by voxel."""
     monkeypatch.setattr(pyramid, "on_cpu", lambda x: copied)
     available = torch.tensor([[True, False, True, True], [False, True, False, False]])
     features = torch.randn(2, 4, 3, 2, 3, 4)

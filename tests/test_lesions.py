@@ -159,7 +159,7 @@ def test_the_fast_labelling_finds_the_same_lesions(number, monkeypatch):
 def test_at_1_mm_the_reach_is_three_dilations():
     point = box((9, 9, 9), (4, 5), (4, 5), (4, 5))
     dilated = ndimage.binary_dilation(point, ndimage.generate_binary_structure(3, 2), iterations=3)
-    assert np.array_equal(ndimage.binary_dilation(point, module._around(MM)), dilated)
+    assert np.array_equal(ndimage.binary_dilation(point, module._structuring_element(MM)), dilated)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_at_1_mm_the_reach_is_three_dilations():
     [((0.5, 0.5, 5.0), (6, 6, 0)), ((2.0, 2.0, 2.0), (1, 1, 1)), ((3.0, 0.9375, 1.5), (1, 3, 2))],
 )
 def test_on_other_grids_the_reach_is_3_mm_along_each_axis(spacing, reach):
-    assert module._around(spacing).shape == tuple(2 * voxels + 1 for voxels in reach)
+    assert module._structuring_element(spacing).shape == tuple(2 * voxels + 1 for voxels in reach)

@@ -1,4 +1,4 @@
-"""The contract, for every method found: what makes one new file safe."""
+"""Contract tests, run for every method in `methods/`; a new method is tested without new tests."""
 
 import ast
 import os
@@ -31,11 +31,11 @@ from glimpseg.phantom.dataset import as_study
 NAMES = methods.names()
 SEGMENTERS = [name for name in NAMES if issubclass(methods.module(name).METHOD, Segmenter)]
 segmenters = pytest.mark.parametrize("recipe", SEGMENTERS, indirect=True, scope="module")
-"""For what pretraining does not do."""
+"""Methods that segment; a pretraining does not."""
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
 PATCH = [16, 16, 16]
 LONGER = {"mstkdnet": [32, 16, 16]}
-"""Where a crop of 16 voxels a side is a single token, whose attention has nothing to learn."""
+"""Crops of methods for which 16 voxels a side are a single token, where attention has nothing to learn."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -170,7 +170,7 @@ def test_the_loss_falls_on_one_batch(recipe, batch):
 
 
 def one_pass(recipe, batch, again):
-    """Bytes that are kept for the backward pass, the gradients, and all that a checkpoint would hold."""
+    """Return bytes kept for the backward pass, the gradients, and the state that a checkpoint would hold."""
     torch.manual_seed(0)
     learner = methods.build(recipe)
     if again:
@@ -192,7 +192,7 @@ def one_pass(recipe, batch, again):
 
 
 def test_recomputing_keeps_less_and_changes_no_bit(recipe, batch):
-    """Nor do dropout and what norms count of their batches."""
+    """Dropout and the statistics of norms do not change either."""
     whole, gradients, state = one_pass(recipe, batch, again=False)
     less, again, after = one_pass(recipe, batch, again=True)
     assert less < 0.6 * whole
@@ -244,13 +244,13 @@ def test_equations_of_the_page_name_functions_of_the_code(recipe):
 
 
 def sources(method):
-    """The files of a method, the one with its docstring first."""
+    """Return the files of a method, first the one with the method's docstring."""
     place = Path(methods.__path__[0]) / method
     return sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
 
 
 def own_functions(method):
-    """Functions of a method's files by qualified name: `RegionFusion.forward`."""
+    """Yield the functions of a method's files by qualified name, such as `RegionFusion.forward`."""
     for node in chain.from_iterable(ast.parse(path.read_text("utf-8")).body for path in sources(method)):
         for part in node.body if isinstance(node, ast.ClassDef) else [node]:
             if isinstance(part, ast.FunctionDef):
@@ -258,7 +258,7 @@ def own_functions(method):
 
 
 def test_equations_of_the_code_are_those_of_the_page(recipe):
-    """Both ways, for the functions of the method's own files; shared ones serve several pages."""
+    """Checked in both directions for functions of the method's own files; shared functions are on several pages."""
     page = (DOCS / f"{recipe.method}.md").read_text("utf-8")
     rows = re.findall(r"^\|\s*\((\d+)\)\s*\|.*\|\s*`([\w.]+)`\s*\|[^|]*\|$", page, re.MULTILINE)
     functions = dict(own_functions(recipe.method))
@@ -277,13 +277,13 @@ def test_equations_of_the_code_are_those_of_the_page(recipe):
 
 
 def departures(text):
-    """What sources say, by row of the table."""
+    """Return the cells of a Departures table, by row."""
     rows = [line.split("|")[1:-1] for line in text.split("Departures")[1].split("\n## ")[0].splitlines() if "|" in line]
     return [tuple(re.sub(r"[$`\\{}]", "", cell).strip() for cell in row[:3]) for row in rows[2:]]
 
 
 def test_departures_stand_in_the_docstring_as_on_the_page(recipe):
-    """The page may add why."""
+    """The page may have a further column with reasons."""
     source = ast.get_docstring(ast.parse(sources(recipe.method)[0].read_text("utf-8")))
     there, here = departures((DOCS / f"{recipe.method}.md").read_text("utf-8")), departures(source)
     assert here
@@ -329,7 +329,7 @@ def test_a_frozen_module_passes_gradients_to_its_input_alone():
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
-    """A folder with a method of a user's own: a copy of the baseline."""
+    """Folder with a user's own method: a copy of the baseline."""
     shutil.copy(Path(methods.__file__).with_name("unet.py"), tmp_path / "mine.py")
     monkeypatch.setattr(methods, "__path__", list(methods.__path__))
     yield tmp_path

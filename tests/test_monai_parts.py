@@ -1,4 +1,4 @@
-"""The parts written after MONAI's give MONAI's numbers: networks, attention, windows, Gaussian filter."""
+"""Parts written after MONAI give MONAI's numbers: networks, attention, windows, Gaussian filter."""
 
 import warnings
 
@@ -15,7 +15,7 @@ BLOCKS, HEADS = (1, 2, 1), 2
 
 @pytest.fixture(scope="module")
 def monai():
-    """MONAI is imported when its numbers are wanted: that takes seconds, and it warns."""
+    """Import MONAI only when a test needs it: this takes seconds and gives warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import monai.inferers
@@ -26,7 +26,7 @@ def monai():
 
 @pytest.fixture(scope="module")
 def networks(monai):
-    """MONAI's network and ours, each drawn from the same seed."""
+    """Return MONAI's network and ours, each initialised from the same seed."""
     torch.manual_seed(0)
     theirs = monai.networks.nets.SegResNetDS(
         3, 8, 4, 3, norm=("GROUP", {"num_groups": 2}), blocks_down=BLOCKS, dsdepth=HEADS

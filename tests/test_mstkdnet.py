@@ -1,4 +1,4 @@
-"""MST-KDNet against its authors' numbers, and what it does beyond them."""
+"""MST-KDNet: comparison with the authors' numbers, and tests of our changes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ from glimpseg.training import loop
 from glimpseg.training.options import TrainOptions
 
 STEP_GIB = 10
-"""Memory in which one step of the official networks at 64^3 surely fits."""
+"""Memory that is enough for one step of the official networks at 64^3."""
 
 
 def gib_free():
@@ -115,7 +115,7 @@ def randn(seed, *shape):
 
 
 def seen(seed, batch=2, tokens=6):
-    """Something for each part of what a network sees."""
+    """Return a network output with random values in every field."""
     layers = [randn(seed + i, batch, 8, 4, 4, 4) for i in range(3)]
     scales = [randn(seed + 10 + i, batch, 2 + i, 3, 3, 3) for i in range(4)]
     attentions = [randn(seed + 20 + i, batch, 2, tokens, tokens).softmax(-1) for i in range(4)]
@@ -123,7 +123,7 @@ def seen(seed, batch=2, tokens=6):
 
 
 def one_of(whole, place):
-    """A single sample."""
+    """Return one sample of an output."""
     parts = [value[place : place + 1] for value in whole[:4]]
     return NetworkOutput(*parts, *([value[place : place + 1] for value in values] for values in whole[4:]))
 
@@ -168,7 +168,7 @@ def test_what_is_alike_is_at_no_distance(distance):
 
 
 def attention_pass(at_once, monkeypatch, tokens=24):
-    """The distance, its gradients, and how many bytes are kept for them beside the attentions."""
+    """Return the distance, its gradients, and the bytes kept for them besides the attentions."""
     monkeypatch.setattr(objective, "ENTRIES_AT_ONCE", at_once)
     teacher, student = (needing_gradients(seen(seed, tokens=tokens)) for seed in (0, 100))
     given = [*teacher.attentions, *student.attentions]
@@ -231,7 +231,7 @@ def test_styles_are_weighed_alike_for_crops_of_any_size():
 
 
 def scaled(whole, factor):
-    """Styles of another strength."""
+    """Return outputs whose styles are scaled."""
     return whole._replace(**{part: factor * getattr(whole, part) for part in ("entry", "style", "content")})
 
 
@@ -363,7 +363,7 @@ def test_the_adversary_moves_the_student_and_not_its_judge(learner):
 
 @pytest.mark.numerics
 def test_one_summed_backward_has_the_gradients_of_the_authors_two(learner):
-    """Theirs: the student's term backward with the judge's weights fixed, then the judge's own on detached styles."""
+    """The authors' order: the student's term with the discriminator's weights fixed, then the discriminator's terms."""
     width = learner.config.widths[-1]
     styles = [randn(seed, 2, width, 4, 4, 4) for seed in (0, 1)]
 
@@ -541,7 +541,7 @@ def test_the_run_says_how_many_studies_teach(archive, tmp_path):
 
 @pytest.fixture(scope="module")
 def authors():
-    """The authors' three state dicts, of few channels, with what their networks hold beside."""
+    """Return the authors' three state dicts, with few channels, and with the unused tensors of their networks."""
     narrow = {"width": 8, "token_width": 12, "mlp_width": 8, "scale_width": 2, "style_width": 2}
     config = replace(mstkdnet.OFFICIAL, **narrow, crop=(64, 64, 64))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Priors: where they come from, that they know no more than they may, and that they move with the image."""
+"""Priors: how they are made, that no reference leaks into them, and that they are cropped with the image."""
 
 import json
 import logging
@@ -62,7 +62,7 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def cases(archive, tmp_path_factory):
-    """Four prepared studies and their folder."""
+    """Return four prepared studies and their folder."""
     folder = tmp_path_factory.mktemp("cases")
     return prepare_studies(find_studies(archive), small_recipe("smml"), folder), folder
 
@@ -232,7 +232,7 @@ def test_a_synthetic_prior_is_named_in_every_output(archive, tmp_path, caplog):
 
 
 def tiny(transformers, side=64, seed=0):
-    """A random SAM of 94 thousand weights."""
+    """Return a SAM of 94 thousand random weights."""
     vision = transformers.SamVisionConfig(
         hidden_size=32, output_channels=32, num_hidden_layers=2, num_attention_heads=2, image_size=side, patch_size=16,
         window_size=2, global_attn_indexes=[1], num_pos_feats=16, mlp_dim=64,
@@ -254,7 +254,7 @@ def tiny(transformers, side=64, seed=0):
 
 @pytest.fixture(scope="module")
 def folder(transformers, tmp_path_factory):
-    """In Hugging Face's layout."""
+    """Folder of weights in Hugging Face's layout."""
     place = tmp_path_factory.mktemp("sam")
     tiny(transformers).save_pretrained(place)
     return place
@@ -265,12 +265,12 @@ ORIGINAL = (
     ("layer_norm2.", "norm2."), ("patch_embed.projection.", "patch_embed.proj."),
     ("neck.conv1.", "neck.0."), ("neck.norm1.", "neck.1."), ("neck.conv2.", "neck.2."), ("neck.norm2.", "neck.3."),
 )  # fmt: skip
-"""transformers' names, replaced in this order, become the original's."""
+"""Replacements, in this order, that turn transformers' names into the original ones."""
 
 
 @pytest.fixture(scope="module")
 def original(transformers, tmp_path_factory):
-    """The same weights as the original code names them."""
+    """File with the same weights under the original names."""
     weights = {"pixel_mean": torch.zeros(3, 1, 1), "prompt_encoder.no_mask_embed.weight": torch.zeros(1, 32)}
     for name, value in tiny(transformers).vision_encoder.state_dict().items():
         own = f"vision_encoder.{name}"
@@ -283,7 +283,7 @@ def original(transformers, tmp_path_factory):
 
 
 def test_folder_and_original_file_are_the_same_encoder(transformers, folder, original):
-    """And equal to the whole model that the weights were saved from."""
+    """They are also equal to the model that the weights were saved from."""
     pictures = np.random.default_rng(0).random((3, 64, 64), np.float32)
     found = [sam.Encoder(Prior(kind="sam", weights=str(path), side=64), CPU).features(pictures)
              for path in (folder, original)]  # fmt: skip
@@ -383,7 +383,7 @@ SMALL_SAM = {"kind": "sam", "side": 64, "folds": 2, "steps": 3}
 
 @pytest.fixture(scope="module")
 def crossfitted(transformers, cases, folder, tmp_path_factory):
-    """Cases, settings, and the priors that SAM's features gave them."""
+    """Return cases, settings, folder, and the cases' priors from SAM."""
     place = tmp_path_factory.mktemp("crossfitted")
     settings = Prior(weights=str(folder), **SMALL_SAM)
     return cases[0], settings, place, make_priors(cases[0], settings, LABELS, 3.0, place, CPU)
@@ -427,7 +427,7 @@ def test_crossfitted_priors_are_found_again_and_named_by_what_made_them(crossfit
 
 
 def priors_names(cases, settings):
-    """Under which names they would be kept."""
+    """Return the file names of the priors."""
     return tuple(path.name for path in crossfit.prior_paths(cases, settings, LABELS, cases[0].parent)[0])
 
 
@@ -452,7 +452,7 @@ def test_what_was_made_before_a_kill_is_not_made_again(crossfitted, monkeypatch,
 
 
 class Answer(decoder.Features):
-    """Features that hold the answer, one channel for each label."""
+    """Features that contain the labels, one channel for each label."""
 
     def __init__(self, truth):
         self.truth, self.shape = truth, truth.shape
@@ -469,7 +469,7 @@ class Answer(decoder.Features):
 
 @pytest.mark.slow
 def test_a_decoder_finds_in_another_and_longer_study_what_its_features_show():
-    """It learns nothing in fewer steps. Decoders that have learned little are trained and used by the tests above."""
+    """Fewer steps are not enough to learn. The tests above use decoders of few steps."""
     shown = [Answer(np.pad(reference(), ((0, 0), (0, 0), (more, 0)))) for more in (0, 20)]
     made = decoder.train_decoder(shown, 4, LABELS, steps=80, seed=0, device=CPU)
     truth = np.pad(np.roll(reference(), 3, axis=0), ((0, 0), (0, 0), (30, 0)))
@@ -496,7 +496,7 @@ def test_a_study_without_brain_in_any_slice_has_an_empty_prior():
 
 
 def test_two_processes_share_what_one_of_them_makes(crossfitted, tmp_path):
-    """Both begin with an empty folder; neither loses its features to the other."""
+    """Both start with an empty folder; neither deletes the other's features."""
     cases, settings, _, found = crossfitted
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: make_priors(cases, settings, LABELS, 3.0, tmp_path, CPU), range(2)))
@@ -526,7 +526,7 @@ def test_ranks_do_not_wait_for_priors(cases, folder, tmp_path, monkeypatch):
 
 
 def interrupted_after(save):
-    """Saving that ends in Ctrl-C."""
+    """Replacement for saving that raises KeyboardInterrupt."""
 
     def saved(*arguments, **options):
         save(*arguments, **options)
@@ -538,7 +538,7 @@ def interrupted_after(save):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["folder", "original"])
 def test_sam_goes_the_whole_way(transformers, archive, folder, original, tmp_path, monkeypatch, layout):
-    """Prepare on the command line, train from that cache, stop, resume, use without any of it."""
+    """Prepare on the command line, train from that cache, stop, resume, then segment without prior and cache."""
     weights = folder if layout == "folder" else original
     changes = [f"--set=data.prior.{name}={value}" for name, value in (SMALL_SAM | {"weights": weights}).items()]
     changes += ["--set=config.refinement=1", "--set=config.agreement=1"]

@@ -1,4 +1,4 @@
-"""RFNet and mmFormer beyond the contract: what the mends do, what truly incomplete studies teach, what is shared."""
+"""RFNet and mmFormer: effect of our corrections, training on incomplete studies, shared computation."""
 
 from dataclasses import replace
 
@@ -74,7 +74,7 @@ def test_other_labels_than_the_networks_count_as_background():
 
 
 def test_single_terms_are_those_of_the_samples_that_have_the_modality():
-    """Leaving a pair out is the same as never having had it."""
+    """Leaving a pair of sample and sequence out equals a batch without that pair."""
     torch.manual_seed(0)
     singles = torch.randn(3, 4, 4, 5, 5, 5).softmax(2)
     fused = singles[:, 0]
@@ -141,7 +141,7 @@ def test_encoders_of_absent_sequences_are_not_run_outside_training(name):
     ],
 )
 def test_the_biases_that_are_left_out_were_without_effect(name, switches):
-    """The same weights with and without them: the norms behind them cancel them."""
+    """Same weights with and without these biases: the norms after them cancel them."""
     official, mended = network(name, null_biases=True, **switches).eval(), network(name, **switches).eval()
     for p in official.parameters():
         p.data += 0.3 * torch.randn(p.shape) if p.dim() == 1 else 0
@@ -159,7 +159,7 @@ def test_the_biases_that_are_left_out_were_without_effect(name, switches):
 
 
 def test_as_many_biases_are_left_out_as_the_norms_cancel():
-    """106 of RFNet's and 87 of mmFormer's tensors."""
+    """There are 106 such tensors in RFNet and 87 in mmFormer."""
     for module, kind, count in ((rfnet, rfnet.RFNet, 106), (mmformer, mmformer.MMFormer, 87)):
         with torch.device("meta"):
             official, mended = kind(module.OFFICIAL, LABELS), kind(module.Config(), LABELS)
@@ -167,7 +167,7 @@ def test_as_many_biases_are_left_out_as_the_norms_cancel():
 
 
 def test_the_official_networks_have_the_authors_numbers_of_parameters():
-    """mmFormer's without the 262,656 that no forward pass uses."""
+    """For mmFormer without the 262,656 parameters that no forward pass uses."""
     for kind, config, count in (
         (rfnet.RFNet, rfnet.OFFICIAL, 8_984_960),
         (mmformer.MMFormer, mmformer.OFFICIAL, 36_391_760),
@@ -187,14 +187,14 @@ def test_the_released_warm_up_multiplies_by_nothing_but_keeps_the_gradient():
 
 
 def passing(learner):
-    """Its transformer and its last convolution let everything through, so that the layout shows."""
+    """Return a network whose transformer and last convolution pass their input on, to test the layout."""
     learner.network.inter.forward = lambda tokens, position, keys: tokens
     learner.network.untoken = torch.nn.Identity()
     return learner.network
 
 
 def numbered(n=64, width=16):
-    """Token m, n holds 1000 m + n."""
+    """Return tokens with the value 1000 m + n at token n of modality m."""
     return (1000 * torch.arange(4.0)[:, None] + torch.arange(n))[None, :, :, None].expand(1, 4, n, width)
 
 
@@ -234,7 +234,7 @@ def test_positions_are_their_own_on_their_grid_and_smooth_on_another():
 
 
 def test_five_classes_work():
-    """As in BraTS 2024; the released mmFormer cannot."""
+    """As in BraTS 2024; the released mmFormer cannot do this."""
     for kind, config in SMALL.values():
         torch.manual_seed(0)
         learner = kind(config, (*LABELS, Label.RC)).eval()
@@ -243,7 +243,7 @@ def test_five_classes_work():
 
 
 def test_gates_are_computed_in_fp32_under_autocast():
-    """Shares may be tiny."""
+    """Class shares may be tiny."""
     learner = network("rfnet")
     fusion = learner.joint.fuse[0]
     features = torch.rand(1, 4, 4, 6, 6, 6, generator=torch.Generator().manual_seed(0))

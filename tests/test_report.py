@@ -291,7 +291,7 @@ VALUE = {
 def test_the_table_of_sequence_values_leads_from_no_sequence_to_all():
     [_, found] = evaluation.all_tables(evaluated(scores_of({"dice": {"WT": HALF}}), sequence_value=VALUE)).values()
     assert found.name == "table-sequence-value"
-    assert found.title == "What each sequence is worth (Dice points, 9 cases with all 15 subsets)"
+    assert found.title == "Value of each sequence (Dice points, 9 cases with all 15 subsets)"
     assert found.columns == ["sequence", "WT", "ET"]
     # In the columns of the field's tables: FLAIR, T1, T1c, T2. WT: 12.5 + 40 + 5 + 10 + 20 = 87.5.
     assert texts(found.lines) == [
@@ -306,8 +306,8 @@ def test_the_table_of_sequence_values_leads_from_no_sequence_to_all():
     assert found.rows[2][1] == Cell("+5.0", 5.0, "−1.0 to 10.0", {"low": -1.0, "high": 10.0})
     assert found.small == "95 % interval"
     assert found.note == (
-        "Shapley value: what a sequence adds, averaged over all orders in which the four can be added. Without any "
-        "sequence nothing is found, which is right where there is nothing. Each column adds up"
+        "Shapley value: the gain by a sequence, averaged over all orders in which the four can be added. Without any "
+        "sequence nothing is found; this is right where the region is empty. Each column adds up to its last row"
     )
 
 

@@ -1,4 +1,4 @@
-"""SMML against its authors' numbers, and what its reconstructed losses promise."""
+"""SMML: comparison with the authors' numbers, and properties of the reconstructed losses."""
 
 import itertools
 import json
@@ -93,7 +93,7 @@ def test_a_branch_and_its_refiner_compute_what_the_authors_do(official, stored, 
 
 
 def test_the_official_network_has_the_authors_number_of_parameters():
-    """39,408,836 a branch, less the 262,656 of convolutions that nothing calls."""
+    """39,408,836 parameters for a branch, without the 262,656 of convolutions that are never called."""
     with torch.device("meta"):
         network = smml.SMML(smml.OFFICIAL, LABELS)
     for branch, refiner in zip(network.branches, network.refiners, strict=True):
@@ -146,7 +146,7 @@ def test_subsets_are_of_what_a_study_has(available):
 
 
 def probabilities(*rows):
-    """One sample of so many voxels in a row; each row is the probabilities of a voxel."""
+    """Return one sample with the voxels in a line; each row holds the probabilities of a voxel."""
     return torch.tensor(rows).T[None, :, :, None, None]
 
 
@@ -375,7 +375,7 @@ def test_a_crop_without_tumour_is_finite(learner):
 
 
 def test_one_step_of_both_branches_and_refiners_goes_through():
-    """The authors' two backward passes do not, on one device."""
+    """The authors' two backward passes fail on one device."""
     network = methods.build(refining())
     optimizer = torch.optim.Adam(network.parameter_groups(), 1e-3)
     for step in range(2):
@@ -487,7 +487,7 @@ def test_branches_of_five_classes_are_refused(stored):
 
 @pytest.mark.numerics
 def test_without_relations_and_peers_smml_is_two_mmformers():
-    """What the control of two averaged mmFormers compares with is the same network and objective."""
+    """The control experiment of two averaged mmFormers therefore has the same network and objective."""
     torch.manual_seed(0)
     network = small_recipe("smml").config.network
     two = smml.SMML(smml.Config(network=network, pixel=0, feature=0, refinement=0, agreement=0), LABELS).eval()

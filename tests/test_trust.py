@@ -43,7 +43,8 @@ from glimpseg.results.statistics import Interval
 from glimpseg.segmentation import inference, predict
 from glimpseg.segmentation.inputs import study_entries
 from glimpseg.segmentation.options import InferenceOptions
-from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, estimated_dice, mirrored, uncertainty_of
+from glimpseg.segmentation.passes import mirrored
+from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated, estimated_dice, uncertainty_of
 from glimpseg.study import Study
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume

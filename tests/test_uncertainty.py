@@ -8,6 +8,7 @@ import pytest
 from glimpseg.data.preprocess import Prepared
 from glimpseg.modality import ALL, Modality, parse
 from glimpseg.region import Label, Region
+from glimpseg.segmentation.passes import leave_one_out, mirrored, mirrored_inputs
 from glimpseg.segmentation.uncertainty import (
     DiceEstimate,
     Member,
@@ -15,9 +16,6 @@ from glimpseg.segmentation.uncertainty import (
     Uncertainty,
     calibrated,
     estimated_dice,
-    leave_one_out,
-    mirrored,
-    mirrored_inputs,
     region_tree,
     uncertainty_of,
 )

@@ -1,4 +1,4 @@
-"""The baseline: its regions, labels, targets and losses, worked out by hand, and what it sees of a modality."""
+"""Baseline: regions, labels, targets and losses, computed by hand, and its input channels."""
 
 import math
 import re
@@ -35,7 +35,7 @@ def network(labels=EVERYTHING, **changes):
 
 
 def decoded(labels, *voxels):
-    """Labels of voxels, each given by the probabilities of the network's regions in order."""
+    """Return the labels of voxels, given the probabilities of the network's regions in order."""
     probabilities = torch.tensor(voxels).T[None, :, None, None]  # b k x y z
     return network(labels).decode(probabilities).flatten().tolist()
 
@@ -141,7 +141,7 @@ def test_labels_survive_being_made_into_regions_and_back():
 
 
 def taught(heads, target, available=None, labels=(Label.ET,), **config):
-    """Loss terms of a network whose heads gave these logits, and which modalities it was shown."""
+    """Return the loss terms of a network with these logits, and the modalities that it saw."""
     learner = network(labels, **config)
     seen = []
     learner.logits = lambda *arguments: seen.extend(arguments) or heads
@@ -153,13 +153,13 @@ def taught(heads, target, available=None, labels=(Label.ET,), **config):
 
 
 def heads_of(*logits):
-    """One constant map for each, at half the resolution of the one before."""
+    """Return one constant map for each value, each at half the resolution of the previous one."""
     return [torch.full((1, 1, *[8 >> level] * 3), float(logit)) for level, logit in enumerate(logits)]
 
 
 ALL_ET = torch.full((1, 8, 8, 8), int(Label.ET))
 HALF, THREE_QUARTERS, QUARTER = 0.0, math.log(3), -math.log(3)
-"""Logits of these probabilities."""
+"""Return the logits of these probabilities."""
 
 
 def costs(p):
@@ -243,7 +243,7 @@ def test_without_a_reference_nothing_can_be_taught():
 
 
 class Echo(nn.Module):
-    """Gives what it is shown as the map of its only head."""
+    """Network that returns its input as the map of its only head."""
 
     def forward(self, image):
         return [image]
@@ -268,7 +268,7 @@ def test_half_precision_stays_half_precision_until_the_probabilities():
 
 
 def test_a_silent_sequence_is_not_an_absent_one():
-    """The network is told what is present; group norms keep it."""
+    """The presence channels reach the network; group norms do not remove them."""
     torch.manual_seed(1)
     network = methods.build(small_recipe()).eval()
     silent = torch.randn(1, 4, 16, 16, 16)
@@ -346,7 +346,7 @@ def test_a_width_that_groups_do_not_divide_is_refused():
 
 
 def test_the_defaults_are_the_papers():
-    """SegResNet begins with 32 channels. nnU-Net adds Dice to cross-entropy and halves each coarser head."""
+    """SegResNet has 32 channels at first. nnU-Net adds Dice and cross-entropy, and halves each coarser head."""
     config = Config()
     assert (config.width, config.head_weight, config.dice, config.cross_entropy) == (32, 0.5, 1, 1)
     assert config.blocks[:4] == (1, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""Pretraining: views, objective, resuming, and what is carried over."""
+"""Pretraining: views, objective, resuming, and transferred weights."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A finished run on studies without references, one of which lacks sequences."""
+    """Finished run on studies without references; one study lacks sequences."""
     place = tmp_path_factory.mktemp("pretrained")
     write_head(place / "data", "S0", 0, reference=False)
     write_head(place / "data", "S1", 1, (Modality.T1C, Modality.FLAIR), reference=False)
@@ -113,7 +113,7 @@ def test_every_number_of_the_networks_is_the_authors(numbers, family, count):
 # Views
 
 STILL = Intensities(noise_sd=0, blur=0, gain=0, shift=0, contrast=0, gamma=0)
-"""Intensities as they are."""
+"""Settings without intensity changes."""
 
 
 def test_rows_of_both_views_are_one_place_of_the_patient(case):
@@ -186,7 +186,7 @@ def test_a_study_that_shows_nothing_is_named(case, monkeypatch):
     "preparation", [Preprocess(spacing_mm=3), replace(RFNET, spacing_mm=3)], ids=["zero", "shifted"]
 )
 def test_air_is_never_drawn_also_around_a_study_smaller_than_the_crop(preparation):
-    """Also where air is not 0, but as dark as the scanner left it."""
+    """Also where the value of air is not 0."""
     case = PhantomStream(Stream(), preparation).case(0, 0)
     side = max(case.shape) // 8 * 8 + 16
     pair = views.view_pair(case, (side,) * 3, Config(block=8, voxels=256), np.random.default_rng(0))
@@ -204,7 +204,7 @@ def test_a_crop_of_two_blocks_a_side_shows_something_whatever_is_drawn(tmp_path)
 
 @pytest.mark.numerics
 def test_changes_are_in_units_of_the_crops_range():
-    """An image of z-scores and one of bytes change alike."""
+    """An image of z-scores and one of bytes change in the same way."""
     rng = np.random.default_rng(0)
     image = rng.random((4, 8, 8, 8), dtype=np.float32)
     change = random_change(Intensities(), image.shape, rng)
@@ -287,7 +287,7 @@ def test_the_decay_that_rises_leaves_alone_what_does_not_decay():
 
 @pytest.mark.parametrize("backbone", SEGMENTERS)
 def test_every_methods_network_can_be_pretrained(backbone):
-    """Everything that is trained gets a gradient, also where a study has one sequence alone."""
+    """Every trained parameter gets a gradient, also from a study with a single sequence."""
     crop = {"data.sampling.patch": [48, 48, 32] if backbone == "mstkdnet" else [16, 16, 16]}
     recipe = methods.find_recipe("voxmmsd/phantom", {**SMALL, **crop}, f"{backbone}/phantom")
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def test_a_run_that_failed_midway_resumes_to_the_same_student_teacher_and_centre
 
 
 def test_references_are_never_read(tmp_path):
-    """Not even broken ones, or of several conventions."""
+    """Neither broken references, nor references of several conventions."""
     for seed, number in ((0, 3), (1, 9)):
         place = write_head(tmp_path / "data", f"S{seed}", seed)
         (place / f"S{seed}-seg.nii.gz").write_bytes(b"no image" * number)
@@ -408,7 +408,7 @@ def test_the_cache_that_prepare_fills_is_pretrainings(archive, tmp_path):
 @needs_loopback
 @pytest.mark.slow
 def test_two_ranks_pretrain_as_one_does_that_accumulates(pretrained, tmp_path):
-    """The centre, too: it is of all ranks' and passes' rows."""
+    """The centre, too, comes from the rows of all ranks and passes."""
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(methods.as_tree(pretraining(optim__steps=3))))
     script = tmp_path / "go.py"
     script.write_text("import torch; torch.set_num_threads(1); from glimpseg.cli import main; main()")
@@ -481,7 +481,7 @@ def test_nothing_that_fits_is_an_error_before_anything_is_written(pretrained, ar
 
 
 def test_both_branches_begin_with_what_one_network_learned():
-    """Copies of a role share its weights."""
+    """Copies with the same role get the same weights."""
     recipe = methods.find_recipe("voxmmsd/phantom", backbone="mmformer/phantom")
     found = StoredModel(methods.build(recipe).kept, recipe, {}, Path())
     network = methods.build(methods.find_recipe("smml/phantom"))

@@ -1,4 +1,4 @@
-"""Mutation tests of the modules that turn numbers into a claim: which small faults do the fast tests not see?
+"""Mutation tests: which small faults in the numeric modules do the fast tests not notice?
 
     python tools/mutants.py [MODULE ...] [--tests NAME,NAME] [--jobs 2] [--survivors]
 
@@ -6,8 +6,8 @@ mutmut changes one operator, number, word or argument at a time. A mutant is kil
 module has its own short list of test files in MODULES. A table goes to the terminal. The differences that no test saw
 are in `.mutants/MODULE/survivors.diff`; with one module, or with `--survivors`, they are printed too.
 
-mutmut changes bodies of functions only: constants at the level of a module need tests of their own. It leaves out
-functions with a decorator; so that they count, a property is written as `name = property(name)` behind its function.
+mutmut changes bodies of functions only: constants of a module need tests of their own. It leaves out functions with a
+decorator, so this script writes a property as `name = property(name)` behind its function.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Module:
-    """A source file and the test files that have to see its faults."""
+    """Source file, and the test files that must notice its faults."""
 
     path: str
     tests: tuple[str, ...]
@@ -79,8 +79,8 @@ NO_FAULTS = {
     "lines end alike on every platform that the tests run on": re.compile(r"newline=(\"\"|None)"),
     "the words of an assertion of our own": re.compile(r"(?<=, )f?\"[^\"]*\"$"),
 }
-"""Changes that no test of behaviour can see, and why. A mutant is left out if its old and new lines are equal without
-what the pattern matches. The last pattern counts in lines with `assert` alone."""
+"""Changes that no test of behaviour can notice, with the reason. A mutant is left out if its old and new lines are
+equal without what the pattern matches. The last pattern counts in lines with `assert` alone."""
 
 
 def main() -> int:
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def _load_libraries() -> None:
-    """Import what takes seconds once, before the processes of the modules are forked. One thread: OpenMP's threads do
+    """Import slow libraries once, before the processes of the modules are forked. One thread: OpenMP's threads do
     not survive a fork. Run-time type checks are off: a mutant must be killed by a test's expected value."""
     os.environ |= {"OMP_NUM_THREADS": "1", "GLIMPSEG_TEST_THREADS": "1", "GLIMPSEG_TYPECHECK": "0"}
     import jaxtyping
@@ -174,7 +174,7 @@ def _mutate(module: Module, tests: tuple[str, ...], folder: Path, jobs: int) -> 
 
 
 def _undecorated(source: str) -> str:
-    """The same code with `name = decorator(name)` behind each function in place of a decorator before it."""
+    """Source with `name = decorator(name)` behind each function in place of a decorator before it."""
     lines = source.split("\n")
     tree = ast.parse(source)
     bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
@@ -241,7 +241,7 @@ def _is_no_fault(difference: list[str]) -> bool:
 
 
 def _without(pattern: re.Pattern[str], text: str) -> str:
-    """The text without what the pattern matches, and without the comma that an argument leaves."""
+    """Text without what the pattern matches, and without the comma that an argument leaves."""
     text = re.sub(r",\s*(?=,|\))", "", pattern.sub("", text))
     return re.sub(r"\(\s*,\s*", "(", text)
 

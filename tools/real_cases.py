@@ -1,13 +1,13 @@
-"""Dice and HD95 of a model on labelled real cases, from every subset that their sequences allow, and the log of looks.
+"""Score a model on labelled real cases, from every subset of their sequences, and log the scores.
 
-    python tools/real_cases.py MODEL --cases FOLDER -o OUT [--log looks.csv --candidate NAME] [--previews]
+    python tools/real_cases.py MODEL --cases FOLDER -o OUT [--log real_log.csv --candidate NAME] [--previews]
 
 MODEL is a model or run folder, or `box`. Each case is a folder below FOLDER with images that glimpseg finds by name.
-What it cannot find out by itself (which file is the reference, what its numbers mean, a brain mask, where images are
-real) stands in `CASES`, or in a JSON file of the same form (`--manifest`). Images are taken as registered and stripped.
+`CASES`, or a JSON file of the same form (`--manifest`), says the rest: the file with the reference, the meaning of its
+numbers, a brain mask, a mask of the scanned region. Images must be registered and skull-stripped.
 
-Settings are to be chosen on phantoms of held-out settings, not on real cases. So each look is written down: `--log`
-names a CSV that grows by the date, the candidate and every number that was seen.
+Settings are chosen on held-out phantoms, not on real cases. So every score on a real case is logged: `--log` names a
+CSV that grows by the date, the candidate and all scores.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from glimpseg.study import Study
 from glimpseg.volume import Volume, resample
 
 RESULTS = "real_cases.csv"
-"""Also the mark of a folder that may be overwritten."""
+"""File of the scores. Its presence marks a folder that may be overwritten."""
 METRICS = ("dice", "hd95")
 RELIABLE = 0.5
-"""A mask is read as what is above this share."""
+"""Threshold of a mask: voxels above it are inside."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What has to be known of a case besides its images. File names lie in its folder."""
+    """Case, apart from its images. Files are in the case's folder."""
 
     labels: str
-    """What the reference's numbers mean, as `--labels` of `evaluate` takes it."""
+    """Label convention of the reference, as `--labels` of `evaluate` takes it."""
     reference: str = "seg.nii.gz"
     brain: str | None = None
-    """A brain mask, where the background is not constant."""
+    """Brain mask, if the background is not constant."""
     covered: str | None = None
-    """A mask of where images are real: scored is what lies inside."""
+    """Mask of the scanned region: only what lies inside is scored."""
     truth: str = "expert"
-    """Who drew the reference."""
+    """Author of the reference."""
 
 
 CASES = {
@@ -72,8 +72,8 @@ CASES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """One line: what was seen of one region of one case from one subset."""
+class LogEntry:
+    """Line of the log: scores of one region of one case from one subset."""
 
     date: str
     candidate: str
@@ -90,29 +90,29 @@ class Look:
 
 
 def main() -> int:
-    """Scores the cases, prints a table, writes the results and the log."""
+    """Score the cases, print a table, write the results and the log."""
     arguments = _arguments()
     known = _manifest(arguments.manifest) if arguments.manifest else CASES
     model = load(arguments.model, "cpu")
     candidate = arguments.candidate or model.name
-    looks: list[Look] = []
+    entries: list[LogEntry] = []
     with atomic_folder(arguments.output, overwrite=arguments.overwrite, mark=RESULTS) as place:
         for study, case in studies_of(arguments.cases, known):
             begun, scored = time.perf_counter(), list(scores(study, case, model))
             for found, lines in scored:
-                looks += [replace(line, candidate=candidate) for line in lines]
+                entries += [replace(line, candidate=candidate) for line in lines]
                 if arguments.previews:
                     draw(study, found, lines, place / "previews" / f"{study.id}-{found.subset.key}.png")
             print(f"{study.id}: {len(scored)} subsets, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
-        (place / RESULTS).write_text(as_csv(looks), "utf-8")
+        (place / RESULTS).write_text(as_csv(entries), "utf-8")
     if arguments.log:
-        write_text(arguments.log, as_csv([*read_looks(arguments.log), *looks]))
-    print(table(looks))
+        write_text(arguments.log, as_csv([*read_log(arguments.log), *entries]))
+    print(table(entries))
     return 0
 
 
 def studies_of(folder: Path, known: dict[str, Case]) -> Iterator[tuple[Study, Case]]:
-    """The cases of a folder that are known, with their references and masks. Raises: InputError if there is none."""
+    """Known cases of a folder, with their references and masks. Raises: InputError if there is none."""
     studies = [study for study in find_studies(folder, references="ignored") if study.id in known]
     if not studies:
         raise InputError(f"{folder} holds none of the cases {', '.join(known)}. Describe yours with --manifest.")
@@ -126,8 +126,8 @@ def studies_of(folder: Path, known: dict[str, Case]) -> Iterator[tuple[Study, Ca
         yield replace(study, reference=reference, brain=brain), case
 
 
-def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction, list[Look]]]:
-    """What the model finds from each subset, and how good it is, on the case's own grid."""
+def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction, list[LogEntry]]]:
+    """Predictions from each subset and their scores, on the native grid of the case."""
     prepared = prepare(study, model.recipe.data.preprocess)
     reference = Reference(prepared, model.network.regions, METRICS)
     names = {region.name for region in model.network.regions}
@@ -138,7 +138,7 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction,
         yield (
             kept,
             [
-                Look(
+                LogEntry(
                     date=f"{datetime.now(UTC):%Y-%m-%d}",
                     candidate="",
                     weights=weights,
@@ -157,8 +157,8 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction,
         )
 
 
-def draw(study: Study, found: Prediction, lines: Sequence[Look], path: Path) -> None:
-    """Three planes of each sequence that was used, the reference dashed, Dice above."""
+def draw(study: Study, found: Prediction, lines: Sequence[LogEntry], path: Path) -> None:
+    """Draw three planes of each used sequence, with the reference dashed and the Dice above."""
     grid = found.labels.grid
     images = {m: resample(volume_of(study.images[m], m.title), grid) for m in Modality if m in found.subset}
     title = f"{study.id}   {found.subset.title}   " + "  ".join(f"{one.region} {100 * one.dice:.0f}" for one in lines)
@@ -167,39 +167,39 @@ def draw(study: Study, found: Prediction, lines: Sequence[Look], path: Path) -> 
     preview(images, found.labels, study.reference, title).savefig(path, dpi=80)
 
 
-def table(looks: Sequence[Look]) -> str:
-    """Dice in % and HD95 in mm as text, a line for each case and subset; `-` where the reference lacks the region."""
-    regions = list(dict.fromkeys(look.region for look in looks))
+def table(entries: Sequence[LogEntry]) -> str:
+    """Table of Dice in % and HD95 in mm: a line for each case and subset, `-` where the reference lacks the region."""
+    regions = list(dict.fromkeys(entry.region for entry in entries))
     lines = [f"{'case':24}{'sequences':18}" + "".join(f"{r:>7}" for r in regions) + "".join(f"{r:>9}" for r in regions)]
-    rows: dict[tuple[str, str], dict[str, Look]] = {}
-    for look in looks:
-        rows.setdefault((look.case, look.sequences), {})[look.region] = look
+    rows: dict[tuple[str, str], dict[str, LogEntry]] = {}
+    for entry in entries:
+        rows.setdefault((entry.case, entry.sequences), {})[entry.region] = entry
     for (case, sequences), found in rows.items():
         shown = [found[region] for region in regions]
-        dice = "".join(f"{100 * look.dice:7.1f}" if look.reference_ml else f"{'-':>7}" for look in shown)
-        lines.append(f"{case:24}{parse(sequences).key:18}{dice}" + "".join(f"{look.hd95_mm:9.1f}" for look in shown))
+        dice = "".join(f"{100 * entry.dice:7.1f}" if entry.reference_ml else f"{'-':>7}" for entry in shown)
+        lines.append(f"{case:24}{parse(sequences).key:18}{dice}" + "".join(f"{entry.hd95_mm:9.1f}" for entry in shown))
     return "\n".join(lines)
 
 
-def as_csv(looks: Sequence[Look]) -> str:
-    """Lines of looks with a head."""
+def as_csv(entries: Sequence[LogEntry]) -> str:
+    """CSV text of entries, with a header line."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Look)], lineterminator="\n")
+    writer = csv.DictWriter(file, [field.name for field in fields(LogEntry)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, looks))
+    writer.writerows(map(asdict, entries))
     return file.getvalue()
 
 
-def read_looks(path: Path) -> list[Look]:
-    """Those of a log; none where there is no file yet. Raises: InputError for a file that is no log of looks."""
+def read_log(path: Path) -> list[LogEntry]:
+    """Entries of a log; none if there is no file yet. Raises: InputError if the file is no such log."""
     if not path.exists():
         return []
     numbers = ("dice", "hd95_mm", "predicted_ml", "reference_ml")
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [Look(**{**row, **{name: float(row[name]) for name in numbers}}) for row in csv.DictReader(file)]
+            return [LogEntry(**{**row, **{name: float(row[name]) for name in numbers}}) for row in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no log of looks ({error}). Name another file with --log.") from error
+        raise InputError(f"{path} is no log of real-case scores ({error}). Name another file with --log.") from error
 
 
 def _covered(study: Study, case: Case, prepared: Prepared) -> np.ndarray:

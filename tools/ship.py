@@ -1,10 +1,10 @@
-"""Puts a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
+"""Put a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
 
-    python tools/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOOKS]
+    python tools/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOG]
 
 MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
 `calibrate` made; `--begun` names the runs whose models its training began with, first to last; EVALUATION is of the
-phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOOKS is the log of looks at real cases.
+phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOG is the log that `real_cases.py` wrote.
 Numbers of MODEL_CARD.md come from these files; what is not given is said to be missing. Nothing is written if the
 weights exceed 24 MB, or a weight does not fit fp16.
 """
@@ -41,50 +41,50 @@ from glimpseg.results.scores import METRICS, POSTPROCESSED
 from glimpseg.results.tables import MISSING, Cell, Table, dot_titles, dots
 from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.segmentation.predict import segment_study
-from real_cases import Look, read_looks
+from real_cases import LogEntry, read_log
 
 CARD = "MODEL_CARD.md"
 LIMIT_MB = 24.0
-"""Of the weights: a wheel that one mails and keeps."""
+"""Largest size of the weights, so that the wheel stays small."""
 SEED = 900_200
-"""Of the phantom on which fp16 is compared with fp32."""
+"""Seed of the phantom on which fp16 is compared with fp32."""
 LOG_LINES = 12
 DIGEST = 12
-"""Characters of a digest that a person compares."""
+"""Number of characters of a digest that are shown."""
 
 
 def main() -> int:
-    """Ships the model and prints what it came to."""
+    """Ship the model and print a summary."""
     arguments = _arguments()
     found = stored_model(arguments.model)
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
-    looks = read_looks(arguments.real) if arguments.real else []
+    entries = read_log(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
     begun = [in_words(*both) for both in zip(before, arguments.begun, strict=True)]
     scored = scored_phantoms(arguments.phantoms, evaluation, [*before, found]) if evaluation else ""
-    if arguments.real and not looks:
-        raise InputError(f"{arguments.real} holds no look. Make it with tools/real_cases.py --log.")
+    if arguments.real and not entries:
+        raise InputError(f"{arguments.real} holds no entry. Make it with tools/real_cases.py --log.")
     journal = metrics_of(arguments.run or arguments.model)
     with tempfile.TemporaryDirectory() as temporary:
         save_halved(found, Path(temporary) / BOX)
         half = load_model(Path(temporary) / BOX)
         size = (half.path / WEIGHTS).stat().st_size / 1e6
-    refuse_other_weights(found, evaluation, looks)
+    refuse_other_weights(found, evaluation, entries)
     if size > LIMIT_MB:
         raise ModelError(
             f"The weights come to {size:.1f} MB, and {LIMIT_MB:g} MB is the limit. Train a smaller network."
         )
     comparison = list(compared(load_model(found.path), half, arguments.spacing))
     print("\n".join(comparison))
-    text = card(found, half, size, comparison, journal, begun, evaluation, scored, looks)
+    text = card(found, half, size, comparison, journal, begun, evaluation, scored, entries)
     save_halved(found, arguments.target, {CARD: text})
     shipped = load_model(arguments.target)
     print(f"{shipped.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
     return 0
 
 
-def refuse_other_weights(found: StoredModel, evaluation: Evaluation | None, looks: Sequence[Look]) -> None:
-    """Raises InputError for numbers that are of other weights than those that are shipped."""
+def refuse_other_weights(found: StoredModel, evaluation: Evaluation | None, entries: Sequence[LogEntry]) -> None:
+    """Raise InputError if scores belong to other weights than the shipped ones."""
     digest = trained_digest(found.provenance)
     if evaluation is not None:
         model = evaluation.record["model"]
@@ -93,12 +93,12 @@ def refuse_other_weights(found: StoredModel, evaluation: Evaluation | None, look
             raise InputError(
                 f"{evaluation.folder} is of the weights {of[:8]}, not of {digest[:8]}. Evaluate this model."
             )
-    if looks and digest not in {look.weights for look in looks}:
-        raise InputError(f"The log of looks has none at the weights {digest[:8]}. Run tools/real_cases.py with them.")
+    if entries and digest not in {entry.weights for entry in entries}:
+        raise InputError(f"The log has no entry of the weights {digest[:8]}. Run tools/real_cases.py with them.")
 
 
 def compared(full: Model, half: Model, spacing_mm: float) -> Iterator[str]:
-    """How many labels of a phantom change when the weights are rounded to fp16, in words."""
+    """Sentence about the labels of a phantom that change when the weights are rounded to fp16."""
     study = as_study(generate(SEED, Settings.at_spacing(spacing_mm)))
     for subset in (ALL, Modality.FLAIR):
         one, other = (
@@ -114,7 +114,7 @@ def compared(full: Model, half: Model, spacing_mm: float) -> Iterator[str]:
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The records of a run, the last of each step; none if there are none."""
+    """Log records of a run, the last of each step."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -137,15 +137,15 @@ def card(
     begun: Sequence[str],
     evaluation: Evaluation | None,
     scored: str,
-    looks: Sequence[Look],
+    entries: Sequence[LogEntry],
 ) -> str:
-    """The text of MODEL_CARD.md."""
+    """Text of MODEL_CARD.md."""
     place = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(place), undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     told, digest = half.expectations, trained_digest(found.provenance)
-    ours = [look for look in looks if look.weights == digest]
+    ours = [entry for entry in entries if entry.weights == digest]
     return environment.get_template("model_card.md.j2").render(
         model=half,
         found=found,
@@ -165,15 +165,15 @@ def card(
         expectations=told,
         calibration=markdown(calibration_table(told, half)) if told else "",
         real=markdown(real_table(ours)) if ours else "",
-        means=markdown(means_table(ours)) if len({look.case for look in ours}) > 1 else "",
-        looks=markdown(looks_table(looks, digest)) if looks else "",
+        means=markdown(means_table(ours)) if len({entry.case for entry in ours}) > 1 else "",
+        entries=markdown(entries_table(entries, digest)) if entries else "",
         comparison=comparison,
         log=markdown(log_table(journal)) if journal else "Not given.",
     )
 
 
 def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
-    """The models that its training began with, one after the other: those of `runs`, first to last.
+    """Models that the training began with, first to last.
 
     Raises: InputError if a run is missing, or is not what the next one began with.
     """
@@ -191,7 +191,7 @@ def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
 
 
 def in_words(before: StoredModel, run: Path) -> str:
-    """An earlier training in words."""
+    """Sentence about an earlier training."""
     record, stream = before.provenance, before.recipe.data.stream
     seeds = f"{phantoms_seen(before)} phantoms from seed {stream.first_seed}; " if stream else ""
     return (
@@ -201,7 +201,7 @@ def in_words(before: StoredModel, run: Path) -> str:
 
 
 def recipe_name(found: StoredModel) -> str:
-    """The recipe it is nearest to, and the fields that differ."""
+    """Name of the nearest recipe, and the fields that differ."""
     own = dict(flat(methods.as_tree(found.recipe)))
     known = {
         f"{found.recipe.method}/{name}": dict(flat(methods.as_tree(recipe)))
@@ -217,7 +217,7 @@ def recipe_name(found: StoredModel) -> str:
 
 
 def flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The leaves of a tree of mappings by their dotted names."""
+    """Leaves of nested mappings by their dotted names."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
@@ -226,7 +226,7 @@ def flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def cost(journal: Sequence[Mapping[str, Any]], found: StoredModel) -> str:
-    """Hours that the steps took, from the log."""
+    """Hours of all steps, from the log."""
     if not journal:
         return "not recorded: no log was given"
     steps = [0, *(record["step"] for record in journal)]
@@ -239,7 +239,7 @@ def cost(journal: Sequence[Mapping[str, Any]], found: StoredModel) -> str:
 
 
 def phantoms_seen(found: StoredModel) -> int:
-    """How many phantoms the steps so far have cut crops from."""
+    """Number of phantoms that the steps so far have used."""
     stream = found.recipe.data.stream
     if stream is None:
         return 0
@@ -248,7 +248,7 @@ def phantoms_seen(found: StoredModel) -> int:
 
 
 def stream_settings(found: StoredModel) -> Iterator[tuple[str, str]]:
-    """What the phantoms were drawn from, name and value."""
+    """Settings of the training phantoms, by name."""
     stream = found.recipe.data.stream
     if stream is None:
         return
@@ -262,8 +262,8 @@ def written_value(value: object) -> str:
 
 
 def scored_phantoms(folder: Path | None, evaluation: Evaluation, models: Sequence[StoredModel]) -> str:
-    """Of what the evaluation is, in words, from the phantoms' own record. `models` are those that were trained one
-    after the other, the last the one that was evaluated.
+    """Sentence about the evaluated phantoms, from their record. `models` were trained one after the other; the last
+    one was evaluated.
 
     Raises: InputError if the folder holds other studies than were scored, or one that was trained on.
     """
@@ -293,7 +293,7 @@ def scored_phantoms(folder: Path | None, evaluation: Evaluation, models: Sequenc
 
 
 def phantom_tables(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
-    """Dice and HD95 of every subset, as far as they were computed: title, note, table."""
+    """Tables of Dice and HD95 of every subset, if computed: title, note, table."""
     for name in ("dice", "hd95"):
         if name in evaluation.scores.metrics:
             made = metric_table(evaluation, METRICS[name])
@@ -302,7 +302,7 @@ def phantom_tables(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
 
 
 def calibration_table(told: Expectations, model: Model) -> Table:
-    """Calibration error before and after, by subset and region."""
+    """Table of the calibration error before and after, by subset and region."""
     regions = model.network.regions
     rows = []
     for subset, found in told.subsets.items():
@@ -317,61 +317,61 @@ def calibration_table(told: Expectations, model: Model) -> Table:
     return Table("calibration", "Calibration", [*dot_titles(), *titles], rows, note=note)
 
 
-def real_table(looks: Sequence[Look]) -> Table:
-    """Every case and subset of the last look at each."""
-    regions = list(dict.fromkeys(look.region for look in looks))
-    rows: dict[tuple[str, str, str], dict[str, Look]] = {}
-    for look in looks:
-        rows.setdefault((look.case, look.truth, look.sequences), {})[look.region] = look
+def real_table(entries: Sequence[LogEntry]) -> Table:
+    """Table of the last entry of every case and subset."""
+    regions = list(dict.fromkeys(entry.region for entry in entries))
+    rows: dict[tuple[str, str, str], dict[str, LogEntry]] = {}
+    for entry in entries:
+        rows.setdefault((entry.case, entry.truth, entry.sequences), {})[entry.region] = entry
     lines = []
     for (case, truth, sequences), found in rows.items():
         shown = [found.get(region) for region in regions]
-        dice = [scored(look) if look else MISSING for look in shown]
-        far = [Cell(f"{look.hd95_mm:.1f}") if look and look.reference_ml else MISSING for look in shown]
+        dice = [scored(entry) if entry else MISSING for entry in shown]
+        far = [Cell(f"{entry.hd95_mm:.1f}") if entry and entry.reference_ml else MISSING for entry in shown]
         lines.append([Cell(case), Cell(truth), *dots(sequences), *dice, *far])
     titles = [*regions, *(f"HD95 {region}" for region in regions)]
     return Table("real", "Real cases", ["case", "reference by", *dot_titles(), *titles], lines)
 
 
-def scored(look: Look) -> Cell:
-    """Dice, or what was found where the reference has nothing."""
-    return percent(look.dice) if look.reference_ml else Cell(f"none; {look.predicted_ml:.1f} ml found")
+def scored(entry: LogEntry) -> Cell:
+    """Cell with the Dice, or with the predicted volume if the reference lacks the region."""
+    return percent(entry.dice) if entry.reference_ml else Cell(f"none; {entry.predicted_ml:.1f} ml found")
 
 
-def means_table(looks: Sequence[Look]) -> Table:
-    """Mean Dice over the cases that have the region, for each subset, and over the subsets."""
-    regions = list(dict.fromkeys(look.region for look in looks))
-    last = {(look.case, look.sequences, look.region): look for look in looks if look.reference_ml}
+def means_table(entries: Sequence[LogEntry]) -> Table:
+    """Table of the mean Dice over the cases that have the region, for each subset."""
+    regions = list(dict.fromkeys(entry.region for entry in entries))
+    last = {(entry.case, entry.sequences, entry.region): entry for entry in entries if entry.reference_ml}
     rows = []
-    for sequences in dict.fromkeys(look.sequences for look in looks):
-        found = {r: [look.dice for (_, s, one), look in last.items() if s == sequences and one == r] for r in regions}
+    for sequences in dict.fromkeys(entry.sequences for entry in entries):
+        found = {r: [entry.dice for (_, s, one), entry in last.items() if s == sequences and one == r] for r in regions}
         cases = max(map(len, found.values()))
         rows.append([*dots(sequences), *(percent(mean(found[region])) for region in regions), Cell(str(cases), cases)])
     return Table("means", "Means", [*dot_titles(), *regions, "cases"], rows)
 
 
-def looks_table(looks: Sequence[Look], digest: str) -> Table:
-    """One line for each day and candidate."""
-    rows: dict[tuple[str, str, str], list[Look]] = {}
-    for look in looks:
-        rows.setdefault((look.date, look.candidate, look.weights), []).append(look)
+def entries_table(entries: Sequence[LogEntry], digest: str) -> Table:
+    """Table with one line for each day and candidate."""
+    rows: dict[tuple[str, str, str], list[LogEntry]] = {}
+    for entry in entries:
+        rows.setdefault((entry.date, entry.candidate, entry.weights), []).append(entry)
     lines = []
     for (date, candidate, weights), seen in rows.items():
-        cases = ", ".join(dict.fromkeys(look.case for look in seen))
-        whole = [look for look in seen if len(parse(look.sequences)) == max(len(parse(o.sequences)) for o in seen)]
+        cases = ", ".join(dict.fromkeys(entry.case for entry in seen))
+        whole = [entry for entry in seen if len(parse(entry.sequences)) == max(len(parse(o.sequences)) for o in seen)]
         dice = ", ".join(
-            f"{region} {100 * mean([look.dice for look in whole if look.region == region and look.reference_ml]):.1f}"
-            for region in dict.fromkeys(look.region for look in seen)
+            f"{region} {100 * mean([one.dice for one in whole if one.region == region and one.reference_ml]):.1f}"
+            for region in dict.fromkeys(entry.region for entry in seen)
         )
         shipped = "this model" if weights == digest else ""
         lines.append([Cell(date), Cell(candidate), Cell(f"`{weights[:8]}`"), Cell(cases), Cell(dice), Cell(shipped)])
     return Table(
-        "looks", "Looks", ["date", "candidate", "weights", "cases", "mean Dice with most sequences", ""], lines
+        "entries", "Scores", ["date", "candidate", "weights", "cases", "mean Dice with most sequences", ""], lines
     )
 
 
 def log_table(journal: Sequence[Mapping[str, Any]]) -> Table:
-    """The loss over the run, at about a dozen steps evenly apart."""
+    """Table of the loss at about twelve evenly spaced steps."""
     picked = [journal[n] for n in np.unique(np.linspace(0, len(journal) - 1, LOG_LINES).round().astype(int))]
     names = [name for name in picked[-1] if name == "loss" or name.startswith("loss/")]
     rows = [
@@ -386,7 +386,7 @@ def log_table(journal: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def markdown(made: Table, hidden: Sequence[int] = ()) -> str:
-    """A table for a page of text; small numbers follow in brackets."""
+    """Markdown of a table; small numbers follow in brackets."""
     kept = [column for column in range(len(made.columns)) if column not in hidden]
     rows = [[written(row[column]) for column in kept] for row in made.lines]
     head = [made.columns[column] for column in kept]
@@ -395,17 +395,17 @@ def markdown(made: Table, hidden: Sequence[int] = ()) -> str:
 
 
 def written(cell: Cell) -> str:
-    """A cell as text."""
+    """Text of a cell."""
     return f"{cell.text} ({cell.small})" if cell.small else cell.text
 
 
 def percent(value: float) -> Cell:
-    """A share in percent; nothing for NaN."""
+    """Cell with a share in percent; empty for NaN."""
     return MISSING if math.isnan(value) else Cell(f"{100 * value:.1f}", value)
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN of nothing."""
+    """Mean of the values; NaN if there are none."""
     return float(np.mean(values)) if values else math.nan
 
 
@@ -416,7 +416,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--begun", type=Path, nargs="*", default=[], help="earlier runs, first to last")
     parser.add_argument("--evaluation", type=Path, help="folder that `evaluate` wrote, of held-out phantoms")
     parser.add_argument("--phantoms", type=Path, help="the phantoms that were evaluated; phantoms.json describes them")
-    parser.add_argument("--real", type=Path, help="log of looks that tools/real_cases.py wrote")
+    parser.add_argument("--real", type=Path, help="log of real-case scores that tools/real_cases.py wrote")
     parser.add_argument("--target", type=Path, default=WEIGHTS_FOLDER / BOX)
     parser.add_argument("--spacing", type=float, default=1.0, help="mm, of the phantom that compares fp16 with fp32")
     return parser.parse_args()

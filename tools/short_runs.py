@@ -1,4 +1,4 @@
-"""Trains in short runs, as on a machine that is lent for minutes, and carries the state between them in small files.
+"""Train in short runs on machines that are available for minutes, and carry the state between them in small files.
 
     python tools/short_runs.py unet/box-crops -o RUN --pieces PIECES [--minutes 9] [--device auto] [--set seed=1]
 
@@ -30,11 +30,11 @@ MANIFEST = "pieces.json"
 GO_ON = 75
 """Exit code of a run that was stopped and goes on."""
 GRACE_S = 60
-"""How long a run may take to save its state."""
+"""Seconds that a run may take to save its state."""
 
 
 def main() -> int:
-    """One short run; 0 if training has ended, 75 if it has to go on."""
+    """Train for one short run. Returns 0 if training has ended, 75 if it must go on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("-o", "--output", required=True, type=Path)
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def train_for(minutes: float, chosen: argparse.Namespace) -> None:
-    """Runs `glimpseg train`, and asks it to save and stop once the time is over."""
+    """Run `glimpseg train`, and stop it with its state saved when the time is over."""
     command = [sys.executable, "-m", "glimpseg", "train", chosen.recipe, "-o", str(chosen.output)]
     command += ["--device", chosen.device, *(word for change in chosen.set for word in ("--set", change))]
     resume = ["--resume"] if newest_valid(chosen.output) else []
@@ -71,18 +71,18 @@ def train_for(minutes: float, chosen: argparse.Namespace) -> None:
 
 
 def newest_step(run: Path) -> int:
-    """The step of a run's newest whole checkpoint; -1 without any."""
+    """Step of a run's newest whole checkpoint; -1 without any."""
     newest = newest_valid(run) if run.is_dir() else None
     return -1 if newest is None else int(newest.name.removeprefix("step-"))
 
 
 def step_in(pieces: Path) -> int:
-    """The step of the state in a folder of pieces."""
+    """Step of the state in a folder of pieces."""
     return int(json.loads((pieces / MANIFEST).read_text("utf-8"))["step"])
 
 
 def split(run: Path, pieces: Path, most: int = PIECE_BYTES) -> int:
-    """Puts recipe, log, newest checkpoint and model of a run into files of at most `most` bytes; returns how many."""
+    """Write recipe, log, newest checkpoint and model of a run into files of at most `most` bytes; returns how many."""
     newest = newest_valid(run)
     kept = [run / name for name in ("recipe.yaml", "metrics.jsonl", "model")]
     kept += [] if newest is None else [newest]
@@ -104,7 +104,7 @@ def split(run: Path, pieces: Path, most: int = PIECE_BYTES) -> int:
 
 
 def join(pieces: Path, run: Path) -> None:
-    """The run that was split. Raises: InputError for a piece that is missing or damaged; then nothing is written."""
+    """Restore a split run. Raises: InputError if a piece is missing or damaged; then nothing is written."""
     whole = io.BytesIO()
     for name, digest in json.loads((pieces / MANIFEST).read_text("utf-8"))["sha256"].items():
         part = (pieces / name).read_bytes() if (pieces / name).is_file() else b""

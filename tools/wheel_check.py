@@ -1,9 +1,9 @@
-"""Builds the wheel, installs it into an empty environment, and segments with the network cut off.
+"""Build the wheel, install it into an empty environment, and segment without a network.
 
     python tools/wheel_check.py -o DIR --t1 T1 --t1c T1C --t2 T2 --flair FLAIR [--brain-mask MASK] [--model MODEL]
 
-From all the images given, from two and from one of them, by `glimpseg segment` as a user runs it, without a model
-named: the one in the wheel. Prints wall time, the largest memory of the process, volumes and the preview's path. DIR
+`glimpseg segment` runs with all the given images, with two and with one of them, and with the model in the wheel.
+Prints wall time, peak memory of the process, volumes and the preview's path. DIR
 keeps the wheel, the environment (`env`, made anew unless `--keep` says to use the one that is there) and the results.
 The network is cut off by a namespace without interfaces (`unshare -n`), which needs root or user namespaces; without
 them nothing is run.
@@ -23,16 +23,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SEQUENCES = ("t1c", "flair", "t2", "t1")
-"""In the order in which they are kept when there are fewer."""
+"""Sequences, in the order in which they are kept if there are fewer."""
 ROOT = Path(__file__).parents[1]
 THREADS = "2"
-"""A laptop of ten years ago."""
+"""Number of threads, as on a small laptop."""
 PROBE = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)"
-"""Fails at once, `Network is unreachable`, where there is no interface. 192.0.2.0/24 belongs to nobody (RFC 5737)."""
+"""Program that fails at once if there is no interface. 192.0.2.0/24 belongs to nobody (RFC 5737)."""
 
 
 def main() -> int:
-    """Prints one line for each number of sequences; the exit code says whether all of them were segmented."""
+    """Print one line for each number of sequences; the exit code says whether all of them were segmented."""
     arguments = _arguments()
     given = {name: path for name in SEQUENCES if (path := getattr(arguments, name))}
     if not given:
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def built(folder: Path) -> Path:
-    """The wheel, made by pip; its size and the model in it are printed."""
+    """Build the wheel with pip; print its size and its model."""
     shutil.rmtree(folder, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "-w"]
     run([*pip, str(folder), str(ROOT)])
@@ -62,7 +62,7 @@ def built(folder: Path) -> Path:
 
 
 def environment(folder: Path, wheel: Path, *, keep: bool) -> Path:
-    """The programs of an environment that holds the wheel and what it needs, and nothing else."""
+    """Folder of programs of an environment with only the wheel and its dependencies."""
     binaries = folder / "bin"
     pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     pip += ["--constraint", str(ROOT / "constraints.txt")]
@@ -76,7 +76,7 @@ def environment(folder: Path, wheel: Path, *, keep: bool) -> Path:
 
 
 def isolated() -> list[str]:
-    """The command that runs another without a network; ends the script where there is none, or where it leaks."""
+    """Command that runs another one without a network. Ends the script if there is none, or if it leaks."""
     for command in (["unshare", "-n"], ["unshare", "-r", "-n"]):
         if (
             shutil.which("unshare")
@@ -89,7 +89,7 @@ def isolated() -> list[str]:
 
 
 def chosen(given: dict[str, Path], count: int) -> dict[str, Path]:
-    """The first `count` images; a single one is the FLAIR if there is one."""
+    """First `count` images; a single one is the FLAIR if there is one."""
     if count == 1 and "flair" in given:
         return {"flair": given["flair"]}
     return dict(list(given.items())[:count])
@@ -98,7 +98,7 @@ def chosen(given: dict[str, Path], count: int) -> dict[str, Path]:
 def segmented(
     alone: Sequence[str], binaries: Path, images: dict[str, Path], place: Path, arguments: argparse.Namespace
 ) -> int:
-    """Runs the command; its exit code."""
+    """Run the command and return its exit code."""
     out = place / "-".join(images)
     shutil.rmtree(out, ignore_errors=True)
     command = [*alone, str(binaries / "glimpseg"), "segment", "-o", str(out)]
@@ -129,7 +129,7 @@ def segmented(
 
 
 def run(command: Sequence[str]) -> None:
-    """Runs a command that has to succeed."""
+    """Run a command that must succeed."""
     subprocess.run(command, check=True)
 
 

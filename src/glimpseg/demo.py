@@ -46,7 +46,7 @@ SPACING_MM = 1.0
 OUTPUTS = ("phantom", "phantoms", "run", "evaluation", "study", "segmentation")
 """Folders that the demo makes. --overwrite removes these only."""
 SHOWN = Modality.T1C | Modality.FLAIR
-"""Sequences of a short protocol."""
+"""Sequences of a short protocol, which both demos segment from."""
 
 
 def show(
@@ -59,15 +59,17 @@ def show(
 ) -> Iterator[str]:
     """Segment a phantom from two and from all four sequences, and compare with its reference. Yield lines of text.
 
+    The work is done, and errors are raised, while the lines are taken. The model runs on the best device there is.
+
     Args:
         folder: Output folder.
         model: Model folder; `box` is the model of the package.
-        study: Folder of one further study to segment.
-        overwrite: Replace the output of an earlier demo.
+        study: Folder or archive of one further study to segment.
+        overwrite: Replace the output of an earlier demo. Other files in the folder are kept.
         spacing_mm: Voxel side of the phantom.
 
-    Raises: UsageError if `folder` holds files (without `overwrite`), or if there is more than one study; ModelError
-        without a model; InputError for a study that cannot be used.
+    Raises: UsageError if `folder` holds files (without `overwrite`), or if `study` holds more than one study;
+        ModelError without a model; InputError for a study that cannot be used; OutputError when the disk refuses.
     """
     folder, begun = Path(folder), time.perf_counter()
     loaded = load(model)
@@ -88,9 +90,15 @@ def show(
 def run(folder: str | Path, *, overwrite: bool = False, steps: int | None = None) -> Iterator[str]:
     """Train the recipe `unet/phantom`, score it on all subsets, and segment one study. Yield lines of text.
 
-    All output lies in `folder`.
+    The work is done on the CPU, and errors are raised, while the lines are taken. All output lies in `folder`.
 
-    Raises: UsageError if `folder` holds files (without `overwrite`).
+    Args:
+        folder: Output folder.
+        overwrite: Replace the output of an earlier demo. Other files in the folder are kept.
+        steps: Training steps; None for those of the recipe.
+
+    Raises: UsageError if `folder` holds files (without `overwrite`); OutputError when the disk refuses; TrainingError
+        or Preempted as `train`.
     """
     folder = Path(folder)
     _clear(folder, overwrite=overwrite)

@@ -25,4 +25,4 @@ class TrainingError(RuntimeError):
 
 
 class Preempted(RuntimeError):
-    """Training that was stopped by SIGTERM and has saved its state; `--resume` continues. Exit code 75."""
+    """Training or batch that SIGTERM stopped; its state so far is saved, and `--resume` continues. Exit code 75."""

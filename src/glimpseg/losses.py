@@ -40,7 +40,10 @@ def binary_cross_entropy(logits: Float[Tensor, "b k x y z"], target: Float[Tenso
 
 
 def downsample_target(target: Float[Tensor, "b k x y z"], shape: torch.Size) -> Float[Tensor, "b k u v w"]:
-    """Downsample a soft target to the resolution of a deep-supervision head: the mean over the voxels of each cell."""
+    """Downsample a soft target to the sides `shape` of a deep-supervision head: the mean over the voxels of each cell.
+
+    A target that has this shape is returned itself.
+    """
     x, y, z = shape
     return functional.adaptive_avg_pool3d(target, (x, y, z)) if target.shape[2:] != shape else target
 
@@ -57,8 +60,8 @@ def weighted_cross_entropy(
     """Weighted cross-entropy of each sample, mean over voxels.
 
     The weight of a class is the share of voxels that do not belong to it, computed for each crop. This is the loss of
-    RFNet and mmFormer. The logarithm is clamped at 0.005: a voxel whose true class has a lower probability has no
-    gradient here.
+    RFNet and mmFormer. Probabilities below 0.005 count as 0.005: a voxel whose true class has a lower probability has
+    no gradient here.
     """
     voxels = target[0, 0].numel()
     weight = 1 - target.sum((2, 3, 4), keepdim=True) / voxels
@@ -90,7 +93,8 @@ def region_fusion_terms(
         available: Modalities of each sample, in the order of `maps.singles`.
 
     Returns:
-        The terms by name.
+        The terms `fuse/ce` and `fuse/dice`; `sep/ce` and `sep/dice`, summed over the modalities; `prm/ce` and
+        `prm/dice`, summed over the deep outputs.
     """
     fused, singles, deep = maps
     terms = {"fuse/ce": weighted_cross_entropy(fused, target).mean(), "fuse/dice": _dice(fused, target)}

@@ -28,7 +28,7 @@ WINDOW_OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a training: optimiser steps done, and planned."""
+    """Progress of a training: the number of optimiser steps done so far, and planned in all."""
 
     step: int
     steps: int
@@ -40,10 +40,18 @@ class Progress:
 
 
 class Learner(nn.Module):
-    """Base class of everything that is trained: it names its training samples and its losses."""
+    """Base class of everything that is trained: it cuts its training samples and computes its losses."""
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> Any:
-        """Return one training sample of a study. Default: a random crop, with the parameters of its augmentation."""
+        """Return one training sample of a study.
+
+        Default: a random crop, with the parameters of an augmentation that is applied later.
+
+        Args:
+            case: The study.
+            sampling: Settings of crops and augmentation.
+            rng: Random generator of this sample.
+        """
         return loader.random_crop(case, sampling, rng)
 
     def collate(self, samples: Sequence[Any]) -> tuple[Batch, Sequence[Transform]]:
@@ -55,7 +63,7 @@ class Learner(nn.Module):
 
     @abstractmethod
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return named, weighted loss terms, whose sum is minimised.
+        """Return the loss terms by name, each multiplied by its weight. Their sum is minimised.
 
         Random numbers may come from torch's global generator alone, which the loop seeds anew for every backward pass.
         """
@@ -69,17 +77,17 @@ class Learner(nn.Module):
 
     @property
     def needs_prior(self) -> bool:
-        """True if batches need a prior (`glimpseg.priors`). Default: False."""
+        """True if the method learns from prior maps (`glimpseg.priors`), which batches then hold. Default: False."""
         return False
 
     @property
     def stride(self) -> int:
-        """Number of voxels that the sides of a crop have to be multiples of. Default: 1."""
+        """Number of voxels of which each side of a crop must be a multiple. Default: 1."""
         return 1
 
     @property
     def smallest(self) -> int:
-        """Smallest side of a crop in voxels. Default: one stride."""
+        """Smallest side of a crop, in voxels, that the method takes. Default: one stride."""
         return self.stride
 
     @property
@@ -94,21 +102,24 @@ class Learner(nn.Module):
     def stages(self) -> tuple[nn.Module, ...]:
         """Modules whose activations are computed again in the backward pass to save memory (`optim.recompute`).
 
-        They make many activations of one input. Default: none.
+        Each computes many activations from one input. Default: none.
         """
         return ()
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """Weights to store in a model folder. Default: all."""
+        """Weights to store in a model folder, by name. Default: all."""
         return self.state_dict()
 
     def after_step(self, progress: Progress) -> None:
-        """Update what changes after each optimiser step. Default: nothing."""
+        """Update what changes after each optimiser step. `progress` does not count that step. Default: nothing."""
 
     @classmethod
     def dataset_note(cls, available: Mapping[Modality, int]) -> str | None:
-        """Return a note for log and report on a dataset with so many studies of each subset. Default: None.
+        """Return a note on a training dataset, for log and report; None if there is nothing to say. Default: None.
+
+        Args:
+            available: Number of studies that have exactly these modalities, by subset.
 
         Raises: UsageError if the method cannot learn from such a dataset.
         """
@@ -119,7 +130,7 @@ class Segmenter(Learner):
     """Base class of a learner that also segments, from any non-empty subset of modalities."""
 
     choices: ClassVar[tuple[str, ...]] = ()
-    """Fields of its config that change how it segments, and may get another value whenever the model is used."""
+    """Names of config fields that change how it segments, and may get another value whenever the model is used."""
     pretrainable: ClassVar[Mapping[str, str]] = {}
     """Parts that may be pretrained: `encoder`, and perhaps `decoder`, each with a pattern of its weights' names.
 
@@ -134,12 +145,12 @@ class Segmenter(Learner):
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """Regions that its labels make up."""
+        """Regions all of whose labels it segments."""
         return tuple(region for region in Region if set(region.value) <= set(self.labels))
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """Weights that segmenting needs."""
+        """Weights that segmenting needs, by name: all but those of the modules in `training_only`."""
         dropped = tuple(f"{name}." for name in self.training_only)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(dropped)}
 
@@ -149,13 +160,16 @@ class Segmenter(Learner):
         return ()
 
     def drop_training_parts(self) -> None:
-        """Remove the modules that only training needs. The learner cannot be trained afterwards."""
+        """Remove the modules of `training_only`. The learner cannot be trained afterwards."""
         for name in self.training_only:
             setattr(self, name, None)
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Return the probabilities of its own channels, in fp32. Values in absent channels must not change them."""
+        """Return the probability of each output channel, in fp32.
+
+        Values in absent channels of the image must not change it.
+        """
 
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
@@ -170,19 +184,21 @@ class Segmenter(Learner):
 
     @property
     def fixed_windows(self) -> bool:
-        """True if it takes crops of the training size alone, and no smaller ones. Default: False."""
+        """True if it takes windows of the size of a training crop alone, no smaller or larger ones. Default: False."""
         return False
 
     @property
     def whole_up_to(self) -> float:
         """Longest side of a brain that is segmented in one piece, in sides of a training crop. Default: 1.
 
-        A longer brain is segmented in windows of a crop's size.
+        A brain with a longer side is segmented in windows of a crop's size.
         """
         return 1.0
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Any:
-        """Return the features of `forward` that do not depend on the subset, for use with all 15. Default: the image.
+        """Return the features of `forward` that do not depend on the subset, for use with all 15.
+
+        Default: the image itself.
 
         Args:
             image: Image of all modalities that any subset will ask for.
@@ -200,11 +216,11 @@ class Segmenter(Learner):
 
     @property
     def shares(self) -> bool:
-        """True if the method has an `encode` of its own, so that it is faster to compute subsets together."""
+        """True if the method has an `encode` of its own: computing several subsets together is then faster."""
         return type(self).encode is not Segmenter.encode
 
     def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
-        """Return `Label` values. Default: the most probable of background and `labels`."""
+        """Return `Label` values. Default: the most probable of background (0) and `labels`, in channel order."""
         values = torch.tensor([0, *self.labels], device=probabilities.device)
         return values[probabilities.argmax(1)]
 
@@ -218,16 +234,17 @@ class Segmenter(Learner):
 
 
 def draw_subsets(available: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
-    """Return, for each sample, a random non-empty subset of its modalities; all subsets are equally likely.
+    """Return, for each sample, a random non-empty subset of its modalities; all its subsets are equally likely.
 
-    This is RFNet's sampling, extended to studies that lack a modality.
+    This is RFNet's sampling, extended to studies that lack a modality. Random numbers come from torch's global
+    generator.
     """
     rows, possible = subsets_within(available)
     return rows[torch.multinomial(possible.float(), 1)[:, 0]]
 
 
 def subsets_within(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "b n"]]:
-    """Return the non-empty subsets as flags, and, for each sample, True where it has all modalities of a subset."""
+    """Return the 15 non-empty subsets as flags, and for each sample True for each subset whose modalities it has."""
     rows = torch.stack([to_flags(subset) for subset in SUBSETS]).to(available.device)
     return rows, (~rows[None] | available[:, None]).all(-1)
 
@@ -242,7 +259,7 @@ def blanked(image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -
 def names_by_role(network: Segmenter) -> dict[str, list[str]]:
     """Return the names of a network's pretrainable weights by role, such as `encoder.t1c.stages.0.entry.conv.weight`.
 
-    Copies of one weight have the same role.
+    A role is the part and group 1 of its pattern in `pretrainable`. Copies of one weight have the same role.
     """
     roles: dict[str, list[str]] = {}
     for name in network.state_dict():
@@ -256,7 +273,7 @@ def names_by_role(network: Segmenter) -> dict[str, list[str]]:
 def frozen(module: nn.Module) -> Callable[..., Tensor]:
     """Return a module as a function whose inputs get a gradient and whose parameters get none.
 
-    A network is trained so against a discriminator.
+    A discriminator is frozen in this way while a network is trained against it.
     """
     constants = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     return lambda *inputs: torch.func.functional_call(module, constants, inputs)

@@ -40,7 +40,7 @@ class Modality(enum.Flag, boundary=enum.STRICT):
 
     @property
     def title(self) -> str:
-        """Name in reports and figures, such as `T1c + FLAIR`."""
+        """Name in reports and figures, such as `T1c + FLAIR`; `none` for the empty set."""
         return " + ".join(_TITLES[modality] for modality in self) or "none"
 
 
@@ -60,11 +60,13 @@ ALIASES: dict[str, Modality] = {
 def parse(text: str) -> Modality:
     """Parse the name of a subset, such as `t1c+flair`, `T1ce, FLAIR` or `all`.
 
+    Words are separated by `+` or `,`; case is ignored.
+
     Returns:
         A non-empty subset.
 
     Raises:
-        UsageError: A word is not a modality. The message names it.
+        UsageError: A word is not in `ALIASES`, such as an empty one, or `all` beside others. The message names it.
 
     >>> parse("T1ce, FLAIR").key
     't1c+flair'
@@ -105,7 +107,7 @@ SUBSETS: tuple[Modality, ...] = tuple(
 
 
 def subsets_of(available: Modality) -> tuple[Modality, ...]:
-    """Return those of the 15 subsets that can be made from `available`, in table order."""
+    """Return those of the 15 subsets that can be made from `available`, in the order of `SUBSETS`."""
     return tuple(subset for subset in SUBSETS if subset in available)
 
 
@@ -117,5 +119,5 @@ def to_flags(subset: Modality) -> Bool[Tensor, "m"]:
 
 
 def from_flags(mask: Bool[Tensor, "m"]) -> Modality:
-    """Return the subset of the modalities whose flag is True; flags in channel order."""
+    """Return the subset of the modalities whose flag is True. There is one flag for each modality, in channel order."""
     return union(modality for modality, flag in zip(Modality, mask.tolist(), strict=True) if flag)

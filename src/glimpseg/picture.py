@@ -47,10 +47,11 @@ def preview(
 ) -> Figure:
     """Draw a study as a figure: one row for each sequence, one column for each plane.
 
-    The slices are those with the largest tumour area: in `labels`, or in the reference where `labels` is empty.
+    The figure is cropped to the head. The slices are those with the largest tumour area: in `labels`, or in the
+    reference if `labels` is empty. If both are empty, they have the largest foreground of the first image.
 
     Args:
-        images: Images by sequence; all on one grid, in any orientation.
+        images: Images by sequence, at least one; all on one grid, in any orientation.
         labels: Predicted label map (`Label` values) on that grid.
         reference: Reference label map on that grid; its whole extent is drawn as a dashed white outline.
         title: Title of the figure.
@@ -141,14 +142,20 @@ def plane_image(volume: np.ndarray, plane: str, voxel: Sequence[int]) -> np.ndar
 
 
 def largest_slices(labels: Integer[np.ndarray, "x y z"], image: Float[np.ndarray, "x y z"]) -> tuple[int, int, int]:
-    """Return the voxel index (x, y, z) of the slices with most tumour; without tumour, with most foreground."""
+    """Return the index along x, y and z of the slice with most tumour, for each axis by itself.
+
+    Tumour is any label above 0. Without tumour, the voxels that differ from the image's `background_value` count.
+    """
     mask = labels > 0 if labels.any() else image != background_value(image)
     x, y, z = (int(mask.sum(tuple(other for other in range(3) if other != axis)).argmax()) for axis in range(3))
     return x, y, z
 
 
 def _head_box(images: Iterable[Float[np.ndarray, "x y z"]]) -> tuple[slice, ...]:
-    """Return the bounding box of the foreground of all images, with a margin for the letters."""
+    """Return a box around the voxels in which any image differs from its `background_value`, and a margin for letters.
+
+    If there are no such voxels, it is the whole array.
+    """
     mask = np.logical_or.reduce([image != background_value(image) for image in images])
     box = bounding_box(mask)
     if box is None:
@@ -158,7 +165,11 @@ def _head_box(images: Iterable[Float[np.ndarray, "x y z"]]) -> tuple[slice, ...]
 
 
 def grey_window(image: Float[np.ndarray, "x y z"]) -> tuple[float, float]:
-    """Return the intensities shown as black and as white: the 0.5 % and 99.5 % quantiles of the foreground."""
+    """Return the intensities shown as black and as white: the 0.5 % and 99.5 % quantiles of the foreground.
+
+    The foreground are the voxels that differ from `background_value`; if there are none, the whole image is used. White
+    is at least 1e-6 above black.
+    """
     tissue = image[image != background_value(image)]
     low, high = np.percentile(tissue if tissue.size else image, (0.5, 99.5))
     return float(low), float(max(high, low + 1e-6))

@@ -1,7 +1,8 @@
 """Recipe: the typed settings of a training run.
 
 A recipe is read from a method's file or from YAML, and written in full beside every checkpoint. Recipe and data
-together decide the weights.
+together decide the weights. A field that does not exist, or a value that it cannot have, raises pydantic's
+ValidationError (a ValueError).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Data:
     prior: Prior = Prior()
     """Prior (pseudo-label) maps, for methods that learn from them."""
     labelled: float = Field(default=1.0, gt=0, le=1)
-    """Share of the studies that is learned from. The recipe's seed decides which; a larger share has the smaller."""
+    """Share of the studies that is learned from. The recipe's seed decides which. Every study of a smaller share is in
+    a larger one, too."""
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
@@ -42,18 +44,18 @@ class Optim:
     steps: int = 250_000
     """Optimiser steps. nnU-Net: 1000 epochs of 250."""
     optimizer: Literal["adamw", "sgd", "adam", "amsgrad"] = "adamw"
-    """sgd: with `momentum`. adam: `weight_decay` added to the gradient, as MST-KDNet. amsgrad: the
-    same with a second moment that never falls, as RFNet."""
+    """adamw: weight decay apart from the gradient. sgd: with `momentum`. adam: `weight_decay` added to the gradient, as
+    MST-KDNet. amsgrad: the same with a second moment that never falls, as RFNet."""
     momentum: float = 0.99
     """Momentum of sgd. nnU-Net: 0.99; Vox-MMSD: 0.9."""
     nesterov: bool = True
     """Nesterov momentum for sgd. nnU-Net: yes; Vox-MMSD: no."""
     learning_rate: float = 3e-4
-    """Highest learning rate, at the end of the warmup."""
+    """Highest learning rate. A cosine has it at the end of the warmup; a polynomial has fallen a little by then."""
     weight_decay: float = 3e-5
-    """nnU-Net: 3e-5."""
+    """Weight decay, at the first step if `weight_decay_to` is set. nnU-Net: 3e-5."""
     warmup: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; see `rate` and `cosine`."""
     power: float = 0.9
     """Exponent of the polynomial decay to 0. RFNet, nnU-Net: 0.9."""
     cosine_to: float | None = None
@@ -62,9 +64,9 @@ class Optim:
     weight_decay_to: float | None = None
     """Weight decay at the end of half a cosine; null for a constant weight decay. Vox-MMSD: 1e-4."""
     epoch: int = 1
-    """Steps between changes of the learning rate and the weight decay. RFNet: 150."""
+    """Steps between changes of the learning rate and the weight decay, apart from the warmup. RFNet: 150."""
     max_norm: float | None = 12.0
-    """Largest norm of the gradient, null for no clipping. nnU-Net: 12; RFNet: none."""
+    """Largest norm of the gradient of each parameter group, null for no clipping. nnU-Net: 12; RFNet: none."""
     accumulate: int = 1
     """Backward passes of one step; the crops of `sampling.batch` are divided among them."""
     ema: float = 0.999
@@ -74,15 +76,15 @@ class Optim:
     fp32."""
     compile: bool | Literal["auto"] = False
     """Compile the network (`torch.compile`): takes minutes at the start, then runs fused layers. auto: for CUDA under
-    Linux, as nnU-Net. The results are equal up to rounding, except for the draws of dropout. The time it saves on a GPU
-    has not been measured."""
+    Linux with triton, as nnU-Net. The results are equal up to rounding, except for the draws of dropout. The time it
+    saves on a GPU has not been measured."""
     recompute: bool = False
     """Compute activations again in the backward pass instead of storing them: less memory, more time, the same
     gradients."""
     save_every: int = 250
-    """Steps between checkpoints."""
+    """Steps between checkpoints. There is one after the last step, too."""
     log_every: int = 10
-    """Steps between lines of `metrics.jsonl`."""
+    """Steps between lines of `metrics.jsonl`. There is one after the last step, too."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "epoch"):
@@ -97,14 +99,18 @@ class Optim:
             raise ValueError(f"max_norm should be above 0, or null for no clipping, not {self.max_norm}.")
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0.
+
+        With a cosine it is that of `cosine`. Otherwise it is `learning_rate` times min(1, (step + 1) / (warmup + 1))
+        times (1 - b / steps) ^ power, where b is the first step of the step's block of `epoch` steps.
+        """
         rate, since = self.learning_rate, block_start(step, self.epoch)
         if self.cosine_to is not None:
             return cosine(since, self.steps, rate, self.cosine_to, warmup=self.warmup)
         return rate * min(1.0, (step + 1) / (self.warmup + 1)) * (1 - since / self.steps) ** self.power
 
     def decay(self, step: int) -> float:
-        """Return the weight decay of a step, counted from 0."""
+        """Return the weight decay of a step, counted from 0. It changes at the first step of each block of `epoch`."""
         if self.weight_decay_to is None:
             return self.weight_decay
         return cosine(block_start(step, self.epoch), self.steps, self.weight_decay, self.weight_decay_to)
@@ -119,7 +125,7 @@ class Backbone:
     """Network that a pretraining trains."""
 
     method: str
-    """Method that segments. `Segmenter.pretrainable` names the parts that are trained."""
+    """Name of a method that segments. Its `Segmenter.pretrainable` names the parts that are trained."""
     config: Any = Field(default_factory=dict)
     """`Config` of that method."""
 
@@ -129,23 +135,23 @@ class Init:
     """Initial weights."""
 
     weights: str | None = None
-    """Model folder or run folder; null for random weights."""
+    """Model folder, run folder, or `box` for the model of the package; null for random weights."""
     transfer: Literal["encoder", "encoder+decoder", "whole"] = "encoder"
     """Parts of the network that the weights are taken for. Vox-MMSD's code: the encoder. `whole` trains the same
     network further, heads included."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names in `transfer`, one by one."""
+        """The parts that `transfer` names, one by one: `encoder`, `decoder` or `whole`."""
         return tuple(self.transfer.split("+"))
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Recipe:
-    """Settings of a run."""
+    """Settings of a training run."""
 
     method: str
-    """Name of a file in `methods/`."""
+    """Name of a method (`glimpseg.methods.names`)."""
     config: Any
     """`Config` of that method."""
     labels: tuple[Literal["NCR", "ED", "ET", "RC"], ...] = ("NCR", "ED", "ET")
@@ -156,6 +162,7 @@ class Recipe:
     """Network of a pretraining; null for everything else."""
     init: Init = Init()
     seed: int = 0
+    """Seed of all random numbers of the training, and of the choice of a labelled share."""
 
     def __post_init__(self) -> None:
         if self.data.sampling.batch % self.optim.accumulate:
@@ -166,19 +173,20 @@ class Recipe:
 
     @property
     def label_values(self) -> tuple[Label, ...]:
-        """Labels as values of a label map."""
+        """The labels as values of a label map, in the same order."""
         return tuple(Label[name] for name in self.labels)
 
 
 def block_start(step: int, every: int) -> int:
-    """Return the first step of the block of `every` steps that a step lies in."""
+    """Return the first step of the block of `every` steps that contains the step; blocks begin at 0."""
     return step - step % every
 
 
 def cosine(step: int, steps: int, first: float, last: float, warmup: int = 0) -> float:
     """Return the value at a step of half a cosine from `first` to `last`.
 
-    The first `warmup` steps rise linearly from 0 to `first`, both ends included (DINO).
+    The first `warmup` steps rise linearly from 0 to `first`, both ends included (DINO). The value is `first` at step
+    `warmup`, and `last` at step `steps`.
     """
     if step < warmup:
         return first * step / max(warmup - 1, 1)

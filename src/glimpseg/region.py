@@ -85,19 +85,19 @@ class Convention:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """Regions that can occur under the convention."""
+        """Regions all of whose labels have a number in the convention, in the order of `Region`."""
         found = set(self.meaning.values())
         return tuple(region for region in Region if found.issuperset(region.value))
 
     def read(self, values: np.ndarray, what: str = "the label map") -> np.ndarray:
-        """Convert file numbers to `Label` values (uint8, same shape).
+        """Convert file numbers to `Label` values (uint8, same shape). 0 stays 0.
 
         Args:
             values: Numbers of the file.
             what: Name of the label map in error messages.
 
         Raises:
-            InputError: A number is not within 1e-3 of one that the convention knows.
+            InputError: A number is not within 1e-3 of 0 or of one that the convention knows.
         """
         rounded = whole_numbers(values, what)
         unknown = sorted(set(np.unique(rounded).tolist()) - {0, *self.meaning})
@@ -115,7 +115,8 @@ class Convention:
         """Convert `Label` values to file numbers (uint8, same shape).
 
         Raises:
-            InputError: A label that occurs has no number in this convention, or more than one.
+            InputError: A label that occurs has no number in this convention; or the convention has two numbers for
+                one label, even if that label does not occur.
         """
         if len(set(self.meaning.values())) < len(self.meaning):
             raise InputError(f"{self.name} has two numbers for one label, so it can only be read. Choose another.")
@@ -150,7 +151,10 @@ datasets that were renamed. A 4 without a 3 is therefore ambiguous there.
 
 
 def convention_named(name: str) -> Convention:
-    """Return the convention with this name, or the one that is spelled out, such as `1=ED,2=NCR,3=ET`.
+    """Return the convention with this name, or with a meaning that is spelled out, such as `1=ED,2=NCR,3=ET`.
+
+    Numbers are 1 to 255, meanings are names of `Label`; of a repeated number the last meaning counts. A spelled-out
+    meaning that one of `CONVENTIONS` has gives that convention.
 
     Raises:
         UsageError: The name is neither.
@@ -175,14 +179,15 @@ def convention_of(meaning: Mapping[int, Label]) -> Convention:
 
 
 def whole_numbers(values: np.ndarray, what: str = "the label map") -> np.ndarray:
-    """Return `values` as int64 if each is within 1e-3 of a whole number (files store labels as floats, too).
+    """Return `values` as int64; floats are rounded (files store labels as floats, too).
 
     Args:
-        values: Numbers of a label map.
+        values: Numbers of a label map. Integers are not checked.
         what: Name of the label map in error messages.
 
     Raises:
-        InputError: The map was interpolated, or is not a label map.
+        InputError: A float is not finite, lies more than 1e-3 from a whole number, or rounds to a number outside -255
+            to 255. The map was interpolated, or is not a label map.
     """
     if not np.issubdtype(values.dtype, np.floating):
         return values.astype(np.int64)
@@ -209,7 +214,7 @@ def detect_convention(numbers: Collection[int], layout: str | None, what: str = 
         what: Name of the label maps in error messages.
 
     Raises:
-        InputError: No convention fits, or those that fit disagree.
+        InputError: No convention of the layout has all the numbers, or those that have them disagree about one.
     """
     present = {int(number) for number in numbers} - {0}
     known = [c for c in CONVENTIONS.values() if (layout or "brats") in c.layouts]

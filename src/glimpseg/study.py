@@ -26,7 +26,10 @@ class Frame:
 
 
 def parse_image(text: str) -> Path | Frame:
-    """Parse the name of an image: a path, or a frame as `study.nii.gz#2`."""
+    """Parse the name of an image: a path, or a frame as `study.nii.gz#2`.
+
+    A name that ends in `#` and digits is a path if a file of this whole name exists.
+    """
     name, _, number = text.rpartition("#")
     return Frame(Path(name), int(number)) if number.isdigit() and not Path(text).exists() else Path(text)
 
@@ -35,7 +38,8 @@ def parse_image(text: str) -> Path | Frame:
 class Study:
     """Images of one patient at one time point, one for each available modality, and optionally a reference label map.
 
-    Images may be files (read when needed) or volumes. The numbers of the reference follow `convention`.
+    Images may be files (read when needed) or volumes. The numbers of a reference file follow
+    `convention`; a reference volume holds `Label` values.
     """
 
     id: str
@@ -44,7 +48,7 @@ class Study:
     convention: Convention | None = None
     """Label convention of the reference; None if there is no reference or its convention is not yet known."""
     brain: Volume | Path | None = None
-    """Brain mask from another source. If None, the brain is where the images differ from their constant border."""
+    """Brain mask from another source. If None, the brain is where the images differ from their background."""
     registered: bool = False
     """True if the images are registered to each other, or were found to be (`data.raw`).
 
@@ -57,7 +61,10 @@ class Study:
         return union(self.images)
 
     def restricted_to(self, subset: Modality) -> Study:
-        """Return the study as if only the modalities of `subset` had been acquired."""
+        """Return the study as if only the modalities of `subset` had been acquired.
+
+        Only images are left out; reference and brain mask stay. Modalities that the study lacks are ignored.
+        """
         return replace(self, images={m: image for m, image in self.images.items() if m in subset})
 
 

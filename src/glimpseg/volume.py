@@ -34,7 +34,7 @@ MAXIMAL_ANGLE_DEGREES = 5.0
 MINIMAL_OVERLAP = 0.5
 """Smallest share of the smaller field of view that two sequences must have in common."""
 CONSTANT_SHARE = 0.5
-"""Share of an array's outermost voxels that must have the same value for it to count as background."""
+"""Share of the voxels on an array's six faces: a value that more of them have counts as background."""
 LARGE_VOXELS = 1 << 25
 """Largest number of voxels that is processed at once; larger volumes are processed in slabs.
 
@@ -85,7 +85,8 @@ class Grid:
     def at_spacing(self, spacing_mm: float) -> Grid:
         """Return the RAS lattice of the same field of view with cubic voxels of another size.
 
-        The grid itself (in RAS order) is returned if it already has this spacing.
+        The centre stays. Each side is rounded up to whole voxels, so the field of view may grow by less than a voxel.
+        The grid itself (in RAS order) is returned if it has this spacing already, within 1e-3 mm.
         """
         grid = self.ras()
         old = np.array(grid.spacing_mm)
@@ -131,7 +132,7 @@ class Volume:
 
 
 def slabs(grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield boxes along the first axis that together cover the grid: one, unless the grid is large."""
+    """Yield boxes along the first axis that together cover the grid: one, unless it has over `LARGE_VOXELS` voxels."""
     x, y, z = grid.shape
     for side in axis_slices(x, x * y * z):
         yield side, slice(0, y), slice(0, z)
@@ -142,8 +143,8 @@ def axis_slices(length: int, voxels: int) -> Iterator[slice]:
 
     Args:
         length: Length of the axis.
-        voxels: Number of voxels of the whole array. If it is large, each slice holds about `SLAB_VOXELS` voxels; else
-            there is one slice.
+        voxels: Number of voxels of the whole array. Above `LARGE_VOXELS`, each slice holds about `SLAB_VOXELS` voxels;
+            else there is one slice.
     """
     step = length if voxels <= LARGE_VOXELS else max(length * SLAB_VOXELS // voxels, 1)
     for start in range(0, length, step):
@@ -151,7 +152,10 @@ def axis_slices(length: int, voxels: int) -> Iterator[slice]:
 
 
 def downsample_large(volume: Volume) -> Volume:
-    """Keep every second voxel along the axis with the smallest spacing, until the volume is no longer large."""
+    """Keep every second voxel along the axis with the smallest spacing, until at most `LARGE_VOXELS` are left.
+
+    Each step takes the axis that then has the smallest spacing. A volume that is small enough is returned itself.
+    """
     whole = volume
     while volume.voxels.size > LARGE_VOXELS:
         steps = [1, 1, 1]
@@ -205,7 +209,10 @@ def angle_degrees(a: Grid, b: Grid) -> float:
 
 
 def overlap(a: Grid, b: Grid) -> float:
-    """Return the overlap of two fields of view (boxes along the world axes) as a share of the smaller one, 0 to 1."""
+    """Return the overlap of two fields of view as a share of the smaller one, 0 to 1.
+
+    A field of view is the box along the world axes around the centres of all voxels, with 0.5 mm more on each side.
+    """
     boxes = [(grid.corners_mm().min(0) - 0.5, grid.corners_mm().max(0) + 0.5) for grid in (a, b)]
     shared = np.minimum(boxes[0][1], boxes[1][1]) - np.maximum(boxes[0][0], boxes[1][0])
     smaller = min(float(np.prod(high - low)) for low, high in boxes)
@@ -223,22 +230,30 @@ def resample(volume: Volume, grid: Grid) -> Volume:
         grid: Grid of the result.
 
     Returns:
-        The image on `grid`, float32; 0 outside its field of view.
+        The image on `grid`; 0 outside its field of view. It is float32, except that an image that is on this lattice
+        already keeps its type.
+
+    Raises:
+        InputError: The affine of the image is singular.
     """
     return _resample_with(volume, grid, _interpolate_linearly)
 
 
 def resample_labels(labels: Volume, grid: Grid) -> Volume:
-    """Resample a label map: each voxel gets the label with the largest interpolated share.
+    """Resample a label map: each voxel gets the label, or 0 (background), with the largest interpolated share.
 
     This avoids aliasing of thin parts. Labels are copied if both are windows on one lattice, within the limits of
-    `same_grid`.
+    `same_grid`. Shares are interpolated as in `resample`. Of equal shares, background wins, then the smaller label.
+    Outside the field of view is background. The type of the labels is kept.
+
+    Raises:
+        InputError: The affine of the labels is singular.
     """
     return _resample_with(labels, grid, _interpolate_labels)
 
 
 def background_value(voxels: Float[np.ndarray, "x y z"]) -> float:
-    """Return the value of most of the array's outermost voxels; 0 if none fills half of them, NaN if NaN does.
+    """Return the value that more than half of the voxels on the array's faces have (it may be NaN); 0 if none does.
 
     Releases use 0. Z-scored datasets use a negative constant (BraTS 2013 as often passed on).
     """

@@ -1,1 +1,1 @@
-"""Numbers that the authors' codes computed, and how they are compared with ours."""
+"""Numbers that the authors' codes computed, and their comparison with ours."""

@@ -1,4 +1,4 @@
-"""Compares a method with numbers that its authors' code computed, and cuts them small for the tests.
+"""Compare a method with numbers that its authors' code computed, and reduce them for the tests.
 
 python tests/conformance/compare.py rfnet REFERENCE.npz
 python tests/conformance/compare.py rfnet REFERENCE.npz --cut tests/conformance/rfnet.npz
@@ -28,19 +28,19 @@ from conformance import mstkdnet_reference, reference, smml_reference, voxmmsd_r
 
 ALONE = {"mstkdnet": mstkdnet_reference, "smml": smml_reference, "voxmmsd": voxmmsd_reference}
 STRIDE = 4
-"""Of the maps in a cut; the inputs stay whole."""
+"""Stride of the maps in a reduced file; the inputs stay complete."""
 SETTINGS = (
     {},
     {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
 )
-"""Environments of the runs in fp32, all with one thread: the processor's own instructions, AVX2, and SSE4.1."""
+"""Environments of the fp32 runs, all with one thread: the CPU's own instructions, AVX2, and SSE4.1."""
 SEEDS = (1, 2, 3)
-"""Of further runs, each with other rounding (`reference.Rounded`)."""
+"""Seeds of further runs, each with other rounding (`reference.Rounded`)."""
 
 
 def main() -> None:
-    """See above."""
+    """Compare, cut or measure the rounding, as the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method")
     parser.add_argument("reference", type=Path)
@@ -71,14 +71,14 @@ def main() -> None:
 def numbers(
     method: str, stored: dict[str, np.ndarray], dtype: torch.dtype = torch.float32
 ) -> dict[str, reference.Pair]:
-    """All that the file has of a method, ours and the authors'."""
+    """Return all numbers of a method in the file, ours and the authors'."""
     if method in ALONE:
         return ALONE[method].numbers(stored, dtype)
     return reference.numbers(method, stored, dtype)
 
 
 def runs(method: str, path: Path) -> list[dict[str, reference.Pair]]:
-    """Our numbers in fp32 of every run, each in a process of its own: torch reads its settings on import."""
+    """Return our fp32 numbers of every run, each in a separate process, because torch reads its settings on import."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "numbers"
@@ -91,7 +91,7 @@ def runs(method: str, path: Path) -> list[dict[str, reference.Pair]]:
 
 
 def keep(method: str, scales: dict[str, float]) -> None:
-    """Replaces the scales of one method in the file of all."""
+    """Replace the scales of one method in the file of all methods."""
     path = reference.HERE / "rounding.npz"
     held = dict(np.load(path)) if path.exists() else {}
     held[f"{method}_names"] = np.array(list(scales))
@@ -122,7 +122,7 @@ def compare(method: str, stored: dict[str, np.ndarray]) -> None:
 
 
 def cut(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same with its maps at a stride."""
+    """Return the file with its maps at a stride."""
     small = {}
     for name, value in stored.items():
         is_map = name.startswith(("eval_", "train_fuse", "train_sep", "train_prm", "train_refined"))

@@ -1,4 +1,4 @@
-"""How the reference numbers of MST-KDNet's authors are read, and compared with ours.
+"""Reading of the MST-KDNet authors' reference numbers, and comparison with ours.
 
 The file holds what their modules computed at 64^3 and at 160 x 192 x 128, and what their losses are for tensors that
 follow from seeds. Weights and inputs follow from a rule and need no room. Names of what is compared are the file's.
@@ -32,19 +32,19 @@ from glimpseg.region import Label
 
 CUBE, FULL = (64, 64, 64), (160, 192, 128)
 SEEN = torch.tensor([True, False, False, True])
-"""The student's, in the authors' order."""
+"""Modalities that the student sees, in the authors' order."""
 SALTS = {"model_missing": "S:", "model_full": "T:", "d_style": "D:"}
 OURS = [mstkdnet.ORDER.index(modality) for modality in Modality]
 LABELS = (Label.NCR, Label.ED, Label.ET)
 RATE = 1e-4
 FLIPS = 2
-"""Weights of a tensor whose first step may go the other way by rounding."""
+"""Number of weights of a tensor whose first step may change its sign by rounding."""
 STEP_GRAM, STEP_ATTENTION = 1e11, 1e2
-"""The authors' weights in the one step that is stored, so that no term drowns."""
+"""Loss weights of the authors' stored step, chosen to give every term an effect."""
 
 
 def authors_gram(teacher, student, side):
-    """Their Gram term of layers as they are, whatever the layers' scale; `side` is the crop's."""
+    """Return the authors' Gram term of unscaled layers; `side` is the crop's side."""
     channels = teacher[0].shape[1]
     pairs = zip(style_products(teacher), style_products(student), strict=True)
     distance = torch.stack([mean_square(*pair) for pair in pairs]).sum(0)
@@ -52,12 +52,12 @@ def authors_gram(teacher, student, side):
 
 
 def styles(seen):
-    """What GSME compares."""
+    """Return the layers that GSME compares."""
     return seen.entry, seen.style, seen.content
 
 
 def built(crop):
-    """The official networks by the rule; norms as the authors' `eval` has them, with running statistics."""
+    """Return the official networks with weights by the rule; norms use running statistics, as the authors' `eval`."""
     with torch.device("meta"):
         names = MSTKDNet(replace(mstkdnet.OFFICIAL, crop=crop), LABELS).state_dict()
     weights = {}
@@ -82,19 +82,19 @@ def _with_running_statistics(norm, salt, key):
 
 
 def image(crop, seed):
-    """The authors' input, in our order of channels."""
+    """Return the authors' input, in our order of channels."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand((1, 4, *crop), generator=generator, dtype=torch.float32)[:, OURS]
 
 
 def both(network, crop, seed):
-    """What the teacher makes of everything, and the student of two modalities."""
+    """Return the teacher's output for all modalities, and the student's for two."""
     shown = image(crop, seed).to(next(network.parameters()).dtype)
     return network.teacher(shown, True), network.student(shown * SEEN[OURS].view(1, 4, 1, 1, 1), True)
 
 
 def parts(seen):
-    """By the file's names."""
+    """Return the maps by the file's names."""
     named = {"logit": seen.logits, "style": seen.style, "content": seen.content, "c3d": seen.entry}
     named |= {f"unetr_fs{i}": scale for i, scale in enumerate(seen.scales)}
     return named | {f"attn{i}": attention for i, attention in enumerate(seen.attentions)}
@@ -157,12 +157,12 @@ def targets(stored, dtype):
 
 
 def paired_losses(stored, start, values):
-    """All terms that the file has under `start`."""
+    """Return all terms that the file has under `start`."""
     return {f"loss {start}/{name}": pair(value, stored[f"{start}/{name}"]) for name, value in values.items()}
 
 
 def cube(stored, dtype=torch.float32):
-    """At 64^3 with running statistics: every map and every loss."""
+    """Return every map and every loss at 64^3, with running statistics."""
     network = built(CUBE).to(dtype)
     with torch.inference_mode():
         seen = both(network, CUBE, 100)
@@ -179,7 +179,7 @@ def cube(stored, dtype=torch.float32):
 
 
 def fixed(dtype):
-    """The tensors that follow from seeds, with gradients to come."""
+    """Return the tensors that are made from seeds, and that require gradients."""
 
     def randn(shape, seed):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
@@ -197,12 +197,12 @@ def fixed(dtype):
 
 
 def gradient_norms(value, tensors):
-    """Of one value, in the order of the tensors."""
+    """Return the gradients of one value, in the order of the tensors."""
     return np.array([float(g.double().norm()) for g in torch.autograd.grad(value.sum(), tensors, retain_graph=True)])
 
 
 def seeded(stored, dtype=torch.float32):
-    """Losses of the seeded tensors, and their gradients to teacher and student: nothing is detached."""
+    """Return losses of the seeded tensors, and their gradients to teacher and student; nothing is detached."""
     teacher, student = fixed(dtype)
     values = {
         "unetr": scale_distance(teacher, student),
@@ -227,7 +227,7 @@ def seeded(stored, dtype=torch.float32):
 
 
 def judged(stored, teacher, student):
-    """The discriminator, its losses, their gradients and its first step."""
+    """Return the discriminator's output, losses, gradients and first step."""
     judge = Discriminator(128, 64).to(teacher.dtype)
     with torch.no_grad():
         for name, value in judge.named_parameters():
@@ -260,7 +260,7 @@ def judged(stored, teacher, student):
 
 
 def step(stored, dtype=torch.float32):
-    """One optimisation step at 64^3, norms over the batch, no dropout: gradients, weights, running statistics."""
+    """Return gradients, weights and running statistics of one step at 64^3, with batch statistics, without dropout."""
     network = built(CUBE).to(dtype).train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):
@@ -312,7 +312,7 @@ def step(stored, dtype=torch.float32):
 
 
 def full(stored, dtype=torch.float32):
-    """At 160 x 192 x 128: maps, statistics and every loss but those of the target, which is not stored."""
+    """Return maps, statistics and losses at 160 x 192 x 128, except losses of the target, which is not stored."""
     network = built(FULL).to(dtype)
     found = {}
     with torch.inference_mode():
@@ -334,11 +334,11 @@ def full(stored, dtype=torch.float32):
 
 
 STRIDES = {"logit": 4, "style": 4, "content": 4, "c3d": 4, "unetr_fs": 2, "attn": 1}
-"""Of the maps of 64^3 in a cut."""
+"""Stride of the 64^3 maps in a reduced file."""
 
 
 def cut(stored):
-    """What the tests need of the file, its maps at a stride and its target as labels."""
+    """Return the part of the file that the tests need: maps at a stride, target as labels."""
     small = {}
     for name, value in stored.items():
         if name.startswith("net64/y_"):
@@ -357,7 +357,7 @@ def cut(stored):
 
 
 def numbers(stored, dtype=torch.float32):
-    """All of it, with what the file has."""
+    """Return all comparisons that the file allows."""
     found = cube(stored, dtype) | seeded(stored, dtype) | step(stored, dtype)
     return found | full(stored, dtype) if "full/T/style" in stored else found
 

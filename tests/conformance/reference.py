@@ -1,4 +1,4 @@
-"""How the authors' reference numbers are read, and compared with ours.
+"""Reading of the authors' reference numbers, and comparison with ours.
 
 Each `<method>.npz` holds inputs, and what the authors' released modules made of them with weights that follow from a
 rule, so that the weights need no room. Maps are stored at a stride along each spatial axis.
@@ -36,14 +36,14 @@ class Pair(NamedTuple):
 
 
 def pair(ours, theirs, floor=0.0):
-    """Both as fp64 arrays; ours may be a tensor with a gradient."""
+    """Return both values as fp64 arrays; ours may be a tensor with a gradient."""
     ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
     theirs = np.asarray(theirs, np.float64)
     return Pair(np.asarray(ours, np.float64).reshape(theirs.shape), theirs, floor)
 
 
 class Rounded(TorchDispatchMode):
-    """Results of matrix products, convolutions and norms, in both directions, are moved as if rounded otherwise.
+    """Change results of matrix products, convolutions and norms as other rounding would, in both directions.
 
     Each number is moved by a normal draw of ULP of the result's root mean square. Rounding turns some ReLUs and floors
     on or off, which one processor shows for one voxel and another for another: this draws more such cases.
@@ -67,7 +67,7 @@ class Rounded(TorchDispatchMode):
         self.generator = torch.Generator().manual_seed(seed)
 
     def moved(self, value):
-        """The tensor, elsewhere by rounding; anything else as it is."""
+        """Return a tensor changed by rounding; anything else unchanged."""
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.device.type != "cpu":
             return value
         noise = torch.randn(value.shape, generator=self.generator, dtype=torch.float32)
@@ -87,7 +87,7 @@ NULL = 1e-2
 
 
 def kind(name):
-    """What is pooled with what: the first word of a name, or where it has one word the part before its first slash."""
+    """Return the kind of a number: the first word of its name, or the part before the first slash of a single word."""
     return name.partition(" ")[0] if " " in name else name.partition("/")[0]
 
 
@@ -97,7 +97,7 @@ def size(number):
 
 
 def scales(exact, runs):
-    """How far rounding moves each number, by name.
+    """Return the effect of rounding on each number, by name.
 
     The difference between our fp32 and our fp64 result is rounding alone (`exact` is fp64, every one of `runs` fp32).
     One run shows too little: two results may agree by luck, and rounding may switch a ReLU or a floor that moves a
@@ -121,7 +121,7 @@ def scales(exact, runs):
 
 
 def shares(method, found):
-    """Difference between our numbers and the authors', as a share of what is allowed.
+    """Return the difference between our numbers and the authors', as a share of the allowed difference.
 
     Allowed is MULTIPLE * (how far rounding moves the number) + ULP * (its size), and its floor if it has one. The
     authors computed in fp32 on a machine of their own, so that their numbers hold a rounding error as large as ours. A
@@ -139,7 +139,7 @@ def shares(method, found):
 
 
 def beyond(method, found):
-    """The numbers that differ by more than rounding explains, NaN included, with their shares."""
+    """Return the numbers that differ by more than rounding explains, NaN included, with their shares."""
     return {name: share for name, share in shares(method, found).items() if not share <= 1}
 
 
@@ -155,7 +155,7 @@ def in_fp64():
 
 
 def drawn(salt, key, shape):
-    """A tensor by the rule: one draw for each key, from a generator seeded with the CRC-32 of salt and key."""
+    """Return a tensor by the rule: random numbers from a generator seeded with the CRC-32 of salt and key."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{salt}{key}".encode()))
     if key.endswith("running_var"):
         return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float32)
@@ -170,7 +170,7 @@ def drawn(salt, key, shape):
 
 
 def authors_weights(stored):
-    """All weights by the rule."""
+    """Set all weights by the rule."""
     weights = {}
     for key, text in zip(stored["keys"].tolist(), stored["shapes"].tolist(), strict=True):
         weights[key] = drawn(stored["salt"], key, json.loads(text))
@@ -178,24 +178,24 @@ def authors_weights(stored):
 
 
 def built(name, stored):
-    """The method's module, and its official network with those weights, dropout off."""
+    """Return the method's module, and its official network with those weights, without dropout."""
     module = importlib.import_module(f"glimpseg.methods.{name}")
     return module, module.from_authors(authors_weights(stored)).eval()
 
 
 def ours(array, module):
-    """An array whose second axis is in the authors' order of modalities, in ours."""
+    """Return an array in our order of modalities; its second axis is in the authors' order."""
     return torch.from_numpy(array)[:, [module.ORDER.index(modality) for modality in Modality]]
 
 
 def thinned(maps, stored, key):
-    """Our full map at the voxels that the file holds."""
+    """Return our full map at the voxels that the file holds."""
     step = maps.shape[-1] // stored[key].shape[-1]
     return maps[..., ::step, ::step, ::step]
 
 
 def numbers(name, stored, dtype=torch.float32):
-    """Maps, losses and gradient norms: a `Pair` by name. The first word of a name is its kind."""
+    """Return maps, losses and gradient norms, a `Pair` by name. The first word of a name is its kind."""
     module, network = built(name, stored)
     network = network.to(dtype)
     found = {}
@@ -225,5 +225,5 @@ def numbers(name, stored, dtype=torch.float32):
 
 
 def mapped(output, stored, key):
-    """The voxels of our full map that the file holds, and the authors'."""
+    """Return the authors' map, and our map at the same voxels."""
     return pair(thinned(output, stored, key), stored[key])

@@ -1,4 +1,4 @@
-"""How the reference numbers of SMML's authors are read, and compared with ours.
+"""Reading of the SMML authors' reference numbers, and comparison with ours.
 
 The file holds what one released branch with its refiner computed of a 32^3 crop; the consistency losses were never
 released, so that nothing of them is in it. Both of our branches get the same weights, by the rule.
@@ -30,12 +30,12 @@ def authors_weights(stored):
 
 
 def built(stored):
-    """The official networks with those weights, dropout off and norms with their running statistics."""
+    """Return the official networks with those weights, without dropout, norms with running statistics."""
     return smml.from_authors(authors_weights(stored)).eval()
 
 
 def numbers_of(network, stored, number):
-    """Every stored map, and what one branch and its refiner make of it; in the network's precision."""
+    """Return every stored map, and our maps of one branch and its refiner, in the network's precision."""
     branch, found = network.branches[number], {}
     dtype = next(branch.parameters()).dtype
     for key in (key for key in stored if key.startswith("eval_")):
@@ -60,6 +60,6 @@ def numbers_of(network, stored, number):
 
 
 def numbers(stored, dtype=torch.float32):
-    """Of the first branch, whose weights are the second's."""
+    """Return the comparison of the first branch, whose weights are those of the second."""
     with torch.inference_mode():
         return numbers_of(built(stored).to(dtype), stored, 0)

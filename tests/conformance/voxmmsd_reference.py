@@ -1,4 +1,4 @@
-"""How the reference numbers of Vox-MMSD's authors are read, and compared with ours.
+"""Reading of the Vox-MMSD authors' reference numbers, and comparison with ours.
 
 The file holds what the released code drew and computed, family by family. Its draws come from two global generators,
 numpy's and Python's, in an order that is followed here; what was drawn is then given to our functions.
@@ -39,25 +39,25 @@ six changes of fp32 in images (16 units in the last place of 1), none where whol
 LABELS = (Label.NCR, Label.ED, Label.ET)
 STEPS = 60_000
 SHAPE = (104, 120, 112)
-"""Of the volume that views are cut from."""
+"""Shape of the volume that views are cut from."""
 CROP = (96, 96, 96)
 MODALITIES = 4
 
 
 class Draws(NamedTuple):
-    """The two generators."""
+    """Python's and numpy's random generators."""
 
     numpy: np.random.RandomState
     python: random.Random
 
     @classmethod
     def of(cls, seed):
-        """Both from one seed."""
+        """Seed both generators."""
         return cls(np.random.RandomState(seed), random.Random(seed))
 
 
 def differences(stored):
-    """Difference of every number that no network computes, by name; 0 or 1 where something is the same or not."""
+    """Return the difference of every number that no network computes, by name; 0 or 1 for equal or not equal."""
     found = {}
     for family in (schedules, scaling, masks, changes, pairs, structure, carried, preparing):
         found |= family(stored)
@@ -65,7 +65,7 @@ def differences(stored):
 
 
 def numbers(stored, dtype=torch.float32):
-    """Everything that torch computes: a `Pair` by name."""
+    """Return everything that torch computes, a `Pair` by name."""
     found = {}
     for family in (distilling, restoring, networks, steps, tuning):
         found |= family(stored, dtype)
@@ -73,7 +73,7 @@ def numbers(stored, dtype=torch.float32):
 
 
 def cut(stored):
-    """A small part: one step, one call, two pairs of views, maps at a stride."""
+    """Return a small part of the file: one step, one call, two pairs of views, maps at a stride."""
     left_out = ("dino/call1", "dino/call2", "step/batch1", "step/it1", "view/aug0_seed12", "view/aug1_seed11")
     small = {name: value for name, value in stored.items() if not name.startswith(left_out)}
     for name, value in small.items():
@@ -87,7 +87,7 @@ def cut(stored):
 
 
 def unlike(one, other):
-    """Largest difference; 1 for other shapes."""
+    """Return the largest difference; 1 for other shapes."""
     one, other = np.asarray(one), np.asarray(other)
     if one.shape != other.shape:
         return 1.0
@@ -95,7 +95,7 @@ def unlike(one, other):
 
 
 def relative(one, other):
-    """Largest difference in units of the largest number."""
+    """Return the largest difference in units of the largest number."""
     return unlike(one, other) / float(np.abs(np.asarray(other)).max())
 
 
@@ -137,13 +137,13 @@ def masks(stored):
 
 
 def drawn_blocks(draws):
-    """One uniform number for each block; the authors first ask Python's generator whether to mask at all."""
+    """Return one uniform number for each block. The authors first ask Python's generator whether to mask at all."""
     draws.python.random()
     return draws.numpy.rand(MODALITIES, *views.blocks_along(CROP, OFFICIAL))
 
 
 def drawn_change(draws, shape, transforms):
-    """A view's change, in the authors' order of draws."""
+    """Return a view's intensity change, in the authors' order of draws."""
     m = shape[0]
     ones = {name: np.ones(m) for name in ("gain", "contrast", "exponent")}
     drawn = ones | {"noise": np.zeros(shape), "blur_voxels": np.zeros(m), "shift": np.zeros(m)}
@@ -196,7 +196,7 @@ def changes(stored):
 
 
 def volume():
-    """The volume that the authors' views were cut from: waves in an ellipsoid, whole numbers."""
+    """Return the volume that the authors' views were cut from: waves in an ellipsoid, integers."""
     z, y, x = np.meshgrid(*(np.arange(side) for side in SHAPE), indexing="ij")
     inside = sum(((a - (n - 1) / 2) / (0.47 * n)) ** 2 for a, n in zip((z, y, x), SHAPE, strict=True)) < 1
     waves = [
@@ -209,7 +209,7 @@ def volume():
 
 
 def statistics(values):
-    """Sum, sum of magnitudes, sum of squares, least and greatest."""
+    """Return sum, sum of magnitudes, sum of squares, minimum and maximum."""
     flat = np.asarray(values, np.float64).ravel()
     return np.array([flat.sum(), np.abs(flat).sum(), (flat**2).sum(), flat.min(), flat.max()])
 
@@ -232,7 +232,7 @@ def pairs(stored):
 
 
 def one_pair(stored, whole, seed, key, changed):
-    """One run of the generator; every attempt begins anew until enough voxels are seen twice."""
+    """Run the generator once; attempts are repeated until enough voxels are visible in both views."""
     draws, kept = Draws.of(seed), np.zeros(0)
     while len(kept) < OFFICIAL.voxels:
         starts = np.array([[draws.numpy.randint(0, side - 96 + 1) for side in SHAPE] for _ in range(2)])
@@ -290,7 +290,7 @@ def restoring(stored, dtype):
 
 
 def as_pairs(image, goal, voxels):
-    """A batch of complete studies, scaled by crop."""
+    """Return a batch of complete studies, scaled by crop."""
     count = len(image)
     return views.PairBatch(
         image=torch.as_tensor(image),
@@ -302,7 +302,7 @@ def as_pairs(image, goal, voxels):
 
 
 def weights_by_rule(shapes, tag):
-    """The p-th floating tensor from a generator of its own; counters of batches are skipped."""
+    """Return the p-th floating-point tensor, from its own generator; counters of batches are skipped."""
     weights = {}
     for place, (name, shape) in enumerate((n, s) for n, s in shapes.items() if not n.endswith("num_batches_tracked")):
         draw = np.random.RandomState(10_000 * tag + place).uniform(-1, 1, shape)
@@ -317,7 +317,7 @@ def weights_by_rule(shapes, tag):
 
 
 def load_by_rule(module, tag, names=None):
-    """Puts them in; `names` are the authors', in their order, by ours."""
+    """Set the weights; `names` maps our names to the authors', in their order."""
     state = module.state_dict()
     names = names or {name: name for name in state}
     back = {theirs: own for own, theirs in names.items()}
@@ -326,25 +326,25 @@ def load_by_rule(module, tag, names=None):
 
 
 def their_names(network, order):
-    """Our names of a network's tensors and the authors', in the authors' order."""
+    """Return our names of a network's tensors and the authors' names, in the authors' order."""
     theirs = {authors_name(own, voxunet.NAMES): own for own in network.state_dict()}
     return {theirs[name]: name for name in order if name in theirs}
 
 
 def official_network(stored, dropout=(0, 0, 0.2, 0.2, 0.2), heads=4):
-    """The authors' U-Net with weights by the rule. Their pretraining network has one head, which never runs."""
+    """Return the authors' U-Net with weights by the rule. Their pretraining network has one unused head."""
     network = voxunet.VoxUNet(voxunet.Config(dropout=dropout, heads=heads), LABELS)
     load_by_rule(network, 0, their_names(network, stored["net/state_keys"].tolist()))
     return network
 
 
 def small_learner(config):
-    """Any network will do."""
+    """Return any network; only its schedule is used."""
     return VoxMMSD(config, voxunet.VoxUNet(voxunet.Config(width=2, dropout=(0, 0), heads=1), LABELS))
 
 
 def official_learner(stored):
-    """The authors' pretraining, dropout off."""
+    """Return the authors' pretraining, without dropout."""
     learner = VoxMMSD(OFFICIAL, official_network(stored, dropout=(0,) * 5))
     load_by_rule(learner.restorer.read[0], 5)
     load_by_rule(learner.projector, 7)
@@ -408,13 +408,13 @@ def networks(stored, dtype):
 
 
 def thinned(values, like):
-    """Every n-th channel and voxel."""
+    """Return every n-th channel and voxel."""
     steps = [max(side // wanted, 1) for side, wanted in zip(values.shape, like.shape, strict=True)]
     return values[tuple(slice(None, None, step) for step in steps)]
 
 
 def whole_again(stored):
-    """A cut's first batch: uniform numbers, of which the cut says what blocks of 16 voxels were shown."""
+    """Return the first batch of a reduced file: uniform numbers that give the file's shown blocks of 16 voxels."""
     if "step/batch0_label0" in stored:
         return stored
     made, draws = dict(stored), np.random.RandomState(123)
@@ -425,7 +425,7 @@ def whole_again(stored):
 
 
 def grown(blocks, side):
-    """Cubes of so many voxels."""
+    """Return cubes of this side, in voxels."""
     return blocks.repeat(side, 2).repeat(side, 3).repeat(side, 4)
 
 

@@ -1,4 +1,4 @@
-"""A phantom through every form of DICOM that is read, and its labels through every form that is written, in one table.
+"""Send a phantom through every DICOM form that is read, and its labels through every form that is written.
 
     python tests/robustness/dicom_round_trip.py [--seed 7] [--spacing 3]
 
@@ -42,7 +42,7 @@ COLUMNS = ("form", "image", "affine mm", "BINARY", "LABELMAP", "volume ml", "SEG
 
 
 def main() -> None:
-    """See above."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=7, help="of the phantom")
     parser.add_argument("--spacing", type=float, default=3.0, help="of the phantom, mm")
@@ -137,7 +137,7 @@ def volume_error(path: Path, labels: Volume) -> float:
 
 
 def errors(path: Path) -> str:
-    """How many lines of dciodvfy say Error."""
+    """Number of errors that dciodvfy reports."""
     if not shutil.which("dciodvfy"):
         return "-"
     done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)

@@ -25,7 +25,7 @@ PATIENCE_S = 1200.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What a row works with."""
+    """Scans, model and environment of a row."""
 
     scans: Scans
     model: Path
@@ -72,7 +72,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """Result of a finished command."""
 
     code: int
     said: str

@@ -37,7 +37,7 @@ class Fault:
     """The whole message; where the command succeeds, all of its warnings, a line each. Names in braces are those of
     `numbers_of`; `WORDS` and `NUMBER` stand for what another program decides."""
     same: bool = False
-    """Whether the labels have to be those of the good study, in its place."""
+    """True if the labels must equal those of the good study, in its place."""
     group: str = ""
     """Rows of one group are one line of the table."""
 
@@ -49,9 +49,9 @@ def command(words: Sequence[Word], model: Path, output: Path) -> list[str]:
 
 
 WORDS = "[words]"
-"""What another program says in a message: zlib, nibabel, the system."""
+"""Placeholder for words of another program in a message: zlib, nibabel, the system."""
 NUMBER = "[number]"
-"""Bytes of a compressed file."""
+"""Placeholder for the size of a compressed file."""
 
 
 def whole_message(fault: Fault, place: Path, scans: Scans) -> re.Pattern[str]:

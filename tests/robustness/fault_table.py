@@ -1,4 +1,4 @@
-"""Runs the command line on everything that can go wrong and prints how each case ends, as a Markdown table.
+"""Run the command line on everything that can go wrong, and print how each case ends as a Markdown table.
 
     python tests/robustness/fault_table.py [--only WORDS] [-o docs/faults-table.md]
 
@@ -167,7 +167,7 @@ def _imports() -> None:
 
 
 def _compared(ended: Done, code: int) -> str:
-    """What is not as it should be; nothing if all is."""
+    """Description of what is wrong; empty if nothing is."""
     if ended.code != code:
         return f"code {ended.code} in place of {code}: {ended.said[-400:]}"
     if "Traceback" in ended.said:

@@ -1,4 +1,4 @@
-"""Reads thousands of damaged NIfTI, DICOM and archive files, each made from a seed, and counts how that ends.
+"""Read thousands of damaged NIfTI, DICOM and archive files, each made from a seed, and counts how that ends.
 
     python tests/robustness/fuzz_files.py [--nifti 1000] [--dicom 1000] [--archives 1000] [--seed 0]
 
@@ -36,11 +36,11 @@ import fuzz_makers as makers
 import numpy as np
 
 SECONDS = 5.0
-"""Of a processor; more is a hang (reliability table, row 39)."""
+"""Processor time of one file; more is a hang."""
 PATIENCE_S = 30.0
-"""By the clock, on a machine that may be busy with other things."""
+"""Clock time of one file, on a machine that may be busy with other things."""
 SPARE_BYTES = 1 << 30
-"""What the reading process may take beyond its imports."""
+"""Memory that the reading process may take beyond its imports."""
 SETTLE_SECONDS = 300.0
 """For imports, before the first file."""
 KINDS = {"nifti": makers.nifti, "dicom": makers.dicom, "archive": makers.archive}
@@ -52,7 +52,7 @@ class Hang(Exception):
 
 @dataclass
 class Tally:
-    """What became of the files of one kind."""
+    """Outcomes of the files of one kind."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, kind: str, number: int, seed: int) -> dict[str, Any]:
-        """How one file ended."""
+        """Outcome of one file."""
         process = self.process or self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps([kind, number, seed]).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""How damaged files are made from a generator of random numbers, and how glimpseg reads them; see `fuzz_files.py`."""
+"""Functions that make damaged files from random numbers, and functions that read them; see `fuzz_files.py`."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _packed(rng: np.random.Generator, content: bytes) -> bytes:
 
 
 def read_nifti(path: Path) -> None:
-    """All that is done with an image: as labels, a grid, a study with another sequence, and the way back."""
+    """Read an image in every way: as labels, a grid, a study with another sequence, and the way back."""
     from glimpseg.data import nifti
     from glimpseg.data.preprocess import Preprocess, prepare
     from glimpseg.errors import InputError

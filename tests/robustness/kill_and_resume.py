@@ -1,4 +1,4 @@
-"""Trains a recipe twice, once undisturbed and once killed with -9 at random moments, and compares the weights.
+"""Train a recipe twice, once undisturbed and once killed with -9 at random moments, and compare the weights.
 
     python tests/robustness/kill_and_resume.py --data DIR -o OUT [--kills 10] [--seed 0] [--set optim.steps=100]
 

@@ -1,4 +1,4 @@
-"""Segments a tree of phantoms, some broken, killed with -9 at random moments and continued; then compares.
+"""Segment a tree of phantoms, some broken; kill the batch at random moments, resume it, and compare.
 
     python tests/robustness/kill_batch.py MODEL -o OUT [--studies 40] [--broken 4] [--kills 2] [--seed 0]
 
@@ -17,11 +17,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from glimpseg.batch.tree import FAILURES
+from glimpseg.batch.progress import FAILURES
 from glimpseg.segmentation.result import RECORD
 
 COARSE_MM = "4"
-"""Of the phantoms: what is tested is the order of things, not the masks."""
+"""Voxel side of the phantoms; coarse, because the masks do not matter here."""
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
     options: list[str] = []
     for kill in range(1, wanted.kills + 1):
         process = start(wanted, "killed", options)
-        options = ["--continue"]
+        options = ["--resume"]
         time.sleep(lasted * rng.uniform(0.3, 0.6))
         process.kill()
         process.wait()

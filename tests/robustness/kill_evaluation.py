@@ -1,4 +1,4 @@
-"""Evaluates a model twice, once undisturbed and once killed with -9 at random moments, and compares `scores.csv`.
+"""Evaluate a model twice, once undisturbed and once killed with -9 at random moments, and compare `scores.csv`.
 
     python tests/robustness/kill_evaluation.py MODEL --data DIR -o OUT [--kills 3] [--seed 0]
 
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def done(place: Path) -> int:
-    """How many studies have their file."""
+    """Number of studies that have their file."""
     return len(list((place / STUDIES).glob("[!.]*.json")))
 
 

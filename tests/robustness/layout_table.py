@@ -1,4 +1,4 @@
-"""Makes a tree of phantoms in each layout, sequences removed at random, and shows what is found in it again.
+"""Make a tree of phantoms in each layout, with sequences removed at random, and show what is found in it.
 
     python tests/robustness/layout_table.py [-o DIR] [--studies 8] [--seed 0] [--spacing 4]
 
@@ -35,7 +35,7 @@ from glimpseg.volume import Volume, same_grid
 
 COLUMNS = ("layout", "found", "sequences", "labels", "grid", "convention", "axes")
 ORDERS = ("RAS", "LPS", "LPI", "ASR", "SRA")
-"""In which the phantoms' axes are stored, one study after the other."""
+"""Axis orders in which the phantoms are stored, one study after the other."""
 
 
 def main() -> int:
@@ -88,7 +88,7 @@ def incomplete(studies: Sequence[Study], seed: int) -> list[Study]:
 
 
 def row(layout: str, folder: Path, studies: Sequence[Study], seed: int) -> tuple[list[str], bool]:
-    """What is found in a tree that others wrote."""
+    """Row for a tree that other programs wrote."""
     # One file of the Decathlon holds all sequences, so all its studies have the same ones.
     shared = SUBSETS[np.random.default_rng(seed).integers(4, 14)]
     kept = [s.restricted_to(shared) for s in studies] if layout == "msd" else incomplete(studies, seed)
@@ -98,7 +98,7 @@ def row(layout: str, folder: Path, studies: Sequence[Study], seed: int) -> tuple
 
 
 def written(layout: str, folder: Path, studies: Sequence[Study]) -> tuple[list[str], bool]:
-    """What is found in a tree that glimpseg wrote."""
+    """Row for a tree that glimpseg wrote."""
     write_studies(folder, studies, layout)
     names = {f"sub-{study.id}" if layout == "bids" else study.id: study for study in studies}
     return compared(f"{layout}, written", folder, names)
@@ -118,19 +118,19 @@ def compared(title: str, folder: Path, made: Mapping[str, Study]) -> tuple[list[
 
 
 def images(one: Study, other: Study) -> list[bool]:
-    """Whether each sequence has the voxels that it was made with."""
+    """Compare each sequence's voxels with those it was made with."""
     pairs = [(nifti.read_volume(path), other.images[modality]) for modality, path in one.images.items()]  # type: ignore[arg-type]
     return [isinstance(b, Volume) and np.array_equal(a.voxels, b.voxels) for a, b in pairs]
 
 
 def same_grids(one: Study, other: Study) -> list[bool]:
-    """Whether each sequence lies where it was made."""
+    """True if each sequence lies where it was made."""
     pairs = [(nifti.read_header(path), other.images[modality]) for modality, path in one.images.items()]  # type: ignore[arg-type]
     return [isinstance(b, Volume) and same_grid(a, b.grid) for a, b in pairs]
 
 
 def same_labels(one: Study, other: Study) -> bool:
-    """Whether the reference has the labels that it was made with, or is missing as it should."""
+    """Compare the reference with the labels that it was made with, or check that it is missing."""
     if not isinstance(other.reference, Volume) or not isinstance(one.reference, Path):
         return one.reference is None and other.reference is None
     labels = nifti.read_labels(one.reference, one.convention)

@@ -1,4 +1,4 @@
-"""Derives from phantoms what sequences look like: `src/glimpseg/data/identify/appearance.json`.
+"""Derive the appearance of the sequences from phantoms: `src/glimpseg/data/identify/appearance.json`.
 
 `python tools/derive/appearance.py [--cases 240] [--first-seed 50000] [-o FILE]`. Deterministic. Phantoms of 3 mm:
 some operated on, some healthy; a third keep their brain's rim, the others lose 3 or 6 mm of it, as skull strippers do.
@@ -23,13 +23,13 @@ from glimpseg.modality import Modality
 TARGET = Path(__file__).parents[2] / "src/glimpseg/data/identify/appearance.json"
 SETTINGS = phantom.Settings.at_spacing(appearance.COARSE_MM, post_operative=0.15, healthy=0.05)
 WIDER = 2.0
-"""By which deviations between phantoms are multiplied: patients, scanners and strippers differ more."""
+"""Factor of the deviations between phantoms: patients, scanners and skull strippers differ more."""
 KINDS = (0, 0, 1, 2)
 """Kind of each modality, in channel order."""
 
 
 def eroded(inside: Bool[np.ndarray, "m x y z"], times: int) -> Bool[np.ndarray, "m x y z"]:
-    """Without the outermost voxels of the brain."""
+    """Brain mask without its outermost voxels."""
     return np.stack([ndimage.binary_erosion(one, iterations=times) if times else one for one in inside])
 
 
@@ -65,7 +65,7 @@ def fitted(measures: Float[np.ndarray, "n m 4"], pairs: Float[np.ndarray, "n m m
 
 
 def main() -> None:
-    """Makes the file."""
+    """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=240)
     parser.add_argument("--first-seed", type=int, default=50000)

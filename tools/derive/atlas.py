@@ -1,4 +1,4 @@
-"""Derives the phantom's atlas file from the ICBM 152 average inside the nilearn wheel.
+"""Derive the phantom's atlas file from the ICBM 152 average inside the nilearn wheel.
 
 `python tools/derive/atlas.py [folder with mni_icbm152_*.nii.gz] [-o mni152.npz]`. Deterministic: the same
 wheel gives the same bytes. Needs nilearn only to find its folder.
@@ -21,15 +21,15 @@ PARTS = {"grey": "gm", "white": "wm", "t1": "t1"}
 MIDLINE = 98
 """Index of the slice x = 0 mm; the average is symmetric about it."""
 BOX = (slice(MIDLINE, 173), slice(26, 210), slice(0, 158))
-"""The right half of the brain; even starts, so that the 2 mm grid falls on the 1 mm one."""
+"""Box of the right half of the brain; even starts, so that the 2 mm grid falls on the 1 mm one."""
 CENTRE = (MIDLINE, 117, 77)
 """Voxel of the whole array near the middle of the brain."""
 VENTRICLE_DEPTH_MM = 22
-"""CSF deeper than this is ventricle; sulci and cisterns are shallower."""
+"""Depth below which CSF is ventricle; sulci and cisterns are shallower."""
 
 
 def main() -> None:
-    """Reads the three maps, derives depth and ventricles, writes the archive."""
+    """Read the three maps, derive depth and ventricles, write the archive."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="where the maps are; nilearn's own data by default")
     parser.add_argument("-o", "--output", type=Path, default=TARGET)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def nilearn_folder() -> Path:
-    """Where the installed nilearn keeps its maps."""
+    """Folder of the maps in the installed nilearn."""
     found = importlib.util.find_spec("nilearn")
     if found is None or found.origin is None:
         raise SystemExit("nilearn is needed to derive the atlas and is not installed: pip install nilearn")
@@ -48,7 +48,7 @@ def nilearn_folder() -> Path:
 
 
 def derive(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the archive, as the atlas' README describes them."""
+    """Arrays of the archive, as the atlas' README describes them."""
     maps = {name: load(folder / f"mni_icbm152_{key}_tal_nlin_sym_09a_converted.nii.gz") for name, key in PARTS.items()}
     for name, values in maps.items():
         if not np.array_equal(values[: 2 * MIDLINE + 1], values[: 2 * MIDLINE + 1][::-1]):
@@ -68,7 +68,7 @@ def derive(folder: Path) -> dict[str, np.ndarray]:
 
 
 def load(path: Path) -> np.ndarray:
-    """One map as it is stored: uint8 x y z, RAS."""
+    """Load one map as it is stored: uint8 x y z, RAS."""
     return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
 
 
@@ -81,7 +81,7 @@ def ventricles(fluid: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def write_archive(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A compressed npz without dates, so that equal arrays are equal files."""
+    """Write a compressed npz without dates, so that equal arrays are equal files."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, values in arrays.items():
             buffer = io.BytesIO()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,52 +13,53 @@ from filelock import FileLock
 
 from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.errors import UsageError
-from glimpseg.runtime.atomic import atomic_file, refuse_if_used, write_json
+from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.segmentation.result import RECORD
 
 PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
+FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True)
+"""Batch folder as an output that can be resumed."""
 STATISTICS = "statistics.csv"
 UNUSED = "unused.json"
 """File with the images of the tree that no study uses. It is written only if there are any."""
 LONGEST_WAIT_S = 60
-"""Longest wait for another shard that writes the key at the same moment."""
+"""Longest wait, in seconds, for another shard that writes the key file at the same moment."""
 NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_high_ml", "agreement")
-"""Columns from each study's statistics.json. A number that was not asked for or is undefined stays blank."""
+"""Columns of `statistics.csv` that come from each study's `statistics.json`. A number that was not asked for or is
+undefined stays blank."""
 
 
 def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder of a batch, or check that it belongs to this batch.
+    """Make the output folder of a batch and write `batch.json`, or check that the folder belongs to this batch.
 
-    Raises: UsageError for the output folder of another batch, or of this one without `resume`.
+    A shard that has not begun joins a batch without `resume`.
+
+    Args:
+        output: Output folder of the batch.
+        plan: Fingerprint of the batch (`BatchOptions.fingerprint`), the content of `batch.json`.
+        shard: Shard that opens the folder. Several shards may open it at the same time.
+        resume: Go on with this batch if the folder holds it; begin it if not. Takes precedence over `overwrite`.
+        overwrite: Remove a folder that holds a batch first. Ignored for one of several shards: another may be at work.
+
+    Raises:
+        UsageError: The folder holds another batch, files of something else, or this batch without `resume`.
+        InputError: `batch.json` is damaged.
+        OutputError: When the disk refuses.
     """
-    path = output / PLAN
-    if overwrite and not resume and shard.of == 1:
-        refuse_if_used(output, overwrite=True, mark=PLAN)
-        shutil.rmtree(output, ignore_errors=True)
-    # Another shard that begins at this moment has written the plan before anything else, or is about to.
-    used = output.is_file() or (output.is_dir() and any(not _is_coming_plan(found) for found in output.iterdir()))
-    if path.is_file():
-        if json.loads(path.read_text("utf-8")) != plan:
-            raise UsageError(
-                f"{output} was begun with another model, version, backend or other options ({path.name} has them). "
-                "Repeat those, or name another folder with -o."
-            )
-        if (output / shard.file(FAILURES)).exists() and not resume:
-            raise UsageError(f"{output} holds this batch already. Add --resume to go on with it.")
-        return
-    if used:
-        refuse_if_used(output)
-    write_json(path, plan)
+    begun = (output / shard.file(FAILURES)).exists()
+    FOLDER.open(output, plan, resume=resume, overwrite=overwrite and shard.of == 1, joins=not begun)
+    discard_replaced(output)
 
 
 def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[str, str]:
-    """Return the name of the output folder of each entry, by its id.
+    """Return the name of each entry's output folder, by the entry's id.
 
-    De-identified names are numbers. Their order follows from digests of the ids, so it says nothing of the ids.
+    Without `deidentify` the name is the id itself. With it the names are `study-00001`, `study-00002` and so on, in the
+    order of the SHA-256 digests of the ids: a number says nothing about its id.
     """
     if not deidentify:
         return {entry.id: entry.id for entry in entries}
@@ -70,8 +70,16 @@ def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[s
 def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
     """Return the pseudonyms of a batch, and write the key file that leads from the results back to the studies.
 
-    The key file is written beside the output folder, so that it does not leave with the results. Only its owner can
-    read it. A batch that resumes uses the key that it began with.
+    The key file is `<output>.key.json`, beside the output folder, so that it does not leave with the results. Only its
+    owner can read it. If the file is there already, its key is used again.
+
+    Args:
+        output: Output folder of the batch.
+        names: Name of each study's output folder, by the study's id.
+
+    Raises:
+        OutputError: When the disk refuses.
+        filelock.Timeout: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
     """
     path = output.with_name(f"{output.name}.key.json")
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=LONGEST_WAIT_S):  # shards may begin at the same time
@@ -84,7 +92,11 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
 
 
 def write_statistics(output: Path) -> None:
-    """Write `statistics.csv`: one row for each study that is there and each region."""
+    """Write `statistics.csv`: one row for each region of each study folder below `output` that holds `run.json`.
+
+    Rows are in the order of the folders' names. They include the studies of all shards and of earlier runs. Raises:
+    OutputError.
+    """
     rows = list(_statistics(output))
     with atomic_file(output / STATISTICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("study", "sequences", "region", *NUMBERS), lineterminator="\n")
@@ -105,7 +117,3 @@ def _statistics(output: Path) -> Iterator[dict[str, Any]]:
         for region, values in regions.items():
             numbers = {name: values.get(name) for name in NUMBERS}
             yield {"study": path.parent.name, "sequences": used, "region": region, **numbers}
-
-
-def _is_coming_plan(path: Path) -> bool:
-    return path.name.startswith(f".{PLAN}.tmp-")

@@ -35,15 +35,22 @@ class BatchOptions:
 
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     outputs: OutputOptions = field(default_factory=OutputOptions)
+    backend: str | None = None
+    """Inference backend that the fingerprint names. None: the backend and the precision that the model uses."""
 
     def fingerprint(self, model: Model) -> dict[str, Any]:
-        """Return the settings of a batch that all its studies share. A batch resumes only with the same settings."""
+        """Return the fingerprint of a batch: plain values that must be equal for the batch to be resumed.
+
+        These are the options that decide the results, the version of glimpseg, the checksums of the model's weights and
+        expectations, the choices of the model, and the inference backend with its precision.
+        """
         inference, outputs = self.inference, self.outputs
         return {
             "glimpseg": __version__,
             "model": model.provenance["sha256"][WEIGHTS],
             **({"choices": model.chosen} if model.chosen else {}),
-            "backend": f"{model.computed_by} {model.precision}",  # masks of two backends differ by some voxels
+            # Masks of two backends differ by some voxels.
+            "backend": self.backend or f"{model.computed_by} {model.precision}",
             "labels": outputs.labels,
             "types": sorted(outputs.types),
             "grid": None if inference.grid_sequence is None else inference.grid_sequence.key,
@@ -60,12 +67,15 @@ class WrittenStudy:
     """Summary of a study whose output folder is written, for the log."""
 
     study: str
+    """Name of its output folder."""
     seconds: float
+    """Time of all steps together, in seconds."""
     used: Modality
+    """Sequences that it was segmented from."""
     volumes: str
-    """Volumes in words."""
+    """Volume of each region, in words."""
     outlook: tuple[str, ...] = ()
-    """Sentences on the expected performance."""
+    """Sentences on the expected performance; none for a study that an earlier run wrote."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,13 +84,19 @@ class StudyJob:
 
     model: Model
     output: Path
+    """Output folder of the batch."""
     options: BatchOptions
     names: Mapping[str, str]
     """Name of the output folder of each entry, by its id."""
     pseudonyms: Pseudonyms | None
+    """Pseudonyms for the DICOM files; None without de-identification."""
 
     def prepare(self, entry: StudyEntry) -> tuple[PreparedInput, ExitStack]:
-        """Return a prepared study, and the files that have to stay open until its results are written."""
+        """Read and prepare a study; return it with the files that must stay open until its results are written.
+
+        Raises: InputError if it cannot be read or prepared; UsageError if something needed is not installed, or if the
+            study lacks the sequence of the option `grid`; OutputError if an archive cannot be unpacked.
+        """
         with ExitStack() as stack:
             study_input = stack.enter_context(opened_entry(entry))
             prepared = prepare_input(study_input, self.model, self.options.inference)
@@ -88,11 +104,21 @@ class StudyJob:
         raise AssertionError
 
     def segment(self, prepared: PreparedInput) -> Segmentation:
-        """Segment a prepared study."""
+        """Segment a prepared study. Raises: InputError if the memory does not suffice."""
         return segment_prepared(prepared, self.model, self.options.inference)
 
     def write(self, entry: StudyEntry, segmentation: Segmentation, held: ExitStack) -> WrittenStudy:
-        """Write the output folder of a study, close its files, and return its summary."""
+        """Write the output folder of a study, and return a summary of the study.
+
+        With the output type `bids`, the label map is also added to the BIDS derivative of the batch.
+
+        Args:
+            entry: The study.
+            segmentation: Its segmentation.
+            held: The open files that `prepare` returned. They are closed at the end, also if writing fails.
+
+        Raises: as `Segmentation.save`.
+        """
         name, outputs = self.names[entry.id], self.options.outputs
         with held:
             segmentation.save(
@@ -110,9 +136,12 @@ class StudyJob:
         )
 
     def run(self, entry: StudyEntry) -> WrittenStudy:
-        """Run all steps for one study. A study whose folder is there already is only read back.
+        """Run all steps for one study. A study whose folder holds `run.json` is not segmented again but read back.
 
-        A process that was killed before it could report the study may therefore ask for it again.
+        A process that was killed before it could report a written study is asked for that study again. Temporary
+        folders of the study that a killed process left are removed first.
+
+        Raises: as `prepare`, `segment` and `write`.
         """
         name = self.names[entry.id]
         if (self.output / name / RECORD).is_file():
@@ -127,7 +156,12 @@ class StudyJob:
         return self.write(entry, segmentation, held)
 
     def reason(self, entry: StudyEntry, error: Exception) -> str:
-        """Return why a study could not be segmented, as written to `failures.json`."""
+        """Return why a study could not be segmented, as written to `failures.json`.
+
+        This is the message of an InputError or UsageError. Any other error is called unexpected, with its type and
+        message. With de-identification, the study's id becomes the name of its output folder, and each absolute path is
+        cut to its last part.
+        """
         known = isinstance(error, InputError | UsageError)
         reason = str(error) if known else f"unexpected error ({type(error).__name__}: {error})"
         if entry.study is not None:
@@ -140,7 +174,7 @@ class StudyJob:
 
     @staticmethod
     def _read_back(folder: Path) -> WrittenStudy:
-        """Return the summary of a study that was written before, from its files."""
+        """Return the summary of a study that was written before, from its files. It has no outlook."""
         run = json.loads((folder / RECORD).read_text("utf-8"))
         statistics = json.loads((folder / STATISTICS).read_text("utf-8"))
         return WrittenStudy(
@@ -152,7 +186,7 @@ class StudyJob:
 
 
 def remove_temporary(output: Path, names: Iterable[str]) -> None:
-    """Remove the temporary folders of these studies that a killed process has left."""
+    """Remove the temporary output folders of the studies with these output names, as a killed process leaves them."""
     for name in names:
         for left in output.glob(f".{_escaped(name)}.tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -163,6 +197,6 @@ def _escaped(name: str) -> str:
 
 
 def _without_names(reason: str, entry: StudyEntry, name: str) -> str:
-    """Return a message without the study's name and the folders that it lies in."""
+    """Return a message with `name` in place of the study's id, and each absolute path cut to its last part."""
     words = reason.replace(entry.id, name).split(" ")
     return " ".join(Path(word).name or word if word.startswith(os.sep) else word for word in words)

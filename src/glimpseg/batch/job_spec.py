@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,33 @@ class JobSpec:
     source: Path
     """Tree of studies."""
     output: Path
+    """Output folder of the batch."""
     model: str
     """`model`, `device`, `choices` and `backend` are the arguments of `predict.load`."""
     options: BatchOptions = field(default_factory=BatchOptions)
     layout: str = "auto"
+    """Layout of the tree, as for `study_entries`."""
     device: str = "auto"
     choices: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "torch"
 
+    @property
+    def batch_options(self) -> BatchOptions:
+        """The options, with the backend and the device in the fingerprint as they are named here.
+
+        Machines may resolve `auto`, or the precision, in different ways; they still work on one batch.
+        """
+        return replace(self.options, backend=f"{self.backend} on {self.device}")
+
     def entries(self) -> list[StudyEntry]:
-        """Return the studies of the tree. Raises: InputError when there is none."""
+        """Return the studies of the tree. Raises: InputError and UsageError as `tree_contents`."""
         named = not self.options.outputs.deidentify
         return tree_contents(self.source, self.layout, named=named).entries
 
     def load_for_reading(self) -> Model:
-        """Load the model on the CPU, to read what it is. Raises: ModelError, UsageError."""
+        """Load the model on the CPU under torch, to read its settings. Raises: ModelError, UsageError."""
         return predict.load(self.model, "cpu", self.choices)
 
     def load(self) -> Model:
-        """Load the model on the device of this machine. Raises: ModelError, UsageError."""
+        """Load the model on this machine, with the device and the backend asked for. Raises: ModelError, UsageError."""
         return predict.load(self.model, self.device, self.choices, self.backend)

@@ -35,7 +35,9 @@ class Workers:
     """Number of workers, and the resources of each."""
 
     count: int = 2
+    """Number of workers."""
     cpus: int = 1
+    """Processors of each worker."""
     gpus: float = 0
     """GPUs of each worker. With 0.5 two workers share one. With 0 a worker sees no GPU."""
     address: str | None = None
@@ -47,14 +49,24 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
     """Segment every study of a tree once. The workers write the folders of the studies; this process records progress.
 
     A killed worker is started again, and so is its study, up to `ATTEMPTS` times. A study whose folder is complete by
-    then is not segmented again.
+    then is not segmented again. A study that fails does not stop the others; `failures.json` says why it failed.
 
-    Raises: UsageError without Ray, for workers that cannot begin, or for the output folder of another batch; InputError
-        without a study; ModelError; OutputError when the disk refuses; Preempted after SIGTERM, with complete studies.
+    Args:
+        spec: Input, output, model and options.
+        workers: Number of workers and their resources.
+        resume: Go on with a batch that was begun before. Failed studies are tried again.
+        overwrite: Replace the folder of a batch.
+
+    Raises:
+        UsageError: Without Ray, for workers that cannot begin, or for an output folder of another batch or in use.
+        InputError: The tree holds no study, or cannot be read.
+        ModelError: There is no usable model.
+        OutputError: When the disk refuses.
+        Preempted: SIGTERM came and studies are left. All written studies are complete; `resume` continues.
     """
     ray = _import_ray()
     entries = spec.entries()
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
         progress, waiting = BatchProgress.begin(job, WHOLE.select(entries, job.names))
         with _started(ray, workers, spec, job) as started:
@@ -66,7 +78,7 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
 
 
 class Worker:
-    """Process that holds the model and segments the studies that it is given."""
+    """Remote process that holds the model and segments one study after another."""
 
     def __init__(self, spec: JobSpec, names: Mapping[str, str], pseudonyms: Pseudonyms | None) -> None:
         self.job = StudyJob(
@@ -74,10 +86,10 @@ class Worker:
         )
 
     def ready(self) -> None:
-        """Return once the model is loaded."""
+        """Do nothing. Ray answers this call after `__init__`: the answer shows that the model is loaded."""
 
     def segment(self, entry: StudyEntry) -> WrittenStudy | OutputError | str:
-        """Return the summary of a study, or the reason why it failed."""
+        """Return the summary of a segmented study; else the OutputError, or the reason of any other failure as text."""
         try:
             return self.job.run(entry)
         except OutputError as error:
@@ -93,7 +105,10 @@ class _Dispatcher:
         self.ray, self.names, self.progress = ray, names, progress
 
     def run(self, workers: Sequence[Any], entries: Sequence[StudyEntry], stopped: StopRequest) -> None:
-        """Give each idle worker the next study, until there is none left or a stop is requested."""
+        """Give each idle worker the next study, until none is left or a stop is requested. Then wait for the busy ones.
+
+        Raises: UsageError if a worker cannot begin; OutputError if a worker's disk refused.
+        """
         left = deque(entries)
         busy: dict[Any, tuple[Any, StudyEntry | None]] = {worker.ready.remote(): (worker, None) for worker in workers}
         while busy and (left or any(entry for _, entry in busy.values())):
@@ -108,7 +123,10 @@ class _Dispatcher:
                 left.clear()
 
     def _record(self, answer: Any, entry: StudyEntry | None) -> None:
-        """Record the answer of a worker; `entry` is None for the answer that it is ready."""
+        """Record the answer of a worker; `entry` is None for the answer that it is ready.
+
+        Raises: UsageError if the worker could not begin; OutputError if its disk refused.
+        """
         try:
             result = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
@@ -143,7 +161,11 @@ def _started(ray: Any, workers: Workers, spec: JobSpec, job: StudyJob) -> Iterat
 
 @contextmanager
 def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
-    """Connect to the cluster, or start Ray on this machine for the time of the block."""
+    """Connect to the cluster that is named, or start Ray on this machine for the time of the block.
+
+    The name is `workers.address`, or else `RAY_ADDRESS`. A connection that the process already has is used instead, and
+    stays open.
+    """
     if ray.is_initialized():
         yield
         return

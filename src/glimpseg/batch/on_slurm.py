@@ -27,6 +27,7 @@ class Jobs:
     """Number of jobs that share a tree, and the resources of each."""
 
     shards: int = 8
+    """Number of jobs, at most; never more than studies."""
     cluster: Literal["slurm", "local"] = "slurm"
     """`local`: processes on this machine, in place of Slurm in tests."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -37,15 +38,28 @@ def segment_on_slurm(spec: JobSpec, jobs: Jobs, *, resume: bool = False, overwri
     """Submit the jobs, wait for them, and combine their results.
 
     Logs and submitit's files lie beside the output folder, in `<output>.jobs`. Interrupting this call does not stop the
-    jobs. A job that ends early does not stop the others. Its studies are in `failures.json`; `resume` segments them.
+    jobs. A job that ends early does not stop the others. `failures.json` lists each study that was not segmented;
+    `resume` tries these again.
 
-    Raises: UsageError without submitit or Slurm, for an option that submitit does not know, or for the output folder of
-        another batch; InputError without a study; ModelError.
+    Args:
+        spec: Input, output, model and options.
+        jobs: Number of jobs and their resources.
+        resume: Go on with a batch that was begun before.
+        overwrite: Replace the folder of a batch.
+
+    Returns: The outcome of all shards together; every study that is there counts as `kept`.
+
+    Raises:
+        UsageError: Without submitit or Slurm, for an option that submitit does not know, or for an output folder of
+            another batch or in use.
+        InputError: The tree holds no study, or cannot be read.
+        ModelError: There is no usable model.
+        OutputError: When the disk refuses.
     """
     executor = _executor(spec, jobs)
     entries = spec.entries()
     # The plan and the key are written here, once, and not by whichever job comes first.
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.options, resume=resume, overwrite=overwrite)
+    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     count = min(jobs.shards, len(entries))
     submitted = executor.map_array(ShardTask(spec), [Shard(number=number, of=count) for number in range(count)])
     log.info("%d studies in %d jobs: %s", len(entries), count, ", ".join(one.job_id for one in submitted))
@@ -63,11 +77,16 @@ class ShardTask:
         self.spec = spec
 
     def __call__(self, shard: Shard) -> Outcome:
-        """Segment the studies of the shard that are not there yet. A stopped job begins here again."""
+        """Segment the studies of the shard whose folders are not there yet.
+
+        After SIGTERM, the job goes back into the queue. Slurm starts it again later, with a new call of this function.
+
+        Raises: as `segment_tree`, `JobSpec.entries` and `JobSpec.load`.
+        """
         _log_to_stderr()
         spec = self.spec
         try:
-            return segment_tree(spec.entries(), spec.load(), spec.output, spec.options, shard=shard, resume=True)
+            return segment_tree(spec.entries(), spec.load(), spec.output, spec.batch_options, shard=shard, resume=True)
         except Preempted:
             from submitit import JobEnvironment
 

@@ -20,13 +20,18 @@ from glimpseg.segmentation.result import RECORD
 log = logging.getLogger(__name__)
 
 FAILURES = "failures.json"
+"""File with the failed studies of the last run and the reasons; written at its beginning, and again after each
+failure."""
 STUDY_LOG = "batch.jsonl"
-"""File with one line for each segmented study, added after its folder is written."""
+"""File with one line for each study that was segmented, added after the study's folder is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One of `of` jobs that share a tree. It takes every `of`-th study, beginning with study `number`."""
+    """One of `of` jobs that share a tree. It takes every `of`-th study, beginning with study `number`, counted from 0.
+
+    Raises: UsageError unless `number` is from 0 to `of` - 1.
+    """
 
     number: int = 0
     of: int = 1
@@ -37,19 +42,24 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Return the shard of a text such as `0/4`. Raises: UsageError."""
+        """Return the shard of a text such as `0/4`. Raises: UsageError for other text, or a number out of range."""
         number, slash, of = text.partition("/")
         if not slash or not number.isdigit() or not of.isdigit():
             raise UsageError(f"--shard is number/of, 0/4 to 3/4, not '{text}'.")
         return cls(number=int(number), of=int(of))
 
     def file(self, name: str) -> str:
-        """Return this shard's own name for a file that every shard writes."""
+        """Return this shard's own name of a file, such as `failures-0-of-4.json`; the same name for a single shard."""
         stem, suffix = os.path.splitext(name)
         return name if self.of == 1 else f"{stem}-{self.number}-of-{self.of}{suffix}"
 
     def select(self, entries: Collection[StudyEntry], names: Mapping[str, str]) -> list[StudyEntry]:
-        """Return the entries of this shard."""
+        """Return the entries of this shard, sorted by their output names.
+
+        Args:
+            entries: All entries of the tree.
+            names: Output name of each entry, by its id.
+        """
         return sorted(entries, key=lambda entry: names[entry.id])[self.number :: self.of]
 
 
@@ -59,18 +69,25 @@ WHOLE = Shard()
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Studies of a batch, or of a shard, by how they ended."""
+    """Names of the studies of a batch, or of a shard, by how they ended."""
 
     done: tuple[str, ...]
     """Studies that were segmented in this run."""
     kept: tuple[str, ...]
     """Studies that were there already."""
     failed: Mapping[str, str]
-    """Reason why each other study was not segmented."""
+    """Reason of each study that could not be segmented, by its name."""
 
 
 class BatchProgress:
-    """Studies of a batch, or of a shard, that are done, skipped or failed. Written to disk at once."""
+    """Studies of a batch, or of a shard, that are done, skipped or failed. Each change is written to disk at once.
+
+    Args:
+        output: Output folder of the batch.
+        shard: Shard that is segmented.
+        kept: Output names of the studies that were there already.
+        waiting: Number of the other studies.
+    """
 
     def __init__(self, output: Path, shard: Shard, kept: Sequence[str], waiting: int) -> None:
         self.output, self.shard = output, shard
@@ -84,9 +101,15 @@ class BatchProgress:
     def begin(
         cls, job: StudyJob, entries: Sequence[StudyEntry], shard: Shard = WHOLE
     ) -> tuple[BatchProgress, list[StudyEntry]]:
-        """Return empty progress, and the entries that are still to be segmented.
+        """Return the progress at the beginning of a run, and the entries that are still to be segmented.
 
-        Temporary folders of these studies, which a killed process has left, are removed.
+        An entry is done if its output folder holds `run.json`. Temporary folders that a killed process has left are
+        removed. The failures file of the shard is emptied.
+
+        Args:
+            job: The job that segments the entries.
+            entries: The entries of the shard.
+            shard: The shard.
         """
         remove_temporary(job.output, (job.names[entry.id] for entry in entries))
         kept = [entry for entry in entries if (job.output / job.names[entry.id] / RECORD).is_file()]
@@ -97,7 +120,10 @@ class BatchProgress:
         return progress, waiting
 
     def add(self, written: WrittenStudy) -> None:
-        """Record a written study: a line in `batch.jsonl`, and log lines."""
+        """Record a written study: a line in the shard's `batch.jsonl`, and log lines.
+
+        The expected performance of a subset of sequences is logged once.
+        """
         line = {
             "study": written.study,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -113,17 +139,17 @@ class BatchProgress:
                 log.info("%s", sentence)
 
     def fail(self, name: str, reason: str) -> None:
-        """Record a failed study, in `failures.json` at once."""
+        """Record a failed study: in the shard's failures file at once, and as a warning in the log."""
         self.failed[name] = reason
         log.warning("%s was not segmented: %s", name, reason)
         self.write_failures()
 
     def write_failures(self) -> None:
-        """Write `failures.json` of this shard."""
+        """Write the failed studies of this shard: `failures.json`, or `failures-0-of-4.json` for one of four shards."""
         write_failures(self.output / self.shard.file(FAILURES), self.failed)
 
     def refuse_unfinished(self, *, stopped: bool) -> None:
-        """Raise Preempted if SIGTERM came and studies are left."""
+        """Raise Preempted if SIGTERM came (`stopped`) and some studies are neither done nor failed."""
         if stopped and len(self.done) + len(self.failed) < self.waiting:
             raise Preempted(
                 f"Stopped by SIGTERM with {len(self.kept) + len(self.done)} of {len(self.kept) + self.waiting} studies "
@@ -131,11 +157,11 @@ class BatchProgress:
             )
 
     def outcome(self) -> Outcome:
-        """Return the outcome."""
+        """Return the studies of this run by how they ended so far."""
         return Outcome(done=tuple(self.done), kept=self.kept, failed=dict(self.failed))
 
 
 def write_failures(path: Path, failed: Mapping[str, str]) -> None:
-    """Write the studies that could not be segmented, and why."""
+    """Write the names of failed studies, and the reasons, to a JSON file. Raises: OutputError when the disk refuses."""
     tree = {"failed": [{"study": study, "reason": reason} for study, reason in failed.items()]}
     write_json(path, tree)

@@ -44,8 +44,9 @@ def segment_tree(
     """Segment every study of a tree into a folder of its own below `output`.
 
     While the network works, a thread reads the next study and another writes the last. At most three studies are in
-    memory. A study that fails does not stop the others; `failures.json` says why it failed. `statistics.csv` holds the
-    volumes of all studies that are there at the end, from all shards.
+    memory. A study that fails does not stop the others; `failures.json` says why it failed (`failures-0-of-4.json` for
+    the first of four shards). `statistics.csv` holds the volumes of all studies that are there at the end, from all
+    shards.
 
     Args:
         entries: All studies of the tree.
@@ -54,12 +55,14 @@ def segment_tree(
         options: How each study is segmented, and which files are written.
         shard: Share of the tree that this call segments.
         resume: Go on with a batch that was begun before. Failed studies are tried again.
-        overwrite: Replace the folder of a batch.
+        overwrite: Replace the folder of a batch; ignored for one of several shards.
+
+    Returns: The studies of this shard: segmented now, there before, and failed.
 
     Raises:
         UsageError: For an output folder of another batch, or in use.
         OutputError: When the disk refuses.
-        Preempted: After SIGTERM. All written studies are complete; `resume` continues.
+        Preempted: SIGTERM came and studies are left. All written studies are complete; `resume` continues.
     """
     output = Path(output)
     job = begin(entries, model, output, options, shard=shard, resume=resume, overwrite=overwrite)
@@ -82,9 +85,11 @@ def begin(
     resume: bool = False,
     overwrite: bool = False,
 ) -> StudyJob:
-    """Make the folder of a batch, or check that the batch may go on there. Shards may do so at the same time.
+    """Make the folder of a batch, or check that the batch may go on there; return the job that segments its studies.
 
-    Raises: UsageError for the output folder of another batch.
+    Several shards may do so at the same time. `resume` and `overwrite` are those of `open_folder`.
+
+    Raises: UsageError for an output folder of another batch, or in use; OutputError when the disk refuses.
     """
     deidentify = options.outputs.deidentify
     names = output_names(entries, deidentify=deidentify)
@@ -99,9 +104,10 @@ def begin(
 
 
 def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
-    """Combine the results of all shards after they have ended: `statistics.csv` and one `failures.json`.
+    """Write `statistics.csv` and one `failures.json` for all shards after they have ended; return the outcome.
 
-    A study that no shard reached is listed as failed.
+    A study whose folder is not there, and that no shard's failures file names, is listed as failed, too. In the outcome
+    every study that is there counts as `kept`.
     """
     output, reasons = job.output, dict[str, str]()
     for path in sorted(output.glob(f"{Path(FAILURES).stem}-*-of-*.json")):
@@ -116,7 +122,7 @@ def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A study that was read, or the error that reading ended with."""
+    """Study that was read, or the error with which reading it ended."""
 
     entry: StudyEntry
     prepared: PreparedInput | Exception
@@ -134,7 +140,11 @@ class _Segmented:
 
 
 def _segment_all(job: StudyJob, progress: BatchProgress, entries: Sequence[StudyEntry], stopped: StopRequest) -> None:
-    """Read, segment and write the entries, until there is none left or a stop is requested."""
+    """Read, segment and write the entries, until none is left, a stop is requested, or the disk refuses.
+
+    A study that fails is recorded, and the next one follows. After a stop request, studies that are segmented are still
+    written. Raises: OutputError when the disk refuses.
+    """
     refused: list[OutputError] = []
 
     def read(entry: StudyEntry) -> _Read:
@@ -177,7 +187,7 @@ def _until(stopped: StopRequest, entries: Sequence[StudyEntry]) -> Iterator[Stud
 def _segmented(
     job: StudyJob, progress: BatchProgress, reading: Iterator[_Read], stopped: StopRequest
 ) -> Generator[_Segmented, None, None]:
-    """Yield each study that was segmented. A study that fails is recorded, and the next one follows."""
+    """Yield each study that was segmented, until a stop is requested. A study that fails is recorded and left out."""
     for study in reading:
         entry, held = study.entry, study.held
         try:

@@ -98,7 +98,7 @@ def _version(package: str) -> str:
 
 
 def _extras() -> dict[str, dict[str, str]]:
-    """Return the packages of each extra, with their versions or as missing."""
+    """Return the version of each package by the name of its extra; `missing` if it is not installed."""
     try:
         wanted = metadata.requires("glimpseg") or []
     except metadata.PackageNotFoundError:

@@ -6,11 +6,11 @@ import os
 import sys
 
 # isort: off  (the order of --help)
-from glimpseg.cli import about, export, scoring, segment, cluster, studies, training  # noqa: F401
+from glimpseg.cli import about, export, evaluation, segment, cluster, studies, training  # noqa: F401
 
 # isort: on
 from glimpseg.cli.app import app
-from glimpseg.cli.pages import keep_pages
+from glimpseg.cli.malloc import keep_freed_memory
 from glimpseg.errors import InputError, ModelError, OutputError, Preempted, TrainingError, UsageError
 from glimpseg.runtime.environment import complete_environment
 from glimpseg.runtime.preemption import install_exit_handler
@@ -28,12 +28,15 @@ not matching, 75 stopped by SIGTERM with its state saved. Besides: 0 done, 1 une
 
 
 def main() -> None:
-    """Run the command line. A known error prints one message and sets its exit code."""
+    """Run the command line. An error prints one message and sets its exit code; with `--debug` it is raised.
+
+    Errors that are not in `EXIT_CODES` have exit code 1.
+    """
     # Threads that wait for each other spin by default: beside another busy process a training step then took
     # six times as long (5.6 s against 0.9 s on two cores). Read when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     complete_environment()
-    keep_pages()
+    keep_freed_memory()
     # Training and batches install a handler of their own, and stop later.
     install_exit_handler("glimpseg: stopped by SIGTERM; nothing half-written was left.")
     try:

@@ -137,9 +137,10 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def changes_of(texts: list[str] | None, option: str = "--set") -> dict[str, Any]:
-    """Return fields and their new values, from texts such as `optim.steps=1000`.
+    """Return fields and their new values, from texts such as `optim.steps=1000`. Values are read as YAML.
 
-    Raises: UsageError for a text without `=`.
+    Raises: UsageError for a text without `=`, or for a value that is no YAML. `option` is the name of the option in its
+        message.
     """
     import yaml
 
@@ -148,5 +149,8 @@ def changes_of(texts: list[str] | None, option: str = "--set") -> dict[str, Any]
         path, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"{option} takes field=value, not '{text}'.")
-        changes[path] = yaml.safe_load(value)
+        try:
+            changes[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{option} {path} takes a value in YAML, not '{value}'.") from error
     return changes

@@ -124,7 +124,15 @@ def segment(
 
 
 def conclude(output: Path, outcome: Outcome, failures: str) -> None:
-    """Print the output folder of a tree. Raises: InputError if studies failed; the file `failures` says why."""
+    """Print the output folder of a tree.
+
+    Args:
+        output: Output folder of the batch.
+        outcome: Studies by how they ended.
+        failures: Name of the file that says why studies failed, for the message.
+
+    Raises: InputError if studies failed.
+    """
     typer.echo(output)
     if outcome.failed:
         raise InputError(
@@ -142,7 +150,7 @@ def _refuse_ambiguous(*, images: bool, source: Path | None, series: Path | None)
 
 
 def _write(found: Segmentation, output: Path, outputs: OutputOptions, *, overwrite: bool) -> None:
-    """Write the folder of one study, and log its summary."""
+    """Write the folder of one study, log its summary, and print the path of the label map."""
     from glimpseg.data.dicom.pseudonyms import Pseudonyms
     from glimpseg.segmentation.result import volumes_in_words
 

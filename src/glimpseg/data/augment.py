@@ -95,7 +95,7 @@ class Transform:
 
 
 def sample(settings: Augment, rng: np.random.Generator) -> Transform:
-    """Draw the augmentation parameters of one sample; `rng` always advances by the same number of draws."""
+    """Draw the augmentation parameters of one sample; under the same settings `rng` always advances equally far."""
     m = len(Modality)
     angles = _sometimes(rng, settings.rotation, np.radians(rng.uniform(-1, 1, 3) * settings.rotation_degrees), 0.0)
     if settings.one_plane:
@@ -157,7 +157,11 @@ def apply_spatial(
     image: Float[Tensor, "b m x y z"],
     labels: Int[Tensor, "b *n x y z"] | None,
 ) -> tuple[Float[Tensor, "b m x y z"], Int[Tensor, "b *n x y z"] | None]:
-    """Apply only the spatial part of the transforms, with background outside the crop, or -1 with `nearest`."""
+    """Apply only the spatial part of the transforms, with background outside the crop, or -1 with `nearest`.
+
+    Arguments are those of `apply`; labels are 0 outside the crop. If no sample is transformed, the result is a copy of
+    the image, and `labels` themselves.
+    """
     size = torch.tensor(image.shape[2:], dtype=torch.float64)
     matrices = torch.as_tensor(np.stack([transform.matrix for transform in transforms]))
     if torch.equal(matrices, torch.eye(3, dtype=torch.float64).expand_as(matrices)):

@@ -87,7 +87,7 @@ class SeenBrains:
                     return self._as_stored(modality, theirs)
         peers = [found.mask for found in self._found.values() if self._same_grid(modality, found)]
         agreeing = [mask for mask in peers if dice(mask, mine) >= AGREEMENT]
-        mask = 2 * np.sum(agreeing, axis=0, dtype=np.uint8) >= len(agreeing)
+        mask = np.asarray(2 * np.sum(agreeing, axis=0, dtype=np.uint8) >= len(agreeing))
         size = float(mask.sum()) * self.disturbed[modality].voxel_ml
         warn(
             f"{says} The brain was found by a threshold of {self._levels[modality][1]:.3g} above the air "

@@ -32,8 +32,9 @@ MAXIMAL_SEEDS = 2000
 
 
 class Crop(NamedTuple):
-    """Box cut out of a case in the stored types (float16, uint8), padded with air outside the study.
+    """Box cut out of a case in the stored types (float16, uint8).
 
+    Outside the study, the image is padded with air and label maps with 0. Absent modalities are 0 everywhere.
     It may share memory with the case and must not be changed in place.
     """
 
@@ -89,7 +90,7 @@ class Case:
 
 
 class CachedCase(Case):
-    """Case in a cache file. The digest is checked on opening, so that a damaged file is noticed before training.
+    """Case in a cache file. A digest of its voxels is checked on opening, so that damage is noticed before training.
 
     Raises: InputError if the file is damaged.
     """
@@ -132,7 +133,10 @@ def in_memory(prepared: Prepared) -> Case:
 
 
 def cache_study(study: Study, settings: Preprocess, folder: str | Path) -> Path:
-    """Return the cache file of a study, and make it if it is missing. Raises: InputError as `prepare`."""
+    """Return the cache file of a study, and make it if it is missing.
+
+    Raises: InputError as `prepare`; OutputError if it cannot be written.
+    """
     readable = re.sub(r"[^\w.-]", "_", study.id)
     path = Path(folder) / f"{readable}-{cache_key(study, settings)[:16]}.safetensors"
     if path.exists():
@@ -152,14 +156,17 @@ def cache_study(study: Study, settings: Preprocess, folder: str | Path) -> Path:
 
 
 def cache_key(study: Study, settings: Preprocess) -> str:
-    """Return the cache key of a study: a hexadecimal digest of its files, settings and the preprocessing version."""
+    """Return the cache key of a study: a hexadecimal digest of the content of `study_digest`, settings and `VERSION`.
+
+    Raises: InputError for a file that cannot be read.
+    """
     digest = hashlib.sha256(f"{preprocess.VERSION} {json.dumps(dataclasses.asdict(settings), sort_keys=True)}".encode())
     _feed(digest, study)
     return digest.hexdigest()
 
 
 def study_digest(study: Study) -> str:
-    """Return a hexadecimal digest of the id of a study, its label convention and the bytes of its files.
+    """Return a hexadecimal digest of the id of a study, the name of its convention and its files' bytes (or voxels).
 
     Raises: InputError for a file that cannot be read.
     """
@@ -224,7 +231,11 @@ def _padded(
     values: Shaped[np.ndarray, "n i j k"],
     air: Shaped[np.ndarray, "n"] | int = 0,
 ) -> Shaped[np.ndarray, "m x y z"]:
-    """Put voxels into an array of `shape`, with air around them and 0 in the other channels."""
+    """Return an array of `shape` with `values` in the box `into` of the channels `channels`.
+
+    Around the box these channels hold `air`, one number for each of them. All other channels hold 0. `values` that have
+    this shape already are returned themselves.
+    """
     if values.shape == shape:
         return values
     padded = np.zeros(shape, values.dtype)

@@ -41,7 +41,10 @@ class Sampling:
     batch: int = 2
     """Number of crops in one optimiser step, over all ranks and accumulation steps together."""
     tumour_share: float = 0.33
-    """Share of crops that contain a tumour voxel in their middle half; its label is drawn first. nnU-Net: 1/3."""
+    """Share of crops that are laid around a tumour voxel, if the study has one; its label is drawn first. nnU-Net: 1/3.
+
+    The voxel lies in the crop's middle half, except where the crop would reach beyond the study.
+    """
     augment: Augment = Augment()
     """Augmentation settings."""
 
@@ -82,7 +85,10 @@ class Cases(Protocol):
 
 
 class CachedStudies:
-    """A fixed set of cached studies. Every epoch takes each study once, in an order of its own."""
+    """A fixed set of cached studies. Every epoch takes each study once, in an order of its own.
+
+    Raises: InputError if there are none, or as `open_case`.
+    """
 
     def __init__(self, paths: Sequence[Path], priors: Sequence[Path] = ()) -> None:
         if not paths:
@@ -127,7 +133,10 @@ def random_crop(case: Case, sampling: Sampling, rng: np.random.Generator) -> Sam
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Transform]]:
-    """Collate crops in their stored types. Returns the batch, and the transforms to apply on the device."""
+    """Collate crops in their stored types. Returns the batch, and the transforms to apply on the device.
+
+    The batch has a target, or a prior, only if all samples have one.
+    """
     targets = [torch.from_numpy(sample.target) for sample in samples if sample.target is not None]
     priors = [torch.from_numpy(sample.prior) for sample in samples if sample.prior is not None]
     batch = Batch(

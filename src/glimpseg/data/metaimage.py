@@ -70,7 +70,7 @@ def load(path: Path) -> nibabel.Nifti1Image:
 
     Reading the voxels raises EOFError, zlib.error or ImageFileError if they are damaged.
 
-    Raises: ImageFileError if the file is no MetaImage, or a variant that is not read.
+    Raises: ImageFileError if the file is no MetaImage, or a variant that is not read; OSError if it cannot be opened.
     """
     with path.open("rb") as file:
         head = file.read(MAXIMAL_HEADER)

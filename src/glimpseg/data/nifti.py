@@ -116,7 +116,10 @@ def _checked(image: nibabel.spatialimages.SpatialImage, path: Path, name: str = 
 
 
 def from_nibabel(image: nibabel.spatialimages.SpatialImage) -> Volume:
-    """Convert an image that nibabel opened, or that was made in memory, with the same checks as for a file."""
+    """Convert an image that nibabel opened, or that was made in memory, with the same checks as for a file.
+
+    Raises: InputError as `read_volume`.
+    """
     path = Path(image.get_filename() or "the image")
     _check_shape(image, path)
     _check_affine(nibabel.Nifti1Image.from_image(image), path)
@@ -126,7 +129,8 @@ def from_nibabel(image: nibabel.spatialimages.SpatialImage) -> Volume:
 def read_labels(path: str | Path, convention: Convention | None = None) -> Volume:
     """Read a label map as uint8: `Label` values if a convention is given, else the numbers of the file.
 
-    Raises: InputError as `read_volume`, and for values that are no labels of the convention.
+    Raises: InputError if the file is not a whole, three-dimensional image with a usable affine, or has values that are
+        no labels of the convention (without one: no whole numbers from 0 to 255). One constant value is allowed.
     """
     path = Path(path)
     image = _open(path)
@@ -140,7 +144,11 @@ def read_labels(path: str | Path, convention: Convention | None = None) -> Volum
 
 
 def read_header(source: str | Path | Frame) -> Grid:
-    """Read the grid of an image, without its voxels. Raises: InputError as `read_volume`."""
+    """Read the grid of an image (NIfTI or `.mha`), without its voxels.
+
+    Raises: InputError if the header is not that of a three-dimensional image, or of a series that holds the frame, with
+        a usable affine.
+    """
     image = _series(source) if isinstance(source, Frame) else _open(Path(source))
     x, y, z = image.shape[:3]
     return Grid((x, y, z), image.affine.astype(np.float64))
@@ -150,6 +158,8 @@ def claimed_grid(source: Path | Frame) -> Grid:
     """Read the grid of an image as `read_header` does, but without warnings, to estimate memory before reading.
 
     A four-dimensional file is accepted.
+
+    Raises: InputError if the header is not that of an image of at least three dimensions with a usable affine.
     """
     path = source.path if isinstance(source, Frame) else source
     image = _metaimage(path) if path.name.lower().endswith(metaimage.SUFFIX) else _nifti(path)
@@ -167,6 +177,8 @@ def write_labels(path: str | Path, labels: Volume, names: Mapping[int, str] | No
     """Write a label map as unscaled uint8, atomically.
 
     `names` (number to name) is stored as a JSON comment in the header, for viewers and people.
+
+    Raises: OutputError if writing fails.
     """
     image = _image(labels.voxels.astype(np.uint8), labels.affine)
     if names:
@@ -176,7 +188,10 @@ def write_labels(path: str | Path, labels: Volume, names: Mapping[int, str] | No
 
 
 def write_image(path: str | Path, volume: Volume, dtype: type[np.generic] = np.float32) -> None:
-    """Write an image in `dtype` without scaling, atomically. The caller must make sure that the values fit."""
+    """Write an image in `dtype` without scaling, atomically. The caller must make sure that the values fit.
+
+    Raises: OutputError if writing fails.
+    """
     _save(_image(volume.voxels.astype(dtype), volume.affine), path)
 
 

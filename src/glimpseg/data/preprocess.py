@@ -118,7 +118,10 @@ class Prepared:
 
     @property
     def levels(self) -> Float[np.ndarray, "m"]:
-        """Intensity of air in each channel, the value for padding beyond the crop; 0 for absent modalities."""
+        """Intensity of air in each channel, the value for padding beyond the crop: the median outside the brain mask.
+
+        It is 0 for absent modalities, and if no voxel is outside.
+        """
         levels = np.zeros(len(self.image), np.float32)
         for channel, (values, inside) in enumerate(zip(self.image, self.inside, strict=True)):
             air = values[~inside]
@@ -127,7 +130,10 @@ class Prepared:
         return levels
 
     def box(self, subset: Modality) -> tuple[slice, slice, slice]:
-        """Return the bounding box of the brain in the modalities of `subset`, with margin, on the working grid."""
+        """Return the bounding box of the brain in the modalities of `subset`, with margin, on the working grid.
+
+        Raises: InputError if these show no brain.
+        """
         keep = [channel for channel, modality in enumerate(Modality) if modality in subset]
         return _box(np.logical_or.reduce(self.inside[keep]), self.margin)
 
@@ -135,6 +141,8 @@ class Prepared:
         """Return the prepared study as if only `subset` had been acquired, with the same native grid.
 
         Each modality is normalised by itself. So it is enough to set the other channels to 0 and to crop again.
+
+        Raises: InputError as `box`.
         """
         keep = np.array([modality in subset for modality in Modality])
         box = self.box(subset)
@@ -151,8 +159,9 @@ class Prepared:
 def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) -> Prepared:
     """Read and check all files of a study, and prepare its arrays.
 
-    Sequences on another grid than the native one are resampled, with a warning, if their axes agree within 5 degrees
-    and their fields of view overlap.
+    Sequences on another grid than the native one are resampled if their axes agree within 5 degrees and at least half
+    of the smaller field of view is shared. A warning names them. If the study is `registered`, any angle is allowed and
+    there is no warning.
 
     Args:
         study: the study.
@@ -160,7 +169,8 @@ def prepare(study: Study, settings: Preprocess, own_of: Modality | None = None) 
         own_of: sequence whose grid is the native grid; by default the first available one of `GRID_ORDER`.
 
     Raises: InputError when there is no sequence, when two are the same, when grids cannot belong together,
-        when no brain is found, or for a file that cannot be read.
+        when no brain is found, for a reference as `reference_on`, or for a file that cannot be read; UsageError when
+        the study lacks `own_of`.
     """
     with collected_warnings() as warnings:
         prepared = _prepared(study, settings, own_of)
@@ -223,7 +233,10 @@ def _prepared(study: Study, settings: Preprocess, own_of: Modality | None) -> Pr
 def normalised(
     image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], settings: Preprocess
 ) -> Float[np.ndarray, "x y z"]:
-    """Normalise the intensities of an image by `scale`, `clip` and `background` of the settings."""
+    """Normalise the intensities of an image by `scale`, `clip` and `background` of the settings.
+
+    Raises: InputError if the brain is empty.
+    """
     inside = image[brain].astype(np.float64)
     if not inside.size:
         raise InputError(
@@ -377,7 +390,9 @@ def _brain_on(mask: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
 def reference_on(study: Study, own: Grid) -> Volume | None:
     """Read the reference as `Label` values on the native grid; None if the study has none.
 
-    Raises: InputError if it lies on another grid or its convention is unknown.
+    A reference that is a volume holds `Label` values already. The grids may differ in the order of axes.
+
+    Raises: InputError if it lies on another grid, its convention is unknown, or its file cannot be read.
     """
     if study.reference is None:
         return None

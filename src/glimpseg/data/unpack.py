@@ -69,8 +69,8 @@ def unpacked(place: Path) -> Iterator[Path]:
     than letters, digits, `-`, `+`, `.`, `_` and space become `_`. Links, devices and extra files of macOS are left out.
     Archives inside are not opened. The folder is removed at the end of the block, also after an error or SIGTERM.
 
-    Raises: InputError if the archive is damaged or encrypted, names places outside itself, or holds too much;
-        OutputError when the disk refuses.
+    Raises: InputError if `place` is neither a folder nor such an archive, or if the archive is damaged or encrypted,
+        names places outside itself, or holds no file or too much; OutputError when the disk refuses.
     """
     place = Path(place)
     if place.is_dir():

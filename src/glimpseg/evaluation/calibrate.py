@@ -1,8 +1,8 @@
 """Calibration of a model: measured Dice, temperatures and gains of each subset, written with a copy of the model.
 
-The counts of each study (voxels by bins of the logit) are kept in a file until the end. A calibration that was stopped
-goes on with them, and a thousand studies take no more memory than one. Half of the studies fit the temperatures, the
-other half measures calibration at them; the Dice is of all studies.
+The counts of each study (its Dice, and voxels by bins of the logit) are kept in a file until the end. A calibration
+that was stopped goes on with them, and a thousand studies take no more memory than one. Half of the studies fit the
+temperatures, the other half measures calibration at them; the Dice is of all studies.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def calibrate(
 ) -> Expectations:
     """Measure a model on every subset of every study that has a reference; write a copy of it with the result.
 
-    Studies that cannot be read are named in a warning and left out. The name of a study decides to which half it
-    belongs. Until all is done, the counts of each study lie beside `folder`, in `folder.parts`: a calibration that was
-    stopped goes on with them, if model, study and version are the same.
+    Studies without a reference are left out. Studies that cannot be used are left out, with a warning. The others are
+    ordered by the SHA-256 of their names; the first half fits the temperatures. Until all is done, the counts of each
+    study lie beside `folder`, in `<folder>.parts`: a calibration that was stopped goes on with them, if model, study
+    and version are the same.
 
     Args:
         model: A loaded model.
@@ -50,7 +51,9 @@ def calibrate(
 
     Raises:
         InputError: No study has a reference, or none can be used.
-        UsageError: `folder` holds files, or another process calibrates into it.
+        UsageError: `folder` holds files (without `overwrite`, or of something else), or another process calibrates into
+            it.
+        OutputError: When the disk refuses.
     """
     folder = Path(folder)
     refuse_if_used(folder, overwrite=overwrite, mark=PROVENANCE)
@@ -69,7 +72,11 @@ def calibrate(
 
 
 def write_calibrated(model: Model, expectations: Expectations, folder: str | Path, *, overwrite: bool = False) -> None:
-    """Write a copy of a model's folder with these expectations and without training state, whole or not at all."""
+    """Write a copy of a model's folder with these expectations and without training state, whole or not at all.
+
+    Markdown files are copied, too. The provenance gets the field `calibrated_by`. Raises: UsageError if `folder` holds
+    files (without `overwrite`, or of something else); OutputError when the disk refuses.
+    """
     text = json.dumps(expectations.as_tree(), indent=1) + "\n"
     cards = {path.name: path.read_text("utf-8") for path in model.path.glob("*.md")}
     note = {"calibrated_by": __version__}
@@ -82,9 +89,9 @@ def _random_order(study: Study) -> str:
 
 
 def _count_all(model: Model, studies: Sequence[Study], parts: Path) -> list[Path]:
-    """Write the counts of every study that can be used; return the files in the order of the studies.
+    """Write the counts of each study to a file in `parts`; return the files in the order of the studies.
 
-    Files that are there already are kept.
+    A study that cannot be prepared is left out, with a warning. A file that is there already is kept.
     """
     files, begun = [], time.perf_counter()
     for number, study in enumerate(studies, 1):
@@ -98,5 +105,5 @@ def _count_all(model: Model, studies: Sequence[Study], parts: Path) -> list[Path
             log.warning("%s is left out: %s", study.id, without_folders(str(error), study))
             continue
         files.append(file)
-        log.info("%d/%d %s (%.0f s)", number, len(studies), study.id, time.perf_counter() - begun)
+        log.info(f"{number}/{len(studies)} {study.id} ({time.perf_counter() - begun:.0f} s)")
     return files

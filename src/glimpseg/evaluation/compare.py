@@ -39,10 +39,10 @@ def compare(
     """Compare finished evaluations with the first of them, case by case.
 
     Args:
-        evaluations: At least two evaluations, or folders that `evaluate` wrote.
+        evaluations: Two to 26 evaluations, or folders that `evaluate` wrote.
         output: Output folder. It gets `comparisons.csv` (tests), `cases.csv` (the runs side by side) and
             `comparison.json`, all at once.
-        metrics: Names of metrics to compare; those that a run lacks are left out with a warning.
+        metrics: Names of metrics to compare, keys of `METRICS`; those that a run lacks are left out with a warning.
         published: Dataset whose published tables are shown beside the runs. By default that of the list on which the
             first run was evaluated, if any.
         overwrite: Replace a comparison in the output folder.
@@ -51,9 +51,25 @@ def compare(
         The comparison, as `read_comparison(output)` reads it, but with all digits.
 
     Raises:
-        UsageError: Fewer than two evaluations, one given twice, or an unknown `published`.
-        InputError: The runs have other protocols or rules, the cases have other references, or fewer than two cases
-            are common to all.
+        UsageError: Fewer than two evaluations, more than 26, one given twice, an unknown `published`, or an output
+            folder in use.
+        InputError: A folder is no finished evaluation, the runs have other protocols or rules, the cases have other
+            references, no metric or subset is common to all, or fewer than two cases are.
+        OutputError: When the disk refuses.
+
+    >>> from shutil import copytree
+    >>> from tempfile import TemporaryDirectory
+    >>> from glimpseg import EvaluationOptions, evaluate, phantom
+    >>> from glimpseg.phantom.dataset import write_phantoms
+    >>> options = EvaluationOptions(subsets=SUBSETS[:1], metrics=["dice"])
+    >>> with TemporaryDirectory() as folder:
+    ...     studies = write_phantoms(f"{folder}/studies", [1, 2], phantom.Settings.at_spacing(4.0), "brats2023")
+    ...     evaluation = evaluate("box", f"{folder}/studies", f"{folder}/a", options)
+    ...     runs = [evaluation, copytree(evaluation.folder, f"{folder}/b")]
+    ...     comparison = compare(runs, f"{folder}/comparison", metrics=["dice"])
+    >>> test = comparison.test(("A", "B"), "dice", "WT")  # an evaluation against its copy: no case differs
+    >>> test.cases, float(test.difference), test.p, test.verdict
+    (2, 0.0, 1.0, 0)
     """
     refuse_if_used(output, overwrite=overwrite, mark=COMPARISON)
     if published is not None:
@@ -91,7 +107,12 @@ def compare(
 
 
 def _read_runs(evaluations: Sequence[str | Path | Evaluation]) -> dict[str, Evaluation]:
-    """Return the evaluations by letter, in the order given."""
+    """Return the evaluations by letter (A, B, ...), in the order given. Folders are read.
+
+    Raises:
+        UsageError: Fewer than two evaluations, more than 26, or a folder given twice.
+        InputError: A folder is no finished evaluation, or the runs have other protocols.
+    """
     if len(evaluations) < 2:
         raise UsageError("A comparison needs at least two evaluation folders.")
     folders = [one.folder if isinstance(one, Evaluation) else Path(one) for one in evaluations]
@@ -113,7 +134,10 @@ def _read_runs(evaluations: Sequence[str | Path | Evaluation]) -> dict[str, Eval
 
 
 def _common_cases(runs: Mapping[str, Evaluation]) -> list[str]:
-    """Return the studies that all runs have, in the order of the first run."""
+    """Return the studies that all runs have, in the order of the first run. A warning counts those left out.
+
+    Raises: InputError for fewer than two.
+    """
     shared = set.intersection(*(set(run.scores.studies) for run in runs.values()))
     common = [study for study in next(iter(runs.values())).scores.studies if study in shared]
     left = {letter: len(run.scores.studies) - len(common) for letter, run in runs.items()}
@@ -155,7 +179,7 @@ def _common_subsets(runs: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _refuse_other_rules(runs: Mapping[str, Evaluation], metrics: Sequence[str]) -> None:
-    """Refuse runs that differ in a rule of the protocol or of a metric that is compared."""
+    """Raise InputError if runs differ in a rule of the protocol or of a metric that is compared."""
     (first, one), *others = runs.items()
     for letter, other in others:
         for name in {*one.record["rules"], *other.record["rules"]} - (set(METRICS) - set(metrics)):
@@ -181,7 +205,10 @@ def _refuse_other_references(runs: Mapping[str, Evaluation], common: Sequence[st
 
 
 def _metric_tests(scores: Mapping[str, Scores], metric: str) -> list[PairedTest]:
-    """Test every run against the first in one metric: single subsets, then means, each adjusted among themselves."""
+    """Test every run against the first in one metric: single subsets, then means, each adjusted among themselves.
+
+    Tests of fewer than two cases are left out.
+    """
     (first, one), *others = scores.items()
     bootstrap = Bootstrap(len(one.studies))
     single, mean = [], []
@@ -190,7 +217,7 @@ def _metric_tests(scores: Mapping[str, Scores], metric: str) -> list[PairedTest]
             if region not in other.regions or np.isnan(one.array(metric, region)).all():
                 continue
             a, b = (_magnitudes(metric, run.array(metric, region)) for run in (one, other))
-            names = {"a": first, "b": letter, "metric": metric, "region": region}
+            names: dict[str, Any] = {"a": first, "b": letter, "metric": metric, "region": region}
             for column, subset in enumerate(one.subsets):
                 numbers = _numbers(metric, a[:, column], b[:, column], bootstrap)
                 single.append(PairedTest(**names, subset=subset, **numbers))
@@ -207,7 +234,10 @@ def _magnitudes(metric: str, values: Float[np.ndarray, "n s"]) -> Float[np.ndarr
 
 
 def _numbers(metric: str, a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Return the numbers of a test by their names in `PairedTest`; cases that a run lacks are left out."""
+    """Return the numbers of a test by their names in `PairedTest`. Cases in which a run has NaN are left out.
+
+    `p_holm` is not yet adjusted: it equals `p`.
+    """
     both = np.where(np.isnan(a) | np.isnan(b), np.nan, 1.0)
     result = paired(a * both, b * both, METRICS[metric].better or -1, bootstrap)
     mean_a, mean_b = (bootstrap.interval(values * both).mean for values in (a, b))
@@ -233,7 +263,7 @@ def _adjusted(tests: Sequence[PairedTest]) -> list[PairedTest]:
 
 
 def _case_values(scores: Mapping[str, Scores], metrics: Sequence[str]) -> Values:
-    """Return the values of every metric and region that all runs have."""
+    """Return each run's values, for every metric and region in which all runs have some value."""
     regions = next(iter(scores.values())).regions
     values = {}
     for metric in metrics:

@@ -22,7 +22,7 @@ from glimpseg.results.scores import Score, Scores
 from glimpseg.results.statistics import Bootstrap, Interval, additions
 
 TENTH = 10
-"""Percentile of the cases' Dice that is called `tenth`."""
+"""Percentile of the cases' Dice that `Expected.tenth` holds."""
 
 
 def expectations_from(model: Model, files: Sequence[Path], population: str) -> Expectations:
@@ -30,8 +30,10 @@ def expectations_from(model: Model, files: Sequence[Path], population: str) -> E
 
     Args:
         model: The model that was counted.
-        files: Files of counts, in the order that decides the halves.
+        files: Files of counts. The first half of them, rounded up, fits the temperatures.
         population: Description of the studies, for the reader of a result.
+
+    Raises: InputError if a file is damaged.
     """
     measurement = _measure(files)
     scores, regions = Scores(measurement.lines), model.network.regions
@@ -51,16 +53,16 @@ def expectations_from(model: Model, files: Sequence[Path], population: str) -> E
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Measurement:
-    """Sums over all studies."""
+    """Measurements of all studies together."""
 
     lines: list[Score]
     """Dice of every study, subset and region."""
     temperatures: Mapping[Key, Temperature]
-    """Fitted on the first half."""
+    """Temperatures, fitted on the first half of the studies."""
     histograms: Mapping[Key, Histogram]
-    """Of the second half."""
+    """Histograms, summed over the second half of the studies."""
     errors: Mapping[Key, Sequence[float]]
-    """Errors of the estimated Dice, for each study of the second half."""
+    """Errors of the estimated Dice in the second half, one for each study that has an estimate."""
 
 
 def _half(files: Sequence[Path]) -> int:
@@ -85,7 +87,10 @@ def _measure(files: Sequence[Path]) -> _Measurement:
 
 
 def _estimate_errors(counts: Counts, temperatures: Mapping[Key, Temperature]) -> dict[Key, float]:
-    """Return the distance between estimated and true Dice of one study, wherever there is an estimate."""
+    """Return the distance between estimated and true Dice of one study, by subset and region.
+
+    Where the model's mask is empty there is no estimate, and no entry.
+    """
     true = {(parse(line.subset), Region[line.region]): line.value for line in counts.lines}
     estimates = {
         key: histogram.estimated_dice(temperatures.get(key, UNFITTED).value)
@@ -112,7 +117,7 @@ def _expected(measurement: _Measurement, scores: Scores, key: Key, bootstrap: Bo
 
 
 def _gains(scores: Scores, regions: Sequence[Region], bootstrap: Bootstrap) -> dict[Modality, tuple[Gain, ...]]:
-    """Return the gain of each absent sequence for each subset, over the cases that have both."""
+    """Return the gain from each absent sequence for each subset, over the cases that were scored on both."""
     dice = np.stack([scores.array("dice", region.name) for region in regions])  # region study subset
     columns = {subset: scores.subsets.index(subset.key) for subset in SUBSETS if subset.key in scores.subsets}
     gains: dict[Modality, list[Gain]] = {}

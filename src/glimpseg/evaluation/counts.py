@@ -38,11 +38,14 @@ class Counts:
     lines: list[Score]
     """Dice of each subset and region."""
     histograms: dict[Key, Histogram]
-    """Voxels of the brain, by subset and region."""
+    """Histogram of the brain's voxels, by subset and region."""
 
 
 def counts_digest(model: Model, study: Study) -> str:
-    """Return the cache key of a study's counts: a SHA-256 of model, study, version and file format."""
+    """Return the cache key of a study's counts: a SHA-256 of model, choices, study, version and file format.
+
+    Raises: InputError if a file of the study cannot be read.
+    """
     parts = [__version__, FORMAT, model.provenance["sha256"][WEIGHTS], model.chosen, study_digest(study)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -50,9 +53,8 @@ def counts_digest(model: Model, study: Study) -> str:
 def count_study(model: Model, study: Study) -> Counts:
     """Run the network on every subset that a study allows, and count.
 
-    A thread counts one prediction while the network works on the next.
-
-    Raises: InputError if the study cannot be prepared.
+    A thread counts one prediction while the network works on the next. Raises: InputError if the study cannot be
+    prepared, or if the memory does not suffice.
     """
     prepared = prepare(study, model.recipe.data.preprocess)
     counter = _StudyCounter(prepared, model.network.regions)
@@ -63,7 +65,7 @@ def count_study(model: Model, study: Study) -> Counts:
 
 
 class _StudyCounter:
-    """One study's reference, to count predictions against."""
+    """Counter of predictions against the reference of one study."""
 
     def __init__(self, prepared: Prepared, regions: Sequence[Region]) -> None:
         assert prepared.reference is not None
@@ -72,7 +74,7 @@ class _StudyCounter:
         self.truth = {region: region.mask(prepared.reference.voxels)[self.brain] for region in regions}
 
     def count(self, prediction: Prediction) -> Counts:
-        """Count the prediction from one subset."""
+        """Return the counts of the prediction from one subset."""
         assert prediction.probabilities is not None
         names = {region.name for region in self.truth}
         lines = [

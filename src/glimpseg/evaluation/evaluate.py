@@ -42,6 +42,7 @@ READ_AHEAD = 1
 SCORED_LATER = 2
 """Predictions that may wait for their scores; each holds probabilities on the native grid."""
 FOLDER = Resumable(noun="evaluation", file=RECORD, may_differ=("computed", "finished"), replaceable=True)
+"""Evaluation folder as an output that can be resumed."""
 
 
 def evaluate(
@@ -55,7 +56,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a model against the references of studies, from every subset of sequences.
 
-    A study that cannot be scored is named in the record under `failed`, and the others are scored.
+    Studies without a reference, and those that have the sequences of no subset, are left out with a warning. A study
+    that cannot be scored is named in the record under `failed`, and the others are scored.
 
     Args:
         model: A loaded model, the folder of one, or `box` for the model of the package. A folder is loaded on the best
@@ -72,8 +74,23 @@ def evaluate(
         The finished evaluation, as `read_evaluation(folder)` reads it.
 
     Raises:
-        InputError: No study has a reference, or none can be scored.
-        UsageError: The folder is in use, or holds an evaluation of something else.
+        InputError: No study has a reference or the sequences of a subset, none can be scored, or the folder of studies
+            cannot be used.
+        ModelError: There is no usable model.
+        UsageError: The folder is in use, or holds an evaluation of something else; or protocol or list are unknown.
+        OutputError: When the disk refuses.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from glimpseg import Modality, phantom
+    >>> from glimpseg.phantom.dataset import write_phantoms
+    >>> options = EvaluationOptions(subsets=[Modality.T1C, Modality.T1C | Modality.FLAIR], metrics=["dice"])
+    >>> with TemporaryDirectory() as folder:
+    ...     studies = write_phantoms(f"{folder}/studies", [1], phantom.Settings.at_spacing(4.0), "brats2023")
+    ...     evaluation = evaluate("box", f"{folder}/studies", f"{folder}/evaluation", options)
+    >>> evaluation.scores.subsets, evaluation.scores.regions
+    (['t1c', 't1c+flair'], ['WT', 'TC', 'ET', 'ET_pp'])
+    >>> evaluation.scores.array("dice", "WT").shape  # studies, subsets
+    (1, 2)
     """
     folder = Path(folder)
     if isinstance(studies, str | Path):
@@ -122,7 +139,10 @@ def _studies_in(folder: Path, split: str | None) -> list[Study]:
 
 
 def _select(studies: Sequence[Study], subsets: Sequence[Modality]) -> _Selection:
-    """Leave out studies without a reference, or without the sequences of any subset; warn of each."""
+    """Leave out studies without a reference, or without the sequences of any subset; warn of each.
+
+    Raises: InputError if no study remains.
+    """
     labelled = [study for study in studies if study.reference is not None]
     if not labelled:
         raise InputError("No study has a reference to score against. Give a folder with seg files.")
@@ -166,7 +186,10 @@ def _score_remaining(model: Model, studies: Sequence[Study], folder: Path, plan:
 def _scoring_tasks(
     model: Model, studies: Sequence[Study], folder: Path, plan: Mapping[str, Any], *, failures: dict[str, str]
 ) -> Iterator[Callable[[], None]]:
-    """Run the network on study after study; yield a task that scores each prediction, and one that ends each study."""
+    """Run the network on study after study; yield a task that scores each prediction, and one that ends each study.
+
+    A study that cannot be prepared yields no task; its error message is added to `failures`.
+    """
     begun = time.perf_counter()
     protocol = protocol_named(plan["protocol"])
     wanted = [subset for subset in SUBSETS if subset.key in plan["subsets"]]
@@ -191,7 +214,7 @@ def _scoring_tasks(
         ):
             yield partial(scorer.add, prediction)
         yield scorer.finish
-        log.info("%d/%d %s (%.0f s)", number, len(studies), study.id, time.perf_counter() - begun)
+        log.info(f"{number}/{len(studies)} {study.id} ({time.perf_counter() - begun:.0f} s)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,16 +33,16 @@ Key: TypeAlias = tuple[Modality, Region]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Histogram:
-    """Voxels of one region in bins of their logit; histograms of several studies can be added."""
+    """Voxels in bins of the logit of one region's probability; histograms of several studies can be added."""
 
     voxels: Int[np.ndarray, "b"]
     """Number of voxels in each bin."""
     logits: Float[np.ndarray, "b"]
     """Sum of the logits of the voxels in each bin."""
     positives: Int[np.ndarray, "b"]
-    """Number of these voxels that belong to the region in the reference."""
+    """Number of voxels in each bin that belong to the region in the reference."""
     predicted: Int[np.ndarray, "b"]
-    """Number of these voxels that belong to the region in the model's label map."""
+    """Number of voxels in each bin that belong to the region in the model's label map."""
     studies: int
     """Number of studies in which the region occurs in the reference."""
 
@@ -56,7 +56,7 @@ class Histogram:
     def from_voxels(
         cls, probability: Float[np.ndarray, "n"], *, truth: Bool[np.ndarray, "n"], mask: Bool[np.ndarray, "n"]
     ) -> Histogram:
-        """Count the voxels of one study.
+        """Count the voxels of one study. Logits outside `LOWEST` to `HIGHEST` are clipped.
 
         Args:
             probability: Predicted probability of the region in each voxel.
@@ -84,11 +84,10 @@ class Histogram:
         )
 
     def temperature(self) -> float:
-        """Fit the temperature T that minimises the mean negative log-likelihood of sigmoid(logit / T). Eq. (2) of the
-        page on trust.
+        """Fit the temperature T that minimises the mean negative log-likelihood of sigmoid(logit / T), and return it.
 
-        The likelihood is convex in 1 / T, so that its minimum is where its derivative is 0, or at the nearest end of
-        the range. Without voxels of both kinds T is 1.
+        Eq. (2) of the page on trust. The likelihood is convex in 1 / T: its minimum is where its derivative is 0, or at
+        the nearest end of the range from `COLDEST` to `HOTTEST`. Without voxels of both kinds T is 1.
         """
         filled = self.voxels > 0
         voxels, positives = self.voxels[filled], self.positives[filled]
@@ -112,7 +111,7 @@ class Histogram:
         return np.asarray(special.expit(mean / temperature))
 
     def reliability(self, temperature: float = 1.0) -> Reliability:
-        """Return the reliability of the probabilities at a temperature."""
+        """Return the reliability of the probabilities at a temperature, in `BINS` bins of probability."""
         probability = self.probabilities(temperature)
         index = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
         squared = self.voxels * probability**2 - 2 * self.positives * probability + self.positives
@@ -122,8 +121,10 @@ class Histogram:
         return Reliability(counts.astype(np.int64), predicted, observed.astype(np.int64), float(squared.sum()))
 
     def estimated_dice(self, temperature: float = 1.0) -> float:
-        """Return the Dice that `uncertainty.estimated_dice` expects of the mask, from the bins; NaN for an empty mask.
-        Eq. (3) of the page on trust."""
+        """Return the Dice to expect of the model's mask, from the bins (`uncertainty.estimated_dice`).
+
+        NaN for an empty mask. Eq. (3) of the page on trust.
+        """
         if not self.predicted.any():
             return math.nan
         probability = self.probabilities(temperature)
@@ -137,21 +138,21 @@ class Temperature:
 
     value: float
     pooled: bool
-    """True if it was fitted to all subsets together, because this one has too few studies."""
+    """True if this subset has too few studies: the value was fitted to all subsets together, or is 1."""
 
 
 UNFITTED = Temperature(1.0, pooled=True)
-"""Temperature of a subset and region that no study of the fitting half had."""
+"""Temperature 1, for a subset and region for which none was fitted."""
 
 
 def add_histograms(total: dict[Key, Histogram], histograms: Mapping[Key, Histogram]) -> None:
-    """Add histograms to a running total, by subset and region."""
+    """Add histograms to the running total in `total`, by subset and region."""
     for key, histogram in histograms.items():
         total[key] = total[key] + histogram if key in total else histogram
 
 
 def fit_temperatures(histograms: Mapping[Key, Histogram]) -> dict[Key, Temperature]:
-    """Fit a temperature to each subset and region.
+    """Fit a temperature to each of the 15 subsets, for each region that has a histogram.
 
     Where fewer than 8 studies of a subset show the region, the temperature of all subsets together is taken; where
     fewer than 2 studies do in every subset, 1.

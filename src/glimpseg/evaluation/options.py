@@ -21,7 +21,7 @@ class EvaluationOptions:
     """Names of metrics from `glimpseg.results.scores.METRICS`. Default: all."""
     split: str | None = None
     """Name of a published list of studies (`brats2020-1/test`), for the record. A folder of studies is restricted to
-    that list."""
+    that list; studies that are given one by one are not."""
 
 
 DEFAULTS = EvaluationOptions()

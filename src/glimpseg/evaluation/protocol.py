@@ -25,7 +25,8 @@ class Protocol:
     facts: Mapping[str, str]
     """The same rules in the words of published tables (`evaluation.published`), to show beside them."""
     caution: str = ""
-    """Warning that is logged when an evaluation begins."""
+    """Warning that is logged when an evaluation begins, unless the model was trained on such intensities; empty for
+    none."""
 
 
 _COMMON_RULES = {

@@ -29,9 +29,15 @@ from glimpseg.version import __version__
 
 
 def evaluation_plan(model: Model, studies: Sequence[Study], options: EvaluationOptions) -> dict[str, Any]:
-    """Return all that decides the scores, as JSON holds it. An evaluation is resumed only under an equal plan.
+    """Return the settings that decide the scores, as JSON holds them.
 
-    `computed` (device, backend, thread count ...) may differ: it decides the last digits only.
+    An evaluation is resumed only under equal settings. `computed` (device, backend, thread count ...) may differ: it
+    decides the last digits only.
+
+    Args:
+        model: The model.
+        studies: The studies to score; their names are recorded.
+        options: Protocol, subsets and metrics.
 
     Raises: UsageError for an unknown protocol.
     """
@@ -65,11 +71,13 @@ def evaluation_plan(model: Model, studies: Sequence[Study], options: EvaluationO
 
 
 def write_results(folder: Path, studies: Sequence[Study]) -> dict[str, Any]:
-    """Write `scores.csv` and `summary.json` from the files of all scored studies.
+    """Write `scores.csv` and `summary.json` from the files of these scored studies.
 
     Returns:
         The part of the record about the results: digest of the data, a record for each case, digest of `scores.csv`,
-        seconds.
+            seconds.
+
+    Raises: InputError if a study's file is missing or damaged; OutputError when the disk refuses.
     """
     scored = [read_scored_study(folder, study.id) for study in studies]
     scores = Scores([line for one in scored for line in one.scores])
@@ -85,7 +93,7 @@ def write_results(folder: Path, studies: Sequence[Study]) -> dict[str, Any]:
 
 
 def _total_reliability(scored: Sequence[ScoredStudy]) -> dict[tuple[str, str], Reliability]:
-    """Return the sum over studies, by subset and region."""
+    """Return the reliability summed over studies, by subset and region."""
     total: dict[tuple[str, str], Reliability] = {}
     for study in scored:
         for key, value in study.reliability.items():

@@ -25,9 +25,8 @@ SMALLEST_SIDE = 128
 def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
     """Crop and normalise all four sequences together.
 
-    The axes keep the order of the files until the end; the result is RAS, as from `prepare`. The crop is the bounding
-    box of the voxels that are not 0 in any sequence, without its last plane along each axis (as in their code), grown
-    to 128 voxels. Each sequence gets mean 0 and standard deviation 1 over the voxels whose sum over the sequences is
+    The axes keep the order of the files until the end; the result is RAS, as from `prepare`. The crop is that of
+    `rfnet_box`. Each sequence gets mean 0 and standard deviation 1 over the voxels whose sum over the sequences is
     positive; the background is shifted along, and nothing is clipped. The reference keeps what lies inside the crop.
 
     Args:
@@ -35,8 +34,8 @@ def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
         settings: Preprocessing of the model's recipe; only its spacing is used.
 
     Raises:
-        InputError: The study lacks a sequence, its sequences lie on several grids, or its voxels do not have the
-            spacing of the recipe.
+        InputError: The study lacks a sequence, its sequences lie on several grids, its voxels do not have the spacing
+            of the recipe, no voxel counts as brain, or a file cannot be used.
     """
     if study.available != ALL:
         raise InputError(
@@ -83,9 +82,11 @@ def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
 def rfnet_box(stack: Float[np.ndarray, "m x y z"]) -> tuple[slice, slice, slice]:
     """Return the crop in voxels, with the axes as stored.
 
-    Each side goes from the first voxel that is not 0 to the last, exclusive. A side shorter than 128 grows by half of
-    the missing voxels on each end, and by one more at the upper end. A start below 0 moves the whole side up; the end
-    of the array cuts it off.
+    Each side goes from the first voxel whose largest value over the sequences is not 0 to the last one, exclusive (as
+    in their code). A side shorter than 128 grows by half of the missing voxels on each end, and by one more at the
+    upper end. A start below 0 moves the whole side up; the end of the array cuts it off.
+
+    Raises: InputError if every voxel is 0.
     """
     where = np.nonzero(stack.max(0))
     if not where[0].size:

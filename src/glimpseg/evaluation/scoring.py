@@ -1,7 +1,7 @@
 """Scores of predictions against one study's reference, on the native grid.
 
-Surfaces and lesions of the reference are computed once. Only the part of the grid where something can have been
-predicted is worked on, which changes no number.
+Surfaces and lesions of the reference are computed once. Only the part of the grid that the working grid or the
+reference reaches is worked on, which changes no number.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ class RegionScores:
     name: str
     """WT, TC, ET, RC or ET_pp."""
     values: Mapping[str, float]
-    """By metric."""
+    """Score by metric; only the metrics that were asked for."""
     predicted_ml: float
     reference_ml: float
     reliability: Reliability | None = None
-    """Of the region's probabilities over the brain, if they were given and are wanted."""
+    """Reliability of the region's probabilities over the brain; None without probabilities, if no calibration metric
+    was asked for, or for ET_pp."""
 
 
 class Reference:
@@ -57,11 +58,11 @@ class Reference:
         self._regions = {region: _RegionReference(region.mask(labels), self) for region in regions}
 
     def score(self, labels: Volume, probabilities: Mapping[Region, Volume] | None) -> list[RegionScores]:
-        """Score every region of one prediction; ET is followed by ET_pp.
+        """Return the scores of every region of one prediction, in the order of the regions; ET is followed by ET_pp.
 
         Args:
             labels: Predicted `Label` values on the native grid.
-            probabilities: Of each region, on the same grid; None leaves the calibration metrics out.
+            probabilities: Probability map of each region on the same grid; None leaves the calibration metrics out.
         """
         cropped = labels.voxels[self._box]
         assert np.count_nonzero(cropped) == np.count_nonzero(labels.voxels), "no prediction beyond what was shown"
@@ -101,7 +102,7 @@ class Reference:
 
 
 class _RegionReference:
-    """One region of the reference."""
+    """Reference mask of one region; its surface and lesions are computed once, when they are first needed."""
 
     def __init__(self, mask: Bool[np.ndarray, "x y z"], study: Reference) -> None:
         self.mask = mask
@@ -116,7 +117,7 @@ class _RegionReference:
         return Lesions(self.mask, self._study.grid.spacing_mm)
 
     def mask_metrics(self, predicted: Bool[np.ndarray, "x y z"]) -> dict[str, float]:
-        """Return the metrics of two masks that are wanted, by name."""
+        """Return the metrics that were asked for and compare two masks, by name, for one predicted mask."""
         grid, wanted = self._study.grid, self._study.metric_names
         values = {
             "dice": metrics.dice(predicted, self.mask),
@@ -148,7 +149,7 @@ class _RegionReference:
 
 
 def _box(prepared: Prepared) -> tuple[slice, ...]:
-    """Return the part of the native grid that the working grid or the reference reaches."""
+    """Return the box of the native grid that holds the working grid's field of view and the reference."""
     shown = resample(Volume(np.ones(prepared.grid.shape, np.float32), prepared.grid.affine), prepared.own).voxels > 0
     assert prepared.reference is not None, "only studies with a reference are scored"
     box = bounding_box(shown | (prepared.reference.voxels > 0))

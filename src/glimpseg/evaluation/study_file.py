@@ -41,9 +41,11 @@ class ScoredStudy:
     reference: str
     """SHA-256 of the reference's voxels on the native grid."""
     seconds: float
+    """Time that scoring the study took, in seconds."""
     scores: list[Score]
+    """Scores of all its subsets."""
     reliability: dict[tuple[str, str], Reliability]
-    """By subset and region."""
+    """Reliability by the key of the subset and the name of the region."""
 
 
 class StudyScorer:
@@ -79,7 +81,7 @@ class StudyScorer:
         return Reference(self._prepared, self._regions, self._plan["metrics"])
 
     def add(self, prediction: Prediction) -> None:
-        """Score one prediction and write its label map."""
+        """Score one prediction, and write its label map with the numbers of `Label`."""
         subset, study = prediction.subset.key, self._prepared.id
         regions = self._reference.score(prediction.labels, prediction.probabilities)
         self._scores[subset] = [
@@ -142,7 +144,10 @@ def read_scored_study(folder: Path, study: str) -> ScoredStudy:
 
 
 def is_scored(folder: Path, study: Study) -> bool:
-    """True if the study's file is there and whole, and the images have not changed since it was written."""
+    """True if the study's file is there and whole, and the study's own files have not changed since it was written.
+
+    If they have changed, a warning is logged.
+    """
     try:
         unchanged = read_scored_study(folder, study.id).digest == study_digest(study)
     except InputError:

@@ -1,4 +1,4 @@
-"""Registry of methods. A file in this folder is a method, the one of one paper; it has the members of `MethodModule`.
+"""Registry of methods. A module or package in this folder is a method; it has the members of `MethodModule`.
 
 Methods of your own may be in other folders: name these in the environment variable `GLIMPSEG_METHODS` (separated as in
 `PATH`), or call `add_folder`.
@@ -31,7 +31,7 @@ OWN_FOLDERS = "GLIMPSEG_METHODS"
 
 
 def add_folder(folder: str | Path) -> None:
-    """Register the methods in a folder of your own, for this process.
+    """Register the methods in a folder of your own, for this process. A folder that is registered already is skipped.
 
     Raises: UsageError if the folder does not exist, or has a method whose name is taken.
     """
@@ -47,7 +47,7 @@ def add_folder(folder: str | Path) -> None:
 
 
 def names() -> list[str]:
-    """Return the names of all methods, sorted. A name is a file's name; nothing is imported."""
+    """Return the names of all methods, sorted. A name is that of a module or package; no method is imported."""
     return sorted(_names_in(__path__))
 
 
@@ -56,7 +56,10 @@ def _names_in(folders: Iterable[str]) -> list[str]:
 
 
 def summary(name: str) -> tuple[str, list[str]]:
-    """Return the first line of a method's docstring and its recipes' names, from the source; nothing is imported."""
+    """Return the first line of a method's docstring and its recipes' names, from the source; nothing is imported.
+
+    The name has to be one of `names()`. Only recipes whose names are literal keys of `RECIPES` are found.
+    """
     files = (Path(folder, file) for folder in __path__ for file in (f"{name}.py", f"{name}/__init__.py"))
     tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
     recipes: list[str] = []
@@ -68,18 +71,22 @@ def summary(name: str) -> tuple[str, list[str]]:
 
 
 class MethodModule(Protocol):
-    """Members of a method's module."""
+    """Protocol of a method's module: the members that each of them has."""
 
     Config: type
     """Configuration of the method: a validated dataclass."""
     METHOD: type[Learner]
-    """The learner. It is called with a `Config` and the labels; a pretraining with a `Config` and the network."""
+    """Class of the learner: a `Segmenter`, called with a `Config` and the labels; or a pretraining, which is called
+    with a `Config` and the network that it trains."""
     RECIPES: Mapping[str, Recipe]
     """Recipes by name."""
 
 
 class AuthorsModule(MethodModule, Protocol):
-    """Members of a method's module that can import the weights of the paper's authors. `CHECKPOINTS` is optional."""
+    """Protocol of a method's module that can also import the weights of the paper's authors.
+
+    It may have `CHECKPOINTS`, the number of files that make one model. Default: 1.
+    """
 
     def from_authors(self, weights: Mapping[str, Tensor]) -> Segmenter:
         """Return the official network with the authors' weights. Raises: ModelError if they do not fit."""
@@ -96,13 +103,20 @@ def module(name: str) -> MethodModule:
 
 
 def authors_module(name: str) -> AuthorsModule | None:
-    """Return the module of a method that can import authors' weights, else None. Raises: ModelError as `module`."""
+    """Return the module of a method if it can import authors' weights, else None.
+
+    Raises: ModelError if there is no such method.
+    """
     found = module(name)
     return cast("AuthorsModule", found) if hasattr(found, "from_authors") else None
 
 
 def build(recipe: Recipe) -> Learner:
-    """Return the learner of a recipe, with random weights drawn from torch's global generator."""
+    """Return the learner of a recipe, with random weights drawn from torch's global generator.
+
+    Raises: ModelError if there is no such method, or no such method of the backbone; UsageError for labels, or a
+        backbone, that the class of the method refuses.
+    """
     method = module(recipe.method).METHOD
     if recipe.backbone is None:
         return method(recipe.config, recipe.label_values)
@@ -110,11 +124,11 @@ def build(recipe: Recipe) -> Learner:
 
 
 def with_backbone(recipe: Recipe, name: str) -> Recipe:
-    """Return a pretraining recipe for the network of the recipe `name`, with that recipe's preprocessing.
+    """Return a pretraining recipe for the network of the recipe `name`, with that recipe's labels and preprocessing.
 
     The fine-tuning will have the same preprocessing.
 
-    Raises: UsageError as `find_recipe`, or if `recipe` is no pretraining, or `name` is one.
+    Raises: UsageError or ModelError as `find_recipe`; UsageError if `recipe` is no pretraining, or `name` is one.
     """
     other = find_recipe(name)
     _refuse_wrong_kind(recipe.method, other.method)
@@ -128,11 +142,13 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
     """Return a recipe by name or from a file, with some fields changed.
 
     Args:
-        name: `method/recipe`, or the path of a YAML file.
-        changes: New values by dotted path: `{"optim.steps": 20}`.
-        backbone: Name of the recipe whose network a pretraining trains, with that recipe's preprocessing.
+        name: `method/recipe`, or the path of a YAML file (`.yaml` or `.yml`).
+        changes: New values by dotted path: `{"optim.steps": 20}`. They come after `backbone`.
+        backbone: Name of the recipe whose network a pretraining trains; see `with_backbone`.
 
-    Raises: UsageError for an unknown name, field or value; the message names the nearest that exists.
+    Raises: UsageError for an unknown name or field (the message names a similar one, if there is one), a value that a
+        field cannot have, or a file that cannot be read; ModelError for a file or a change that names an unknown
+        method.
     """
     if name.endswith((".yaml", ".yml")):
         try:
@@ -151,7 +167,9 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
 
 
 def with_choices(recipe: Recipe, choices: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a trained model with other values of the fields in `Segmenter.choices`.
+    """Return the recipe of a trained model with other values of the fields in its method's `choices`.
+
+    Without changes it is the recipe itself.
 
     Args:
         recipe: The recipe.
@@ -178,7 +196,13 @@ def as_tree(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_tree(tree: Any) -> Recipe:
-    """Return a recipe from plain values, with `config` as the method's `Config`. Raises: UsageError with the field."""
+    """Return a recipe from plain values; `config` and `backbone.config` become the `Config` of their methods.
+
+    A missing `config` is an empty one.
+
+    Raises: UsageError if `tree` is no mapping, for an unknown or missing field or a wrong value (the message names the
+        field), and for a backbone that the method does not have, or lacks; ModelError for an unknown method.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     from glimpseg.recipe import Recipe

@@ -88,16 +88,19 @@ class MMFormer(Segmenter):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Encoders, transformers and decoders."""
+        """Modules to compile: encoders, transformers and decoders."""
         return tuple(outermost(self, token_fusion.NETWORKS))
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Stages of the encoders, layers of the transformers, and blocks of the decoders."""
+        """Modules to recompute: stages of the encoders, layers of the transformers, and blocks of the decoders."""
         return tuple(outermost(self, token_fusion.STAGES))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Return fused class probabilities. Encoders of modalities that the whole batch lacks are not run."""
+        """Return fused class probabilities.
+
+        Encoders of modalities that the whole batch lacks are not run, except in training and in an export.
+        """
         return self.fuse(self.encode(image, available), available)
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
@@ -107,17 +110,17 @@ class MMFormer(Segmenter):
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """Return the encoders' features, finest first, modalities concatenated along the channels."""
+        """Return the encoders' features, finest first, modalities concatenated along the channels, 0 where absent."""
         return self.network.pyramid(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Return fused class probabilities from the features of the available modalities."""
+        """Return fused class probabilities from the features of the modalities in `available`."""
         return self.network.fuse(features, available[:, CHANNELS]).logits.softmax(1)
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
     ) -> FusionOutputs:
-        """Return all supervised maps.
+        """Return all supervised maps. Those of single modalities are in `ORDER`; those of absent ones mean nothing.
 
         Args:
             image: crops; absent channels may hold anything.
@@ -132,7 +135,7 @@ class MMFormer(Segmenter):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Return cross-entropy and Dice of the fused, the single-modality and the deep segmentations, weight 1 each.
 
-        Eq. (10).
+        The fusion sees a random subset of each sample's modalities. Names are those of `region_fusion_terms`. Eq. (10).
         """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
@@ -161,14 +164,14 @@ def from_authors(weights: Mapping[str, Tensor]) -> MMFormer:
 
 
 def authors_recipe(network: MMFormer) -> Recipe:
-    """Return the recipe for imported weights, with the crops and intensities of their training."""
+    """Return the recipe for imported weights: `brats2020`, with the network's settings and crop."""
     recipe = RECIPES["brats2020"]
     sampling = replace(recipe.data.sampling, patch=network.config.crop)
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))
 
 
 def released_recipe(epoch: int) -> Recipe:
-    """Return the authors' schedule: 1000 epochs, each of as many batches of 8 as the case list fills.
+    """Return the recipe of the authors' training: 1000 epochs of `epoch` batches of 8.
 
     Args:
         epoch: optimiser steps of an epoch.

@@ -264,22 +264,28 @@ class RFNet(Segmenter):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Encoders and decoders."""
+        """Modules to compile: encoders and decoders."""
         return (*self.encoders.values(), self.joint, self.single)
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Stages of the encoders, and blocks of the decoders."""
+        """Modules to recompute: stages of the encoders, and blocks of the decoders."""
         return tuple(outermost(self, (Stage, PostNorm)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Return fused class probabilities. Encoders of modalities that the whole batch lacks are not run."""
+        """Return fused class probabilities.
+
+        Encoders of modalities that the whole batch lacks are not run, except in training and in an export.
+        """
         return self.fuse(self.encode(image, available), available)
 
     def encode(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b m ..."]]:
-        """Return the encoders' features, finest first, modalities in `ORDER`. Eq. (1)."""
+        """Return the encoders' features, finest first, modalities in `ORDER`.
+
+        They are 0 where an encoder is not run, see `forward`. Eq. (1).
+        """
         image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
         # In training all encoders run, because every rank needs the same gradients to add. In an export all run,
         # because the exported network has to serve all subsets.
@@ -290,20 +296,20 @@ class RFNet(Segmenter):
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """Return the encoders' features, finest first, modalities concatenated along the channels."""
+        """Return the encoders' features, finest first, modalities concatenated along the channels, 0 where absent."""
         return concatenated_modalities(self.encode(image, available), available[:, CHANNELS])
 
     def fuse(
         self, features: list[Float[Tensor, "b m ..."]], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
-        """Return fused class probabilities from the features of the available modalities."""
+        """Return fused class probabilities from the features of the modalities in `available`."""
         available = available[:, CHANNELS]
         return self.joint([zero_absent(level, available) for level in features])[0]
 
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
     ) -> FusionOutputs:
-        """Return all supervised maps.
+        """Return all supervised maps. Those of single modalities are in `ORDER`; those of absent ones mean nothing.
 
         Args:
             image: crops; absent channels may hold anything.
@@ -320,7 +326,8 @@ class RFNet(Segmenter):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
         """Return cross-entropy and Dice of the fused, the single-modality and the coarse segmentations, weight 1 each.
 
-        Eq. (12).
+        The fusion sees a random subset of each sample's modalities. Names are those of `region_fusion_terms`. The fused
+        terms are multiplied by 0 before step `Config.fuse_from`. Eq. (12).
         """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         maps = self.maps(batch.image, batch.available, draw_subsets(batch.available))
@@ -364,7 +371,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> RFNet:
 
 
 def authors_recipe(network: RFNet) -> Recipe:
-    """Return the recipe for imported weights, with the crops and intensities of their training."""
+    """Return the recipe for imported weights: `brats2020`, with the network's settings."""
     recipe = RECIPES["brats2020"]
     return replace(recipe, config=network.config)
 

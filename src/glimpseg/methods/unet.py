@@ -84,7 +84,10 @@ class Config:
 
 
 class UNet(Segmenter):
-    """Early-fusion U-Net: zero channels for absent modalities, presence channels, one sigmoid for each region."""
+    """Early-fusion U-Net: zero channels for absent modalities, presence channels, one sigmoid for each region.
+
+    Raises: UsageError for a label that lies in no region that the labels make up.
+    """
 
     pretrainable: ClassVar[Mapping[str, str]] = {
         "encoder": r"network\.encoder\.(.+)",
@@ -124,12 +127,12 @@ class UNet(Segmenter):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The whole network."""
+        """Modules to compile: the whole network."""
         return (self.network,)
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Residual blocks."""
+        """Modules to recompute: residual blocks."""
         return tuple(outermost(self.network, ResidualBlock))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
@@ -154,10 +157,10 @@ class UNet(Segmenter):
         return torch.cat([blanked(image, available), presence], 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return Dice and cross-entropy of the regions, over the heads with weights 1, 1/2, 1/4, ... scaled to sum to
-        1.
+        """Return `dice` and `cross_entropy` of the regions, weighted sums over the heads, times their weights.
 
-        Eq. (8), Eq. (9).
+        Head weights are the powers of `Config.head_weight` (1, 1/2, 1/4, ...), divided by their sum. Each sample sees a
+        random subset of its modalities, or all of them (`Config.full_share`). Eq. (8), Eq. (9).
         """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         seen = draw_subsets(batch.available)
@@ -184,22 +187,22 @@ class UNet(Segmenter):
         """Return labels from regions above one half, each inside the previous one.
 
         Oedema where WT alone is, necrosis where TC is, then ET. A cavity where RC is above one half and more probable
-        than tumour.
+        than the outermost tumour region. 0 elsewhere.
         """
-        found = self.region_probabilities(probabilities)
+        by_region = self.region_probabilities(probabilities)
         labels = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
         inside = torch.ones_like(labels, dtype=torch.bool)
         for region, label in TUMOUR.items():
-            if region in found:
-                inside = inside & (found[region] > 0.5)
+            if region in by_region:
+                inside = inside & (by_region[region] > 0.5)
                 labels[inside] = label
-        if Region.RC in found:
-            tumour = next((found[region] for region in TUMOUR if region in found), 0.0)
-            labels[(found[Region.RC] > 0.5) & (found[Region.RC] > tumour)] = Label.RC
+        if Region.RC in by_region:
+            tumour = next((by_region[region] for region in TUMOUR if region in by_region), 0.0)
+            labels[(by_region[Region.RC] > 0.5) & (by_region[Region.RC] > tumour)] = Label.RC
         return labels
 
     def region_probabilities(self, probabilities: Float[Tensor, "b k x y z"]) -> dict[Region, Float[Tensor, "b x y z"]]:
-        """Return the channels by region."""
+        """Return the channels of `probabilities` by region."""
         return dict(zip(self.regions, probabilities.unbind(1), strict=True))
 
 

@@ -167,12 +167,12 @@ class VoxUNet(Segmenter):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Encoder and decoder."""
+        """Modules to compile: encoder and decoder."""
         return self.encoder, self.decoder
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Blocks of two convolutions."""
+        """Modules to recompute: blocks of two convolutions."""
         return tuple(outermost(self, Block))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
@@ -186,7 +186,11 @@ class VoxUNet(Segmenter):
         return self.decoder(self.encoder(blanked(image, available)))
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return Dice and cross-entropy, means over the supervised resolutions. Eq. (5)."""
+        """Return `dice` and `cross_entropy`, means over the supervised resolutions.
+
+        Each sample sees a random subset of its modalities, or all of them (`Config.full_share`). Some batches are
+        blended (`Config.mixup`). Eq. (5).
+        """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         seen = draw_subsets(batch.available)
         full = torch.rand(len(seen), 1, device=seen.device) < self.config.full_share
@@ -249,7 +253,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> VoxUNet:
 
 
 def authors_recipe(network: VoxUNet) -> Recipe:
-    """Return the recipe for imported weights."""
+    """Return the recipe for imported weights: `bratsped`."""
     return RECIPES["bratsped"]
 
 

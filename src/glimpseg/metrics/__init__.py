@@ -1,4 +1,4 @@
-"""Every metric of the field for two masks, with its formula, unit and rule for empty masks stated."""
+"""Segmentation metrics of two masks, each with its formula, its unit and its rule for empty masks."""
 
 from glimpseg.metrics.calibration import Reliability as Reliability
 from glimpseg.metrics.calibration import brier as brier

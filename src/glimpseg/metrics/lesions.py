@@ -1,8 +1,8 @@
-"""Lesion-wise Dice and HD95 by the rules of BraTS 2023: every focus counts the same, however small or large.
+"""Lesion-wise Dice and HD95 by the rules of BraTS 2023: every lesion counts the same, whatever its size.
 
 Rules: rachitsaluja/BraTS-2023-Metrics, glioma settings, as described in docs/evaluation.md. Two departures: HD95
-of a pair is `surface.hd95` (theirs weighs by area), and bounds in voxels are taken as bounds in millimetres, which
-is the same on the 1 mm grids they were made for.
+of a pair is `surface.hd95` (theirs weights by area), and limits in voxels are applied in millimetres, which is the same
+on the 1 mm grids they were made for.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from glimpseg.metrics.surface import BRATS_2023_MM, ROUNDING_MM, Surface, Surfac
 from glimpseg.volume import bounding_box
 
 MERGING_MM = 3.0
-"""How far a lesion reaches when parts are joined and predictions matched: three dilations of 1 mm voxels."""
-SMALLEST_LESION_MM3 = 50.0
-"""Lesions of the reference up to this volume are not counted."""
+"""Dilation of a lesion, in mm, before parts are joined and predictions matched: three dilations of 1 mm voxels."""
+LARGEST_UNCOUNTED_MM3 = 50.0
+"""Largest volume, in mm3, of a reference lesion that is not counted."""
 _CORNERS = ndimage.generate_binary_structure(3, 3)
 
 
 @dataclass(frozen=True)
 class LesionWise:
-    """One region of one case, lesion by lesion."""
+    """Lesion-wise scores of one region of one case."""
 
     dice: float
     """Sum of the lesions' Dice / (lesions + false positives), 0 to 1. Neither: 1."""
     hd95: float
-    """(Sum of the lesions' HD95, 374 mm for a missed one, + 374 mm for each false positive) / the same count, mm.
-    Neither: 0."""
+    """(Sum of the lesions' HD95, 374 for a missed one, + 374 for each false positive) / (lesions + false positives), in
+    mm. Neither: 0."""
     lesions: int
-    """Lesions of the reference above 50 mm3."""
+    """Number of reference lesions above 50 mm3."""
     missed: int
-    """Those of them that no prediction touches."""
+    """Number of these lesions that no prediction touches when they are dilated by 3 mm."""
     false_positives: int
-    """Predicted parts, however small, that touch no lesion, not even one of 50 mm3 or less."""
+    """Number of predicted parts, of any size, that touch no dilated lesion, not even one of 50 mm3 or less."""
 
 
 def lesion_wise(
@@ -46,42 +46,63 @@ def lesion_wise(
     reference: Bool[np.ndarray, "x y z"],
     spacing_mm: tuple[float, float, float],
 ) -> LesionWise:
-    """Lesion-wise Dice and HD95 of BraTS 2023.
+    """Return the lesion-wise Dice and HD95 of BraTS 2023.
 
     1. The reference is dilated by 3 mm (18-neighbourhood); parts whose dilations touch (26) are one lesion.
     2. Predicted parts (26) that touch a lesion's dilation are united and scored against it.
-    3. Lesions of 50 mm3 or less leave the sums; every predicted part that touches no lesion counts as false.
+    3. Lesions of 50 mm3 or less leave the sums; every predicted part that touches no lesion's dilation counts as false.
+
+    Raises: InputError if the masks differ in shape.
+
+    >>> reference = np.zeros((30, 10, 10), bool)
+    >>> reference[2:6, 2:6, 2:6] = reference[20:24, 2:6, 2:6] = True  # two lesions of 64 mm3
+    >>> predicted = reference.copy()
+    >>> predicted[20:24] = False  # the second one is missed: Dice (1 + 0) / 2, HD95 (0 + 374) / 2
+    >>> result = lesion_wise(predicted, reference, spacing_mm=(1.0, 1.0, 1.0))
+    >>> float(result.dice), float(result.hd95), result.lesions, result.missed
+    (0.5, 187.0, 2, 1)
     """
     return Lesions(reference, spacing_mm).score(predicted)
 
 
 def lesion_count(mask: Bool[np.ndarray, "x y z"]) -> int:
-    """Connected parts, counting voxels that share a corner as connected (26-neighbourhood, BraTS)."""
-    return _parts(mask)[1]
+    """Return the number of connected parts. Voxels that share a corner are connected (26-neighbourhood, BraTS).
+
+    >>> mask = np.zeros((5, 5, 5), bool)
+    >>> mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = True  # the first two share a corner
+    >>> lesion_count(mask)
+    2
+    """
+    return _components(mask)[1]
 
 
 class Lesions:
-    """The reference's side of a lesion-wise score: made once, scored against many."""
+    """Lesions of a reference: found once, to score any number of predictions against.
+
+    Args:
+        reference: Mask of the reference.
+        spacing_mm: Spacing along each axis of the array.
+    """
 
     def __init__(self, reference: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]) -> None:
         self.reference = reference
         self.spacing_mm = spacing_mm
-        self._reach, self.lesions = _dilated_parts(reference, spacing_mm)
-        """Number of the lesion within 3 mm, 0 elsewhere; how many there are."""
+        self._reach, self.lesions = _dilated_components(reference, spacing_mm)
+        """Number of lesions, small ones included. In `_reach` each dilated lesion has its number; the rest is 0."""
         self._voxels = np.bincount(self._reach[reference], minlength=self.lesions + 1)
         self._surfaces: dict[int, Surface] = {}
 
     def score(self, predicted: Bool[np.ndarray, "x y z"]) -> LesionWise:
-        """Raises: InputError for a mask of another shape."""
+        """Return the scores of one predicted mask. Raises: InputError if it has another shape than the reference."""
         refuse_other_shape(predicted, self.reference)
-        parts, count = _parts(predicted)
+        parts, count = _components(predicted)
         pairs = np.bincount(self._reach[predicted].astype(np.int64) * (count + 1) + parts[predicted])
         touching = np.stack(np.divmod(np.flatnonzero(pairs), count + 1))  # lesion, part
         touching = touching[:, touching[0] > 0]
         dices, distances = [], []
         missed = 0
         for lesion in range(1, self.lesions + 1):
-            if self._voxels[lesion] * np.prod(self.spacing_mm) <= SMALLEST_LESION_MM3:
+            if self._voxels[lesion] * np.prod(self.spacing_mm) <= LARGEST_UNCOUNTED_MM3:
                 continue
             united = np.isin(parts, touching[1, touching[0] == lesion]) if (touching[0] == lesion).any() else None
             missed += united is None
@@ -107,23 +128,23 @@ class Lesions:
         return SurfaceDistances.between(Surface(united, self.spacing_mm), self._surfaces[lesion]).hd95
 
 
-def _dilated_parts(
+def _dilated_components(
     mask: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]
 ) -> tuple[Int[np.ndarray, "x y z"], int]:
-    """Connected parts of the mask grown by 3 mm, numbered from 1, and how many."""
-    found = bounding_box(mask)
+    """Return the connected parts of the mask dilated by 3 mm, numbered from 1, and their number."""
+    bounds = bounding_box(mask)
     reach = np.zeros(mask.shape, np.int32)
-    if found is None:
+    if bounds is None:
         return reach, 0
-    around = _around(spacing_mm)
-    margins = [n // 2 for n in around.shape]
-    box = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s, margin in zip(found, margins, strict=True))
-    reach[box], count = _parts(ndimage.binary_dilation(mask[box], around))
+    element = _structuring_element(spacing_mm)
+    margins = [n // 2 for n in element.shape]
+    box = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s, margin in zip(bounds, margins, strict=True))
+    reach[box], count = _components(ndimage.binary_dilation(mask[box], element))
     return reach, count
 
 
-def _around(spacing_mm: tuple[float, float, float]) -> Bool[np.ndarray, "x y z"]:
-    """The voxels that a voxel reaches: at 1 mm, those of three dilations with the 18-neighbourhood.
+def _structuring_element(spacing_mm: tuple[float, float, float]) -> Bool[np.ndarray, "x y z"]:
+    """Return the structuring element of the dilation: at 1 mm, that of three dilations with the 18-neighbourhood.
 
     Each such step moves by one voxel along at most two axes, so that three reach 3 mm along each axis and 6 mm in all.
     """
@@ -134,8 +155,8 @@ def _around(spacing_mm: tuple[float, float, float]) -> Bool[np.ndarray, "x y z"]
     return np.abs(axes).sum(0) <= 2 * MERGING_MM + ROUNDING_MM
 
 
-def _parts(mask: Bool[np.ndarray, "x y z"]) -> tuple[Int[np.ndarray, "x y z"], int]:
-    """26-connected parts numbered from 1, and how many; with `cc3d` of the extra [fast] four times sooner."""
+def _components(mask: Bool[np.ndarray, "x y z"]) -> tuple[Int[np.ndarray, "x y z"], int]:
+    """Return the 26-connected parts, numbered from 1, and their number; four times faster with `cc3d` ([fast])."""
     try:
         import cc3d
     except ImportError:

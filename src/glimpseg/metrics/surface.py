@@ -1,7 +1,7 @@
-"""Metrics that measure between surfaces: HD95 in its two definitions, surface Dice.
+"""Metrics of the distances between surfaces: HD95 in its two definitions, surface Dice.
 
-Surfaces are the voxels of a mask that have a face outside it; beyond the array nothing belongs to the mask. Nothing
-is computed on more than the joint bounding box of both surfaces, which changes no result.
+A surface is the voxels of a mask that have a face outside it; beyond the array nothing belongs to the mask. Only the
+joint bounding box of both surfaces is worked on, which changes no result.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from glimpseg.metrics.overlap import refuse_other_shape
 from glimpseg.volume import bounding_box
 
 MANY_POINTS = 60_000
-"""Surface voxels above which a distance transform of the box is faster than a search tree."""
+"""Number of surface voxels above which a distance transform of the box is faster than a search tree."""
 CLOSE = 2.5
-"""Times the spacing: distances up to here are looked up, longer ones searched for."""
+"""Distance, in multiples of the shortest spacing, up to which neighbours are looked up; above, a tree is searched."""
 ROUNDING_MM = 1e-5
-"""Distances this little above a tolerance are within it: sums of spacings like 0.2 mm, headers and `edt` are exact to
-single precision only, and voxels at just the tolerance are many."""
+"""Excess over a tolerance, in mm, that still counts as within it. Sums of spacings like 0.2 mm, headers and `edt` are
+exact to single precision only, and many voxels lie at exactly the tolerance."""
 BRATS_2023_MM = 374.0
-"""What BraTS 2023 gives a lesion that was missed or invented."""
+"""HD95 in mm that BraTS 2023 gives a missed lesion or a false positive."""
 
 EMPTY_RULES: dict[str, tuple[float, Callable[[float], float]]] = {
     "diagonal": (0.0, lambda diagonal_mm: diagonal_mm),
@@ -36,17 +36,20 @@ EMPTY_RULES: dict[str, tuple[float, Callable[[float], float]]] = {
     "mst-kdnet": (0.0, lambda _: 0.0),
     "demoseg": (float("nan"), lambda _: float("nan")),
 }
-"""HD95 in mm when both masks are empty, and when one is (given the grid's diagonal), by name.
+"""Rules for empty masks by name: HD95 in mm if both are empty, and if one is (as a function of the grid's diagonal).
 
-`diagonal` is ours, nnU-Net's and that of the BraTS portals up to 2022 (373.13 mm on 240x240x155). The others are what
-released codes do and serve to recompute their tables: `m2ftrans` and `mst-kdnet` reward a missed tumour, `demoseg`
-(and MONAI) drop it from the mean."""
+`diagonal` is the default, as in nnU-Net and in the BraTS portals up to 2022 (373.13 mm on 240x240x155). The others are
+the rules of released codes and serve to recompute their tables: `m2ftrans` and `mst-kdnet` reward a missed tumour,
+`demoseg` (and MONAI) drop it from the mean."""
 
 
 class Surface:
-    """The surface voxels of a mask: made once, measured against many.
+    """Surface voxels of a mask: found once, to be measured against any number of others. Its length is their number.
 
-    `spacing_mm` is by axis of the array; `start` is the voxel at which a cropped mask begins in the whole grid.
+    Args:
+        mask: The mask, perhaps cropped.
+        spacing_mm: Spacing along each axis of the array.
+        start: Voxel of the whole grid at which a cropped mask begins.
     """
 
     def __init__(
@@ -63,17 +66,17 @@ class Surface:
 
     @cached_property
     def points_mm(self) -> Float[np.ndarray, "n 3"]:
-        """Centres, in millimetres from voxel (0, 0, 0) of the whole grid."""
+        """Centres of the voxels, in millimetres from voxel (0, 0, 0) of the whole grid."""
         return self.voxels * np.array(self.spacing_mm)
 
     @cached_property
     def _tree(self) -> KDTree:
-        # The tree in the order of the voxels, unbalanced, is made in a fifth of the time and as quick to ask.
+        # An unbalanced tree in the order of the voxels is built in a fifth of the time, and is searched as fast.
         return KDTree(self.points_mm, balanced_tree=False, compact_nodes=False)
 
     def nearest_mm(self, start: Surface) -> Float[np.ndarray, "n"]:
-        """From each voxel of `start` to the nearest of this surface, neither empty, in millimetres."""
-        offsets, lengths_mm = _around(tuple(self.spacing_mm))
+        """Return the distance in mm from each voxel of `start` to the nearest one of this surface; neither is empty."""
+        offsets, lengths_mm = _neighbours(tuple(self.spacing_mm))
         margin = offsets.max(0)
         low = np.minimum(self.voxels.min(0), start.voxels.min(0)) - margin
         shape = np.maximum(self.voxels.max(0), start.voxels.max(0)) - low + 1 + margin
@@ -81,8 +84,8 @@ class Surface:
         outside[tuple((self.voxels - low).T)] = False
         if len(self) + len(start) > MANY_POINTS:
             return _distance_field_mm(outside, self.spacing_mm)[tuple((start.voxels - low).T)]
-        # Surfaces of good segmentations lie close together: most voxels find the other one among their neighbours,
-        # looked up nearest first, and only the rest is searched for.
+        # Surfaces of good segmentations lie close together. Most voxels find the other surface among their neighbours,
+        # which are looked up nearest first; only for the others the tree is searched.
         strides, flat = np.array([shape[1] * shape[2], shape[2], 1]), outside.reshape(-1)
         distances, left, places = np.zeros(len(start)), np.arange(len(start)), (start.voxels - low) @ strides
         for step, length_mm in zip(offsets @ strides, lengths_mm, strict=True):
@@ -96,29 +99,30 @@ class Surface:
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """The distances between two surfaces, in both directions; what the metrics below are made of."""
+    """Distances between two surfaces in both directions, from which the metrics below are computed."""
 
     from_predicted_mm: Float[np.ndarray, "n"]
-    """From each predicted surface voxel to the nearest of the reference."""
+    """Distance from each predicted surface voxel to the nearest one of the reference."""
     from_reference_mm: Float[np.ndarray, "m"]
+    """Distance from each reference surface voxel to the nearest predicted one."""
 
     @classmethod
     def between(cls, predicted: Surface, reference: Surface) -> SurfaceDistances:
-        """Both directions; neither surface empty."""
+        """Measure both directions. Neither surface may be empty; both have the same spacing."""
         return cls(reference.nearest_mm(predicted), predicted.nearest_mm(reference))
 
     @property
     def hd95(self) -> float:
-        """See the function `hd95`."""
+        """HD95, as the function `hd95` defines it."""
         return max(float(np.percentile(d, 95)) for d in (self.from_predicted_mm, self.from_reference_mm))
 
     @property
     def hd95_pooled(self) -> float:
-        """See the function `hd95_pooled`."""
+        """Pooled HD95, as the function `hd95_pooled` defines it."""
         return float(np.percentile(np.concatenate([self.from_predicted_mm, self.from_reference_mm]), 95))
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """See the function `surface_dice`."""
+        """Return the surface Dice, as the function `surface_dice` defines it."""
         bound = tolerance_mm + ROUNDING_MM
         near = sum(np.count_nonzero(d <= bound) for d in (self.from_predicted_mm, self.from_reference_mm))
         return near / (len(self.from_predicted_mm) + len(self.from_reference_mm))
@@ -130,18 +134,28 @@ def hd95(
     spacing_mm: tuple[float, float, float],
     empty: str = "diagonal",
 ) -> float:
-    """95 % Hausdorff distance in mm: the larger of the two directed 95th percentiles between surface voxels.
+    """Return the 95 % Hausdorff distance in mm: the larger of the two directed 95th percentiles of surface distances.
 
-    max(P95{d(a, B)}, P95{d(b, A)}), percentiles interpolated linearly: MONAI's definition. DeepMind's
-    surface-distance also takes the larger, but of percentiles weighed by the area of the surface elements.
+    max(P95{d(a, B)}, P95{d(b, A)}), percentiles interpolated linearly: MONAI's definition. DeepMind's surface-distance
+    also takes the larger, but of percentiles weighted by the area of the surface elements.
 
-    `empty` names one of `EMPTY_RULES`. By default both empty is 0, one empty the diagonal of the grid (373.13 mm on
-    240x240x155 at 1 mm, BraTS), so that a missed tumour is the worst result and not a dropped case.
+    Args:
+        predicted: Predicted mask.
+        reference: Mask of the reference.
+        spacing_mm: Spacing along each axis of the array.
+        empty: Rule for empty masks, one of `EMPTY_RULES`. By default both empty is 0, and one empty is the diagonal of
+            the grid (373.13 mm on 240x240x155 at 1 mm, BraTS), so that a missed tumour is the worst result and not a
+            dropped case.
 
-    Raises: InputError for masks of two shapes; UsageError for an unknown rule.
+    Raises: InputError if the masks differ in shape; UsageError for an unknown rule, if a mask is empty.
+
+    >>> predicted, reference = np.zeros((2, 10, 10, 10), bool)
+    >>> predicted[2, 5, 5] = reference[5, 5, 5] = True
+    >>> hd95(predicted, reference, spacing_mm=(2.0, 1.0, 1.0))  # 3 voxels of 2 mm
+    6.0
     """
-    found = _distances(predicted, reference, spacing_mm)
-    return found.hd95 if found else empty_hd95_mm(predicted, reference, spacing_mm, empty)
+    distances = _distances(predicted, reference, spacing_mm)
+    return distances.hd95 if distances else empty_hd95_mm(predicted, reference, spacing_mm, empty)
 
 
 def hd95_pooled(
@@ -150,13 +164,20 @@ def hd95_pooled(
     spacing_mm: tuple[float, float, float],
     empty: str = "diagonal",
 ) -> float:
-    """95 % Hausdorff distance in mm as medpy has it: the 95th percentile of both directions thrown together.
+    """Return the 95 % Hausdorff distance in mm as medpy defines it: the 95th percentile of both directions pooled.
 
-    P95({d(a, B)} and {d(b, A)}). Most papers of this field report it. It is above `hd95` at most by what
-    interpolation between two neighbouring distances makes of a few voxels. Empty masks as in `hd95`.
+    P95({d(a, B)} and {d(b, A)}). Most papers of this field report it. It can exceed `hd95` only slightly, by the
+    interpolation between two neighbouring distances of a few voxels. Arguments, empty masks and errors as in `hd95`.
+
+    >>> predicted, reference = np.zeros((2, 10, 10, 10), bool)
+    >>> predicted[2, 5, 5] = reference[2, 5, 5] = reference[5, 5, 5] = True
+    >>> round(hd95_pooled(predicted, reference, spacing_mm=(1.0, 1.0, 1.0)), 3)  # of 0, 0, 3 at place 0.95 * 2 = 1.9
+    2.7
+    >>> round(hd95(predicted, reference, spacing_mm=(1.0, 1.0, 1.0)), 3)  # of 0, 3 at place 0.95
+    2.85
     """
-    found = _distances(predicted, reference, spacing_mm)
-    return found.hd95_pooled if found else empty_hd95_mm(predicted, reference, spacing_mm, empty)
+    distances = _distances(predicted, reference, spacing_mm)
+    return distances.hd95_pooled if distances else empty_hd95_mm(predicted, reference, spacing_mm, empty)
 
 
 def surface_dice(
@@ -165,13 +186,20 @@ def surface_dice(
     spacing_mm: tuple[float, float, float],
     tolerance_mm: float,
 ) -> float:
-    """Share of both surfaces' voxels that lie within `tolerance_mm` of the other surface, 0 to 1.
+    """Return the share of both surfaces' voxels that lie within `tolerance_mm` of the other surface, 0 to 1.
 
-    ``(|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|)``, also called NSD: MONAI's default. DeepMind's weighs
-    by the area of the surface elements and gives other numbers on the same masks. Both empty: 1. One empty: 0.
+    ``(|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|)``, also called NSD: MONAI's default. DeepMind's version
+    weights by the area of the surface elements and gives other numbers on the same masks. Both empty: 1. One empty: 0.
+    Raises: InputError if the masks differ in shape.
+
+    >>> predicted, reference = np.zeros((2, 10, 10, 10), bool)
+    >>> predicted[2:4, 5, 5] = True
+    >>> reference[2, 5, 5] = reference[5, 5, 5] = True
+    >>> float(surface_dice(predicted, reference, (1.0, 1.0, 1.0), tolerance_mm=1.0))  # of 0, 1 and 0, 2: 3 of 4
+    0.75
     """
-    found = _distances(predicted, reference, spacing_mm)
-    return found.surface_dice(tolerance_mm) if found else float(not (predicted.any() or reference.any()))
+    distances = _distances(predicted, reference, spacing_mm)
+    return distances.surface_dice(tolerance_mm) if distances else float(not (predicted.any() or reference.any()))
 
 
 def empty_hd95_mm(
@@ -180,7 +208,10 @@ def empty_hd95_mm(
     spacing_mm: tuple[float, float, float],
     empty: str = "diagonal",
 ) -> float:
-    """HD95 by a named rule when at least one of two masks is empty."""
+    """Return the HD95 by a rule of `EMPTY_RULES`, for two masks of which at least one is empty.
+
+    Raises: UsageError for an unknown rule.
+    """
     if empty not in EMPTY_RULES:
         raise UsageError(f"'{empty}' is not a rule for empty masks. Choose one of {', '.join(EMPTY_RULES)}.")
     both, one = EMPTY_RULES[empty]
@@ -188,14 +219,21 @@ def empty_hd95_mm(
 
 
 def diagonal_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> float:
-    """Length of the grid's diagonal, edge to edge: sqrt(240^2 + 240^2 + 155^2) = 373.13 for BraTS."""
+    """Return the length of the grid's diagonal, edge to edge, in mm.
+
+    >>> round(diagonal_mm((240, 240, 155), (1.0, 1.0, 1.0)), 2)  # BraTS
+    373.13
+    """
     return float(np.linalg.norm(np.array(shape) * np.array(spacing_mm)))
 
 
 def _distances(
     predicted: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> SurfaceDistances | None:
-    """None if a mask is empty."""
+    """Return the distances between the surfaces of two masks; None if a mask is empty.
+
+    Raises: InputError if the masks differ in shape.
+    """
     refuse_other_shape(predicted, reference)
     if not predicted.any() or not reference.any():
         return None
@@ -218,8 +256,8 @@ def _surface_voxels(mask: Bool[np.ndarray, "x y z"]) -> Int[np.ndarray, "n 3"]:
 
 
 @lru_cache
-def _around(spacing_mm: tuple[float, float, float]) -> tuple[Int[np.ndarray, "k 3"], Float[np.ndarray, "k"]]:
-    """Every voxel within `CLOSE` of the shortest spacing, itself first, by distance, and their distances in mm."""
+def _neighbours(spacing_mm: tuple[float, float, float]) -> tuple[Int[np.ndarray, "k 3"], Float[np.ndarray, "k"]]:
+    """Return offsets and distances of all voxels within `CLOSE` times the shortest spacing, nearest first."""
     reach_mm = CLOSE * min(spacing_mm) + ROUNDING_MM
     sides = [np.arange(-int(reach_mm / side), int(reach_mm / side) + 1) for side in spacing_mm]
     offsets = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -232,7 +270,7 @@ def _around(spacing_mm: tuple[float, float, float]) -> tuple[Int[np.ndarray, "k 
 def _distance_field_mm(
     outside: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, float, float]
 ) -> Float[np.ndarray, "x y z"]:
-    """To the nearest False. With `edt` of the extra [fast] two to three times sooner, in single precision."""
+    """Return each voxel's distance to the nearest False; with `edt` ([fast]) 2-3 times faster, in single precision."""
     try:
         import edt
     except ImportError:

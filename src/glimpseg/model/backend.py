@@ -37,7 +37,7 @@ COARSE_MM = 1.5
 """Voxel spacing in mm above which `auto` makes no copy: a brain is one or two windows then, and a copy costs more time
 than it saves."""
 INPUTS, OUTPUT = ("image", "available"), "probabilities"
-"""Names of inputs and output in a copy."""
+"""Names of the inputs of a copy (`INPUTS`), and of its output (`OUTPUT`)."""
 TOLERANCE = 1e-4
 """Largest share of a window's voxels whose label may differ from torch in fp32."""
 COMPARED = 3
@@ -79,7 +79,7 @@ def resolved_backend(wanted: str, device: torch.device, spacing_mm: float, whole
 
 
 def missing(name: str) -> list[str]:
-    """Return the packages of a backend that are not installed."""
+    """Return the packages of the backend `name` that are not installed."""
     return [package for package in NEEDS[name] if find_spec(package) is None]
 
 
@@ -117,18 +117,21 @@ class Backend:
 
     @property
     def record(self) -> dict[str, str]:
-        """Fields for `run.json` and `evaluation.json`."""
+        """Name, version and precision of the runtime, and `note` if there is one.
+
+        These are fields of `run.json` and `evaluation.json`.
+        """
         told = {"name": self.name, "version": version(NEEDS[self.name][0]), "precision": self.precision}
         return {**told, "note": self.note} if self.note else told
 
     def computing(self) -> AbstractContextManager[None]:
-        """Return the context to call the backend in."""
+        """Return a context manager. The backend has to be called inside it."""
         return precision_context(self.precision, self._device) if self.name == "torch" else nullcontext()
 
     def __call__(
         self, windows: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b k x y z"]:
-        """Return the network's probabilities, in fp32."""
+        """Return the network's probabilities for windows, in fp32. Absent channels of the windows are ignored."""
         while self.name != "torch":
             try:
                 shown = zip(windows.split(1), available.split(1), strict=True)
@@ -156,7 +159,7 @@ class Backend:
         return found
 
     def _retreat(self, error: Exception) -> None:
-        """Change to fp32, or to torch, after a failure."""
+        """Go from bf16 to fp32, or from another runtime to torch, after a failure; log a warning."""
         was, reason = self.name, _first_line(error)
         self._programs.clear()
         if isinstance(error, _DiffersError) and self.precision == "bf16":
@@ -178,7 +181,7 @@ class _Copy:
 
 
 class _DiffersError(Exception):
-    """Raised if a copy gives other labels than the network."""
+    """Error for a copy that gives other labels than the network."""
 
 
 def changed_labels(
@@ -226,7 +229,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
 
 
 def openvino_program(model: Any, precision: str) -> Program:
-    """Return a compiled `openvino.Model` (or the path of its `.xml`) for the CPU.
+    """Return an `openvino.Model` (or the path of its `.xml`), compiled for the CPU in `fp32` or `bf16`, as a function.
 
     The precision is set because OpenVINO's default is a low one.
     """
@@ -242,7 +245,7 @@ def openvino_program(model: Any, precision: str) -> Program:
 
 
 def onnx_program(model: bytes | str) -> Program:
-    """Return an ONNX model, serialised or as the path of its file, for the CPU in fp32."""
+    """Return an ONNX model, given as bytes or as the path of its file, as a function that runs on the CPU in fp32."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -28,7 +28,9 @@ class SavedState:
     step: int
     """Optimiser steps done."""
     tensors: Mapping[str, Tensor]
+    """Tensors by name."""
     scalars: Mapping[str, Any]
+    """Plain values that JSON can hold."""
 
 
 def save_checkpoint(
@@ -42,6 +44,8 @@ def save_checkpoint(
         recipe: The run's recipe.
         provenance: Fields of `provenance.json`; `steps` is added.
         state: All that the next step depends on.
+
+    Raises: OutputError when the disk refuses.
     """
 
     def write_state(folder: Path) -> None:
@@ -54,7 +58,10 @@ def save_checkpoint(
 
 
 def load_state(folder: Path) -> tuple[SavedState, dict[str, Any]]:
-    """Return state and provenance of a checkpoint. Raises: ModelError as `folder.verified`."""
+    """Return state and provenance of a checkpoint.
+
+    Raises: ModelError if a file is missing, damaged or of another format.
+    """
     record = verified(folder)
     scalars = json.loads((folder / STATE_SCALARS).read_text("utf-8"))
     step = scalars.pop("step")

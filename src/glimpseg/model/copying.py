@@ -34,6 +34,9 @@ def save_copy(
         note: Fields that are added to the provenance.
         texts: Further files for people, such as a model card, which get no digest.
         overwrite: Replace a model that is in `folder`.
+
+    Raises: UsageError if `folder` holds files (without `overwrite`, or of something else); OutputError when the disk
+        refuses.
     """
     before = source.provenance["sha256"]
     with atomic_folder(folder, overwrite=overwrite, mark=PROVENANCE) as place:

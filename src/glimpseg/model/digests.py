@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 digest over names, types, shapes and bytes of tensors, in order of their names.
+    """Return the SHA-256 digest over names, types, shapes and bytes of tensors, in order of their names, hexadecimal.
 
     Two trainings gave the same weights if their digests are equal.
     """

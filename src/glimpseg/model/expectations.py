@@ -36,18 +36,18 @@ class Expected:
     dice: Interval
     """Mean over cases, with the confidence interval of that mean; single cases spread more widely."""
     tenth: float
-    """The 10th percentile of the cases' Dice: one case in ten had this or less."""
+    """The 10th percentile of the cases' Dice: about one case in ten had this or less."""
     temperature: float
     """Divisor of the logits. Above 1 the model was overconfident, below 1 underconfident."""
     pooled: bool
-    """True if the temperature is fitted to all subsets together, because this one has too few cases."""
+    """True if this subset has too few cases: the temperature is fitted to all subsets together, or is 1."""
     ece_before: float
     """Expected calibration error of the network's own probabilities. This and the two values below are NaN without
     cases to measure them on."""
     ece_after: float
     """Expected calibration error after temperature scaling, on the same cases; the temperature was fitted on others."""
     estimate_error: float
-    """Mean absolute difference between the estimated and the true Dice of a single study."""
+    """Mean absolute difference between the estimated and the true Dice of a single study, after temperature scaling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,11 @@ class Gain:
     """Gain in Dice from one more sequence: paired differences over the same cases."""
 
     sequence: Modality
+    """The sequence that is added."""
     mean: Interval
     """Mean gain over the regions of `JUDGED` that the model has."""
     regions: Mapping[Region, Interval]
+    """Mean gain in each of these regions."""
 
     @property
     def shown(self) -> bool:
@@ -72,11 +74,13 @@ class Expectations:
     population: str
     """Description of the studies, as the end of a sentence: `64 phantoms of held-out settings`."""
     studies: int
+    """Number of studies that the model was measured on."""
     fitted_on: int
     """Number of studies that the temperatures were fitted on. Calibration was measured on the others, Dice on all."""
     subsets: Mapping[Modality, Mapping[Region, Expected]]
+    """Expected performance by subset and region; only subsets that some study had."""
     gains: Mapping[Modality, tuple[Gain, ...]] = field(default_factory=dict)
-    """Gains by subset, one for every sequence that the subset lacks."""
+    """Gains by subset, one for each sequence that the subset lacks, if some study had it."""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """Values of the fields in `Segmenter.choices` that the model was measured with."""
 
@@ -97,7 +101,7 @@ class Expectations:
         return max(shown, key=lambda gain: gain.mean.mean, default=None)
 
     def sentences(self, subset: Modality) -> list[str]:
-        """Return sentences on the expected performance for a subset and on the sequence that would help most."""
+        """Return sentences on the expected performance with a subset, and on the sequence that would help most."""
         found = self.of(subset)
         if not found:
             return [f"The performance with {subset.title} is not known: no study of {self.population} had these."]
@@ -116,7 +120,10 @@ class Expectations:
         return said
 
     def as_tree(self) -> dict[str, Any]:
-        """Return plain values for JSON, which `from_tree` reads."""
+        """Return plain values for JSON, which `from_tree` reads.
+
+        Numbers are rounded to `DECIMALS` decimals; NaN is None.
+        """
         return {
             "format": FORMAT,
             "population": self.population,
@@ -142,9 +149,10 @@ class Expectations:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Expectations:
-        """Return the object that `as_tree` described.
+        """Return the expectations that `as_tree` described.
 
-        Raises: KeyError, TypeError, ValueError or UsageError if a part is missing or is not what it should be.
+        Raises: KeyError, TypeError, ValueError, AttributeError or UsageError if a part is missing or is not what it
+            should be, or if the format is another.
         """
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']}, this version reads {FORMAT}")
@@ -165,7 +173,7 @@ class Expectations:
 
 
 def read_expectations(folder: Path) -> Expectations:
-    """Load the `expectations.json` of a model folder. Raises: ModelError if the file cannot be read."""
+    """Read the `expectations.json` of a model folder. Raises: ModelError if the file cannot be read."""
     try:
         return Expectations.from_tree(json.loads((folder / EXPECTATIONS).read_text("utf-8")))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
@@ -175,13 +183,13 @@ def read_expectations(folder: Path) -> Expectations:
 
 
 def interval_tree(interval: Interval) -> dict[str, Any]:
-    """Return an interval as plain values for JSON; unknown ends are null."""
+    """Return an interval as plain values for JSON, rounded to `DECIMALS` decimals; NaN is None."""
     ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {**{name: _number(value) for name, value in ends.items()}, "cases": interval.cases}
 
 
 def expected_tree(expected: Expected) -> dict[str, Any]:
-    """Return expected performance as plain values for JSON."""
+    """Return expected performance as plain values for JSON, rounded to `DECIMALS` decimals; NaN is None."""
     return {
         "dice": interval_tree(expected.dice),
         "tenth": _number(expected.tenth),
@@ -194,7 +202,7 @@ def expected_tree(expected: Expected) -> dict[str, Any]:
 
 
 def gain_tree(gain: Gain) -> dict[str, Any]:
-    """Return a gain as plain values for JSON."""
+    """Return the mean gain and the gain of each region as plain values for JSON. The sequence is left out."""
     regions = {region.name: interval_tree(interval) for region, interval in gain.regions.items()}
     return {"mean": interval_tree(gain.mean), "regions": regions}
 

@@ -57,7 +57,7 @@ class Agreement:
 def export(
     model: Model, path: str | Path, to: str, *, verify: bool = False, overwrite: bool = False
 ) -> Agreement | None:
-    """Write the network for windows of the size it was trained on, in fp32.
+    """Write the network to a file, in fp32, for windows of the size of its training crops.
 
     Its inputs are `image` (float32, 1 x modality x X x Y x Z) and `available` (bool, 1 x modality), its output is
     `probabilities`. The result of `describe` is in the file's metadata.
@@ -93,11 +93,11 @@ def export(
 
 
 def describe(model: Model, channels: int) -> dict[str, Any]:
-    """Return what a program needs to know to run the network without glimpseg.
+    """Return all that a program needs to run the network without glimpseg, as plain values for JSON.
 
     Args:
         model: The model.
-        channels: Channels of the network's output.
+        channels: Number of channels of the network's output.
     """
     network = model.network
     return {
@@ -130,7 +130,7 @@ def describe(model: Model, channels: int) -> dict[str, Any]:
 
 
 def channels_of_regions(network: Segmenter, channels: int) -> dict[str, list[int]]:
-    """Return, for each region, the output channels that its probability is made of."""
+    """Return, for each region by name, the numbers of the output channels that its probability is made of."""
     found: dict[str, list[int]] = {region.name: [] for region in network.regions}
     for channel in range(channels):
         alone = torch.zeros((1, channels, 1, 1, 1))
@@ -142,7 +142,13 @@ def channels_of_regions(network: Segmenter, channels: int) -> dict[str, list[int
 
 
 def agreement(network: Segmenter, shape: tuple[int, ...], program: Program) -> Agreement:
-    """Compare a file's output with torch's on random windows, whose absent images are NaN."""
+    """Compare a written file's output with torch's on random windows, in which absent images are NaN.
+
+    Args:
+        network: The network.
+        shape: Voxels of a window along each axis.
+        program: The written file, run in its own runtime.
+    """
     largest = changed = 0.0
     for seed in SEEDS:
         noise = torch.randn(1, len(Modality), *shape, generator=torch.Generator().manual_seed(seed))

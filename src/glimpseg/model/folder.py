@@ -34,12 +34,15 @@ WEIGHTS, RECIPE, PROVENANCE = "weights.safetensors", "recipe.yaml", "provenance.
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """Content of a model folder."""
+    """Content of a model folder, read and checked."""
 
     weights: Mapping[str, Tensor]
+    """Tensors by name."""
     recipe: Recipe
     provenance: Mapping[str, Any]
+    """Content of `provenance.json`."""
     path: Path
+    """The folder."""
 
     @property
     def trained_method(self) -> str:
@@ -70,6 +73,8 @@ def save_model(
         recipe: The recipe that the weights were trained with.
         provenance: Fields of `provenance.json` besides format, method, environment and digests.
         write_more: Writes further files into the folder that it is called with; they get digests, too.
+
+    Raises: UsageError if the folder holds files but no model; OutputError when the disk refuses.
     """
     with atomic_folder(folder, overwrite=True, mark=PROVENANCE) as place:
         save_file(storable(weights), place / WEIGHTS)
@@ -95,7 +100,7 @@ def read_model(folder: Path) -> StoredModel:
 
 
 def verified(folder: Path) -> dict[str, Any]:
-    """Return the provenance of a model folder after all its files were compared with their digests.
+    """Return the provenance of a model folder after all files that it names were compared with their digests.
 
     Raises: ModelError if a file is missing or differs, or if the format is another.
     """
@@ -129,7 +134,7 @@ def verified(folder: Path) -> dict[str, Any]:
 
 
 def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous copies on the CPU, none of which shares memory with another, as safetensors needs them."""
+    """Return contiguous copies on the CPU. None shares memory with another, as safetensors requires."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 

@@ -18,9 +18,16 @@ from glimpseg.version import __version__
 
 
 def save_halved(source: StoredModel, folder: str | Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Write a copy of a model with fp16 weights, as `save_copy` does. Its provenance names the fp32 weights' digest.
+    """Write a copy of a model with fp16 weights, whole or not at all; a model in `folder` is replaced.
 
-    Raises: ModelError as `halved`.
+    Its provenance names the digest of the fp32 weights (`halved_from`).
+
+    Args:
+        source: The model to copy.
+        folder: The folder to write.
+        texts: Further files for people, such as a model card, which get no digest.
+
+    Raises: ModelError as `halved`; UsageError if `folder` holds files but no model; OutputError when the disk refuses.
     """
     weights = as_bytes(halved(source.weights))
     note = {"halved_from": source.provenance["sha256"][WEIGHTS], "halved_by": __version__}
@@ -28,7 +35,7 @@ def save_halved(source: StoredModel, folder: str | Path, texts: Mapping[str, str
 
 
 def trained_digest(provenance: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the fp32 weights as trained, also for a halved copy."""
+    """Return the SHA-256 of a model's weights as trained: of a halved copy, that of the fp32 weights."""
     return str(provenance.get("halved_from", provenance["sha256"][WEIGHTS]))
 
 

@@ -44,7 +44,9 @@ def import_model(
         output: The model folder to write.
         overwrite: Replace a model in `output`.
 
-    Raises: UsageError for a method without authors' weights, or a used folder; ModelError for a file of other content.
+    Raises: UsageError for a method without authors' weights, another number of checkpoints than the method needs, or a
+        used folder; ModelError for an unknown method, a missing file, or a file of other content; OutputError when the
+        disk refuses.
     """
     paths = [Path(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
     output = Path(output)
@@ -71,7 +73,7 @@ def import_model(
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """Return the tensors of the state dict in a foreign file. Raises: ModelError if it cannot be read."""
+    """Return the tensors of the state dict in a file that other code wrote. Raises: ModelError if it cannot be read."""
     if source.suffix.lower() == ".safetensors":
         try:
             return load_file(source)
@@ -90,9 +92,10 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
 
 def state_dict(tree: Any) -> dict[str, Tensor]:
-    """Return the state dict in the content of a checkpoint; several are merged, with their names as prefixes.
+    """Return the state dict in the content of a checkpoint.
 
-    Raises: ValueError if there is none.
+    It is looked for at the top, under the usual names (`state_dict`, `model` ...), or as several under other names.
+    Several are merged, with their names as prefixes. Raises: ValueError if there is none.
     """
     for name in ("state_dict", "model_state_dict", "model", "network_weights"):
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
@@ -111,7 +114,10 @@ def _is_state_dict(tree: Any) -> bool:
 
 
 def _read(source: Path, target: Path) -> None:
-    """Read a checkpoint in the reading process and write its tensors to `target`."""
+    """Read a checkpoint and write its tensors to `target`; runs in the reading process.
+
+    If the checkpoint cannot be read, the process exits with the reason on stderr.
+    """
     import torch
 
     limit_memory(SPARE_BYTES + 3 * source.stat().st_size)

@@ -26,25 +26,27 @@ from glimpseg.runtime.precision import precision_context, resolve_precision
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Trained network with its recipe and provenance."""
+    """Trained network, ready to segment, with its recipe and provenance."""
 
     network: Segmenter
     recipe: Recipe
     provenance: Mapping[str, Any]
+    """Content of `provenance.json`."""
     path: Path
+    """The model folder."""
     expectations: Expectations | None = None
-    """Expected performance, if it was measured (`calibrate`) for the way in which the model is used here."""
+    """Expected performance; None if it was not measured (`calibrate`) with the choices that are in use here."""
     computed_by: str = "torch"
     """Inference backend that was asked for: `torch`, `openvino` or `onnx`."""
 
     @property
     def name(self) -> str:
-        """Method and the first eight characters of the weights' digest."""
+        """Method, and the first eight characters of the weights' SHA-256: `unet-0123abcd`."""
         return f"{self.recipe.method}-{self.provenance['sha256'][WEIGHTS][:8]}"
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Recipe fields of `Segmenter.choices`, with the values in use."""
+        """Config fields of `Segmenter.choices`, with the values in use; empty for most methods."""
         return {name: getattr(self.recipe.config, name) for name in self.network.choices}
 
     @cached_property
@@ -60,7 +62,10 @@ class Model:
 
     @cached_property
     def backend(self) -> Backend:
-        """The inference backend; it keeps its compiled copies of the network for further windows."""
+        """The inference backend, made at the first use.
+
+        It keeps its compiled copies of the network for further windows.
+        """
         return Backend(self.network, self.computed_by, self.precision, self.device)
 
     @property
@@ -69,7 +74,7 @@ class Model:
         return self if self.computed_by == "torch" else replace(self, computed_by="torch")
 
     def computing(self) -> AbstractContextManager[None]:
-        """Return the context in which torch runs the network."""
+        """Return a context manager in which torch runs the network with the model's precision."""
         return precision_context(self.precision, self.device)
 
 
@@ -79,17 +84,19 @@ def load_model(
     choices: Mapping[str, Any] = MappingProxyType({}),
     backend: str = "torch",
 ) -> Model:
-    """Load a trained model.
+    """Load a trained model onto a device, ready to segment.
 
     Args:
-        path: As for `stored_model`.
+        path: Model folder, checkpoint, run folder, or `box`, as for `stored_model`.
         device: Device to compute on.
-        choices: Values of recipe fields that the method leaves open until the model is used (`Segmenter.choices`).
+        choices: Values of recipe fields that the method leaves open until the model is used (`Segmenter.choices`), by
+            dotted path: `config.branch`.
         backend: `torch`, `openvino`, `onnx`, or `auto` (`backend.resolved_backend`).
 
     Raises:
-        ModelError: There is no model, a file is missing or damaged, or it is of another format or method.
-        UsageError: A field in `choices` is no choice, or the backend cannot be used.
+        ModelError: There is no model, a file is missing or damaged, it is of another format or method, or it is a
+            pretraining.
+        UsageError: A field in `choices` is no choice, a value is not possible, or the backend cannot be used.
     """
     stored = stored_model(path)
     if stored.recipe.backbone is not None:

@@ -24,14 +24,15 @@ WHOLE = "whole"
 
 
 class Transfer(NamedTuple):
-    """Weights that one model gives another."""
+    """Weights that a network takes from another model, with counts of what was taken."""
 
     weights: dict[str, Tensor]
     """Tensors by the name that the new network has for them; copies in the network share one tensor."""
     parts: dict[str, tuple[int, int]]
-    """For every part of the network, the number of tensors taken and of tensors it has, each role counted once."""
+    """For every part of the network, the number of tensors taken, and the number that it has; each role is counted
+    once."""
     unlike: list[str]
-    """Roles that both models have, in different shapes."""
+    """Roles in the parts asked for that both models have and that were not taken, because shapes differ."""
 
 
 def transfer(network: Segmenter, source: StoredModel, init: Init) -> Transfer:
@@ -40,8 +41,8 @@ def transfer(network: Segmenter, source: StoredModel, init: Init) -> Transfer:
     Args:
         network: The network to initialise; it is not changed.
         source: The model whose weights are taken.
-        init: `init.transfer` names the parts. For `whole` all weights have to fit, else none is taken; for a part, the
-            tensors of the same role and shape are taken.
+        init: `init.transfer` names the parts. For `whole` all weights have to fit in name and shape, else none is
+            taken; for a part, the tensors of the same role and shape are taken.
     """
     if init.transfer == WHOLE:
         state = network.state_dict()
@@ -63,7 +64,10 @@ def _part(role: str) -> str:
 
 
 def weights_by_role(source: StoredModel) -> Mapping[str, Tensor]:
-    """Return the weights of a model by role: a pretraining stores them so, a segmenter names the roles (`by_role`)."""
+    """Return the pretrainable weights of a model by role (`method.names_by_role`).
+
+    A pretraining stores its weights by role. For a segmenter, one weight stands for all copies of a role.
+    """
     if source.recipe.backbone is not None:
         return source.weights
     with torch.device("meta"):
@@ -74,9 +78,10 @@ def weights_by_role(source: StoredModel) -> Mapping[str, Tensor]:
 
 
 def find_initial_weights(network: Segmenter, recipe: Recipe) -> tuple[StoredModel, Transfer]:
-    """Load the model that the recipe's `init` names and return it with the weights that fit the network.
+    """Load the model that the recipe's `init.weights` names, and return it with its weights that fit the network.
 
-    Raises: ModelError if there is no such model, nothing of it fits, or it does not fit whole where `whole` is asked.
+    Raises: ModelError if there is no such model, if none of its weights fits, or if `init.transfer` is `whole` and not
+        all fit or the labels differ.
     """
     init = recipe.init
     assert init.weights is not None
@@ -99,7 +104,10 @@ def find_initial_weights(network: Segmenter, recipe: Recipe) -> tuple[StoredMode
 
 
 def initialise(network: Learner, recipe: Recipe) -> dict[str, Any]:
-    """Put the initial weights that the recipe's `init` names into the network and log which ones fit.
+    """Put the initial weights that the recipe's `init` names into the network, and log what was taken.
+
+    All other weights keep their random values. A warning is logged if the other model is not finished or had another
+    preprocessing.
 
     Returns: The field `init` of the provenance.
 

@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
 
         Args:
             tokens: tokens of each sample.
-            keys: True for tokens that may be attended to; None for all.
+            keys: True for tokens that may be attended to, at least one in each sample; None for all.
         """
         query, key, value = rearrange(self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.heads)
         attention = torch.einsum("bhnc,bhmc->bhnm", query, key) * self.scale
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Two linear layers with a GELU between; dropout behind each.
+    """Two linear layers with a GELU between; dropout after the GELU and after the second layer.
 
     Args:
         width: features of a token.

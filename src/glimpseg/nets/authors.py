@@ -20,14 +20,15 @@ def take_weights(
     """Load an authors' state dict into our network.
 
     Args:
-        network: Our network, in place.
+        network: Our network; its weights are replaced.
         weights: The authors' tensors; their names may begin with `module.`.
         names: Pairs of a pattern of our names and a template of the authors' names. Groups of the pattern fill the
-            template: `m` is our key of a modality, `l` a level from 0, `r` a convolution of a residual block from 0,
-            others are copied.
+            template: `m` is our key of a modality (`t1c` becomes `t1ce`), `l` a level from 0 (1 is added), `r` a
+            convolution of a residual block from 0 (2 is added), others are copied.
         unused: Pattern of the authors' names that nothing needs. Default: none.
 
-    Raises: ModelError if a tensor is missing, left over, of another shape or type, or not finite.
+    Raises: ModelError if a tensor is missing, left over, given with and without `module.`, of another shape (sides of
+        length 1 aside), not of floating-point numbers (a batch norm's counter aside), or not finite.
     """
     given = {name.removeprefix("module."): value for name, value in weights.items()}
     if len(given) < len(weights):
@@ -61,7 +62,7 @@ def take_weights(
 
 
 def authors_name(own: str, names: Sequence[tuple[str, str]]) -> str:
-    """Return the authors' name of one of our tensors; `names` as in `take_weights`."""
+    """Return the authors' name of one of our tensors, by the first pattern that fits; `names` as in `take_weights`."""
     for pattern, template in names:
         match = re.match(pattern + r"(?=\.|$)", own)
         if match:

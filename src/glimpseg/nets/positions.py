@@ -29,7 +29,7 @@ def resampled_positions(
 
 
 def cubic_crop(tokens: int, stride: int) -> tuple[int, int, int]:
-    """Return the sides, in voxels, of the cubic crop that gives this number of tokens.
+    """Return the sides, in voxels, of the cubic crop that gives this number of tokens, or nearly, if it is no cube.
 
     Args:
         tokens: number of tokens.

@@ -57,7 +57,7 @@ def initialise(network: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module
 
 
 def drop_biases(layers: Iterable[nn.Module]) -> None:
-    """Remove the biases of layers before an instance norm, which cancels any constant of a channel."""
+    """Remove the biases of these layers, in place. The instance norm behind them cancels any constant of a channel."""
     for layer in layers:
         layer.register_parameter("bias", None)
 
@@ -72,16 +72,16 @@ def encoded(
     Args:
         encoders: one for each channel of the image, in order.
         image: one channel for each modality.
-        needed: whether to run each encoder.
+        needed: True for each encoder to run; at least one.
     """
-    channels = image.split(1, 1)
-    found = [
-        encoder(channel) if wanted else None
-        for encoder, channel, wanted in zip(encoders, channels, needed, strict=True)
+    images = image.split(1, 1)
+    outputs = [
+        encoder(channel) if is_needed else None
+        for encoder, channel, is_needed in zip(encoders, images, needed, strict=True)
     ]
-    example = next(levels for levels in found if levels is not None)
+    example = next(levels for levels in outputs if levels is not None)
     blank = [torch.zeros_like(level) for level in example]
-    return [torch.stack(level, 1) for level in zip(*(levels or blank for levels in found), strict=True)]
+    return [torch.stack(level, 1) for level in zip(*(levels or blank for levels in outputs), strict=True)]
 
 
 class Stage(nn.Module):
@@ -93,7 +93,7 @@ class Stage(nn.Module):
         self.residual = nn.Sequential(block(width, width, 3), block(width, width, 3))
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d u v w"]:
-        """Return y + r(r(y)); nothing follows the sum."""
+        """Return y + r(r(y)), where y is the entry block's output and r a block; nothing follows the sum."""
         y = self.entry(x)
         return y + self.residual(y)
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def outermost(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
-    """Yield the modules of these types that lie in no other of them, in order."""
+    """Yield the modules inside `module` that are of these types and lie in no other of them, in order."""
     for child in module.children():
         if isinstance(child, kinds):
             yield child
@@ -26,12 +26,13 @@ def outermost(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module],
 def recompute(stages: Iterable[nn.Module], context: Callable[[], AbstractContextManager] = nullcontext) -> None:
     """Make each stage keep only its input, and compute its activations again when gradients need them.
 
-    Works in place; names of weights stay. Random layers draw the same numbers again. Buffers that count batches are
-    updated once.
+    Works in place; names of weights stay. Random layers draw the same numbers again. Buffers, such as the statistics of
+    a batch norm, are updated once.
 
     Args:
         stages: modules to checkpoint.
-        context: returns the context of the forward pass besides autocast.
+        context: returns the context manager of the second computation: what surrounds the forward pass besides
+            autocast, which is restored anyway. Not used in compiled code.
     """
     for stage in stages:
         stage.forward = _Recomputed(stage, context)  # type: ignore[method-assign]

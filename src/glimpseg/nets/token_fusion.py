@@ -226,7 +226,7 @@ class JointDecoder(nn.Module):
 
 
 class Features(NamedTuple):
-    """Features that do not depend on the subset; modalities in `ORDER`."""
+    """Features of each modality alone, from which any subset can be fused. Modalities are in the order of `ORDER`."""
 
     levels: list[Float[Tensor, "b m ..."]]
     """Features of the encoders, finest level first."""
@@ -235,7 +235,7 @@ class Features(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """Output for one subset of the modalities."""
+    """Output of the fusion of one subset of the modalities."""
 
     logits: Float[Tensor, "b k x y z"]
     deep: list[Float[Tensor, "b k ..."]]
@@ -270,7 +270,8 @@ class TokenFusion(nn.Module):
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Features:
         """Return the encoders' features and each modality's tokens.
 
-        Encoders of modalities that the whole batch lacks are not run, except in training and in an export.
+        Encoders of modalities that the whole batch lacks are not run, except in training and in an export; their
+        features and tokens are 0.
         """
         # In training all encoders run, because every rank needs the same gradients to add. In an export all run,
         # because the exported network has to serve all subsets.
@@ -287,7 +288,10 @@ class TokenFusion(nn.Module):
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """Return the encoders' features, finest first, modalities concatenated along the channels."""
+        """Return the features of all encoders, finest first.
+
+        Modalities are concatenated along the channels, 0 where absent.
+        """
         levels = encoded(self.encoders.values(), image, [True] * len(ORDER))
         return concatenated_modalities(levels, available)
 
@@ -318,7 +322,7 @@ class TokenFusion(nn.Module):
         return self.untoken(rearrange(voxels, "b (u v w) c -> b c u v w", u=u, v=v, w=w))
 
     def fuse(self, features: Features, available: Bool[Tensor, "b m"]) -> Fused:
-        """Return the output for the available modalities."""
+        """Return the output for the modalities in `available`."""
         deepest = self.fuse_tokens(features.tokens, available, features.levels[-1].shape[3:])
         stacks = [*concatenated_modalities(features.levels[:-1], available), deepest]
         logits, deep = self.joint(stacks)

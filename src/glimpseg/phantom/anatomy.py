@@ -235,7 +235,7 @@ def _bounding_box(warp: Warp, grid: Lattice) -> Box:
 
 
 def large_components(mask: Bool[Tensor, "x y z"], share: float) -> Bool[Tensor, "x y z"]:
-    """Return `mask` without connected components smaller than `share` of the largest."""
+    """Return `mask` without connected components (by faces) smaller than `share` of the largest."""
     parts, count = ndimage.label(mask.cpu().numpy())
     if count <= 1:
         return mask

@@ -49,7 +49,7 @@ def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: fl
 def slice_sampling_matrix(count: int, step: float) -> np.ndarray:
     """Return the matrix that samples every `step` voxels and interpolates linearly back.
 
-    It is the identity for steps of at most 1.
+    It is the identity for steps of at most 1, and for steps so long that fewer than two samples fit.
     """
     if step <= 1:
         return np.eye(count)
@@ -61,7 +61,10 @@ def slice_sampling_matrix(count: int, step: float) -> np.ndarray:
 
 
 def ghost_matrix(count: int, strength: float, shift: float) -> np.ndarray:
-    """Return the matrix that adds a copy, shifted by `shift` voxels with wrap-around and scaled by `strength`."""
+    """Return the matrix that adds a copy, scaled by `strength` and shifted by `shift` voxels with wrap-around.
+
+    `shift` is at least 0. Rows are divided by their sum, 1 + `strength`.
+    """
     whole, part = divmod(abs(shift), 1)
     step = int(math.copysign(whole, shift))
     copy = (1 - part) * np.roll(np.eye(count), step, axis=1) + part * np.roll(np.eye(count), step + 1, axis=1)

@@ -44,8 +44,8 @@ def write_phantoms(
         settings: Grid and population.
         release: Name of the BraTS release whose file names, folder names and label numbers are used, such as
             `brats2023`.
-        incomplete: Share of the studies, from 0 to 1, that lack one to three sequences. The missing ones depend on the
-            seed alone.
+        incomplete: Probability, from 0 to 1, that a study lacks one to three sequences. It and the missing ones depend
+            on the seed alone.
         device: Torch device that renders the images.
         overwrite: Replace the folder if an earlier call has written it.
 
@@ -53,7 +53,10 @@ def write_phantoms(
         The study folders, in the order of the seeds.
 
     Raises:
-        UsageError: The folder holds files (without `overwrite`), the share is out of range, or the release is unknown.
+        UsageError: The folder holds files and may not be replaced (without `overwrite`, or without `phantoms.json` in
+            it), `incomplete` is out of range, or the release is unknown.
+        InputError: A phantom has a label that has no number in the release, such as a cavity in `brats2023`.
+        ValueError: As `generate`.
         OutputError: The disk is full, read-only or not accessible.
 
     >>> from tempfile import TemporaryDirectory

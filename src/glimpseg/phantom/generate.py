@@ -34,9 +34,12 @@ class Phantom:
     seed: int
     settings: Settings
     images: Float[Tensor, "m x y z"]
-    """Whole numbers from 1 to 32000 in the brain, 0 outside. Channels in the order of `Modality`; RAS."""
+    """Whole numbers from 1 to 32000 in the brain, 0 outside and where a sequence was not scanned.
+
+    Channels in the order of `Modality`; RAS.
+    """
     labels: UInt8[Tensor, "x y z"]
-    """`Label` values; 0 is no tumour."""
+    """`Label` values; 0 is no tumour, or not scanned (`Plan.coverage`)."""
     affine: Float[np.ndarray, "4 4"]
     """Matrix from voxel index to world RAS+ millimetres."""
     description: dict[str, object]
@@ -75,7 +78,8 @@ def generate(seed: int, settings: Settings | None = None, device: str | torch.de
         The phantom; its tensors lie on `device`.
 
     Raises:
-        ValueError: The seed is negative or not a whole number.
+        ValueError: The seed is negative or not a whole number; or the field of view holds no white matter in which a
+            tumour can begin.
 
     >>> phantom = generate(7, Settings.at_spacing(4.0))
     >>> phantom.images.shape  # modality x y z
@@ -95,7 +99,7 @@ def stream(first_seed: int, settings: Settings, device: str | torch.device = "cp
         device: Torch device that renders the images.
 
     Returns:
-        An iterator of phantoms with the seeds `first_seed`, `first_seed + 1`, ...
+        An iterator of phantoms with the seeds `first_seed`, `first_seed + 1`, ... Each raises errors as `generate`.
 
     Raises:
         ValueError: The seed is negative or not a whole number.
@@ -117,6 +121,9 @@ def render(plan: Plan, device: str | torch.device = "cpu") -> Phantom:
 
     Returns:
         The phantom; its tensors lie on `device`.
+
+    Raises:
+        ValueError: The field of view holds no white matter in which the tumour can begin.
     """
     fields = Fields(plan.seed, plan.settings.extent_mm, torch.device(device))
     head = draw_warp(plan)

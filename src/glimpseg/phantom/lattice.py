@@ -38,7 +38,7 @@ class Lattice:
 
     @classmethod
     def over(cls, extent_mm: Sequence[float], spacing_mm: float) -> Lattice:
-        """Return the smallest centred lattice that covers `extent_mm`."""
+        """Return the smallest centred lattice that covers `extent_mm`, with at least two voxels along each axis."""
         counts = [max(math.ceil(extent / spacing_mm - 1e-3), 2) for extent in extent_mm]
         x, y, z = ((np.arange(n) - (n - 1) / 2) * spacing_mm for n in counts)
         return cls((x, y, z), spacing_mm)
@@ -55,7 +55,10 @@ class Lattice:
         return Lattice((x, y, z), self.spacing_mm)
 
     def box_around(self, other: Lattice, chosen: np.ndarray, margin_mm: float) -> Box:
-        """Return the box of this lattice around the `chosen` voxels of `other`, with a margin of `margin_mm`."""
+        """Return the box of this lattice around the `chosen` voxels of `other`, with a margin of `margin_mm`.
+
+        At least one voxel is chosen.
+        """
         sides = []
         for k in range(3):
             hit = other.axes[k][chosen.any(axis=tuple({0, 1, 2} - {k}))]
@@ -138,7 +141,7 @@ def gaussian_matrix(count: int, sigma: float, shift: float = 0.0) -> np.ndarray:
 
 
 def enlarge(x: Float[Tensor, "*c i j k"], source: Lattice, target: Lattice) -> Float[Tensor, "*c x y z"]:
-    """Interpolate linearly from one lattice to another."""
+    """Interpolate linearly from one lattice to another; constant beyond the ends of the source."""
     return separable(x, [linear_matrix(t, s) for t, s in zip(target.axes, source.axes, strict=True)])
 
 

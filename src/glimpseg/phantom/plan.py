@@ -52,7 +52,7 @@ class Focus:
     core_ml: float
     oedema_ml: float
     front_mm: float
-    """Width of the growing front: the ratio of diffusion to proliferation."""
+    """Width of the growing front: the square root of the ratio of diffusion to proliferation."""
     begins: Literal["alone", "near", "anywhere", "midline"] = "alone"
     """Area in which the focus begins.
 
@@ -213,7 +213,10 @@ class Coverage:
 
     thickness_mm: float
     offset: float
-    """Distance of the tumour's first focus from the middle of the slab, as a share of the thickness."""
+    """Height of the tumour's first focus above the middle of the slab, as a share of the thickness.
+
+    Without a tumour, the middle of the field of view takes the place of the focus.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

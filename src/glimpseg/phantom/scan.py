@@ -111,7 +111,7 @@ def _lesion_signal(scanner: Scanner, lesion: Lesion) -> Float[Tensor, "m t"]:
 
 
 def scan_images(plan: Plan, brain: Brain, signal: Float[Tensor, "m n"], fields: Fields) -> Float[Tensor, "m n"]:
-    """Return the brain voxels of the images as whole numbers from 1 to 32000.
+    """Return the brain voxels of the images as whole numbers from 1 to 32000, or 0 where a sequence was not scanned.
 
     Args:
         plan: Random decisions of the case.

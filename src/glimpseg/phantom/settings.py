@@ -50,9 +50,15 @@ class Settings:
     haemorrhage: float = 0.3
     """Probability of blood in a high-grade core; blood is bright on T1 before contrast."""
     core_ml: tuple[float, float] = (2.0, 110.0)
-    """Smallest and largest core volume of a first focus; log-normal between them, with a median of 26 ml."""
+    """Smallest and largest core volume of a first focus, from 1 to 150 ml.
+
+    Volumes are log-normal with a median of 26 ml (low-grade: 32 ml), clipped to this range.
+    """
     mass_effect_mm: float = 9.0
-    """Largest displacement of the brain by the tumour; the displacement is uniform from 0 to this value."""
+    """Largest displacement of the brain by the tumour, from 0 to 15 mm.
+
+    The displacement is uniform from 0 to this value; after surgery from -0.45 to 0.35 of it (negative: inwards).
+    """
     field_strengths: tuple[float, ...] = (1.5, 3.0)
     """Field strengths of the scanners, in tesla. If both are given, 3.0 is 1.5 times as frequent as 1.5."""
     noise: tuple[float, float] = (0.015, 0.05)
@@ -120,6 +126,10 @@ class Settings:
 
         Returns:
             Settings whose field of view is 240 x 240 x 155 mm, rounded up to whole voxels.
+
+        Raises:
+            ValueError: The spacing or another field is out of range.
+            TypeError: A change names no field.
 
         >>> Settings.at_spacing(2.0).shape
         (120, 120, 78)

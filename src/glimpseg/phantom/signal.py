@@ -172,10 +172,10 @@ def tissue_signal(
         contrast: True if gadolinium has been given.
         t1_factor: Factor on T1, scalar or per voxel.
         t2_factor: Factor on T2, scalar or per voxel.
-        uptake: Factor on the concentration of contrast agent, scalar or per voxel.
+        uptake: Factor on the concentration of contrast agent, scalar or per voxel; unused without `contrast`.
 
     Returns:
-        Signal in arbitrary units; shape of the factors.
+        Signal in arbitrary units; one value per voxel if a factor is per voxel, else a scalar.
     """
     t1 = torch.as_tensor(tissue.t1_ms * t1_factor)
     t2 = torch.as_tensor(tissue.t2_ms * t2_factor)

@@ -28,17 +28,20 @@ class Stream:
     crops: int = 8
     """Number of crops taken from one phantom before the next is generated."""
     post_operative: float = 0.0
-    """Share of phantoms after surgery."""
+    """Probability that the tumour has been operated on."""
     healthy: float = 0.0
-    """Share of phantoms without a tumour."""
+    """Probability that there is no tumour."""
     variety: phantom.Variety = phantom.STANDARD
     """Variation beyond the standard population."""
 
     def settings(self, spacing_mm: float) -> phantom.Settings:
-        """Return the settings that the phantoms are drawn from.
+        """Return the settings that the phantoms are drawn from, with the field of view of BraTS.
 
         Args:
-            spacing_mm: Edge length of the voxels.
+            spacing_mm: Edge length of the voxels, 0.5 to 4 mm.
+
+        Raises:
+            ValueError: The spacing, or a field, is out of range.
         """
         return phantom.Settings.at_spacing(
             spacing_mm, post_operative=self.post_operative, healthy=self.healthy, variety=self.variety
@@ -68,7 +71,7 @@ class PhantomStream:
         )
 
     def case(self, n: int, seed: int) -> Case:
-        """Return phantom `n // crops`.
+        """Return the prepared phantom with the seed `first_seed + n // crops`. The last four are kept in memory.
 
         Args:
             n: Number of the crop, from 0 on.

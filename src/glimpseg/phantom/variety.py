@@ -21,13 +21,13 @@ class Variety:
     """
 
     scattered: float = 0.0
-    """Probability of one to three more foci anywhere in the brain."""
+    """Probability of one to three more foci anywhere in eligible white matter."""
     crossing: float = 0.0
     """Probability that the tumour starts near the midline and grows into both hemispheres."""
     lopsided: float = 0.0
-    """Probability that the oedema of a focus lies mostly to one side of its core."""
+    """Probability that the oedema of the first focus lies mostly to one side of its core."""
     tiny: float = 0.0
-    """Probability of a core of 0.2 to 2 ml."""
+    """Probability that the first focus has a core of 0.2 to 2 ml."""
     cystic: float = 0.0
     """Probability of a high-grade core that is a cyst with a thin wall."""
     compact: float = 0.0

@@ -47,9 +47,11 @@ def cross_fitted_priors(
     folder: Path,
     device: torch.device,
 ) -> list[Path]:
-    """Return the prior of each cached study, made where it is missing.
+    """Return the file of each study's prior, in the order of `cases`; missing priors are made.
 
-    Waits while another process makes priors in this folder.
+    A study's prior is one label map for each of its sequences, from decoders that were trained on the references of
+    the other folds. Waits while another process makes priors in this folder. After priors were made, the features of
+    all studies are deleted.
 
     Args:
         cases: cache files of the studies.
@@ -59,8 +61,9 @@ def cross_fitted_priors(
         folder: cache folder, where features, decoders and priors lie.
         device: device of encoder and decoders.
 
-    Raises: UsageError for fewer than two patients, weights that are not there, or several ranks with something to make;
-        ModelError for other weights than SAM's.
+    Raises: UsageError for weights that are not named or not there, several ranks with something to make, fewer than two
+        patients, or a package transformers that is missing; InputError for a study without a reference, or a folder of
+        weights without any; ModelError for other weights than SAM's.
     """
     paths, facts = prior_paths(cases, settings, labels, folder)
     if all(path.exists() for path in paths):
@@ -96,7 +99,7 @@ def prior_paths(
 ) -> tuple[list[Path], dict[str, Any]]:
     """Return the path of each study's prior, and the facts besides the list that decide its content.
 
-    Raises: UsageError for weights that are not named or not there.
+    Raises: UsageError for weights that are not named or not there; InputError for a folder of weights without any.
     """
     facts = {
         "kind": "sam",
@@ -109,7 +112,9 @@ def prior_paths(
 
 
 def folds(studies: Sequence[str], count: int) -> list[int]:
-    """Return the fold of each study; all studies of a patient are in one fold.
+    """Return the fold of each study, from 0; all studies of a patient are in one fold.
+
+    Patients, sorted by name, go to the folds in turn. There are at most as many folds as patients.
 
     Raises: UsageError for a single patient.
     """
@@ -123,7 +128,7 @@ def folds(studies: Sequence[str], count: int) -> list[int]:
 
 
 def patient_of(study: str) -> str:
-    """Return the patient of a study.
+    """Return the name of the patient of a study; for a study of an unknown name, that name.
 
     The last digits count time points in BraTS releases since 2023 (`BraTS-GLI-00005-100`), and in that of 2015
     (`HG_brats_tcia_pat171_0200`).
@@ -199,7 +204,10 @@ class _PriorJob:
             log.info("%d/%d SAM features of %s are ready", number, len(needed), study.id)
 
     def train_decoder(self, fold: int, modality: Modality, encoder: Encoder) -> None:
-        """Train the decoder of one sequence on the studies of all other folds."""
+        """Train the decoder of one sequence on the studies of all other folds, and write its file.
+
+        If none of them has the sequence, a warning is logged and nothing is written.
+        """
         others = [study for study, own in zip(self.studies, self.folds, strict=True) if own != fold]
         sequences = [study.sequence(modality) for study in others if modality in study.available]
         sequences = [sequence for sequence in sequences if sequence.places]
@@ -219,7 +227,7 @@ class _PriorJob:
         log.info("Fold %d of %d: trained the decoder of %s", fold + 1, max(self.folds) + 1, modality.title)
 
     def prior(self, study: _CachedStudy, fold: int, encoder: Encoder) -> UInt8[np.ndarray, "m x y z"]:
-        """Return the labels of each sequence, by the decoders of the study's own fold; empty without a decoder."""
+        """Return the labels of each of the study's sequences, by the decoders of its fold; 0 without a decoder."""
         maps = np.zeros((len(study.available), *study.shape), np.uint8)
         for place, modality in enumerate(study.available):
             path = self.decoder_files[fold, modality]
@@ -230,7 +238,7 @@ class _PriorJob:
 
 
 class _CachedStudy:
-    """Cached study, and the files of its features."""
+    """Cached study, and the files of its features. Raises: InputError if it has no reference."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], spacing_mm: float, folder: Path) -> None:
         self.case = CachedCase(path)

@@ -20,7 +20,7 @@ WIDTHS = (64, 32, 16, 16)
 SLAB = 8
 """Neighbouring slices that the decoder sees at once, in training and in use."""
 EDGE = 2
-"""Slices at either end of a slab whose labels come from the neighbouring slab, where there is one."""
+"""Least number of slices at an end of a slab whose labels come from the neighbouring slab, where there is one."""
 SLABS = 2
 """Slabs in an optimiser step, each of a random study."""
 RATE = 5e-3
@@ -89,9 +89,10 @@ class Decoder(nn.Module):
 def train_decoder(
     studies: Sequence[Features], channels: int, labels: Sequence[int], *, steps: int, seed: int, device: torch.device
 ) -> Decoder:
-    """Return a decoder trained on the references of these studies.
+    """Return a decoder trained on the references of these studies, in evaluation mode.
 
-    The loss is cross-entropy and Dice over slabs, half of them around tumour.
+    The loss is cross-entropy and Dice over slabs. Half of the slabs are drawn to hold a slice with tumour, if the study
+    has one.
 
     Args:
         studies: features and references.
@@ -133,20 +134,21 @@ def decoded_labels(
         labels: labels of the recipe.
         device: device of the decoder.
     """
-    found = np.zeros(study.shape, np.uint8)
+    predicted = np.zeros(study.shape, np.uint8)
     values = np.array([0, *labels], np.uint8)
     for slab, kept in slabs(len(study.places)):
         logits = decoder(torch.from_numpy(study.read(slab)).to(device), max(study.shape[:2]))
         best = logits.argmax(1)[0, kept.start - slab.start : kept.stop - slab.start].cpu().numpy()  # n s s
         drawn = values[best[:, : study.shape[0], : study.shape[1]]]
-        found[:, :, [study.places[number] for number in kept]] = drawn.transpose(1, 2, 0)
-    return found
+        predicted[:, :, [study.places[number] for number in kept]] = drawn.transpose(1, 2, 0)
+    return predicted
 
 
 def slabs(count: int) -> list[tuple[range, range]]:
     """Return slabs that cover `count` slices, and the slices whose labels each slab gives.
 
-    Every slice gets its labels from one slab, as far from the slab's ends as possible.
+    Every slice gets its labels from one slab: the first that holds it at least `EDGE` slices before its end, or the
+    last slab.
     """
     size = min(SLAB, count)
     if not size:

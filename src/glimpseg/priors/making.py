@@ -44,7 +44,7 @@ def make_priors(
         folder: cache folder, where the priors lie.
         device: device of SAM's encoder and of the decoders.
 
-    Raises: InputError for a study without a reference; and as `cross_fitted_priors`.
+    Raises: InputError for a study without a reference, if its prior is missing; for `sam` as `cross_fitted_priors`.
     """
     if settings.kind == "none":
         return []
@@ -56,7 +56,11 @@ def make_priors(
 def refuse_held_out(settings: Prior, split: str | None) -> None:
     """Refuse priors for a list to validate or test on, because both kinds learn from references.
 
-    Raises: UsageError if a prior is asked for such a list.
+    Args:
+        settings: settings of the prior.
+        split: name of the list. Allowed are `train`, names that end in `/train`, and None (no list).
+
+    Raises: UsageError if a prior of any kind but `none` is asked for another list.
     """
     if settings.kind != "none" and split is not None and split.rsplit("/", 1)[-1] != "train":
         what = "is the study's own reference, spoiled" if settings.uses_reference else "is learned from references"
@@ -67,9 +71,9 @@ def refuse_held_out(settings: Prior, split: str | None) -> None:
 
 
 def refuse_unready(settings: Prior) -> None:
-    """Check, before hours of work, that the prior's weights and package are there.
+    """Check, before hours of work, that the weights and the package of the prior `sam` are there.
 
-    Raises: UsageError if they are not.
+    Raises: UsageError if they are not. Other kinds need nothing.
     """
     if settings.kind == "sam":
         weights_path(settings)
@@ -102,19 +106,19 @@ def _synthetic_prior(case: Path, settings: Prior, spacing_mm: float, folder: Pat
     facts = {"version": VERSION, **{n: v for n, v in asdict(settings).items() if n in SYNTHETIC}}
     path = folder / f"{case.stem}-{prior_key(facts, [case.name])}{SUFFIX}"
     if not path.exists():
-        found = CachedCase(case)
-        target = found.crop((0, 0, 0), found.shape).target
+        study = CachedCase(case)
+        target = study.crop((0, 0, 0), study.shape).target
         if target is None:
-            raise InputError(f"The study {found.id} has no reference, which the prior synthetic spoils.")
-        maps = _sequence_priors(target, len(found.available), settings, spacing_mm=spacing_mm, study=found.id)
-        write_prior(path, maps, {**facts, "study": found.id, "uses_reference": True})
+            raise InputError(f"The study {study.id} has no reference, which the prior synthetic spoils.")
+        maps = _sequence_priors(target, len(study.available), settings, spacing_mm=spacing_mm, study=study.id)
+        write_prior(path, maps, {**facts, "study": study.id, "uses_reference": True})
     return path
 
 
 def _sequence_priors(
     reference: UInt8[np.ndarray, "x y z"], sequences: int, settings: Prior, spacing_mm: float, study: str
 ) -> UInt8[np.ndarray, "m x y z"]:
-    """Return a moved reference for each sequence; the same for the same study and seed."""
+    """Return a perturbed reference for each sequence; the same for the same study and seed."""
     word = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "little")
     rng = np.random.default_rng([settings.seed, word])
     return np.stack([perturbed_reference(reference, spacing_mm, settings, rng) for _ in range(sequences)])

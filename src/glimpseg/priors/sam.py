@@ -45,7 +45,7 @@ RENAMED = (
 
 
 class Encoder:
-    """Frozen image encoder for slices of `side` x `side` pixels."""
+    """Frozen image encoder for slices of `side` x `side` pixels. Raises: as `weights_path` and `read_encoder`."""
 
     def __init__(self, settings: Prior, device: torch.device) -> None:
         source = weights_path(settings)
@@ -60,10 +60,10 @@ class Encoder:
 
     @torch.inference_mode()
     def features(self, pictures: Float[np.ndarray, "n s s"]) -> Float[np.ndarray, "n c h w"]:
-        """Return the features of square slices with values from 0 to 1, as float16."""
+        """Return the features, as float16, of square slices with values from 0 to 1; slices are resized to `side`."""
         mean, deviation = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
         side = self.side // self._network.config.patch_size
-        found = np.zeros((len(pictures), self.channels, side, side), np.float16)
+        features = np.zeros((len(pictures), self.channels, side, side), np.float16)
         for start in range(0, len(pictures), SLICES_AT_ONCE):
             part = slice(start, start + SLICES_AT_ONCE)
             images = torch.from_numpy(pictures[part])[:, None].to(self.device)
@@ -71,8 +71,8 @@ class Encoder:
             images = images.expand(-1, 3, -1, -1)
             if self.scaling == "imagenet":
                 images = (images - mean) / deviation
-            found[part] = self._network(pixel_values=images).last_hidden_state.half().cpu().numpy()
-        return found
+            features[part] = self._network(pixel_values=images).last_hidden_state.half().cpu().numpy()
+        return features
 
 
 def weights_path(settings: Prior) -> Path:
@@ -92,9 +92,10 @@ def weights_path(settings: Prior) -> Path:
 def brain_slices(
     image: Float[np.ndarray, "x y z"], brain: Bool[np.ndarray, "x y z"], spacing_mm: float
 ) -> tuple[Float[np.ndarray, "n s s"], list[int]]:
-    """Return the axial slices with enough brain, and their indices.
+    """Return the axial slices with at least `LEAST_MM2` of brain, and their indices.
 
-    Intensities are scaled to 0 ... 1; slices are padded at their ends to squares.
+    Intensities are scaled and clipped to 0 ... 1, by `PERCENTILES` of the brain; they are 0 outside it. Slices are
+    padded with 0 at their ends to squares.
 
     Args:
         image: one sequence.
@@ -144,15 +145,15 @@ def read_encoder(source: Path) -> Any:
 
 
 def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the image encoder's weights under transformers' names."""
-    found = {}
+    """Return the image encoder's weights under transformers' names; all other weights are left out."""
+    renamed = {}
     for name, value in weights.items():
         if name.startswith("image_encoder."):
             own = name.removeprefix("image_encoder.")
             for pattern, replacement in RENAMED:
                 own = re.sub(pattern, replacement, own)
-            found[own] = value
-    return found
+            renamed[own] = value
+    return renamed
 
 
 def resized_encoder(network: Any, side: int) -> Any:
@@ -183,7 +184,7 @@ def resized_encoder(network: Any, side: int) -> Any:
 
 
 def weights_digest(source: Path) -> str:
-    """Return the SHA-256 of an original file, or over the files of a folder that hold weights or configuration.
+    """Return a SHA-256 over name and content of an original file, or of a folder's `.json`, `.safetensors`, `.bin`.
 
     Raises: InputError for a folder without any.
     """

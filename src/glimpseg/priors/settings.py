@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Prior:
-    """Prior label map for each sequence of each training study; segmenting needs none."""
+    """Settings of the prior label maps, one for each sequence of each training study; segmenting needs none."""
 
     kind: Literal["none", "sam", "synthetic"] = "none"
     """Kind of prior. `sam`: a frozen image encoder of the Segment Anything Model and small decoders; no decoder has
@@ -33,8 +33,9 @@ class Prior:
     boundary_mm: float = 3.0
     """Standard deviation of the boundary's movement in `synthetic`, in mm."""
     dropped: float = 0.1
-    """Probability that a sequence of `synthetic` lacks a label."""
+    """Probability that a sequence of `synthetic` lacks a label; for each of NCR, ED and ET by itself."""
     seed: int = 0
+    """Seed of the decoders of `sam`, or of the movements of `synthetic`."""
 
     def __post_init__(self) -> None:
         if self.folds < 2:

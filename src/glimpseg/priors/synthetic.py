@@ -10,7 +10,7 @@ from glimpseg.priors.settings import Prior
 from glimpseg.region import Label, Region
 
 SMOOTH = 4.0
-"""Correlation length of the boundary's movement, as a multiple of its standard deviation."""
+"""Correlation length of the boundary's movement, as a multiple of its standard deviation (or of a larger voxel)."""
 NESTED = ((Region.WT, Label.ED), (Region.TC, Label.NCR), (Region.ET, Label.ET))
 """Regions, outermost first, and the label of voxels that lie in no region further in."""
 
@@ -20,8 +20,8 @@ def perturbed_reference(
 ) -> UInt8[np.ndarray, "x y z"]:
     """Return the reference as one sequence may show it.
 
-    The border of each region is moved by a smooth random field, and sometimes a label is missing. Regions stay nested;
-    a cavity stays where it was.
+    The border of each region is moved by a smooth random field. Each of NCR, ED and ET becomes background with
+    probability `dropped`. Regions stay nested; a cavity stays where it was.
 
     Args:
         reference: labels of the study.

@@ -35,11 +35,12 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
     """Write `report.html` from the folder of a comparison, and `tables/` in it; return the path of the report.
 
     Args:
-        folder: A folder that `compare` wrote.
+        folder: A folder that `compare` wrote. `tables/` gets each table as CSV and LaTeX.
         path: The HTML file; `report.html` in the folder by default.
 
     Raises:
         InputError: The folder is not a comparison.
+        OutputError: When the disk refuses.
     """
     folder = Path(folder)
     comparison = read_comparison(folder)
@@ -70,7 +71,7 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
 
 
 def mean_table(comparison: Comparison, metric: str) -> Table:
-    """Make the table of each run's mean over the subsets, and its difference from the first run."""
+    """Make the table of each run's mean over the subsets, with its difference from the first run, for each region."""
     of = METRICS[metric]
     regions = comparison.regions(metric)
     rows = [
@@ -110,7 +111,11 @@ def _mean_cell(comparison: Comparison, letter: str, metric: str, region: str) ->
 
 
 def difference_table(comparison: Comparison, pair: tuple[str, str], metric: str) -> Table:
-    """Make the table of B minus A for each subset and region, with the tests."""
+    """Make the table of the second run of `pair` minus the first in one metric, for each subset and region.
+
+    Each cell has the difference and its test. The last column is the number of cases, the last row the mean over the
+    subsets.
+    """
     of = METRICS[metric]
     a, b = pair
     regions = comparison.regions(metric)
@@ -136,7 +141,15 @@ def difference_table(comparison: Comparison, pair: tuple[str, str], metric: str)
 
 
 def published_table(comparison: Comparison, tables: Sequence[PublishedTable], region: str) -> Table | None:
-    """Make the table of a region's published Dice beside that of the runs; None if nobody published it."""
+    """Make the table of a region's published Dice beside that of the runs, for each subset.
+
+    None if no table has the region, or if Dice was not compared in it.
+
+    Args:
+        comparison: The comparison.
+        tables: Published tables of one dataset.
+        region: Name of the region.
+    """
     shown = [table for table in tables if ("dice", region, "t2") in table.values]
     runs = [letter for letter in comparison.runs if region in comparison.regions("dice")]
     if not shown or not runs:
@@ -161,7 +174,7 @@ def published_table(comparison: Comparison, tables: Sequence[PublishedTable], re
 
 
 def protocol_table(comparison: Comparison, tables: Sequence[PublishedTable]) -> Table:
-    """Make the table of the rules under which each column was made."""
+    """Make the table of the rules of each published table and each run: one row for each."""
     facts = list(dict.fromkeys(fact for table in tables for fact in table.protocol))
     rows = [
         [
@@ -186,7 +199,7 @@ def protocol_table(comparison: Comparison, tables: Sequence[PublishedTable]) -> 
 
 
 def _difference(test: PairedTest | None, factor: float) -> Cell:
-    """Make the cell of one test; numbers are shown times `factor`."""
+    """Make the cell of one test, with numbers times `factor`; `MISSING` without a test."""
     if test is None:
         return MISSING
     value = factor * test.difference
@@ -203,7 +216,7 @@ def _difference(test: PairedTest | None, factor: float) -> Cell:
 
 
 def _parts(test: PairedTest, factor: float) -> dict[str, float | int | None]:
-    """Return the small numbers of a cell by name, for CSV."""
+    """Return the small numbers of a cell by name, for CSV; an undefined end of the interval is None."""
     ends = {"low": test.low, "high": test.high}
     return {
         **{name: None if math.isnan(end) else round(factor * end, 4) for name, end in ends.items()},
@@ -226,7 +239,7 @@ def _p(test: PairedTest) -> str:
 
 
 def _run_names(runs: Iterable[ComparedRun]) -> list[str]:
-    """Return method and seed of each run, or the models' own names where those are equal."""
+    """Return method and origin of the weights of each run; the models' own names instead if two of these are equal."""
     names = [(f"{run.method} ({run.trained})", run.model) for run in runs]
     equal = len({name for name, _ in names}) < len(names)
     return [model if equal else name for name, model in names]
@@ -238,7 +251,7 @@ def _title(names: Sequence[str]) -> str:
 
 
 def _strips(comparison: Comparison) -> list[tuple[str, str]]:
-    """Draw the differences in Dice case by case; return (caption, SVG) of each pair and region."""
+    """Draw the differences in Dice case by case; return (caption, SVG) of each pair and region, without ET_pp."""
     return [
         (f"{b} minus {a}, {region}", svg(_difference_strips(comparison, (a, b), region)))
         for (a, b), region in itertools.product(comparison.pairs, comparison.regions("dice"))

@@ -1,6 +1,6 @@
-"""The page of one evaluation: the 15-row table, every case, what each sequence is worth, how far to trust it.
+"""HTML report of an evaluation: table of all subsets, every case, values of the sequences, calibration, pictures.
 
-It reads files, not objects: the evaluation folder and the images it names; so it can be made again at any time.
+It reads the evaluation folder and the images that are named there, so that it can be made again at any time.
 """
 
 from __future__ import annotations
@@ -33,17 +33,22 @@ from glimpseg.volume import resample, resample_labels
 log = logging.getLogger(__name__)
 
 WORST_CASES = 3
-"""Shown with contours, beside the best."""
+"""Number of worst cases that are shown with contours, beside the best one."""
 FIRST = ("dice", "hd95")
-"""Metrics whose tables open the page; the others fold."""
+"""Metrics whose tables are open; the others are folded."""
 TITLES = {**{region.name: region.title for region in Region}, POSTPROCESSED: "enhancing tumour, post-processed"}
 
 
 def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
-    """Writes `report.html` from an evaluation folder (beside the scores, or to `path`) and, in the folder, `tables/`
-    with CSV and LaTeX; returns the page's path.
+    """Write `report.html` from an evaluation folder, and `tables/` in it with CSV and LaTeX; return the report's path.
 
-    Raises: InputError if the folder is not a finished evaluation.
+    Args:
+        folder: A folder that `evaluate` wrote.
+        path: The HTML file; `report.html` in the folder by default.
+
+    Raises:
+        InputError: The folder is not a finished evaluation.
+        OutputError: When the disk refuses.
     """
     evaluation = read_evaluation(folder)
     target = Path(path) if path else evaluation.folder / "report.html"
@@ -58,14 +63,14 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
         headline=_headline(evaluation),
         tables=tables,
         first=[f"table-{name}" for name in FIRST],
-        strips=_each(
+        strips=_drawn(
             dice, lambda r: figures.strips(100 * scores.array("dice", r), scores.subsets, f"{r} Dice in %", (0, 100))
         ),
-        heat_maps=_each(
+        heat_maps=_drawn(
             dice, lambda r: figures.heat_map(100 * scores.array("dice", r), scores.subsets, f"{r} Dice in %")
         ),
         value=svg(figures.sequence_values(summary["sequence_value"])) if summary["sequence_value"] else "",
-        reliability=_each(
+        reliability=_drawn(
             [region for region in regions if _curves(evaluation, region)],
             lambda region: figures.reliability(_curves(evaluation, region)),
         ),
@@ -79,7 +84,10 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
 
 
 def all_tables(evaluation: Evaluation) -> dict[str, Table]:
-    """By name: one for each metric, then sequence value, monotonicity and calibration where there are any."""
+    """Make all tables of an evaluation, by name.
+
+    There is one for each metric, then sequence value and monotonicity if there are any.
+    """
     made = [metric_table(evaluation, METRICS[metric]) for metric in evaluation.scores.metrics]
     made += [
         make(evaluation)
@@ -90,9 +98,10 @@ def all_tables(evaluation: Evaluation) -> dict[str, Table]:
 
 
 def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
-    """The field's table: a row for each subset with its dots, a column for each region, means at the end.
+    """Make the table of a metric: a row for each subset with its dots, a column for each region, means at the end.
 
-    HD95 carries the share of missed tumours, every other metric the interval of its mean.
+    `hd95` and `hd95_pooled` are shown with the share of missed tumours, every other metric with the interval of its
+    mean. The last column is the number of cases.
     """
     summary, scores = evaluation.summary, evaluation.scores
     regions = [r for r in scores.regions if metric.name in summary["mean"].get(r, {})]
@@ -114,7 +123,7 @@ def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
             if entry is None:
                 cells.append(MISSING)
                 continue
-            cell = _mean(entry, metric.factor, colour(_share(metric.factor * entry["mean"], metric, shown)))
+            cell = _mean(entry, metric.factor, colour(_goodness(metric.factor * entry["mean"], metric, shown)))
             if missed:
                 share = summary["empty"][subset][region]["missed"]
                 cell = replace(cell, small=f"{100 * share:.0f} % missed", parts={**cell.parts, "missed": share})
@@ -135,7 +144,7 @@ def metric_table(evaluation: Evaluation, metric: Metric) -> Table:
 
 
 def text_table(evaluation: Evaluation) -> str:
-    """The Dice table (or that of the first metric there is) for a terminal, with its title."""
+    """Return the Dice table as text for a terminal, under its title; without Dice, the table of the first metric."""
     made = metric_table(evaluation, METRICS[evaluation.scores.metrics[0]])
     return f"{made.title}\n{made.as_text}"
 
@@ -154,26 +163,26 @@ def _value_table(evaluation: Evaluation) -> Table:
     cases = next(iter(value.values()))["cases"]
     return Table(
         name="table-sequence-value",
-        title=f"What each sequence is worth (Dice points, {cases} cases with all 15 subsets)",
+        title=f"Value of each sequence (Dice points, {cases} cases with all 15 subsets)",
         columns=["sequence", *value],
         rows=[ends[0], *rows],
         footer=ends[1],
-        note="Shapley value: what a sequence adds, averaged over all orders in which the four can be added. Without "
-        "any sequence nothing is found, which is right where there is nothing. Each column adds up",
+        note="Shapley value: the gain by a sequence, averaged over all orders in which the four can be added. Without "
+        "any sequence nothing is found; this is right where the region is empty. Each column adds up to its last row",
         small="95 % interval",
     )
 
 
 def _monotonicity_table(evaluation: Evaluation) -> Table:
-    found = evaluation.summary["monotonicity"]
-    regions = [region for region in found if found[region]]
+    changes = evaluation.summary["monotonicity"]
+    regions = [region for region in changes if changes[region]]
     rows = []
     for modality in figures.DOT_ORDER:
-        if modality.key not in found[regions[0]]:
+        if modality.key not in changes[regions[0]]:
             continue
         cells = [Cell(modality.title)]
         for region in regions:
-            entry = found[region][modality.key]
+            entry = changes[region][modality.key]
             if entry["worse"] is None:
                 cells.append(MISSING)
                 continue
@@ -193,16 +202,26 @@ def _monotonicity_table(evaluation: Evaluation) -> Table:
 
 
 def _mean(entry: Mapping[str, Any], factor: float, background: str = "", sign: bool = False) -> Cell:
-    """A mean with its interval."""
+    """Make the cell of a mean with its interval, all times `factor`; `MISSING` without a mean."""
     value, low, high = (None if entry[name] is None else factor * entry[name] for name in ("mean", "low", "high"))
     parts = {name: None if end is None else round(end, 4) for name, end in (("low", low), ("high", high))}
     if value is None:
         return MISSING
-    return Cell(number(value, sign=sign), round(value, 4), interval(entry, factor), parts, background)
+    return Cell(
+        text=number(value, sign=sign),
+        value=round(value, 4),
+        small=interval(entry, factor),
+        parts=parts,
+        colour=background,
+    )
 
 
-def _share(value: float, metric: Metric, shown: Sequence[float]) -> float:
-    """How good a value is, 0 to 1: against the metric's range, or the worst of the table where it has none."""
+def _goodness(value: float, metric: Metric, shown: Sequence[float]) -> float:
+    """Return how good a value is, 0 (bad) to 1, for its colour.
+
+    If more is better, this is its share of the metric's maximum. Otherwise it is 1 minus its share of the worst value
+    in `shown`.
+    """
     if metric.better == 1:
         return value / metric.factor
     worst = max(abs(other) for other in shown)
@@ -210,7 +229,10 @@ def _share(value: float, metric: Metric, shown: Sequence[float]) -> float:
 
 
 def _headline(evaluation: Evaluation) -> list[dict[str, str]]:
-    """Mean Dice over the subsets, for each region."""
+    """Return, for each region, its name and its mean Dice over the subsets in per cent with the interval, as text.
+
+    Regions without Dice are left out.
+    """
     tiles = []
     for region in evaluation.scores.regions:
         entry = evaluation.summary["mean"][region].get("dice")
@@ -220,16 +242,19 @@ def _headline(evaluation: Evaluation) -> list[dict[str, str]]:
 
 
 def _curves(evaluation: Evaluation, region: str) -> dict[str, Any]:
-    found = evaluation.summary["reliability"]
-    return {subset: found[subset][region] for subset in evaluation.scores.subsets if region in found.get(subset, {})}
+    curves = evaluation.summary["reliability"]
+    return {subset: curves[subset][region] for subset in evaluation.scores.subsets if region in curves.get(subset, {})}
 
 
-def _each(regions: Sequence[str], draw: Callable[[str], Any]) -> list[tuple[str, str]]:
+def _drawn(regions: Sequence[str], draw: Callable[[str], Any]) -> list[tuple[str, str]]:
     return [(region, svg(draw(region))) for region in regions]
 
 
 def _cases(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Pictures of the worst cases and the best, from all they have; the worst also from its worst subset."""
+    """Return the pictured cases by mean Dice over regions and subsets: the worst three, and the best one.
+
+    Each is shown from its largest subset; the worst also from its worst subset. Empty if Dice was not scored.
+    """
     scores = evaluation.scores
     if "dice" not in scores.metrics:
         return []
@@ -237,12 +262,12 @@ def _cases(evaluation: Evaluation) -> list[dict[str, Any]]:
     dice = np.mean([scores.array("dice", region) for region in regions], axis=0)  # study subset
     order = np.argsort(np.nanmean(dice, axis=1), kind="stable")
     worst, best = int(order[0]), int(order[-1])
-    titles = {(worst, _most(dice[worst], scores.subsets)): "worst case"}
+    titles = {(worst, _largest_subset(dice[worst], scores.subsets)): "worst case"}
     titles.setdefault((worst, int(np.nanargmin(dice[worst]))), "worst case, its worst subset")
     for study in order[1:WORST_CASES].tolist():
-        titles[study, _most(dice[study], scores.subsets)] = "poor case"
+        titles[study, _largest_subset(dice[study], scores.subsets)] = "poor case"
     if best != worst:
-        titles[best, _most(dice[best], scores.subsets)] = "best case"
+        titles[best, _largest_subset(dice[best], scores.subsets)] = "best case"
     return [
         {
             "title": title,
@@ -255,13 +280,13 @@ def _cases(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _most(dice: Float[np.ndarray, "subset"], subsets: Sequence[str]) -> int:
-    """The largest subset on which a study was scored."""
+def _largest_subset(dice: Float[np.ndarray, "subset"], subsets: Sequence[str]) -> int:
+    """Return the column of the largest subset on which a study was scored."""
     return max((i for i, value in enumerate(dice) if not math.isnan(value)), key=lambda i: len(parse(subsets[i])))
 
 
 def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
-    """PNG as a data URI; None, with a warning, if a file is no longer where it was."""
+    """Draw a case as a PNG in a data URI; None, with a warning, if a file cannot be read or was not recorded."""
     try:
         record = next(entry for entry in evaluation.record["cases"] if entry["id"] == study)
         images = {m: nifti.read_volume(parse_image(record["images"][m.key])) for m in Modality if m in parse(subset)}

@@ -1,4 +1,4 @@
-"""Figures of pages, each as wide as a phone, so that its words can be read there; wide screens show several abreast."""
+"""Figures of HTML reports. Each is as wide as a phone's screen; wide screens show several side by side."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from glimpseg.modality import ALL, Modality, parse
 from glimpseg.results.tables import DOT_ORDER
 
 WIDTH = 3.95
-"""Inches."""
+"""Width of a figure in inches."""
 COLOURS = {Modality.T1: "#0072b2", Modality.T1C: "#d55e00", Modality.T2: "#009e73", Modality.FLAIR: "#aa4499"}
-"""Of sequences; distinct for colour-blind readers (Okabe and Ito, Tol)."""
+"""Colours of the sequences; distinct for colour-blind readers (Okabe and Ito, Tol)."""
 INK, SOFT, LINE = "#1c2733", "#5b6b7b", "#d9e0e6"
+"""Colours of text, of secondary text and of lines."""
 FEW_VOXELS = 100
-"""Bins of a reliability curve with fewer say nothing and are not drawn."""
+"""Fewest voxels of a bin in a reliability curve; bins with fewer are not drawn."""
 MANY_DOTS = 2000
-"""Above this, dots are drawn as pixels: as shapes they would make the page heavy."""
+"""Number of dots above which they are drawn as pixels, because shapes would make the file large."""
 
 
 def strips(
@@ -30,17 +31,24 @@ def strips(
     label: str,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Every case as a dot, a row for each subset, the median as a bar; without `limits`, around a line at 0."""
+    """Draw every case as a dot in the row of its subset, with the median as a bar.
+
+    Args:
+        values: The dots; NaN where there is none.
+        subsets: Keys of the rows.
+        label: Label of the horizontal axis.
+        limits: Range of the axis. None: it follows from the values, and a line is drawn at 0.
+    """
     figure, axes = _figure(0.25 * len(subsets) + 1.0)
     rng = np.random.default_rng(0)
     for row in range(len(subsets)):
-        found = values[:, row][~np.isnan(values[:, row])]
-        height = row + rng.uniform(-0.27, 0.27, len(found))
+        present = values[:, row][~np.isnan(values[:, row])]
+        height = row + rng.uniform(-0.27, 0.27, len(present))
         axes.scatter(
-            found, height, s=9, color=COLOURS[Modality.T1], alpha=0.6, lw=0, rasterized=values.size > MANY_DOTS
+            present, height, s=9, color=COLOURS[Modality.T1], alpha=0.6, lw=0, rasterized=values.size > MANY_DOTS
         )
-        if found.size:
-            axes.plot([np.median(found)] * 2, [row - 0.38, row + 0.38], color=INK, lw=1.8)
+        if present.size:
+            axes.plot([np.median(present)] * 2, [row - 0.38, row + 0.38], color=INK, lw=1.8)
     if limits is None:
         axes.axvline(0, color=SOFT, lw=0.8, zorder=0)
     else:
@@ -53,7 +61,13 @@ def strips(
 
 
 def heat_map(values: Float[np.ndarray, "study subset"], subsets: Sequence[str], label: str) -> Figure:
-    """A column for each case, best first, a row for each subset."""
+    """Draw a heat map with a column for each case, best mean first, and a row for each subset.
+
+    Args:
+        values: Values from 0 to 100; NaN where there is none.
+        subsets: Keys of the rows.
+        label: Label of the colour scale.
+    """
     order = np.argsort(-np.nanmean(values, axis=1), kind="stable")
     figure, axes = _figure(0.22 * len(subsets) + 1.0)
     image = axes.imshow(values[order].T, vmin=0, vmax=100, cmap="viridis", aspect="auto", interpolation="nearest")
@@ -65,7 +79,10 @@ def heat_map(values: Float[np.ndarray, "study subset"], subsets: Sequence[str], 
 
 
 def sequence_values(value: Mapping[str, Any]) -> Figure:
-    """Bars of what each sequence adds to the Dice of each region, with intervals."""
+    """Draw the Shapley value of each sequence for the Dice of each region as bars, with intervals where there are any.
+
+    `value` is what `results.summary.sequence_value` returns.
+    """
     figure, axes = _figure(2.7)
     width = 0.8 / len(Modality)
     for place, modality in enumerate(DOT_ORDER):
@@ -86,7 +103,10 @@ def sequence_values(value: Mapping[str, Any]) -> Figure:
 
 
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Observed frequency over predicted probability for each subset: single sequences and all four in colour."""
+    """Draw the reliability curve of each subset; those of single sequences and of all four are in colour and named.
+
+    `curves` holds the reliability counts (`Reliability.as_lists`) by the key of the subset.
+    """
     figure, axes = _figure(3.4)
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls="dashed")
     for subset, entry in curves.items():
@@ -123,7 +143,7 @@ def _figure(height: float) -> tuple[Figure, Any]:
 
 
 def _subset_rows(axes: Any, subsets: Sequence[str]) -> None:
-    """The rows' subsets as dots left of the axes, in the columns of the field's tables."""
+    """Draw the subsets of the rows as dots left of the axes, in the columns of the field's tables."""
     axes.set_ylim(len(subsets) - 0.5, -0.5)
     axes.set_yticks(range(len(subsets)), [""] * len(subsets))
     axes.tick_params(axis="y", length=0, pad=56)

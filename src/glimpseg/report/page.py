@@ -1,4 +1,4 @@
-"""What every page is made of: the template, figures as SVG, pictures as data URIs, colours, tables to take away."""
+"""Parts of an HTML report: template, figures as SVG, pictures as data URIs, cell colours, tables as files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from glimpseg.results.tables import Table
 from glimpseg.runtime.atomic import write_text
 
 PAPER_SHARE = 0.55
-"""How far cell colours are mixed with white, so that black text stays readable."""
+"""Share of white in cell colours, so that black text stays readable."""
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of the templates beside this file."""
+    """Return the page made from a template in this folder; `values` are its variables."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: resources.files("glimpseg.report").joinpath(name).read_text("utf-8")),
         autoescape=True,
@@ -37,7 +37,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element; the same numbers give the same bytes."""
+    """Return a figure as an SVG element; the same numbers give the same bytes."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "glimpseg", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -46,14 +46,14 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure, dpi: int = 80) -> str:
-    """The figure as a PNG in a data URI."""
+    """Return a figure as a PNG in a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def colour(share: float) -> str:
-    """From red (0) through yellow to green (1), pale; none for NaN."""
+    """Return a pale colour from red (0) through yellow to green (1), as `#rrggbb`; empty for NaN."""
     if math.isnan(share):
         return ""
     red, green, blue, _ = matplotlib.colormaps["RdYlGn"](float(np.clip(share, 0, 1)))
@@ -62,14 +62,20 @@ def colour(share: float) -> str:
 
 
 def write_tables(folder: Path, tables: Iterable[Table]) -> None:
-    """`tables/<name>.csv` and `.tex` in the folder."""
+    """Write each table to `tables/` in a folder, as `<name>.csv` and `<name>.tex`. Raises: OutputError."""
     for table in tables:
         write_text(folder / "tables" / f"{table.name}.csv", table.as_csv)
         write_text(folder / "tables" / f"{table.name}.tex", table.as_latex)
 
 
 def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
-    """A number as a table shows it; a dash where it is not defined."""
+    """Return a number as a table shows it: rounded, with a true minus sign; a dash if it is None or NaN.
+
+    Args:
+        value: The number.
+        decimals: Number of decimals.
+        sign: Show a plus sign, too.
+    """
     if value is None or math.isnan(value):
         return "–"
     text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
@@ -77,7 +83,7 @@ def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
 
 
 def interval(entry: Mapping[str, float | None], factor: float, decimals: int = 1) -> str:
-    """`82.1 to 89.4`; nothing if the bootstrap could not say."""
+    """Return `82.1 to 89.4` for an entry with `low` and `high`, times `factor`; an empty text if one is None."""
     low, high = entry["low"], entry["high"]
     if low is None or high is None:
         return ""

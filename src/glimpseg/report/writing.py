@@ -20,6 +20,7 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
 
     Raises:
         InputError: The folder holds neither a finished evaluation nor a comparison.
+        OutputError: When the disk refuses.
     """
     is_comparison = (Path(folder) / COMPARISON).is_file()
     return (comparison if is_comparison else evaluation).write_html(folder, path)

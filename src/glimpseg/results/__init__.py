@@ -1,1 +1,1 @@
-"""Evaluations on disk: scores, statistics, summaries, tables."""
+"""Evaluations and comparisons on disk: scores, statistics, summaries, tables."""

@@ -27,7 +27,7 @@ LEVEL = 0.05
 class PairedTest:
     """One line of `comparisons.csv`: run `b` minus run `a` in one metric, region and subset.
 
-    Of a signed error (volume) the absolute values are compared.
+    For a signed error (volume) the absolute values are compared.
     """
 
     a: str
@@ -39,29 +39,33 @@ class PairedTest:
     subset: str
     """Key of a subset, or `mean` for each case's mean over the subsets."""
     cases: int
+    """Number of cases in which both runs have a value."""
     mean_a: float
+    """Mean of run a over these cases, in the unit of `scores.csv`."""
     mean_b: float
+    """Mean of run b over these cases, in the unit of `scores.csv`."""
     difference: float
-    """Difference of the means over cases, in the unit of `scores.csv`."""
+    """Mean of b minus mean of a, in the unit of `scores.csv`."""
     low: float
-    """Lower end of the 95 % bootstrap interval of the difference, not adjusted for other comparisons; NaN for few
-    cases."""
+    """Lower end of the 95 % bootstrap interval of the difference, not adjusted for other comparisons; NaN for fewer
+    than 8 cases."""
     high: float
+    """Upper end of that interval."""
     wins: int
     """Number of cases in which b is better."""
     losses: int
     """Number of cases in which a is better."""
     p: float
-    """Two-sided p value of Wilcoxon's signed-rank test."""
+    """Two-sided p value of Wilcoxon's signed-rank test; 1 if no case differs."""
     p_holm: float
     """P value adjusted over all subsets, regions and pairs of the metric; means over subsets are a family of their
     own."""
     effect: float
-    """Matched-pairs rank-biserial correlation, -1 to 1; above 0 b is better."""
+    """Matched-pairs rank-biserial correlation, -1 to 1; above 0 if b is better."""
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Letters of the two runs."""
+        """Letters of the two runs, a and b."""
         return self.a, self.b
 
     @property
@@ -90,15 +94,18 @@ class ComparedRun:
     method: str
     seed: int
     changes: Mapping[str, Sequence[Any]]
-    """Recipe fields that differ from the first run: value there, value here."""
+    """Recipe fields that differ from those of the first run: its value, then this run's. Without `config` if the
+    methods differ."""
     trained: str
     """Origin of the weights, in words."""
     commit: str | None
+    """Commit of the code that wrote the model; None if it is not known."""
     split: str | None
-    """Published list that the run was evaluated on."""
+    """Published list that the run was evaluated on; None for no list."""
     data: str
-    """SHA-256 of the studies."""
+    """SHA-256 of the studies that the run was evaluated on."""
     cases: int
+    """Number of studies of the run, also of those that are left out."""
     left_out: Sequence[str]
     """Studies of the run that another run lacks."""
 
@@ -113,7 +120,7 @@ class LeftOut:
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """Names of all of them: metrics, subsets, regions."""
         return [*self.metrics, *self.subsets, *self.regions]
 
 
@@ -129,7 +136,7 @@ class Comparison:
     """Version that made the comparison."""
     protocol: str
     runs: Mapping[str, ComparedRun]
-    """By letter, in the order given: A, B ..."""
+    """Runs by letter, in the order given: A, B ..."""
     studies: Sequence[str]
     """Cases that are common to all runs."""
     subsets: Sequence[str]
@@ -138,15 +145,17 @@ class Comparison:
     """Metrics that are common to all runs."""
     left_out: LeftOut
     published: str | None
-    """Dataset whose published tables are shown beside the runs."""
+    """Dataset whose published tables are shown beside the runs; None for none."""
     family_sizes: Mapping[str, int]
     """Number of tests of single subsets by metric: the family of Holm's correction."""
     tests: Sequence[PairedTest]
+    """All tests, of single subsets and of means over subsets."""
     case_values: Values
+    """Values of the runs over the common cases and subsets."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Letters of the runs that were compared."""
+        """Letters of each two runs that were compared."""
         return list(dict.fromkeys(test.pair for test in self.tests))
 
     def regions(self, metric: str) -> list[str]:
@@ -155,7 +164,7 @@ class Comparison:
         return [region for region in REGIONS if region in present]
 
     def test(self, pair: tuple[str, str], metric: str, region: str, subset: str = MEAN) -> PairedTest | None:
-        """Return one test; None if it was not made."""
+        """Return one test; by default that of the mean over the subsets. None if it was not made."""
         key = (pair, metric, region, subset)
         return next((x for x in self.tests if (x.pair, x.metric, x.region, x.subset) == key), None)
 
@@ -167,7 +176,10 @@ class Comparison:
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """Write `comparisons.csv` (tests), `cases.csv` (the runs side by side) and `comparison.json` to a folder."""
+    """Write `comparisons.csv` (tests), `cases.csv` (the runs side by side) and `comparison.json` to an existing folder.
+
+    Numbers in the CSV files have six significant digits.
+    """
     _write_tests(folder / COMPARISONS, comparison.tests)
     _write_cases(folder / CASES, comparison)
     record = {
@@ -217,7 +229,10 @@ def _write_tests(path: Path, tests: Sequence[PairedTest]) -> None:
 
 
 def _write_cases(path: Path, comparison: Comparison) -> None:
-    """Write a line for each study, subset, region and metric, with a column for each run."""
+    """Write a line for each metric, region, study and subset, with a column for each run (six significant digits).
+
+    Lines in which no run has a value are left out.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["study", "subset", "region", "metric", *comparison.runs])
@@ -235,12 +250,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _test(row: Mapping[str, str]) -> PairedTest:
-    return PairedTest(
-        **{name: row[name] for name in ("a", "b", "metric", "region", "subset")},
-        **{name: int(row[name]) for name in ("cases", "wins", "losses")},
-        **{name: float(row[name]) for name in ("mean_a", "mean_b", "difference", "low", "high")},
-        **{name: float(row[name]) for name in ("p", "p_holm", "effect")},
-    )
+    """Read one line of `comparisons.csv`."""
+    values: dict[str, Any] = {name: row[name] for name in ("a", "b", "metric", "region", "subset")}
+    values |= {name: int(row[name]) for name in ("cases", "wins", "losses")}
+    values |= {column.name: float(row[column.name]) for column in fields(PairedTest) if column.name not in values}
+    return PairedTest(**values)
 
 
 def _case_values(rows: Sequence[Mapping[str, str]], record: Mapping[str, Any]) -> Values:

@@ -1,4 +1,4 @@
-"""An evaluation folder as it lies on the disk: the names of its files, and how to read it."""
+"""Evaluation folder on disk: the names of its files, and a reader."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from glimpseg.results.scores import Scores, read_scores
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.json", "evaluation.json"
 STUDIES, LABELS = "studies", "labels"
 MEAN = "mean"
-"""Stands for a subset: each case's mean over the subsets."""
+"""Name that stands for a subset: each case's mean over the subsets."""
 COMPARISON, COMPARISONS, CASES = "comparison.json", "comparisons.csv", "cases.csv"
-"""What `compare` writes into a folder of its own."""
+"""Files that `compare` writes into a folder of its own."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a finished evaluation holds."""
+    """Content of a finished evaluation."""
 
     folder: Path
     scores: Scores
+    """Content of `scores.csv`."""
     summary: Mapping[str, Any]
+    """Content of `summary.json`: means, intervals, sequence values ..."""
     record: Mapping[str, Any]
+    """Content of `evaluation.json`: model, rules, studies, failures ..."""
 
     @property
     def title(self) -> str:
-        """Method and seed, as a heading has them."""
+        """Method and seed, or method and `imported weights`, for a heading."""
         recipe = self.record["recipe"]
         origin = "imported weights" if "imported" in self.record["model"] else f"seed {recipe['seed']}"
         return f"{recipe['method']}, {origin}"
 
     @property
     def trained(self) -> str:
-        """How the model came to be, and how it segmented where its method leaves that open, in words."""
+        """Origin of the model, and the choices with which it segmented if its method leaves them open, in words."""
         model = self.record["model"]
         return ", ".join([_origin(model, self.record["recipe"]["seed"]), *_chosen(model)])
 
@@ -47,10 +50,10 @@ def _origin(model: Mapping[str, Any], seed: int) -> str:
     if "imported" in model:
         return f"weights imported from {model['imported']['file']}"
     prior = model.get("data", {}).get("prior", {})
-    supposed = f", prior {prior['kind']}" if prior else ""
+    prior_words = f", prior {prior['kind']}" if prior else ""
     if prior.get("uses_reference"):
-        supposed += " (made of the references themselves: an upper bound, no result)"
-    return f"seed {seed}, {model.get('steps', 'unknown')} steps{supposed}"
+        prior_words += " (made of the references themselves: an upper bound, no result)"
+    return f"seed {seed}, {model.get('steps', 'unknown')} steps{prior_words}"
 
 
 def _chosen(model: Mapping[str, Any]) -> list[str]:
@@ -58,7 +61,10 @@ def _chosen(model: Mapping[str, Any]) -> list[str]:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """The files that `evaluate` wrote. Raises: InputError if they are not there, not whole or not finished."""
+    """Read the folder that `evaluate` wrote.
+
+    Raises: InputError if a file is missing or damaged, or if the evaluation is not finished.
+    """
     folder = Path(folder)
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))

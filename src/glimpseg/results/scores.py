@@ -1,4 +1,4 @@
-"""Scores as lines of a tidy CSV, and as arrays of studies by subsets; what each metric is and by which rule."""
+"""Scores as lines of a tidy CSV and as arrays of studies by subsets; definitions of the metrics."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
 
 DECIMALS = 6
-"""Of numbers in `scores.csv`."""
+"""Number of decimals in `scores.csv`."""
 POSTPROCESSED = "ET_pp"
-"""Stands for a region: ET after the rule of the RFNet family (`metrics.without_small_enhancement`)."""
+"""Name that stands for a region: ET after the rule of the RFNet family (`metrics.without_small_enhancement`)."""
 REGIONS = ("WT", "TC", "ET", POSTPROCESSED, "RC")
-"""In the order of tables."""
+"""Regions in the order of tables."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown and read."""
+    """Definition of a metric, and how it is shown."""
 
     name: str
     title: str
     unit: str
     factor: float
-    """From the number in `scores.csv` to the one that is shown."""
+    """Factor from the number in `scores.csv` to the one that is shown."""
     better: int
     """1: more is better; -1: less is better; 0: a signed error, nearer to 0 is better."""
     rule: str
@@ -46,23 +46,107 @@ _LESIONS = (
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("dice", "Dice", "%", 100, 1, "both empty 1, one empty 0"),
-        Metric("hd95", "HD95", "mm", 1, -1, f"larger of the two directed 95th percentiles; {_DIAGONAL}"),
-        Metric("hd95_pooled", "HD95 pooled", "mm", 1, -1, f"95th percentile of both directions (medpy); {_DIAGONAL}"),
-        Metric("surface_dice_1mm", "Surface Dice 1 mm", "%", 100, 1, "of surface voxels; both empty 1, one empty 0"),
-        Metric("surface_dice_2mm", "Surface Dice 2 mm", "%", 100, 1, "of surface voxels; both empty 1, one empty 0"),
-        Metric("lesion_dice", "Lesion-wise Dice", "%", 100, 1, f"{_LESIONS}; no lesion and nothing false 1"),
-        Metric("lesion_hd95", "Lesion-wise HD95", "mm", 1, -1, f"{_LESIONS}; missed or false 374; neither 0"),
-        Metric("volume_error", "Volume error", "ml", 1, 0, "predicted minus reference"),
-        Metric("sensitivity", "Sensitivity", "%", 100, 1, "reference empty: not defined, left out of means"),
-        Metric("specificity", "Specificity", "%", 100, 1, "over the whole own grid, air included"),
-        Metric("ece", "Calibration error", "%", 100, -1, "ECE of the region's probability over the brain, 15 bins"),
-        Metric("brier", "Brier score", "%", 100, -1, "mean squared error of the region's probability over the brain"),
+        Metric(
+            name="dice",
+            title="Dice",
+            unit="%",
+            factor=100,
+            better=1,
+            rule="both empty 1, one empty 0",
+        ),
+        Metric(
+            name="hd95",
+            title="HD95",
+            unit="mm",
+            factor=1,
+            better=-1,
+            rule=f"larger of the two directed 95th percentiles; {_DIAGONAL}",
+        ),
+        Metric(
+            name="hd95_pooled",
+            title="HD95 pooled",
+            unit="mm",
+            factor=1,
+            better=-1,
+            rule=f"95th percentile of both directions (medpy); {_DIAGONAL}",
+        ),
+        Metric(
+            name="surface_dice_1mm",
+            title="Surface Dice 1 mm",
+            unit="%",
+            factor=100,
+            better=1,
+            rule="of surface voxels; both empty 1, one empty 0",
+        ),
+        Metric(
+            name="surface_dice_2mm",
+            title="Surface Dice 2 mm",
+            unit="%",
+            factor=100,
+            better=1,
+            rule="of surface voxels; both empty 1, one empty 0",
+        ),
+        Metric(
+            name="lesion_dice",
+            title="Lesion-wise Dice",
+            unit="%",
+            factor=100,
+            better=1,
+            rule=f"{_LESIONS}; no lesion and nothing false 1",
+        ),
+        Metric(
+            name="lesion_hd95",
+            title="Lesion-wise HD95",
+            unit="mm",
+            factor=1,
+            better=-1,
+            rule=f"{_LESIONS}; missed or false 374; neither 0",
+        ),
+        Metric(
+            name="volume_error",
+            title="Volume error",
+            unit="ml",
+            factor=1,
+            better=0,
+            rule="predicted minus reference",
+        ),
+        Metric(
+            name="sensitivity",
+            title="Sensitivity",
+            unit="%",
+            factor=100,
+            better=1,
+            rule="reference empty: not defined, left out of means",
+        ),
+        Metric(
+            name="specificity",
+            title="Specificity",
+            unit="%",
+            factor=100,
+            better=1,
+            rule="over the whole own grid, air included",
+        ),
+        Metric(
+            name="ece",
+            title="Calibration error",
+            unit="%",
+            factor=100,
+            better=-1,
+            rule="ECE of the region's probability over the brain, 15 bins",
+        ),
+        Metric(
+            name="brier",
+            title="Brier score",
+            unit="%",
+            factor=100,
+            better=-1,
+            rule="mean squared error of the region's probability over the brain",
+        ),
     )
 }
-"""By name, in the order of tables."""
+"""Metrics by name, in the order of tables."""
 OF_PROBABILITIES = ("ece", "brier")
-"""Metrics that look at probabilities and not at masks."""
+"""Metrics of probabilities; all others are metrics of masks."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +160,7 @@ class Score:
     metric: str
     protocol: str
     value: float
-    """NaN where the metric is not defined."""
+    """Value of the metric, not multiplied by `Metric.factor`; NaN where the metric is not defined."""
     predicted_ml: float
     reference_ml: float
 
@@ -84,7 +168,10 @@ class Score:
 class Scores:
     """All scores of an evaluation, as arrays of studies by subsets; NaN where there is none.
 
-    Rows and columns are those of the lines, unless they are given.
+    Args:
+        lines: Lines of `scores.csv`.
+        studies: Rows of the arrays. By default those of the lines.
+        subsets: Columns of the arrays. By default those of the lines, in the order of `SUBSETS`.
     """
 
     def __init__(
@@ -97,21 +184,21 @@ class Scores:
         self.metrics = _present(METRICS, {line.metric for line in lines})
 
     def array(self, metric: str, region: str) -> Float[np.ndarray, "study subset"]:
-        """The metric of a region."""
+        """Return a metric of a region. Raises: KeyError if no line has both."""
         return self._arrays[metric, region]
 
     def volumes_ml(self, region: str) -> tuple[Float[np.ndarray, "study subset"], Float[np.ndarray, "study subset"]]:
-        """Predicted and reference volume of a region."""
+        """Return the predicted and the reference volume of a region, in ml."""
         return self._arrays["predicted_ml", region], self._arrays["reference_ml", region]
 
     def restricted_to(self, studies: Sequence[str], subsets: Sequence[str]) -> Scores:
-        """The scores of some studies and subsets, as rows and columns in the order given."""
+        """Return the scores of some studies and subsets, as rows and columns in the order given."""
         kept = [line for line in self.lines if line.study in set(studies) and line.subset in set(subsets)]
         return Scores(kept, studies, subsets)
 
     @property
     def complete(self) -> list[str]:
-        """The studies that were scored on every subset, so that subsets can be compared on equal cases."""
+        """Studies that were scored on every subset, in the order of the rows. Subsets can be compared on them."""
         scored = ~np.isnan(self._arrays["reference_ml", self.regions[0]]).any(1)
         return [study for study, whole in zip(self.studies, scored, strict=True) if whole]
 
@@ -130,7 +217,7 @@ class Scores:
 
 
 def write_scores(path: Path, lines: Sequence[Score]) -> None:
-    """Tidy CSV: a line for each study, subset, region and metric."""
+    """Write lines as a tidy CSV, with a header. Numbers are rounded to `DECIMALS` decimals."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [column.name for column in fields(Score)], lineterminator="\n")
         writer.writeheader()
@@ -139,17 +226,23 @@ def write_scores(path: Path, lines: Sequence[Score]) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """The scores of a CSV. Raises: InputError if it is not there, not whole or empty."""
+    """Read the scores of a CSV. Raises: InputError if it is missing, damaged or without a line."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         lines = [
             Score(
-                row["study"], row["subset"], row["region"], row["metric"], row["protocol"],
-                float(row["value"]), float(row["predicted_ml"]), float(row["reference_ml"]),
+                study=row["study"],
+                subset=row["subset"],
+                region=row["region"],
+                metric=row["metric"],
+                protocol=row["protocol"],
+                value=float(row["value"]),
+                predicted_ml=float(row["predicted_ml"]),
+                reference_ml=float(row["reference_ml"]),
             )
             for row in rows
-        ]  # fmt: skip
+        ]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold scores ({error}). Make them with `glimpseg evaluate`.") from error
     if not lines:
@@ -158,13 +251,19 @@ def read_scores(path: Path) -> Scores:
 
 
 def _present(known: Iterable[str], present: set[str]) -> list[str]:
-    """Those of `known` that are present, in its order, and then any others."""
+    """Return the present names: first those of `known`, in its order, then any others."""
     ordered = [name for name in known if name in present]
     return ordered + sorted(present - set(ordered))
 
 
 def metrics_named(text: str) -> tuple[str, ...]:
-    """`all`, or names separated by commas, in the order of tables. Raises: UsageError."""
+    """Return the metrics that a text names, in the order of tables.
+
+    Args:
+        text: `all`, or names separated by commas.
+
+    Raises: UsageError for an unknown name, or none.
+    """
     if not text.strip():
         raise UsageError(f"--metrics names none. Choose among {', '.join(METRICS)}, or all.")
     names = list(METRICS) if text == "all" else [name.strip() for name in text.split(",")]

@@ -1,4 +1,4 @@
-"""What can be said of numbers over cases: intervals, paired tests, the value of each sequence, monotonicity.
+"""Statistics over cases: bootstrap intervals, paired tests, Holm's correction, Shapley values of the sequences.
 
 Arrays are studies by subsets, NaN where a study was not scored. Every random draw has a fixed seed.
 """
@@ -17,30 +17,37 @@ from glimpseg.modality import ALL, SUBSETS, Modality
 from glimpseg.results.scores import DECIMALS
 
 CONFIDENCE = 0.95
+"""Confidence level of all intervals."""
 FEWEST_CASES = 8
-"""Below, the percentile bootstrap claims too much: of its 95 % intervals of a mean Dice over 5 cases, 82 % held it."""
+"""Fewest cases for an interval. Below, the percentile bootstrap is too narrow: of its 95 % intervals of a mean Dice
+over 5 cases, 82 % held the true mean."""
 MOST_LOST = 0.01
-"""Share of resamples in which some subset may have no case at all; above, there is no interval."""
+"""Largest share of resamples in which some subset may have no case at all; above, there is no interval."""
 RESAMPLES = 10_000
-"""Of the bootstrap: the ends of an interval then move by about 1 % of its width from seed to seed."""
+"""Number of bootstrap resamples: the ends of an interval move by about 1 % of its width from seed to seed."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over cases and the interval that the bootstrap gives it."""
+    """Mean over cases with its bootstrap interval."""
 
     mean: float
     low: float
-    """NaN, as `high`, where there are too few cases."""
+    """Lower end; NaN, as `high`, if there are too few cases for an interval."""
     high: float
+    """Upper end."""
     cases: int
-    """Of the column that has the fewest."""
+    """Number of cases, in the column that has the fewest."""
 
 
 class Bootstrap:
     """Percentile intervals of means over the same cases, from one set of resamples of whole cases.
 
-    All subsets of a case are drawn together, so that intervals of means over subsets and of differences hold too.
+    All subsets of a case are drawn together: intervals of means over subsets and of differences hold too.
+
+    Args:
+        cases: Number of cases.
+        seed: Seed of the resamples.
     """
 
     def __init__(self, cases: int, seed: int = 0) -> None:
@@ -48,10 +55,11 @@ class Bootstrap:
         self._weights = rng.multinomial(cases, np.full(cases, 1 / cases), RESAMPLES).astype(np.float64)  # r n
 
     def interval(self, values: Float[np.ndarray, "n s"]) -> Interval:
-        """Of the mean over cases of each column, averaged over the columns; NaN entries are left out.
+        """Return the mean over cases of each column, averaged over the columns, with its interval.
 
-        A column without any case is left out, too. No interval is given for fewer than 8 cases in a column, nor where
-        more than 1 % of the resamples hold no case of some column.
+        NaN entries are left out, and so are columns without any case. No interval is given for fewer than 8 cases in a
+        column, or if more than 1 % of the resamples hold no case of some column. Without any value the mean is NaN and
+        the number of cases 0.
         """
         values = values.reshape(len(values), -1)
         values = values[:, ~np.isnan(values).all(0)]
@@ -73,28 +81,36 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two runs on the same cases: b minus a."""
+    """Paired comparison of two runs on the same cases: b minus a."""
 
     cases: int
+    """Number of cases in which both runs have a value."""
     difference: Interval
-    """Of the means, in the metric's own unit."""
+    """Difference of the means, in the unit of the metric."""
     wins: int
-    """Cases in which b is better."""
+    """Number of cases in which b is better."""
     losses: int
+    """Number of cases in which a is better."""
     p: float
-    """Two-sided, Wilcoxon signed-rank; 1 when no case differs."""
+    """Two-sided p value of Wilcoxon's signed-rank test; 1 if no case differs."""
     effect: float
     """Matched-pairs rank-biserial correlation: -1 (b always worse) to 1 (b always better)."""
 
 
 def paired(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], better: int, bootstrap: Bootstrap) -> Paired:
-    """Compares two runs case by case; `better` is 1 where more is better, -1 where less.
+    """Compare two runs case by case.
 
-    Wilcoxon's signed-rank test of how much better b is, cases without a difference left out; exact for few cases and
-    up to 50 without ties, else by the normal approximation with ties corrected (scipy's choice). Differences that
-    agree to six decimals are ties: beyond lies the noise of floating point, and volumes are multiples of a voxel.
+    Wilcoxon's signed-rank test leaves out cases without a difference. It is exact for few cases and for up to 50
+    without ties, otherwise by the normal approximation with ties corrected (scipy's choice). Differences that agree to
+    six decimals are ties: further digits are rounding noise, and volumes are multiples of a voxel.
+
+    Args:
+        a: Values of the first run; NaN where it has none.
+        b: Values of the second run, case by case.
+        better: 1 if more is better, -1 if less is better.
+        bootstrap: Resamples of as many cases.
     """
-    from scipy import stats  # half a second; comparisons alone need it
+    from scipy import stats  # takes half a second to import; only comparisons need it
 
     gain = better * (b - a)
     gain = np.round(gain[~np.isnan(gain)], DECIMALS)
@@ -104,11 +120,18 @@ def paired(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], better: int, bo
         p = float(stats.wilcoxon(apart).pvalue)
         ranks = stats.rankdata(np.abs(apart))
         effect = float((ranks * np.sign(apart)).sum() / ranks.sum())
-    return Paired(gain.size, bootstrap.interval(b - a), int((gain > 0).sum()), int((gain < 0).sum()), p, effect)
+    return Paired(
+        cases=gain.size,
+        difference=bootstrap.interval(b - a),
+        wins=int((gain > 0).sum()),
+        losses=int((gain < 0).sum()),
+        p=p,
+        effect=effect,
+    )
 
 
 def holm(p: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """P values adjusted by Holm's step-down procedure, in the order given (Holm 1979)."""
+    """Return p values adjusted by Holm's step-down procedure (Holm 1979), in the order given."""
     order = np.argsort(p)
     adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     result = np.empty_like(adjusted)
@@ -117,10 +140,13 @@ def holm(p: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 
 
 def shapley(values: Mapping[Modality, Float[np.ndarray, "n"]]) -> dict[Modality, Float[np.ndarray, "n"]]:
-    """What each sequence adds, averaged over all orders in which the four could be acquired; for each case.
+    """Return the Shapley value of each sequence for each case (Shapley 1953).
 
-    `values` holds all 15 subsets and the empty set; the four shares sum to the value of all minus that of none
-    (Shapley 1953).
+    It is the value that a sequence adds, averaged over all orders in which the four could be acquired. The four shares
+    sum to the value of all sequences minus that of none.
+
+    Args:
+        values: Value of each case by subset: all 15 subsets and the empty set.
     """
     count = len(ALL)
     shares = {}
@@ -135,6 +161,9 @@ def shapley(values: Mapping[Modality, Float[np.ndarray, "n"]]) -> dict[Modality,
 
 
 def additions(subsets: Sequence[Modality]) -> list[tuple[Modality, Modality]]:
-    """Every (subset, sequence) of which the subset without and with the sequence are both in `subsets`."""
+    """Return all pairs (subset, sequence) for which `subsets` holds both the subset and the subset with that sequence.
+
+    The subset itself lacks the sequence.
+    """
     pairs = itertools.product(subsets, Modality)
     return [(subset, m) for subset, m in pairs if m not in subset and subset | m in subsets]

@@ -1,4 +1,4 @@
-"""What an evaluation comes to, as the tree of `summary.json`: means with intervals, empties, sequence value,
+"""Summary of an evaluation, as `summary.json` holds it: means with intervals, empty masks, sequence values,
 monotonicity, reliability."""
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from glimpseg.results.scores import Scores
 from glimpseg.results.statistics import CONFIDENCE, RESAMPLES, Bootstrap, Interval, additions, shapley
 
 NOTABLE = 0.01
-"""A loss of Dice by more than one point counts as notable in the table of monotonicity."""
+"""Loss of Dice above which a case counts as notably worse in the table of monotonicity: one point."""
 NOTHING = Modality(0)
+"""Empty subset."""
 
 
 def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
-    """Everything that reports and papers quote; `reliability` is by subset and region, summed over cases.
+    """Return the summary of an evaluation, as `summary.json` holds it: all numbers that reports and papers quote.
 
-    Numbers have the units of `scores.csv`; what is not defined is null.
+    Numbers have the units of `scores.csv`; undefined ones are None.
+
+    Args:
+        scores: All scores.
+        reliability: Reliability by subset and region, summed over cases.
     """
     bootstrap = Bootstrap(len(scores.studies))
     everything = {
@@ -45,53 +50,59 @@ def summary(scores: Scores, reliability: Mapping[tuple[str, str], Reliability]) 
 
 
 def sequence_value(scores: Scores) -> dict[str, Any]:
-    """For each region the Shapley value of each sequence in Dice, over the cases that have all 15 subsets.
+    """Return the Shapley value of each sequence in Dice, for each region, over the cases that have all 15 subsets.
 
-    Without any sequence nothing is found: Dice 1 where the region is empty, else 0.
+    Without any sequence nothing is found: Dice is 1 if the region is empty in the reference, else 0. Empty if Dice or
+    one of the 15 subsets was not scored, or if no case has all of them.
     """
     keys = [subset.key for subset in SUBSETS]
     if "dice" not in scores.metrics or not scores.complete or set(scores.subsets) != set(keys):
         return {}
     whole = scores.restricted_to(scores.complete, keys)
     bootstrap = Bootstrap(len(whole.studies))
-    found = {}
+    regions = {}
     for region in whole.regions:
         dice = whole.array("dice", region)
         values = {parse(key): dice[:, column] for column, key in enumerate(whole.subsets)}
         values[NOTHING] = (whole.volumes_ml(region)[1][:, 0] == 0).astype(np.float64)
         shares = shapley(values)
-        found[region] = {
+        regions[region] = {
             "cases": len(whole.studies),
             "nothing": float(values[NOTHING].mean()),
             "all": float(values[ALL].mean()),
             "sequences": {m.key: _as_dict(bootstrap.interval(share)) for m, share in shares.items()},
         }
-    return found
+    return regions
 
 
 def monotonicity(scores: Scores, region: str) -> dict[str, Any]:
-    """How often one more sequence made a case worse, for each sequence that was added to any subset."""
+    """Return how often one more sequence made a case worse in a region, by the key of the sequence that was added.
+
+    Pairs of a case and a subset, with and without the sequence, are counted. `pairs`: their number. `worse`: share
+    whose Dice fell. `notably_worse`: share whose Dice fell by more than `NOTABLE`. `mean_change`: mean change in Dice.
+    Empty if Dice was not scored.
+    """
     if "dice" not in scores.metrics:
         return {}
     dice = dict(zip(scores.subsets, scores.array("dice", region).T, strict=True))
     changes: dict[Modality, list[Float[np.ndarray, "n"]]] = {}
     for subset, added in additions([parse(key) for key in scores.subsets]):
         changes.setdefault(added, []).append(dice[(subset | added).key] - dice[subset.key])
-    found = {}
+    changes_by_sequence = {}
     for added, parts in changes.items():
         change = np.concatenate(parts)
         change = change[~np.isnan(change)]
-        found[added.key] = {
+        changes_by_sequence[added.key] = {
             "pairs": len(change),
             "worse": float((change < 0).mean()) if change.size else math.nan,
             "notably_worse": float((change < -NOTABLE).mean()) if change.size else math.nan,
             "mean_change": float(change.mean()) if change.size else math.nan,
         }
-    return found
+    return changes_by_sequence
 
 
 def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, dict[str, dict[str, float]]]:
-    """By region and metric; what was not computed is not there."""
+    """Return the means with intervals by region and metric; those without a case are left out."""
     means = {
         region: {metric: bootstrap.interval(scores.array(metric, region)[:, columns]) for metric in scores.metrics}
         for region in scores.regions
@@ -100,27 +111,31 @@ def _means(scores: Scores, bootstrap: Bootstrap, columns: slice) -> dict[str, di
 
 
 def _empty(scores: Scores, column: int) -> dict[str, dict[str, float]]:
-    """Shares of cases: nothing predicted; nothing there; nothing predicted though something is there, and reversed."""
-    found = {}
+    """Return shares of the scored cases by region, for one subset.
+
+    `predicted`: empty prediction. `reference`: empty reference. `missed`: empty prediction, reference not empty.
+    `invented`: prediction not empty, empty reference.
+    """
+    shares = {}
     for region in scores.regions:
         predicted, reference = (volume[:, column] for volume in scores.volumes_ml(region))
         scored = ~np.isnan(predicted)
         predicted, reference = predicted[scored] == 0, reference[scored] == 0
-        found[region] = {
+        shares[region] = {
             "predicted": float(predicted.mean()),
             "reference": float(reference.mean()),
             "missed": float((predicted & ~reference).mean()),
             "invented": float((~predicted & reference).mean()),
         }
-    return found
+    return shares
 
 
 def _reliability(reliability: Mapping[tuple[str, str], Reliability]) -> dict[str, Any]:
-    """By subset and region: the curve, and the error over all voxels of all cases together."""
-    found: dict[str, Any] = {}
+    """Return the reliability counts, ECE and Brier score over all cases together, by subset and region."""
+    tree: dict[str, Any] = {}
     for (subset, region), one in reliability.items():
-        found.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}
-    return found
+        tree.setdefault(subset, {})[region] = {**one.as_lists(), "ece": one.ece, "brier": one.brier}
+    return tree
 
 
 def _as_dict(interval: Interval) -> dict[str, float]:

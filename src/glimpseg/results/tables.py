@@ -1,4 +1,4 @@
-"""A table once, in every form it is wanted in: HTML cells, CSV, LaTeX, text."""
+"""Tables that can be written as HTML, CSV, LaTeX and text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from glimpseg.modality import Modality, parse
 
 DOT_ORDER = (Modality.FLAIR, Modality.T1, Modality.T1C, Modality.T2)
-"""Columns of dots, as the field's tables have them."""
+"""Order of the sequences in the columns of dots, as in the tables of the field."""
 _LATEX = str.maketrans(
     {
         **{character: "\\" + character for character in "%&_#${}"},
@@ -26,49 +26,50 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry."""
+    """Cell of a table."""
 
     text: str
-    """As it is read."""
+    """Text that is shown."""
     value: float | str | None = None
-    """As CSV holds it; the text if None."""
+    """Value in CSV; the text if None."""
     small: str = ""
-    """Said under the text in smaller type: an interval, a count."""
+    """Smaller text below: an interval, a count."""
     parts: Mapping[str, float | int | None] = field(default_factory=dict)
-    """The numbers in `small` by name: columns of their own in CSV."""
+    """Numbers in `small` by name; each has its own column in CSV."""
     colour: str = ""
-    """Background on a page, `#rrggbb`."""
+    """Background in HTML, `#rrggbb`; empty for none."""
     dot: bool | None = None
-    """Whether a sequence is present; None for any other cell."""
+    """True if a sequence is present, False if not; None for any other cell."""
 
 
 MISSING = Cell("–", "")
-"""Where there is no number."""
+"""Cell without a number: a dash, empty in CSV."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns, with a title and what has to be known to read it."""
+    """Rows under columns, with a title and notes."""
 
     name: str
-    """Of its files."""
+    """Name of its files, without suffix."""
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     footer: Sequence[Cell] = ()
-    """A last row set apart, means for instance."""
+    """Last row, set apart: means, for instance."""
     note: str = ""
+    """Explanation below the table."""
     small: str = ""
-    """What the small numbers are."""
+    """Explanation of the small numbers."""
 
     @property
     def lines(self) -> list[Sequence[Cell]]:
-        """The rows and the footer."""
+        """Rows, and the footer if there is one."""
         return [*self.rows, *([self.footer] if self.footer else [])]
 
     @property
     def as_csv(self) -> str:
-        """With full numbers; those that are small on the page have columns of their own."""
+        """CSV of the cells' values, with a header. Each of the numbers in `Cell.parts` has a column of its own."""
         parts = [list(dict.fromkeys(p for row in self.lines for p in row[i].parts)) for i in range(len(self.columns))]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -81,7 +82,7 @@ class Table:
 
     @property
     def as_latex(self) -> str:
-        """A `tabular` for the package booktabs; small numbers follow in brackets of smaller type."""
+        """LaTeX `tabular` for the package booktabs. The small text of a cell follows its text in smaller type."""
         dots = {i for row in self.rows for i, cell in enumerate(row) if cell.dot is not None}
         kinds = "".join("c" if i in dots else "l" if _is_text(self, i) else "r" for i in range(len(self.columns)))
         lines = [
@@ -98,25 +99,25 @@ class Table:
 
     @property
     def as_text(self) -> str:
-        """For a terminal; small numbers are left out."""
+        """Text for a terminal: columns and cells, without the small text, the title and the note."""
         rows = [list(self.columns), *([cell.text for cell in row] for row in self.lines)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.columns))]
         return "\n".join(" ".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def dots(subset: str) -> list[Cell]:
-    """The four cells that begin a row of the field's tables."""
+    """Return the four cells at the beginning of a row, in `DOT_ORDER`: filled for each sequence that the subset has."""
     members = parse(subset)
     return [Cell("●" if m in members else "○", int(m in members), dot=m in members) for m in DOT_ORDER]
 
 
 def dot_titles() -> list[str]:
-    """The columns above them."""
+    """Return the titles of the columns of dots."""
     return [modality.title for modality in DOT_ORDER]
 
 
 def no_dots(text: str) -> list[Cell]:
-    """Four cells in the place of dots, the last with a word, for a footer."""
+    """Return four cells for a footer in the place of dots, the last one with a text."""
     return [*[Cell("")] * (len(DOT_ORDER) - 1), Cell(text)]
 
 

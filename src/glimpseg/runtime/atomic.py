@@ -61,9 +61,9 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
     removed and `path` is unchanged.
 
     Args:
-        path: Folder to write.
-        overwrite: Replace an existing folder that holds the file `mark`. It is replaced at the very end.
-        mark: Name of the file that shows that glimpseg wrote the folder.
+        path: Folder to write; parent folders are created. It may exist and be empty.
+        overwrite: Replace a folder with files in it, if it holds the file `mark`. It is replaced at the very end.
+        mark: Name of the file that shows that glimpseg wrote the folder. If empty, any folder may be replaced.
 
     Raises:
         UsageError: The folder is in use; see `refuse_if_used`.
@@ -91,13 +91,13 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
 
 
 def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "") -> None:
-    """Refuse an output folder that must not be replaced.
+    """Refuse an output folder that must not be replaced. A folder that is empty or absent is accepted.
 
     Args:
         path: Output folder.
-        overwrite: Allow a folder with files in it.
-        mark: Name of the file that shows that glimpseg wrote the folder. `overwrite` replaces no other folder, so a
-            mistyped name cannot delete a folder of images.
+        overwrite: Allow a folder with files in it, if it holds the file `mark`.
+        mark: Name of the file that shows that glimpseg wrote the folder. `overwrite` allows no other folder, so a
+            mistyped name cannot delete a folder of images. If empty, any folder is allowed.
 
     Raises:
         UsageError: `path` is a file, or a folder whose files may not be replaced.
@@ -119,12 +119,13 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
 
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of a folder that is written file by file.
+    """Hold the lock of a folder that is written file by file. The folder is created if it does not exist.
 
     The system releases the lock when the process ends, however it ends.
 
     Raises:
         UsageError: Another process holds the lock.
+        OutputError: The folder cannot be created.
     """
     folder = Path(folder)
     with _as_output_error(folder):

@@ -12,9 +12,10 @@ from glimpseg.errors import UsageError
 def resolved_device(name: str) -> torch.device:
     """Return the torch device of a name, after a first allocation on it.
 
-    `auto` takes CUDA, then Apple's MPS, then the CPU. Under `torchrun` each rank takes the GPU of its local rank.
+    `auto` takes CUDA, then Apple's MPS, then the CPU. For `cuda`, each rank under `torchrun` takes the GPU of its local
+    rank.
 
-    Raises: UsageError for a device that is not there.
+    Raises: UsageError for a name that torch does not know, or a device that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -16,7 +16,10 @@ from glimpseg.errors import Preempted, TrainingError
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes; 0 and 1 in a single process."""
+    """Return the rank of this process and the number of processes; 0 and 1 in a single process.
+
+    Outside a process group, they are read from the environment that `torchrun` sets.
+    """
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -25,6 +28,8 @@ def rank_and_world() -> tuple[int, int]:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the process group that `torchrun` started, and leave it at the end of the block.
+
+    In a single process, and in a process that has joined a group already, nothing is done.
 
     A rank that finishes, or that SIGTERM stops together with all others, waits for the other ranks. A rank that fails
     leaves at once. The others then lose the connection and end, too; waiting for them would take for ever.
@@ -90,7 +95,7 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
     """Return the mean of each value over all ranks.
 
     Args:
-        values: Values by name; the same names on every rank.
+        values: Values by name; the same names, in the same order, on every rank.
         device: Device for the communication.
     """
     _, world = rank_and_world()

@@ -27,7 +27,7 @@ def ahead(
     Args:
         items: What to work on; may be a generator, whose own work then happens in the caller's thread.
         work: Called in a thread. Its exception is raised when its result is asked for, and ends the pipeline.
-        depth: Results in flight or waiting, at most, besides the one that the caller holds.
+        depth: Results in flight or waiting, at most, besides the one that the caller holds; at least 1.
         threads: How many items are worked on at the same time.
         finish: When the caller stops or an item fails, still work on the items that were taken, as writing needs it.
             Otherwise those that have not begun are dropped.

@@ -15,7 +15,10 @@ FEW_PLANES = 2
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """Return `bf16` or `fp32`; `auto` is bf16 where the processor supports it natively."""
+    """Return the precision `requested`, or for `auto` `bf16` if the device supports it natively, else `fp32`.
+
+    On other devices than CUDA and CPU, `auto` is `fp32`.
+    """
     if requested != "auto":
         return requested
     if device.type == "cuda":

@@ -23,7 +23,7 @@ EXIT_CODE = 128
 
 
 class StopRequest:
-    """True once SIGTERM has come."""
+    """Request to stop: its truth value, `bool(request)`, is False at first, and True after SIGTERM has come."""
 
     def __init__(self) -> None:
         self._received = False
@@ -39,7 +39,7 @@ class StopRequest:
 def install_exit_handler(message: str) -> None:
     """Turn SIGTERM into `SystemExit` (exit code 143) for the rest of the process, after `message` on stderr.
 
-    Blocks that hold temporary files remove them on the way out.
+    Blocks that hold temporary files remove them on the way out. Call it in the main thread.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -71,7 +71,8 @@ def exit_on_sigterm() -> Iterator[None]:
 def deferred_sigterm() -> Iterator[StopRequest]:
     """While the block runs, only record SIGTERM; the caller checks the yielded request where it can stop without loss.
 
-    The handler from before is back after the block.
+    The handler from before is back after the block. Outside the main thread nothing is handled: the request stays
+    False.
     """
     request = StopRequest()
     try:

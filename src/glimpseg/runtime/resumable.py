@@ -35,11 +35,11 @@ class Resumable:
     file: str
     """Name of the settings file, JSON or YAML by its suffix. Also the mark of a folder that may be replaced."""
     may_differ: Collection[str] = ()
-    """Settings, by their first name, that may have another value when the work is resumed."""
+    """Names of the top-level settings that may have another value when the work is resumed."""
     replaceable: bool = False
     """True if the command has an option --overwrite, which messages then mention."""
     among_files: bool = False
-    """True if a new work may begin in a folder that holds other files."""
+    """True if a new work may begin in a folder that holds other files, but no settings file."""
 
     def open(
         self,
@@ -67,9 +67,11 @@ class Resumable:
             The settings that the work was begun with; None for a new work.
 
         Raises:
-            UsageError: The folder holds files of something else; or this work, without `resume`, `overwrite` or
-                `joins`; or a work with other settings, which the message names.
+            UsageError: The folder is a file; or it holds files of something else (see `among_files`); or this work,
+                without `resume`, `overwrite` or `joins`; or a work with other settings, which the message names; or,
+                with `overwrite`, another process works in it.
             InputError: The settings file is damaged.
+            OutputError: The settings file cannot be written.
         """
         if overwrite and not resume:
             self._set_aside(folder)
@@ -133,7 +135,7 @@ class Resumable:
 
 
 def replaced(folder: Path) -> Path:
-    """Return the place of a work that `overwrite` set aside."""
+    """Return the path at which `overwrite` sets the work in a folder aside: `.NAME.old` beside the folder."""
     return folder.with_name(f".{folder.name}.old")
 
 
@@ -143,14 +145,17 @@ def discard_replaced(folder: Path) -> None:
 
 
 def restore_replaced(folder: Path) -> None:
-    """Put the work that `overwrite` set aside back in the place of the new one, if there is one."""
+    """Put the work that `overwrite` set aside back, if there is one. The new work in the folder is deleted."""
     if replaced(folder).is_dir():
         shutil.rmtree(folder)
         replaced(folder).rename(folder)
 
 
 def differences(kept: Mapping[str, Any], settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield `name: old, now new` for each setting that differs; nested names are joined by dots."""
+    """Yield `name: old, now new` for each setting that differs; nested names are joined by dots.
+
+    A setting that one of both lacks counts as null there. Values are JSON, cut to `LONGEST_VALUE` characters.
+    """
     for name in [*kept, *(name for name in settings if name not in kept)]:
         old, new = kept.get(name), settings.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -93,7 +93,10 @@ def known_faults(version: str, cudnn: int | None) -> list[KnownFault]:
 
 
 def version_warnings() -> list[str]:
-    """Return a warning for each known fault of the installed versions: what is wrong, and what to do."""
+    """Return a warning for each known fault of the installed versions: what is wrong, and what to do.
+
+    Without a CUDA GPU there are none.
+    """
     version, cudnn = torch.__version__, torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return [
         f"torch {version} with cuDNN {cudnn}: {known.fault} ({known.source}). {known.remedy}."
@@ -144,6 +147,8 @@ def available_precisions(device: torch.device) -> list[str]:
 def check_convolutions(device: torch.device, precision: str) -> ConvolutionCheck:
     """Compare convolutions on a device with fp64 on the CPU, forward and backward; takes 0.1 s.
 
+    A device that fails to compute one has an infinite error.
+
     Args:
         device: Device to test.
         precision: `fp32`, `tf32` or `bf16`.
@@ -182,7 +187,9 @@ def failure_message(checks: Sequence[ConvolutionCheck]) -> str | None:
 
 
 def require_correct_convolutions(device: torch.device, precision: str) -> None:
-    """Test a GPU before training on it.
+    """Test a device other than the CPU before training on it in this precision.
+
+    On CUDA, known faults of the versions are logged as warnings, and `fp32` is tested as TF32, which torch uses for it.
 
     Raises:
         TrainingError: The device computes convolutions wrongly.

@@ -47,7 +47,8 @@ class Prediction:
     probabilities: Mapping[Region, Volume] | None
     """Probability maps on the native grid, if asked for; calibrated if temperatures were given."""
     estimates: Mapping[Region, float] | None = None
-    """Estimated Dice of each region, if temperatures were given (`uncertainty.estimated_dice`)."""
+    """Estimated Dice of each region, if temperatures were given (`uncertainty.estimated_dice`); NaN where nothing was
+    found."""
 
 
 def infer(
@@ -72,7 +73,7 @@ def infer(
         subsets: Subsets of the available modalities.
         keep_probabilities: Keep the probability maps.
         temperatures: Temperature of each region (1 for a region without one). With them, probabilities are calibrated
-            and the Dice of each region is estimated.
+            and the Dice of each region is estimated. None: neither is done.
         weighting: Weights of overlapping windows in their average, `gaussian` or `constant`.
 
     Raises:
@@ -106,7 +107,7 @@ def _subsets_by_box(prepared: Prepared, subsets: Sequence[Modality]) -> list[tup
 def _working_probabilities(
     model: Model, shown: Prepared, subsets: Sequence[Modality], weighting: str
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
-    """Return the probabilities on the working grid, for each subset."""
+    """Return the probabilities on the working grid, for each subset in the order given."""
     network, device = model.network, model.device
     rois = _window_sides(network, model.recipe.data.sampling.patch, shown.image.shape[1:])
     masks = [to_flags(subset)[None].to(device) for subset in subsets]
@@ -132,8 +133,8 @@ def _with_enough_memory(
 ) -> tuple[Float[Tensor, "1 k x y z"], ...]:
     """Run the windows over the image, in the first way for which the memory suffices.
 
-    The ways, in order: windows of each of the sides `rois`; one window at a time; the image and the averages in the
-    CPU's memory.
+    The ways, in order: windows of each of the sides `rois`; one window of the last of these sides at a time; the same
+    with the image and the averages in the CPU's memory. Raises: InputError if the memory suffices for none.
     """
     cpu, least = torch.device("cpu"), rois[-1]
     plans = [*((roi, WINDOWS_AT_ONCE, device) for roi in rois), (least, 1, device)]
@@ -206,7 +207,7 @@ def averaged(
 def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice, slice, slice]]:
     """Return windows of `sides` voxels that cover `shape` and overlap by `WINDOW_OVERLAP` or more.
 
-    The last window along an axis ends at the edge.
+    The last window along an axis ends at the edge. No side may be longer than the axis.
     """
     starts = []
     for length, side in zip(shape, sides, strict=True):
@@ -216,7 +217,7 @@ def window_boxes(shape: Sequence[int], sides: Sequence[int]) -> list[tuple[slice
 
 
 def window_weights(sides: Sequence[int], weighting: str, device: torch.device) -> Float[Tensor, "x y z"]:
-    """Return the weight of each voxel of a window in the average.
+    """Return the weight of each voxel of a window in the average: by `weighting`, `constant` or `gaussian`.
 
     `constant`: 1. `gaussian`: a Gaussian about the centre with a standard deviation of an eighth of the side, at least
     `LEAST_WEIGHT` (nnU-Net).
@@ -243,7 +244,8 @@ def _size_in_words(sides: Sequence[int]) -> str:
 def _window_sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]) -> list[Sequence[int]]:
     """Return the sides of the windows for images of `shape`, best first; later ones need less memory.
 
-    `patch` are the sides of the crops that the network was trained on.
+    The first may show the whole brain, if the network can take it. `patch` are the sides of the crops that the network
+    was trained on.
     """
     if network.fixed_windows:
         return [patch]
@@ -256,7 +258,7 @@ def _window_sides(network: Segmenter, patch: Sequence[int], shape: Sequence[int]
 
 
 def _padded(shown: Prepared, least: Sequence[int]) -> tuple[Float[np.ndarray, "m x y z"], tuple[slice, slice, slice]]:
-    """Return the images, padded with air to at least the sides `least`, and the place of the images in them."""
+    """Return the images, padded with air to at least the sides `least`, and their place in the padded array."""
     shape = shown.image.shape[1:]
     before = [max(side - n, 0) // 2 for side, n in zip(least, shape, strict=True)]
     x, y, z = (slice(start, start + n) for start, n in zip(before, shape, strict=True))

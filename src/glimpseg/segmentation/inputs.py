@@ -39,13 +39,19 @@ ImageLike: TypeAlias = MaskLike | Frame
 
 @dataclass(frozen=True, eq=False)
 class StudyInput:
-    """A study whose images can be read, with their DICOM series."""
+    """A study to segment, with the DICOM series that its images were read from.
+
+    Images from DICOM are volumes: their voxels have been read. Images in NIfTI files are paths, which are read later.
+    Images in memory are volumes, too.
+    """
 
     study: Study
     series: Mapping[Modality, Series] = field(default_factory=dict)
-    """DICOM series of its images; empty for NIfTI."""
+    """DICOM series of each image. A NIfTI image, an image in memory, and an image from an archive of one series have
+    none."""
     notes: tuple[str, ...] = ()
-    """Sentences for people: which series was taken for which sequence."""
+    """Sentences for people: which DICOM series was taken for which sequence. None if the images were named one by
+    one."""
     unused: tuple[str, ...] = ()
     """Sentences about images that were found and are not used."""
     warnings: tuple[str, ...] = ()
@@ -54,14 +60,14 @@ class StudyInput:
 
 @dataclass(frozen=True, eq=False)
 class StudyEntry:
-    """One study of a tree, before any of its files is opened."""
+    """One study of a tree, before any of its images is opened. It has either `study`, `place` or `problem`."""
 
     id: str
-    """Name of its output folder."""
+    """Name of the study, and of its output folder unless results are de-identified."""
     study: Study | None = None
     """The study, if it came in a layout of NIfTI files."""
     place: Path | None = None
-    """Folder or archive of a DICOM study."""
+    """Folder or archive of one study whose series are identified when it is opened (DICOM, or NIfTI in an archive)."""
     problem: str | None = None
     """Reason why it cannot be read, if that is known already."""
     unused: tuple[str, ...] = ()
@@ -81,16 +87,21 @@ class TreeContents:
 def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True) -> TreeContents:
     """Return the studies of a tree, a manifest or an archive. No image is opened.
 
-    Studies in a layout of `data.layouts` are found first. In a folder of DICOM each folder and archive directly below
-    it is a study. If all of them belong to one study, the folder itself is that study. Images that no study uses are
-    logged, each with the reason.
+    An archive is one study. With the layout `auto`, a folder is a DICOM tree if a DICOM file or an archive comes before
+    any NIfTI file in it; then each folder and archive directly below it is a study, and if all folders belong to one
+    study, the folder itself is that study. Anything else is read as a layout of `data.layouts`; references are ignored
+    there, and a study that cannot be used is returned with its problem. Images that no study uses are logged, each with
+    the reason.
 
     Args:
-        place: the tree.
-        layout: layout of the tree, as for `find_usable`.
+        place: Folder, manifest or archive.
+        layout: A key of `data.layouts.LAYOUTS`, or `auto`.
         named: False leaves the names of unused images out, for results that are de-identified.
 
-    Raises: InputError when there is none.
+    Raises:
+        InputError: There is no study, `place` does not exist, several layouts are found, or DICOM headers cannot be
+            read.
+        UsageError: The layout is unknown, or the extra `dicom` is not installed and needed.
     """
     place = Path(place).absolute()
     if not place.exists():
@@ -98,7 +109,13 @@ def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True
     if _is_archive(place):
         return TreeContents([StudyEntry(_stem(place), place=place)])
     if layout == "auto" and place.is_dir() and contains_dicom(place):
-        return TreeContents([StudyEntry(_stem(below), place=below) for below in find_study_folders(place)])
+        places = find_study_folders(place)
+        if not places:
+            raise InputError(
+                f"No study was found below {place}: there are DICOM files, but no folder begins with MR images. Give a "
+                "folder that holds a folder of DICOM files for each study."
+            )
+        return TreeContents([StudyEntry(_stem(below), place=below) for below in places])
     found = usable_studies(place, layout=layout)
     sentences = describe_unused(found.unused, named=named)
     log_unused(sentences)
@@ -111,7 +128,7 @@ def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True
 
 
 def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
-    """Return the studies of `tree_contents`. Raises: InputError when there is none."""
+    """Return the studies of `tree_contents`. Raises: InputError and UsageError as `tree_contents`."""
     return tree_contents(place, layout).entries
 
 
@@ -119,7 +136,10 @@ def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
 def opened_entry(entry: StudyEntry) -> Iterator[StudyInput]:
     """Yield the input of an entry. Files of an archive exist as long as the context.
 
-    Raises: InputError for a study that cannot be read.
+    DICOM is read now. If two series suit one sequence equally well, a warning is logged.
+
+    Raises: InputError for a study that cannot be read; UsageError for DICOM without the extra `dicom`; OutputError if
+        an archive cannot be unpacked.
     """
     if entry.problem is not None:
         raise InputError(entry.problem)
@@ -144,7 +164,15 @@ def _input_of_folder(name: str, folder: Path) -> StudyInput:
 
 
 def input_from_series(name: str, series: Mapping[Modality, Series]) -> StudyInput:
-    """Return the input made of one series for each sequence. DICOM is read now. Raises: InputError."""
+    """Return the input of a study with one series for each sequence. DICOM is read now, NIfTI files later.
+
+    Args:
+        name: Name of the study.
+        series: Series of each sequence.
+
+    Raises: InputError without a series, or for a series that is no whole image; UsageError for DICOM without the extra
+        `dicom`.
+    """
     if not series:
         raise InputError(
             f"{name}: no series could be told to be T1, T1c, T2 or FLAIR. Run `glimpseg identify` to see why, name "
@@ -162,7 +190,7 @@ def input_from_series(name: str, series: Mapping[Modality, Series]) -> StudyInpu
 
 
 def series_named_in(path: Path) -> dict[Modality, Series]:
-    """Return the series that a `series.json` names, with their headers.
+    """Return the series that a `series.json` names, by sequence. The headers of DICOM series are read again.
 
     Raises: InputError or UsageError for a file that cannot be used, or whose series are no longer there.
     """
@@ -179,13 +207,14 @@ def series_named_in(path: Path) -> dict[Modality, Series]:
 
 
 def input_from_images(images: Mapping[Modality, ImageLike], brain: MaskLike | None = None) -> StudyInput:
-    """Return the input made of one image for each sequence.
+    """Return the input of a study called `study`, made of one image for each sequence. NIfTI files are not yet opened.
 
     Args:
         images: NIfTI files, images in memory, or folders and archives of one DICOM series each.
-        brain: Brain mask, as file or in memory.
+        brain: Brain mask, as file or in memory; None for no mask.
 
-    Raises: InputError for an image that cannot be used, or when none is given.
+    Raises: InputError if no image is given, or for an image that cannot be used; UsageError for a folder or archive of
+        several series or of none, or for DICOM without the extra `dicom`; OutputError if an archive cannot be unpacked.
     """
     if not images:
         raise InputError("No MRI sequence was given. Give at least one of t1, t1c, t2, flair.")
@@ -199,14 +228,17 @@ def input_from_images(images: Mapping[Modality, ImageLike], brain: MaskLike | No
 
 
 def with_brain_mask(study_input: StudyInput, brain: Path | None) -> StudyInput:
-    """Return the input with a brain mask, if one is given."""
+    """Return the input with the file `brain` as its brain mask; the same input for None."""
     if brain is None:
         return study_input
     return replace(study_input, study=replace(study_input.study, brain=brain))
 
 
 def volume_of(image: ImageLike, called: str = "") -> Volume:
-    """Return the voxels of an image in a file or in memory; `called` as in `nifti.read_volume`. Raises: InputError."""
+    """Return an image as a volume: read from its file, or as it is in memory. Raises: InputError for an unusable image.
+
+    `called` is the name of the image in warnings, as in `nifti.read_volume`.
+    """
     known = _in_memory(image)
     return known if isinstance(known, Volume) else nifti.read_volume(known, called)
 

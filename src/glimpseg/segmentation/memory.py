@@ -32,14 +32,17 @@ WORKING_BYTES = 5 * MODALITIES
 
 
 def refuse_if_memory_short(study: Study, spacing_mm: float, channels: int) -> None:
-    """Raise InputError if a study clearly needs more memory than is free.
+    """Raise InputError if a study clearly needs more memory than is free: if `SURE` times the estimate exceeds it.
 
-    Nothing is compared where the system does not report its free memory.
+    Nothing is compared where the system does not report its free memory, or for a study without images.
 
     Args:
         study: The study; headers of its files are read.
         spacing_mm: Voxel side of the working grid of the model.
-        channels: Number of probability maps of the model.
+        channels: Number of probability maps of the model, background included.
+
+    Raises:
+        InputError: The memory is short, or a header cannot be read.
     """
     free = available_bytes()
     if free is None or not study.images:
@@ -60,7 +63,7 @@ def refuse_if_memory_short(study: Study, spacing_mm: float, channels: int) -> No
 
 
 def preview_bytes(grids: Iterable[Grid]) -> int:
-    """Return the bytes of the images that the preview is drawn from.
+    """Return the bytes of the images that the preview is drawn from, for files with these grids.
 
     Ordinary images are kept until then. Large ones are read again and thinned.
     """
@@ -87,7 +90,7 @@ def needed_bytes(grids: Iterable[Grid], spacing_mm: float, channels: int) -> int
 def available_bytes() -> int | None:
     """Return the bytes that this process may still take, within the limits of its control groups.
 
-    None where the system does not report them.
+    None where the system reports neither its free memory nor a limit.
     """
     known = [n for n in (_free_bytes(), *_left_in_groups()) if n is not None]
     return min(known) if known else None

@@ -11,8 +11,8 @@ from glimpseg.modality import Modality, parse
 Raw: TypeAlias = Literal["auto", "no"]
 """Treatment of images that are not registered or not skull-stripped: `auto` does what is needed, `no` nothing."""
 Level: TypeAlias = Literal["none", "quick", "full"]
-"""Amount of uncertainty estimation. `none`: none. `quick`: expected Dice and one mirrored pass. `full`: all mirrored
-passes, and one pass without each sequence."""
+"""Amount of uncertainty estimation. `none`: none. `quick`: estimated Dice, and one mirrored pass. `full`: estimated
+Dice, all mirrored passes, and one pass without each sequence."""
 
 DICOM_TYPES = frozenset({"dicom-seg", "dicom-labelmap", "dicom-sr"})
 STUDY_TYPES = ("nifti", *sorted(DICOM_TYPES))
@@ -27,7 +27,7 @@ class CommandLineOption:
 
     help: str
     flag: str | None = None
-    """Default: the field's name with hyphens."""
+    """Flag of the option. Default: `--` and the field's name with hyphens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class InferenceOptions:
     Args:
         grid: Sequence on whose grid the result lies, as a `Modality` or as text (`t2`). Default: the first that exists
             of T1c, T1, FLAIR, T2.
-        raw: `auto` registers and skull-strips images that need it, if the extras are installed. `no` takes the images
-            as they are.
+        raw: `auto` registers and skull-strips images that need it; the extras for that must then be installed. `no`
+            takes the images as they are.
         probabilities: Keep a probability map for each region. The maps are calibrated if the model has temperatures.
         uncertainty: `none` runs the plain pass only. `quick` (default) adds one pass over the mirrored images. `full`
             mirrors along all axes and leaves out each sequence: up to eleven more passes (docs/trust.md).
 
     Raises:
-        UsageError: For a word that is not one of these.
+        UsageError: For an unknown word.
     """
 
     grid: Annotated[
@@ -91,10 +91,10 @@ class OutputOptions:
     """Options of the files that are written for each study.
 
     Args:
-        labels: Label convention of `seg.nii.gz`: `brats2021`, `brats2023`, `brats2024`, or spelled out, such as
-            `1=ED,2=NCR,3=ET`.
-        types: Output types, as a tuple or as text with commas. `nifti` is always written; `dicom-seg`,
-            `dicom-labelmap` and `dicom-sr` need DICOM input; `bids` is for a tree of studies.
+        labels: Label convention of `seg.nii.gz`: `brats2021`, `brats2023`, `brats2024` or another of
+            `region.CONVENTIONS`, or spelled out, such as `1=ED,2=NCR,3=ET`.
+        types: Output types, as a tuple or as text with commas. `nifti` is always written; `dicom-seg`, `dicom-labelmap`
+            and `dicom-sr` need DICOM input; `bids` is for a tree of studies.
         deidentify: DICOM files name no patient. In a tree of studies, output folders are numbered, and the key to the
             numbers is written beside the output folder.
 
@@ -121,17 +121,18 @@ class OutputOptions:
 
         convention_named(self.labels)
         given = self.types.split(",") if isinstance(self.types, str) else self.types
-        object.__setattr__(self, "types", tuple(word.strip() for word in given))
-        refuse_unknown_types(self.types, (*STUDY_TYPES, BIDS))
+        types = tuple(word.strip() for word in given)
+        object.__setattr__(self, "types", types)
+        refuse_unknown_types(types, (*STUDY_TYPES, BIDS))
 
     @property
     def study_types(self) -> tuple[str, ...]:
-        """Output types that are written for each study."""
+        """Output types that are written for each study: all but `bids`."""
         return tuple(kind for kind in self.types if kind != BIDS)
 
 
-def refuse_unknown_types(types: tuple[str, ...] | str, known: tuple[str, ...] = STUDY_TYPES) -> None:
-    """Raise UsageError if one of the output types is not among the known ones."""
+def refuse_unknown_types(types: tuple[str, ...], known: tuple[str, ...] = STUDY_TYPES) -> None:
+    """Raise UsageError if an output type is not among the known ones; the message names the first by alphabet."""
     unknown = sorted(set(types) - set(known))
     if unknown:
         raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(known)}.")

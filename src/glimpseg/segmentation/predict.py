@@ -31,15 +31,15 @@ def load(
 
     Args:
         path: Model folder or run folder that training wrote; `box` (default) is the model of the package.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the best there is.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes CUDA if it is there, then MPS, then the CPU.
         choices: Settings that the method leaves open until it segments: `load("smml", choices={"config.branch": 1})`.
         backend: Inference backend (docs/backends.md). `torch` (default): the same bits whatever else is installed.
             `openvino`, `onnx`, or `auto`: the fastest that is installed and good for the model.
 
     Raises:
-        ModelError: If the folder holds no model that this version can read.
-        UsageError: For a choice that the model does not have, a device that is not there, or a backend that is not
-            installed.
+        ModelError: If the folder holds no model that this version can read, or the package came without its model.
+        UsageError: For a choice that the model does not have, a device that is not there, or a backend that is unknown,
+            not installed, or not for this device.
 
     >>> import glimpseg
     >>> model = glimpseg.load(device="cpu")
@@ -73,9 +73,11 @@ def segment(
         options: Grid of the result, raw images, probabilities and uncertainty.
 
     Raises:
-        InputError: For images that cannot be used, or when none is given.
+        InputError: For images that cannot be used, when none is given, or when the memory does not suffice.
         ModelError: Without a usable model.
-        UsageError: For raw images without the extras that they need.
+        UsageError: For raw images or DICOM without the extras that they need, for a folder or archive that does not
+            hold one series, or for a grid of a sequence that is not given.
+        OutputError: If an archive cannot be unpacked.
 
     >>> import glimpseg
     >>> from glimpseg.phantom.dataset import as_study
@@ -102,7 +104,8 @@ def segment(
 def segment_study(study: Study, model: Model, options: InferenceOptions = PLAIN) -> Segmentation:
     """Segment a `Study` with a loaded model; by default one plain pass, without uncertainty.
 
-    Raises: as `segment`.
+    Raises: InputError for images that cannot be used, or when the memory does not suffice; UsageError for raw images
+        without the extras that they need, or for a grid of a sequence that the study lacks.
     """
     return _segmented(StudyInput(study), model, options)
 

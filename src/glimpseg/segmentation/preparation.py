@@ -27,22 +27,26 @@ NO_SERIES = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedInput:
-    """A study whose files have been read: all that the network needs of it."""
+    """A study after its files were read and checked, with its arrays for a network."""
 
     study_input: StudyInput
+    """The study; its images are registered, and its brain mask is set, where that was needed."""
     prepared: Prepared
-    """`warnings` holds every warning that was logged while the study was read."""
+    """Arrays for the network. `warnings` holds every warning that was logged while the study was read."""
     grid: Modality
     """Sequence on whose grid results lie."""
     seconds: float
-    """Time that reading took."""
+    """Time that reading, checks, registration and skull stripping took together, in seconds."""
 
 
 def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptions) -> PreparedInput:
     """Read and check the images of a study, register and skull-strip raw images, and prepare them for a model.
 
+    Of the options, `grid` and `raw` are used here. With `raw` of `no`, images are prepared without registration and
+    skull stripping. A sequence that looks like another one is named in a warning.
+
     Raises: InputError for images that cannot be used, or that clearly need more memory than there is; UsageError where
-        something is needed that is not installed.
+        something is needed that is not installed, or if the study lacks the sequence of `grid`.
     """
     begun, study, grid = time.perf_counter(), study_input.study, options.grid_sequence
     settings, warnings = model.recipe.data.preprocess, list(study_input.warnings)

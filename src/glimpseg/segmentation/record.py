@@ -22,7 +22,13 @@ STATISTICS = "statistics.json"
 
 
 def label_names(convention: str, numbers: Mapping[int, Label], regions: Iterable[Region]) -> dict[str, Any]:
-    """Return the content of `seg.json`: the meaning of the numbers in `seg.nii.gz`."""
+    """Return the content of `seg.json`: the meaning of the numbers in `seg.nii.gz`.
+
+    Args:
+        convention: Name of the label convention.
+        numbers: Label of each number that the model can write.
+        regions: Regions that the model delineates.
+    """
     return {
         "convention": convention,
         "labels": {str(number): {"name": label.name, "title": TITLES[label]} for number, label in numbers.items()},
@@ -33,7 +39,10 @@ def label_names(convention: str, numbers: Mapping[int, Label], regions: Iterable
 def statistics(
     volumes_ml: Mapping[Region, float], lesions: Mapping[Region, int], uncertainty: Uncertainty | None
 ) -> dict[str, Any]:
-    """Return the content of `statistics.json`: volume, lesions and uncertainty of each region."""
+    """Return the content of `statistics.json`: volume (ml, four decimals) and lesions of each region.
+
+    The uncertainty of each region is added if it was estimated.
+    """
     uncertain = uncertainty.regions if uncertainty else {}
     return {
         region.name: {
@@ -47,7 +56,15 @@ def statistics(
 
 
 def trust(expectations: Expectations | None, used: Modality, uncertainty: Uncertainty | None) -> dict[str, Any]:
-    """Return the expected performance for the sequences `used`, and the uncertainty of the result."""
+    """Return the field `trust` of `run.json`: expected performance, most helpful sequence, and uncertainty.
+
+    Each is None if it is not known.
+
+    Args:
+        expectations: Expected performance of the model; None if it was not measured.
+        used: Sequences that were segmented from.
+        uncertainty: Uncertainty of the result; None if it was not estimated.
+    """
     best = expectations.most_helpful(used) if expectations else None
     return {
         "expected": expectations
@@ -62,7 +79,7 @@ def trust(expectations: Expectations | None, used: Modality, uncertainty: Uncert
 
 
 def model_used(model: Model) -> dict[str, Any]:
-    """Return the version of the package, the notice, and the identity of a model."""
+    """Return the version of the package, the notice, and the identity of a model, as fields of `run.json`."""
     prior = model.provenance.get("data", {}).get("prior")
     return {
         "glimpseg": __version__,
@@ -80,7 +97,10 @@ def model_used(model: Model) -> dict[str, Any]:
 
 
 def machine(model: Model, backend: Mapping[str, str]) -> dict[str, Any]:
-    """Return device, backend, precision, threads and the version of torch."""
+    """Return device, backend, precision, threads and the version of torch, as fields of `run.json`.
+
+    `backend` is a record of `Backend`.
+    """
     return {
         "device": str(model.device),
         "backend": dict(backend),

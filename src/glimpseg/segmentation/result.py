@@ -37,7 +37,7 @@ PREVIEW_DPI = 110
 
 
 def volumes_in_words(volumes_ml: Mapping[Region, float]) -> str:
-    """Format volumes in millilitres: `WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
+    """Return volumes as text, in millilitres with one decimal: `WT 43.7 ml, TC 14.9 ml, ET 7.3 ml`."""
     return ", ".join(f"{region.name} {volume:.1f} ml" for region, volume in volumes_ml.items())
 
 
@@ -48,29 +48,33 @@ class Segmentation:
     labels: Volume
     """`Label` values, uint8, on the native grid of the study."""
     used: Modality
-    """Sequences that were there."""
+    """Sequences that it was made from."""
     model: Model
+    """Model that made it."""
     images: Mapping[Modality, ImageLike] = field(repr=False)
+    """Images of the study by sequence, for the preview."""
     probabilities: Mapping[Region, Volume] | None = None
-    """Probability map of each region, if asked for; calibrated if `calibrated` is true."""
+    """Probability map of each region, calibrated if `calibrated` is true; None if not asked for."""
     uncertainty: Uncertainty | None = None
-    """Uncertainty of each region, if asked for."""
+    """Uncertainty of each region; None if not asked for."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time of each step."""
+    """Time of each step in seconds: `reading`, `network`, and `uncertainty` if it was asked for."""
     warnings: tuple[str, ...] = ()
-    """Warnings about the images."""
+    """Warnings that were logged while the study was read and prepared."""
     notes: tuple[str, ...] = ()
-    """Steps before the network: conversion, registration, skull stripping."""
+    """Sentences on the steps before the network: series that were taken, registration, skull stripping."""
     unused: tuple[str, ...] = ()
     """Images that were found and not used, each with the reason."""
     series: Series | None = field(default=None, repr=False)
-    """DICOM series on whose grid the labels lie; None for NIfTI."""
+    """DICOM series on whose grid the labels lie; None for a NIfTI image, an image in memory, or an archive of one
+    series."""
     backend: Mapping[str, str] | None = None
-    """Inference backend that computed the network, and its precision."""
+    """Record of the inference backend that computed the network (`Backend.record`); None for the model's own as it is
+    now."""
 
     @property
     def absent(self) -> Modality:
-        """Sequences that were not there."""
+        """Sequences that were not given."""
         return ALL & ~self.used
 
     @property
@@ -86,23 +90,26 @@ class Segmentation:
 
     @property
     def lesions(self) -> dict[Region, int]:
-        """Number of connected components of each region."""
+        """Number of 26-connected components of each region."""
         return {region: metrics.lesion_count(region.mask(self.labels.voxels)) for region in self.regions}
 
     @property
     def calibrated(self) -> bool:
-        """True if the model has temperatures for these sequences; probabilities are then calibrated."""
+        """True if the model has temperatures for the sequences `used`: probabilities and estimates are calibrated."""
         return self.model.expectations is not None and bool(self.model.expectations.of(self.used))
 
     @property
     def outlook(self) -> list[str]:
-        """Sentences on the expected performance for these sequences, and the absent one that would help most."""
+        """Sentences on the expected performance with the sequences `used`, and on the absent one that would help most.
+
+        If the performance was not measured for this use of the model, one sentence says so.
+        """
         expected = self.model.expectations
         return expected.sentences(self.used) if expected else [UNMEASURED.format(self.used.title)]
 
     @property
     def trust(self) -> list[str]:
-        """The outlook, and sentences on the uncertainty of this result."""
+        """The outlook, sentences on the uncertainty if it was estimated, and the notice on medical devices."""
         expected = self.model.expectations.of(self.used) if self.model.expectations else {}
         errors = {region: one.estimate_error for region, one in expected.items()}
         return [*self.outlook, *(self.uncertainty.sentences(errors) if self.uncertainty else ()), NOT_A_DEVICE]
@@ -116,24 +123,25 @@ class Segmentation:
         pseudonyms: Pseudonyms | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write the output folder, whole or not at all.
+        """Write the output folder, whole or not at all, and return its path.
 
         Always written: `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json`. If probabilities were
         kept: `probabilities_<region>.nii.gz`.
 
         Args:
             folder: Folder to make.
-            labels: Label convention of `seg.nii.gz`.
-            types: Output types of `options.STUDY_TYPES`. `dicom-seg` adds `seg.dcm`, in the geometry of the series on
-                whose grid the labels lie (`dicom-labelmap`: one plane per slice for all labels); `dicom-sr` also adds
-                the volumes as `measurements.dcm`.
+            labels: Label convention of `seg.nii.gz`, as for `convention_named`.
+            types: Output types of `options.STUDY_TYPES`. Each DICOM type adds `seg.dcm`, in the geometry of the series
+                on whose grid the labels lie (`dicom-labelmap`: one plane per slice for all labels). `dicom-sr` also
+                adds the volumes as `measurements.dcm`.
             pseudonyms: With them, DICOM files name no patient.
             overwrite: Replace a folder that glimpseg wrote.
 
         Raises:
-            UsageError: If the folder holds files (without `overwrite`), for unknown `labels` or `types`, or for DICOM
-                output of images that came as NIfTI. Headers that allow no DICOM output give a warning.
-            InputError: If the convention has no number for a label that was found.
+            UsageError: If the folder holds files (without `overwrite`, or of something else), for unknown `labels` or
+                `types`, or for DICOM output of images that came as NIfTI. Headers that allow no DICOM output give a
+                warning.
+            InputError: If the convention has no number for a label that was found, or two numbers for one label.
             OutputError: When the disk refuses.
         """
         convention = convention_named(labels)
@@ -152,7 +160,10 @@ class Segmentation:
         return Path(folder)
 
     def preview(self) -> Any:
-        """Return the matplotlib figure of `preview.png`: three planes of each sequence, in radiological view."""
+        """Return the matplotlib figure of `preview.png`: three planes of each sequence, in radiological view.
+
+        Files of images are read again. Raises: InputError if that fails.
+        """
         from glimpseg.picture import preview  # matplotlib, for whoever draws
 
         labels = downsample_large(self.labels)

@@ -1,15 +1,15 @@
 """Uncertainty of one segmentation: estimated Dice, and agreement with further passes over the same study.
 
-The Dice is estimated from calibrated probabilities. The further passes segment the mirrored images, and the study
-without one of its sequences. Labels are never changed: they are those of the plain forward pass.
+The Dice is estimated from probabilities, which are calibrated if the model has temperatures. The further passes segment
+the mirrored images, and the study without one of its sequences. Labels are never changed: they are those of the plain
+forward pass.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,9 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import special
 
 from glimpseg import metrics
-from glimpseg.data.preprocess import Prepared
-from glimpseg.modality import Modality
 from glimpseg.region import Region
 from glimpseg.segmentation.options import Level
-from glimpseg.volume import Grid, Volume, bounding_box
-
-AXES = ("left-right", "front-back", "up-down")
-"""Names of the axes of the working grid, which is in RAS order."""
-MIRRORS: Mapping[Level, tuple[tuple[int, ...], ...]] = {
-    "none": (),
-    "quick": ((0,),),
-    "full": tuple(axes for count in (1, 2, 3) for axes in itertools.combinations(range(3), count)),
-}
-"""Axes along which the images are mirrored, one pass each. Mirrored left-right, a head looks nearly the same. The other
-flips show a network images that no patient has, unless it was trained with them."""
+from glimpseg.volume import Volume, bounding_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +29,9 @@ class RegionUncertainty:
     estimated_dice: float
     """Dice to expect of this mask, if the probabilities are calibrated; NaN where nothing was found."""
     lowest_ml: float
-    """Smallest volume among the segmentation and all members."""
+    """Smallest volume among the segmentation and all members, in millilitres."""
     highest_ml: float
-    """Largest volume among the segmentation and all members."""
+    """Largest volume among the segmentation and all members, in millilitres."""
     agreement: float
     """Mean Dice of the members with the segmentation; NaN without members."""
 
@@ -55,13 +43,13 @@ class RegionUncertainty:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Result of one further pass over the same study."""
+    """Result of one further pass over the same study, compared with the segmentation."""
 
     name: str
-    """`mirrored left-right`, `without T2`."""
+    """Name of the pass: `mirrored left-right`, `without T2`."""
     volumes_ml: Mapping[Region, float]
     dice: Mapping[Region, float]
-    """Dice of the member with the segmentation."""
+    """Dice of the member with the segmentation, by region; 1 where both are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +61,13 @@ class Uncertainty:
     """True if the probabilities were calibrated; if not, the estimates are from the network's own probabilities."""
     regions: Mapping[Region, RegionUncertainty]
     members: tuple[Member, ...]
+    """The further passes."""
 
     def sentences(self, errors: Mapping[Region, float]) -> list[str]:
-        """Return sentences for people, line by line.
+        """Return sentences on the uncertainty for people: a heading, then one line for each region.
 
-        `errors` are the mean absolute errors of such estimates, by region, where they were measured.
+        Args:
+            errors: Mean absolute error of such an estimated Dice, by region. A region may be missing, or have NaN.
         """
         by = "calibrated probabilities" if self.calibrated else "the network's own, uncalibrated probabilities"
         lines = [f"This study, by {by} and {len(self.members) + 1} passes ({self._names()}):"]
@@ -91,7 +81,7 @@ class Uncertainty:
         return "plain" + "".join(f", {member.name}" for member in self.members)
 
     def as_tree(self) -> dict[str, Any]:
-        """Return the content for JSON; undefined numbers are null."""
+        """Return the content for JSON, rounded to four decimals; undefined numbers are None."""
         return {
             "level": self.level,
             "calibrated": self.calibrated,
@@ -108,7 +98,7 @@ class Uncertainty:
 
 
 def region_tree(uncertainty: RegionUncertainty) -> dict[str, float | None]:
-    """Return the uncertainty of a region for JSON and tables; undefined numbers are None."""
+    """Return the uncertainty of a region for JSON and tables, rounded to four decimals; undefined numbers are None."""
     return {
         "estimated_dice": _number(uncertainty.estimated_dice),
         "volume_low_ml": _number(uncertainty.lowest_ml),
@@ -120,7 +110,8 @@ def region_tree(uncertainty: RegionUncertainty) -> dict[str, float | None]:
 def calibrated(probability: Float[np.ndarray, "..."], temperature: float) -> Float[np.ndarray, "..."]:
     """Return calibrated probabilities: sigmoid(logit(p) / T). Eq. (1) of the page on trust.
 
-    0, one half and 1 stay as they are, and so does the order of voxels. Labels therefore do not change.
+    T is the temperature, above 0. 0, one half and 1 stay as they are, and so does the order of voxels. Labels therefore
+    do not change.
     """
     if temperature == 1:
         return probability
@@ -160,7 +151,13 @@ class DiceEstimate:
         probabilities: Mapping[Region, Float[np.ndarray, "x y z"]],
         brain: Bool[np.ndarray, "x y z"],
     ) -> None:
-        """Add one part. Only voxels of the brain and of the mask itself count."""
+        """Add one part. Only voxels of the brain and of the region's mask itself count.
+
+        Args:
+            labels: `Label` values of the part.
+            probabilities: Calibrated probability of each region in the part.
+            brain: Brain mask of the part.
+        """
         for region, probability in probabilities.items():
             mask = region.mask(labels)
             shared, total = (probability[where].sum(dtype=np.float64) for where in (mask, brain | mask))
@@ -169,40 +166,8 @@ class DiceEstimate:
 
     @property
     def dice(self) -> dict[Region, float]:
-        """Estimated Dice by region, of all parts together."""
+        """Estimated Dice by region, of all parts together; NaN where no part has the region in its labels."""
         return {region: _dice_of(*sums.tolist()) for region, sums in self._sums.items()}
-
-
-def mirrored(prepared: Prepared, axes: Sequence[int]) -> Prepared:
-    """Return the mirrored study, for axes of the working grid (0 left-right, 1 front-back, 2 up-down).
-
-    The affine of its grid is mirrored, too: results return to the native grid without being flipped back.
-    """
-    turn = np.eye(4)
-    for axis in axes:
-        turn[axis, axis] = -1
-        turn[axis, 3] = prepared.grid.shape[axis] - 1
-    channels = tuple(axis + 1 for axis in axes)
-    return replace(
-        prepared,
-        image=np.ascontiguousarray(np.flip(prepared.image, channels)),
-        inside=np.ascontiguousarray(np.flip(prepared.inside, channels)),
-        target=None if prepared.target is None else np.ascontiguousarray(np.flip(prepared.target, tuple(axes))),
-        grid=Grid(prepared.grid.shape, prepared.grid.affine @ turn),
-    )
-
-
-def mirrored_inputs(prepared: Prepared, level: Level) -> Iterator[tuple[str, Prepared]]:
-    """Yield the name and the mirrored study of each mirrored pass of a level."""
-    for axes in MIRRORS[level]:
-        yield f"mirrored {' and '.join(AXES[axis] for axis in axes)}", mirrored(prepared, axes)
-
-
-def leave_one_out(available: Modality, level: Level) -> dict[Modality, str]:
-    """Return the subsets that lack one of the sequences, with their names; empty unless `full`, or for one sequence."""
-    if level != "full" or len(available) == 1:
-        return {}
-    return {available & ~modality: f"without {modality.title}" for modality in available}
 
 
 def uncertainty_of(

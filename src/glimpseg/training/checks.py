@@ -16,7 +16,11 @@ from glimpseg.recipe import Recipe
 
 
 def refuse_unfit(recipe: Recipe) -> None:
-    """Raise UsageError if the method cannot use the recipe's crops or prior, or if the prior cannot be made here."""
+    """Raise UsageError if the method cannot use the recipe's crops or prior, or if the prior cannot be made here.
+
+    A method cannot use the recipe's prior if it needs one and the recipe has none, or the other way round. The prior
+    cannot be made if its weights or the package for them are not there.
+    """
     with torch.device("meta"):
         learner = methods.build(recipe)
     patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
@@ -37,7 +41,10 @@ def refuse_unfit(recipe: Recipe) -> None:
 
 
 def refuse_unfit_weights(recipe: Recipe, run: Path) -> None:
-    """Raise UsageError or ModelError if a new run cannot begin with the weights that the recipe's `init` names."""
+    """Raise UsageError or ModelError if a new run cannot begin with the weights that the recipe's `init` names.
+
+    A run that has a checkpoint, and a recipe without initial weights, are not checked.
+    """
     if recipe.init.weights is None or newest_valid(run) is not None:
         return
     with torch.device("meta"):

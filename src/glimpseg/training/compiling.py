@@ -30,14 +30,14 @@ def should_compile(setting: bool | Literal["auto"], device: torch.device) -> boo
 
 
 def compile_networks(learner: Learner, trial: Callable[[Learner], None], device: torch.device, precision: str) -> bool:
-    """Compile the learner's `networks` in place, after a trial on a copy. The weights keep their names.
+    """Compile the learner's `networks` in place, if a trial on a compiled copy works. The weights keep their names.
 
     Args:
         learner: The learner.
-        trial: Makes a forward and a backward pass of a learner. If it fails in any rank, nothing is compiled, and the
-            log names the cause.
+        trial: Makes a forward and a backward pass of a learner. If it fails in any rank, nothing is compiled, and a
+            warning names the cause.
         device: Device of the training.
-        precision: `fp32` or `bf16`. bf16 on a CPU is not compiled.
+        precision: `fp32` or `bf16`. bf16 on a CPU is not compiled; a warning says so.
 
     Returns: True if the networks are compiled.
     """

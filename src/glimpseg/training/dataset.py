@@ -41,11 +41,12 @@ def prepare(
         recipe: Names preprocessing and prior.
         folder: Folder of the cache files.
         device: Device that makes the priors.
-        split: Published list that the studies were chosen by.
+        split: Published list that the studies were chosen by; None for none.
 
     Returns: The files of the studies and, if the recipe has a prior, those of the priors, in the order of the studies.
 
-    Raises: InputError as `prepare_studies`; UsageError if a prior cannot be made, or the list is not for training.
+    Raises: InputError as `prepare_studies`; UsageError if the method cannot use the recipe's crops or prior, a prior
+        cannot be made, or the list is not for training; OutputError when the disk refuses.
     """
     refuse_held_out(recipe.data.prior, split)
     refuse_unfit(recipe)
@@ -61,9 +62,10 @@ def _prepared(
 
 
 def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
-    """Return the cache files of all studies, made where they are missing.
+    """Return the cache files of all studies, in their order, made where they are missing.
 
-    Raises: InputError naming every study that cannot be prepared, after all were tried.
+    Raises: InputError naming every study that cannot be prepared, after all were tried; OutputError when the disk
+        refuses.
     """
     paths, failures = [], []
     for study in studies:
@@ -80,9 +82,13 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> l
 
 
 def find_training_studies(recipe: Recipe, options: TrainOptions) -> tuple[list[Study], str | None]:
-    """Return the studies to learn from, none for phantoms, and the method's note on the dataset (`dataset_note`).
+    """Return the studies to learn from, and the method's note on the dataset (`dataset_note`), None for no note.
 
-    Raises: UsageError if there is no data, or the recipe cannot be used with it; InputError as `find_studies`.
+    Without `options.data`, which means the recipe's stream of phantoms, there are no studies and no note. For a
+    pretraining references are ignored; otherwise studies without one are left out.
+
+    Raises: UsageError if there are no data, or the recipe cannot be used with them, or the list is unknown; InputError
+        as `find_studies`.
     """
     prior = recipe.data.prior
     if prior.uses_reference:
@@ -104,20 +110,25 @@ def find_training_studies(recipe: Recipe, options: TrainOptions) -> tuple[list[S
 
 
 def labelled_share(studies: Sequence[Study], share: float, seed: int) -> list[Study]:
-    """Return a share of the studies, at least one, in their order. With one seed, a larger share has the smaller."""
+    """Return a random share of the studies, at least one, in their order.
+
+    For the same studies and seed, every study of a smaller share is in a larger one, too.
+    """
     count = max(round(share * len(studies)), 1)
     first = np.random.default_rng([seed, len(studies)]).permutation(len(studies))[:count]
     return [studies[number] for number in sorted(first.tolist())]
 
 
 def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOptions) -> tuple[Cases, dict[str, Any]]:
-    """Return the source of training samples and the field `data` of the provenance.
+    """Return the source of training samples, and the field `data` of the provenance as a dict.
 
     Args:
         recipe: Names preprocessing, prior and stream.
         run: The run folder; holds the cache if `options.cache` names no other folder.
         studies: The studies to learn from; none for the recipe's stream of phantoms.
         options: `split`, `cache` and `device` are used.
+
+    Raises: InputError as `prepare_studies`; UsageError if a prior cannot be made; OutputError when the disk refuses.
     """
     settings, prior = recipe.data.preprocess, recipe.data.prior
     if not studies:
@@ -143,7 +154,10 @@ def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOp
 
 
 def _prior_record(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
-    """Return the field `prior` of the provenance, nothing for no prior. Files are named by their content."""
+    """Return a dict with the field `prior` of the provenance; empty for no prior.
+
+    `files` are named by their content.
+    """
     if prior.kind == "none":
         return {}
     record: dict[str, Any] = {"kind": prior.kind, "uses_reference": prior.uses_reference}

@@ -12,10 +12,10 @@ from glimpseg.method import Learner
 
 
 def averaged_copy(learner: Learner, decay: float) -> AveragedModel:
-    """Return a copy whose weights become the exponential moving average of the learner's.
+    """Return a copy whose weights become the exponential moving average of the learner's, at each `update_parameters`.
 
-    At step t the decay is min(`decay`, (1 + t) / (10 + t)), so that the first steps average over the few weights there
-    are. Buffers are copied, not averaged.
+    The first update copies the weights. After t updates, the next one has the decay min(`decay`, (1 + t) / (10 + t)):
+    the first steps average over the few weights there are. Buffers are copied, not averaged.
     """
 
     def average(old: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:

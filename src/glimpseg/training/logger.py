@@ -22,23 +22,23 @@ from glimpseg.runtime.atomic import atomic_file, write_text
 log = logging.getLogger(__name__)
 
 LINES = 20
-"""Log lines of a whole run where there is no terminal."""
+"""Number of log lines of a whole run, about, where there is no terminal."""
 PICTURE_EVERY = 5
 """Records between two drawings of `progress.png`. A drawing takes 0.2 s."""
 
 
 class TrainingLogger:
-    """Log of one run.
+    """Log of one run, a context manager. At the end of the block it closes its files and draws `progress.png`.
 
     On resuming, records of steps after the checkpoint are dropped, because those steps are made again.
 
     Args:
         run: The run folder.
-        steps: Numbers of the steps to make.
+        steps: Numbers of the steps to make, counted from 0.
         tensorboard: Also write TensorBoard files.
         quiet: Show no progress bar.
 
-    Raises: UsageError if TensorBoard is asked for and not installed.
+    Raises: UsageError if TensorBoard is asked for and not installed; OutputError when the disk refuses.
     """
 
     def __init__(self, run: Path, steps: range, *, tensorboard: bool = False, quiet: bool = False) -> None:
@@ -66,7 +66,12 @@ class TrainingLogger:
         self.draw()
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one record: after how many steps, and the mean of each value since the last record."""
+        """Append one record to `metrics.jsonl`, rounded to six decimals, and show it where that is due.
+
+        Args:
+            step: Number of steps done.
+            values: Mean of each value since the last record, as from `StepAverages.means`.
+        """
         record = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:
@@ -82,7 +87,7 @@ class TrainingLogger:
             self.draw()
 
     def draw(self) -> None:
-        """Draw `progress.png`: every loss term over the steps, and the time of a step."""
+        """Draw `progress.png`: every loss term over the steps, and the time of a step. Nothing without a record."""
         if not self.records:
             return
         from matplotlib.figure import Figure
@@ -116,7 +121,7 @@ class TrainingLogger:
 
 @dataclass
 class StepAverages:
-    """Means of the loss terms since the last record, and the share of the time spent waiting for data."""
+    """Means since the last record: the loss terms, the time of a step, and the share of it spent waiting for data."""
 
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     count: int = 0
@@ -126,7 +131,10 @@ class StepAverages:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measure the block as time spent waiting for a step's batches: cutting, move to the device, augmentation."""
+        """Measure the block as time spent waiting for a step's batches, and count one step.
+
+        This time is cutting, the move to the device, and augmentation.
+        """
         begun = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begun
@@ -139,7 +147,11 @@ class StepAverages:
         self.count += 1
 
     def means(self, **others: float) -> dict[str, float]:
-        """Return the means since the last call, with `others` at the end, and begin anew."""
+        """Return the means since the last call, with `others` at the end, and begin anew.
+
+        Keys: `loss` (sum of the terms), `loss/<term>`, `seconds_per_step`, and `waiting`, the share of the time spent
+        waiting.
+        """
         elapsed = time.perf_counter() - self.since
         terms = {f"loss/{name}": total / self.count for name, total in self.totals.items()}
         record = {
@@ -156,7 +168,7 @@ class StepAverages:
 
 
 def _completes_twentieth(step: int, steps: int, previous: int) -> bool:
-    """True if a twentieth of the run was completed after the step `previous`."""
+    """True if the run went past a multiple of a twentieth of its steps after the step `previous`."""
     return step * LINES // steps > previous * LINES // steps
 
 

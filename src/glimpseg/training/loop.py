@@ -45,7 +45,7 @@ from glimpseg.training.state import TrainingState
 log = logging.getLogger(__name__)
 
 RUN = Resumable(noun="run", file=RECIPE, among_files=True)
-"""A run folder. It may hold other files before the training begins, such as a cache."""
+"""Run folder as an output that can be resumed. It may hold other files before the training begins, such as a cache."""
 
 
 def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
@@ -54,10 +54,12 @@ def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
     Returns: The model folder.
 
     Raises:
-        UsageError: The run exists and `options.resume` is false, or it was begun with another recipe; or the method
-            cannot learn from such a dataset.
+        UsageError: The run exists and `options.resume` is false, or it was begun with another recipe or other data; the
+            method cannot use the recipe or learn from such a dataset; or another process writes the run.
         InputError: The data cannot be used.
-        TrainingError, Preempted: As `fit`.
+        ModelError: The initial weights cannot be used.
+        OutputError: When the disk refuses.
+        TrainingError, Preempted: As `fit`; TrainingError also if another rank has gone.
     """
     run = Path(run)
     refuse_unfit(recipe)
@@ -75,7 +77,7 @@ def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
 def fit(
     recipe: Recipe, cases: Cases, run: Path, options: TrainOptions, provenance: Mapping[str, Any] | None = None
 ) -> Path:
-    """Train from the newest checkpoint of a run, or from the beginning.
+    """Train from the newest whole checkpoint of a run, or from the beginning if there is none.
 
     Args:
         recipe: The recipe.
@@ -84,12 +86,15 @@ def fit(
         options: `device`, `threads`, `tensorboard` and `quiet` are used.
         provenance: Fields for the provenance of the model.
 
-    Returns: The model folder.
+    Returns: The model folder, `model` in the run folder. The first rank writes it.
 
     Raises:
-        UsageError: The network cannot take crops of the recipe's size, or its prior.
-        TrainingError: A loss term is not finite, or the graphics processor computes wrongly.
-        Preempted: SIGTERM came; the state is saved.
+        UsageError: The method cannot use the recipe's crops or prior; the samples of a step cannot be divided among
+            ranks and backward passes; the run was begun with other data; or TensorBoard is asked for and not installed.
+        ModelError: The initial weights cannot be used.
+        TrainingError: A loss term or the gradient's norm is not finite, or the graphics processor computes wrongly.
+        Preempted: SIGTERM came before the last step was done; the state is saved.
+        OutputError: When the disk refuses.
     """
     refuse_unfit(recipe)
     device, optim = options.device, recipe.optim
@@ -136,14 +141,17 @@ def fit(
 
 
 def is_due(done: int, every: int, steps: int) -> bool:
-    """True after every `every` steps and after the last one."""
+    """True after every `every` steps, and after the last one of `steps`. `done`: number of steps done."""
     return done % every == 0 or done == steps
 
 
 def _accumulate(
     state: TrainingState, parts: Sequence[Batch], seeds: Sequence[int], progress: Progress, *, run: Path
 ) -> Iterator[dict[str, Tensor]]:
-    """Make one backward pass for each part of a step's batch, with its seed, and yield its loss terms."""
+    """Make one backward pass for each part of a step's batch, with its seed, and yield its loss terms.
+
+    The gradients are those of the mean over the parts. Raises: TrainingError if a loss term is not finite.
+    """
     for seed, batch in zip(seeds, parts, strict=True):
         torch.manual_seed(seed)
         terms = state.loss_terms(state.objective, batch, progress)
@@ -153,7 +161,11 @@ def _accumulate(
 
 
 def _open_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Write the recipe into a new run folder, or check that an old one was begun with the same recipe."""
+    """Write the recipe into a new run folder, or check that an old one was begun with the same recipe.
+
+    The first rank does so; the others do nothing. Raises: UsageError for an old run without `resume`, or with another
+    recipe; InputError if its recipe is damaged.
+    """
     if rank_and_world()[0]:
         return
     # If the file in the run folder is lost, the newest checkpoint holds the recipe as well.
@@ -172,7 +184,7 @@ def _run_lock(run: Path) -> Iterator[None]:
 
 
 def _restore(state: TrainingState, checkpoint: Path, run: Path, provenance: dict[str, Any]) -> int:
-    """Take over a checkpoint and add its `init` to the provenance.
+    """Take over a checkpoint; add its `init`, if it has one, to `provenance`.
 
     Returns: The number of steps done.
 
@@ -191,7 +203,10 @@ def _restore(state: TrainingState, checkpoint: Path, run: Path, provenance: dict
 
 
 def _shares(recipe: Recipe) -> list[tuple[int, range]]:
-    """Return this rank's shares of a step's samples, each with its number among the shares of all ranks."""
+    """Return this rank's shares of a step's samples, each with its number among the shares of all ranks.
+
+    Raises: UsageError if the samples of a step cannot be divided equally.
+    """
     rank, world = rank_and_world()
     count = world * recipe.optim.accumulate
     batch = recipe.data.sampling.batch
@@ -220,6 +235,9 @@ def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, ste
 
 
 def _pass_seed(seed: int, step: int, share: int) -> int:
-    """Return the seed of torch's generator for one backward pass."""
+    """Return the seed of torch's generator for one backward pass.
+
+    `share` is the number of the pass's samples among the shares of the step, over all ranks.
+    """
     digest = hashlib.sha256(f"{seed} {step} {share}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -72,14 +72,16 @@ class TrainingState:
     learner: Learner
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
+    """Copy with the averaged weights; None without averaging."""
     objective: nn.Module
     """The learner's losses, under several ranks wrapped for DDP."""
     device: torch.device
     precision: str
+    """Precision of the forward pass: `fp32` or `bf16`."""
 
     @classmethod
     def begin(cls, learner: Learner, optim: Optim, device: torch.device) -> TrainingState:
-        """Return the state before the first step, for a learner that is on the device."""
+        """Return the state before the first step, for a learner that is on the device already."""
         optimizer = build_optimizer(learner, optim)
         averaged = averaged_copy(learner, optim.ema) if optim.ema else None
         precision = resolve_precision(optim.precision, device)
@@ -103,7 +105,14 @@ class TrainingState:
             return objective(batch, progress)
 
     def compile(self, batch: Batch, progress: Progress) -> None:
-        """Compile the networks if a forward and backward pass over this batch works compiled."""
+        """Compile the learner's networks if a compiled forward and backward pass over this batch works, else warn.
+
+        After the warning, training goes on without compiling. bf16 on a CPU is never compiled.
+
+        Args:
+            batch: Batch on the device.
+            progress: Place in the training, for the losses.
+        """
 
         def trial(learner: Learner) -> None:
             sum(self.loss_terms(Objective(learner), batch, progress).values(), torch.zeros(())).backward()
@@ -113,7 +122,10 @@ class TrainingState:
     def step(self, optim: Optim, progress: Progress) -> dict[str, float]:
         """Clip the gradients, make one optimiser step, update the average.
 
-        Returns: The gradient's norm before clipping and the learning rate.
+        The norm of each parameter group is clipped to `max_norm` by itself.
+
+        Returns: `gradient_norm`, that of all gradients before clipping, and `learning_rate`, before any group's
+            `scale`.
 
         Raises: TrainingError if the norm is not finite.
         """
@@ -144,7 +156,7 @@ class TrainingState:
         return learner.kept
 
     def save(self, step: int) -> SavedState:
-        """Return the state for a checkpoint after `step` steps."""
+        """Return the state for a checkpoint. `step` is the number of steps done."""
         tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"ema/{name}": value for name, value in self.averaged.state_dict().items()}

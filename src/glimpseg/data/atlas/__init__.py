@@ -26,7 +26,7 @@ class AverageBrain:
 
 @functools.cache
 def average_brain() -> AverageBrain:
-    """Load the average brain from the package, once a process."""
+    """Return the average brain; it is read from the package at the first call and kept in memory."""
     packed = (resources.files(__name__) / "mni152.npz").read_bytes()
     with np.load(io.BytesIO(packed), allow_pickle=False) as halves:
         whole = {name: _mirrored(halves[name]) for name in ("depth", "grey", "white", "t1", "ventricles")}

@@ -47,7 +47,13 @@ GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMe
 def inherited_headers(datasets: Sequence[Dataset], pseudonyms: Pseudonyms | None = None) -> list[Dataset]:
     """Return headers of a series reduced to the attributes that a derived object may inherit.
 
-    An invalid value is emptied, and a warning names the attribute.
+    These are `UID_KEYWORDS`, `IMAGE_KEYWORDS`, `FILING_KEYWORDS`, `OPTIONAL_FILING_KEYWORDS` and, for an enhanced file,
+    `GEOMETRY_GROUPS`. An invalid value is emptied, and a warning names the attribute.
+
+    Args:
+        datasets: headers of the series.
+        pseudonyms: None keeps names and identifiers. Otherwise UIDs, PatientID and PatientName are replaced by
+            pseudonyms, all others of `FILING_KEYWORDS` are empty, and `OPTIONAL_FILING_KEYWORDS` are left out.
 
     Raises:
         InputError: if a UID is absent or invalid, because nothing could refer to such a file.

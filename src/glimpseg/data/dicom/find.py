@@ -33,8 +33,8 @@ def find_series(folder: str | Path) -> list[Series]:
         Series sorted by study, then series number. The files of a series are in the order of slice positions.
 
     Raises:
-        InputError: if there is no MR image, if images are of more than one patient, or if two files with one
-            SOPInstanceUID differ.
+        InputError: if `folder` is no folder, if there is no MR image, if images are of more than one patient, if two
+            files with one SOPInstanceUID differ, or if the process that reads the headers fails.
         UsageError: without the extra `dicom`.
     """
     libraries.require()

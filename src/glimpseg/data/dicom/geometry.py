@@ -48,7 +48,7 @@ def positions(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 3"]:
         Positions in LPS millimetres, in the order of files and frames.
 
     Raises:
-        InputError: if a slice has no position.
+        InputError: if a slice has no position, or one that is not finite.
     """
     found = []
     for dataset in datasets:
@@ -92,9 +92,9 @@ def orientations(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 6"]:
 
 
 def pixel_spacing(dataset: Dataset) -> tuple[float, float]:
-    """Return the distances between rows and between columns, mm.
+    """Return the distances between rows and between columns of a slice, or of a file's first frame, mm.
 
-    Raises: InputError if they are absent or invalid.
+    Raises: InputError if they are absent, or not between 0 and 100 mm.
     """
     rows, columns = pixel_spacings([dataset])[0].tolist()
     return rows, columns

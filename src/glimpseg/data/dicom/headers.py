@@ -90,7 +90,7 @@ LONGEST_META = 4096
 
 
 class NotDicom(Exception):
-    """The file is not a DICOM file."""
+    """Error for a file that does not begin as DICOM."""
 
 
 class DeflatedError(ValueError):
@@ -234,7 +234,7 @@ def numbers(dataset: Dataset) -> dict[str, float]:
 
 
 def first_number(found: Any) -> float | None:
-    """Return the first number in a value; None if there is none."""
+    """Return a value, or its first element if it has several, as a number; None if that is no number."""
     if hasattr(found, "__iter__") and not isinstance(found, str | bytes):
         found = next(iter(found), None)
     try:
@@ -252,7 +252,7 @@ def image_type(dataset: Dataset) -> tuple[str, ...]:
 
 
 def second_of_day(dataset: Dataset, *keywords: str) -> float | None:
-    """Return the first of these time attributes (TM or DT) that can be read, as the second of the day."""
+    """Return the first of these time attributes (TM or DT) that can be read, as the second of the day; else None."""
     for keyword in keywords:
         text = _as_text(deep_value(dataset, keyword))
         clock = re.fullmatch(r"(?:\d{8})?(\d\d):?(\d\d)?:?(\d\d(?:\.\d+)?)?(?:[+-]\d{4})?", text.strip())

@@ -74,7 +74,7 @@ def read_series(series: Series) -> Volume:
 def read_grid(series: Series) -> Grid:
     """Return the grid that `read_series` gives the series, from its headers alone.
 
-    Raises: InputError as `read_series`.
+    Raises: InputError and UsageError as `source_headers`; InputError as `source_geometry`.
     """
     return geometry.ras_grid(source_geometry(series, source_headers(series)))
 
@@ -84,6 +84,7 @@ def source_headers(series: Series) -> list[Dataset]:
 
     Raises:
         InputError: if a file cannot be read.
+        UsageError: without the extra `dicom`.
     """
     libraries.require()
     try:
@@ -96,11 +97,13 @@ def source_headers(series: Series) -> list[Dataset]:
 
 
 def source_geometry(series: Series, datasets: Sequence[Dataset]) -> highdicom.VolumeGeometry:
-    """Return highdicom's geometry of a series; its indices are slice, row, column.
+    """Return highdicom's geometry of a series from its headers (`datasets`); its indices are slice, row, column.
 
-    The headers are made regular (`geometry.make_regular`), so that derived objects find each slice at its place.
+    Pixels are not read. The headers are made regular (`geometry.make_regular`), so that derived objects find each slice
+    at its place.
 
-    Raises: InputError as `read_series`.
+    Raises: InputError if the slices form no complete volume (missing, uneven, tilted, several at one position), or if a
+        position, an orientation or the pixel spacing is absent or invalid.
     """
     try:
         geometry.make_regular(datasets)

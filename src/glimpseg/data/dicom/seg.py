@@ -58,10 +58,12 @@ def write_seg(
         source: series whose geometry, patient and study are used.
         kind: BINARY or LABELMAP.
         model: name of the algorithm.
-        pseudonyms: replaces all identifiers (see `pseudonyms`); None keeps the patient's name and identifiers.
+        pseudonyms: replaces or empties all identifiers (see `inherited_headers`), and marks the file as de-identified;
+            None keeps the patient's name and identifiers.
 
     Raises:
-        InputError: if the source cannot be read, forms no volume, or has invalid UIDs.
+        InputError: if the source cannot be read, forms no volume, or lacks valid attributes such as UIDs; or if
+            `labels` holds values that are no labels.
         OutputError: if writing fails.
         UsageError: without the extra `dicom`.
     """
@@ -102,8 +104,9 @@ def read_seg(path: str | Path, grid: Grid | None = None) -> Volume:
             segment.
 
     Raises:
-        InputError: if the file is no segmentation, a segment has an unknown type, segments overlap, the frames form no
-            volume, or the pixels cannot be decoded.
+        InputError: if there is no file or it is no segmentation, voxels are in a segment of unknown type, segments
+            overlap, the frames form no volume, or the pixels cannot be decoded.
+        UsageError: without the extra `dicom`.
     """
     libraries.require()
     path = Path(path)

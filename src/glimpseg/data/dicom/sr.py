@@ -62,8 +62,9 @@ def write_sr(
         pseudonyms: the same as for `write_seg`.
 
     Raises:
-        InputError: as `write_seg`, or if the segmentation is of another series.
+        InputError: as `write_seg`, or if `segmentation` cannot be read, is no segmentation, or is of another study.
         OutputError: if writing fails.
+        UsageError: without the extra `dicom`.
     """
     libraries.require()
     headers = source_headers(source)

@@ -82,7 +82,10 @@ class DicomContents:
 
 
 def walk_files(folder: Path) -> Iterable[Path]:
-    """Yield every regular file below a folder, sorted by name. Links to folders are not followed."""
+    """Yield every regular file below a folder, sorted by name; first its own files, then those of each folder in it.
+
+    Links to folders are not followed.
+    """
     for place, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

@@ -29,7 +29,10 @@ MOST_FILES_TRIED = 200
 
 
 def contains_dicom(folder: Path) -> bool:
-    """True if a DICOM file or an archive comes before any NIfTI file below a folder."""
+    """True if a DICOM file or an archive comes before any NIfTI or `.mha` file below a folder.
+
+    The order is that of `stacks.walk_files`. Only the first `MOST_FILES_TRIED` files are looked at.
+    """
     for number, path in enumerate(stacks.walk_files(folder)):
         name = path.name.lower()
         if name.endswith((".nii", ".nii.gz", ".mha")) or number >= MOST_FILES_TRIED:
@@ -67,9 +70,10 @@ def find_study_folders(folder: Path) -> list[Path]:
 
 
 def first_study_digests(folder: Path) -> dict[str, str]:
-    """Return the digest of the first study in each folder directly below that holds MR images.
+    """Return the digest of the first study in each folder directly below that holds MR images in its first files.
 
-    Images that lie directly in `folder` are entered under the empty name.
+    The first `MOST_FILES_TRIED` files are looked at, those of nested folders included. Images that lie directly in
+    `folder` are entered under the empty name.
     """
     places: dict[str, Iterable[Path]] = {"": [path for path in sorted(folder.iterdir()) if path.is_file()]}
     places |= {path.name: stacks.walk_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}

@@ -49,7 +49,7 @@ class Appearance:
     """Most likely kind of one image, by its voxels."""
 
     named: Modality
-    """Sequence as which the image was given."""
+    """Sequence that the image was given as."""
     kind: str
     """Most likely of `KINDS`."""
     probability: float
@@ -96,7 +96,7 @@ def appearance_warnings(prepared: Prepared) -> tuple[str, ...]:
 def coarsened(
     images: Float[np.ndarray, "m x y z"], inside: Bool[np.ndarray, "m x y z"], prepared: Prepared
 ) -> tuple[Float[np.ndarray, "m i j k"], Bool[np.ndarray, "m i j k"], float]:
-    """Average images over cubes of about 3 mm, tissue voxels only.
+    """Average images over cubes of about 3 mm, tissue voxels only; images with voxels above 2 mm are not changed.
 
     Returns:
         The averaged images, the mask of cubes that are tissue by more than half, and the side of a cube in mm.
@@ -201,7 +201,7 @@ class AppearanceModel:
 
 @functools.cache
 def appearance_model() -> AppearanceModel:
-    """Load the model from the package, once a process."""
+    """Return the model; it is read from the package at the first call and kept in memory."""
     text = (resources.files("glimpseg.data.identify") / "appearance.json").read_text("utf-8")
     return AppearanceModel(**{name: np.array(values) for name, values in json.loads(text).items() if name != "made"})
 

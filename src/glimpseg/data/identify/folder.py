@@ -34,8 +34,9 @@ def identify(place: str | Path, *, words: Path | None = None, study: str | None 
         words: YAML file with the user's own words (docs/identify.md).
         study: key of one study, if the folder holds several.
 
-    Raises: InputError when there is no series, or when several studies are there and none is named; UsageError for a
-        file of words that cannot be used.
+    Raises: InputError when there is no folder or no series, when several studies are there and none is named, for an
+        unknown key, or as `dicom.find.find_series`; UsageError for a file of words that cannot be used, or for DICOM
+        without the extra `dicom`.
     """
     place = Path(place).absolute()
     rules = rules_with(words)

@@ -94,7 +94,7 @@ class Rules:
 
 @cache
 def packaged_rules() -> Rules:
-    """Load the rules of the package, once a process."""
+    """Return the rules of the package; they are read at the first call and kept in memory."""
     return TypeAdapter(Rules).validate_python(yaml.safe_load(PACKAGED.read_text("utf-8")))
 
 
@@ -162,5 +162,5 @@ def _loose(word: str) -> str:
 
 
 def in_words(value: float) -> str:
-    """Format a parameter value with four digits; an infinite one as "any"."""
+    """Format a parameter value with four significant digits; an infinite one as "any"."""
     return "any" if math.isinf(value) else f"{value:.4g}"

@@ -86,7 +86,8 @@ def choose_series(judged: Sequence[SeriesVerdict]) -> tuple[dict[Modality, Serie
     """Choose one series for each sequence, by the order of `TIE_RULES`.
 
     Returns:
-        The chosen series, and a tie for each sequence that more than one series fits.
+        The chosen series, and a tie for each sequence that other series fit, too. If an original is chosen, only other
+        originals count.
     """
     chosen: dict[Modality, Series] = {}
     ties = []

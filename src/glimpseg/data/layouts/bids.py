@@ -61,7 +61,7 @@ def recognises(listing: FolderListing) -> bool:
 
 
 def read(listing: FolderListing) -> ReadResult:
-    """Read all studies that have an image of one of the four sequences."""
+    """Read all studies that have an image of one of the four sequences; their entries hold the problems found."""
     entries: list[StudyEntry] = []
     set_aside: dict[Path, str] = {}
     broken_links: list[Path] = []

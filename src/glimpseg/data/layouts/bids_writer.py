@@ -55,8 +55,9 @@ def write(folder: Path, studies: Sequence[Study]) -> None:
     Ids that are not BIDS ids keep their letters and digits; `participants.tsv` holds the original ids.
 
     Raises:
-        UsageError: if the folder holds files, or two studies get one name.
+        UsageError: if the folder holds files, an id has neither letters nor digits, or two studies get one name.
         InputError: if a study cannot be read.
+        OutputError: if writing fails.
     """
     names = [bids_study_name(study.id) for study in studies]
     refuse_duplicates(names, "BIDS")
@@ -93,7 +94,7 @@ def write_derivative(
         Path of the label map.
 
     Raises:
-        UsageError: if the folder holds results of another model.
+        UsageError: if the folder holds results of another model or version, or the id has neither letters nor digits.
         OutputError: if writing fails.
     """
     root = Path(dataset) / DERIVATIVES / GENERATOR

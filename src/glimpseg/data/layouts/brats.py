@@ -102,6 +102,11 @@ def write_study(
 
     Returns:
         The study's folder.
+
+    Raises:
+        UsageError: if the release is unknown, or the study's folder holds files.
+        InputError: if a label of the reference has no number in the release.
+        OutputError: if writing fails.
     """
     naming, convention = release_named(release)
     place = Path(folder) / study

@@ -94,12 +94,15 @@ def listed_images(path: Path) -> dict[str, tuple[list[Path], Path | None]]:
 
 
 def holds_images(listing: FolderListing) -> bool:
-    """True if a folder holds `dataset.json` and a folder of images."""
+    """True if a folder holds a file named `dataset.json` and a folder named `imagesTr` or `imagesTs`; names alone."""
     return NAME in listing.files and any(name in listing.folders for name in FOLDERS)
 
 
 def read_description(path: Path) -> Description:
-    """Read a `dataset.json`. Raises: InputError if it is invalid or its channels are unknown."""
+    """Read a `dataset.json`. Labels that are absent or unclear are described in `label_problem`.
+
+    Raises: InputError if it cannot be read, names no channel that is known, or names one sequence twice.
+    """
     tree = _read_json(path)
     named = tree.get("channel_names", tree.get("modality"))
     if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):

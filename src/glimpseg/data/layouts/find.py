@@ -104,8 +104,8 @@ def find_studies(
             several conventions or be damaged.
 
     Raises:
-        InputError: if no study is found, several layouts are found, two studies share an id, a study has two images of
-            one sequence, or the meaning of the labels is unclear.
+        InputError: if no study is found, two studies share an id, a study has two images of one sequence, or the
+            meaning of the labels is unclear; and as `read_folder`.
         UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)
@@ -154,7 +154,7 @@ def usable_studies(folder: str | Path, *, layout: str = AUTO) -> UsableStudies:
     """Find all studies without references, and collect the problems of unusable studies instead of raising.
 
     Raises:
-        InputError: if there is no study at all, or several layouts.
+        InputError: if there is no study at all, or as `read_folder`.
         UsageError: for an unknown `layout`.
     """
     found = read_folder(Path(folder), layout)
@@ -200,7 +200,8 @@ def read_folder(folder: Path, layout: str) -> FolderContents:
     """Read everything below a folder, or in a manifest, as one layout. Only names and small text files are read.
 
     Raises:
-        InputError: if there is no such folder, or it holds several layouts.
+        InputError: if there is no such folder, it holds several layouts, or a layout's own table or description is
+            invalid.
         UsageError: for an unknown `layout`.
     """
     known = _AUTO_LAYOUTS if layout == AUTO else (layout_named(layout),)
@@ -221,7 +222,7 @@ def read_folder(folder: Path, layout: str) -> FolderContents:
     return FolderContents(
         folder,
         _mark_duplicates(entries, folder),
-        set_aside | tree.set_aside,
+        {**set_aside, **tree.set_aside},
         _deduplicated([*notes, *tree.notes, *joined]),
     )
 
@@ -236,7 +237,8 @@ def layout_named(name: str) -> Layout:
 def with_conventions(entries: Sequence[StudyEntry], labels: str | None, folder: Path) -> list[Study]:
     """Return the studies with the convention of their references.
 
-    The convention is None for all studies if there is neither a reference nor a name in `labels`.
+    It is the one named by `labels`; by default the one that the dataset defines, or else the one detected from all
+    references together. It stays None if there is no reference to detect it from.
 
     Raises:
         InputError: if the meaning of a reference's labels is unclear.
@@ -268,8 +270,8 @@ def join_problems(problems: Sequence[str]) -> str:
 def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
     """Yield all folders below with their list of subfolders, from which the caller may remove some.
 
-    Links are followed, and each folder is visited once, so a link to a parent ends. Result folders of glimpseg are
-    skipped.
+    Links are followed, and each folder is visited once, so a link to a parent ends. Result folders of glimpseg, and
+    folders whose name begins with a dot, are skipped.
     """
     seen: set[Path] = set()
     for place, below, files in os.walk(folder, followlinks=True, onerror=_warn_unreadable):

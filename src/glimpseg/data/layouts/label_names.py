@@ -39,7 +39,7 @@ def convention_of_labels(names: Mapping[int, str]) -> Convention | None:
     """Return the convention of a dataset that names each number; None if no name is a part of a tumour.
 
     Raises:
-        InputError: if some names are parts of a tumour and others are not.
+        InputError: if some names are parts of a tumour and others are not, or if all names mean background.
     """
     found = {
         number: LABEL_SPELLINGS.get(_normalised(name))

@@ -82,7 +82,8 @@ class Layout:
 def printable(name: str) -> str:
     """Return a file name as printable text.
 
-    Bytes that are not UTF-8, and control characters, become `_x` and their code.
+    A character that `str.isprintable` denies becomes `_x` and two hexadecimal digits, the low byte of its code. These
+    are control characters, spaces other than the usual one, invisible characters, and bytes that are not UTF-8.
     """
     return "".join(char if char.isprintable() else f"_x{ord(char) & 0xFF:02x}" for char in name)
 

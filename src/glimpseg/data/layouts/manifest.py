@@ -48,7 +48,10 @@ def recognises(listing: FolderListing) -> bool:
 
 
 def read(listing: FolderListing) -> ReadResult:
-    """Read all studies of the one manifest in a folder. Raises: InputError if there are several manifests."""
+    """Read all studies of the one manifest in a folder.
+
+    Raises: InputError if there are several manifests, and as `read_manifest`.
+    """
     found = _find_manifests(listing)
     if len(found) > 1:
         names = ", ".join(printable(path.name) for path in found)

@@ -59,7 +59,7 @@ def recognises(listing: FolderListing) -> bool:
 
 
 def read(listing: FolderListing) -> ReadResult:
-    """Read all studies of the dataset. Raises: InputError as `read_description`, and for files that are not images."""
+    """Read all studies of the dataset. Raises: InputError as `read_description`, and for an unknown `file_ending`."""
     description = read_description(listing.path / NAME)
     if description.ending not in IMAGES:
         raise InputError(

@@ -86,7 +86,7 @@ def survey(folder: str | Path, layout: str = AUTO, labels: str | None = None) ->
     Voxels are read only from references, and only if nothing else defines the label numbers.
 
     Raises:
-        InputError: if there is no such folder, or it holds several layouts.
+        InputError: as `read_folder`.
         UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)

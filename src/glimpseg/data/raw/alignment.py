@@ -52,8 +52,10 @@ def check_alignment(first: Volume, second: Volume) -> RawCheck:
     """Check whether two images of one study are misaligned, and estimate their translation and rotation.
 
     Returns:
-        Verdict "yes" if the images are misaligned. The translation is measured at the middle of the field of view of
-        the first image. Without SimpleITK the verdict is "yes" for shifts of 4 mm or more, else "unsure".
+        Verdict "no" for a displacement of at most `ALIGNED_MM`. Verdict "yes" for one above `MISALIGNED_MM`, if the
+        whole images are displaced by more than `WHOLE_MM`, too, or if they cannot be registered. Else "unsure". The
+        translation is measured at the middle of the field of view of the first image. Without SimpleITK the verdict is
+        "yes" for shifts of 4 mm or more, else "unsure".
     """
     if find_spec("SimpleITK") is None:
         return _by_edges(first, second)
@@ -76,7 +78,8 @@ def check_alignment(first: Volume, second: Volume) -> RawCheck:
 def shared_brain_interior(first: Volume, second: Volume) -> Volume | None:
     """Return the interior of the brain mask that two stripped images share, or None if they share no mask.
 
-    The interior excludes a margin of 6 mm. It is a volume (uint8, 0 or 1) on a grid of 3 mm.
+    The interior excludes a margin of 6 mm. It is a volume (uint8, 0 or 1) on a grid of 3 mm. It is None, too, if it has
+    fewer than `LEAST_VOXELS` voxels.
     """
     if any(border(image.voxels)[1] <= CONSTANT_SHARE for image in (first, second)):
         return None

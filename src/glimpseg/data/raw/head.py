@@ -87,7 +87,10 @@ def check_head(volume: Volume) -> RawCheck:
 
 
 def check_study_head(volumes: Iterable[Volume]) -> RawCheck:
-    """Check whether any image of a study shows a head: yes if one does, no if none does, else unsure."""
+    """Return the check of the first image that shows a head; if there is none, the first unsure one, else a "no".
+
+    Raises: ValueError if there is no image.
+    """
     checks = [check_head(volume) for volume in volumes]
     for verdict in (Verdict.YES, Verdict.UNSURE, Verdict.NO):
         for check in checks:

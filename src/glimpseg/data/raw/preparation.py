@@ -111,7 +111,10 @@ class AlignedStudy:
         return self._on_given_grid(labels, modality, resample_labels)
 
     def values_on_given_grid(self, values: Volume, modality: Modality | None = None) -> Volume:
-        """Resample an image or a probability map likewise, by linear interpolation."""
+        """Resample an image or a probability map to the original grid of one sequence, by linear interpolation.
+
+        Arguments and errors are those of `labels_on_given_grid`.
+        """
         return self._on_given_grid(values, modality, resample)
 
     def _on_given_grid(
@@ -128,7 +131,7 @@ class AlignedStudy:
 def check_study(study: Study, reference: Modality | None = None) -> StudyChecks:
     """Check whether the images of a study show the skull, and whether each is aligned with the reference sequence.
 
-    Raises: InputError for files that cannot be read; UsageError if the study has no such reference.
+    Raises: InputError for files that cannot be read, or no sequence; UsageError if the study lacks the reference.
     """
     begun = _read_thinned(study, reference)
     images = _volumes(begun.study)
@@ -145,16 +148,16 @@ def check_study(study: Study, reference: Modality | None = None) -> StudyChecks:
 def register_and_strip(study: Study, reference: Modality | None = None) -> AlignedStudy:
     """Check a study; register its sequences and find its brain where that is needed.
 
-    The sequences are registered if one is misaligned or if skull and scalp are visible. The brain is found if skull and
-    scalp are visible and no mask was given. Large images are checked one after another with fewer voxels
+    The sequences are registered if one is misaligned, or if skull and scalp are visible and SimpleITK is installed. The
+    brain is found if skull and scalp are visible and no mask was given. Large images are checked with fewer voxels
     (`volume.downsample_large`). Images that are not moved are returned as they were given, files as files.
 
     Args:
         study: the raw study.
         reference: sequence to register to; by default the first of T1c, T1, FLAIR, T2 that exists.
 
-    Raises: UsageError that says what to install or run, when something needed is not installed; InputError for
-        images that cannot be used.
+    Raises: UsageError that says what to install or run, when something needed is not installed, or if the study lacks
+        the reference; InputError for images that cannot be used, or no sequence.
     """
     with collected_warnings() as warnings:
         aligned = _register_and_strip(study, reference)

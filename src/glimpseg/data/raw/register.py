@@ -99,7 +99,10 @@ def refine_registration(
     *,
     within: Volume | None = None,
 ) -> Float[np.ndarray, "4 4"]:
-    """Find the rigid motion nearest to the positions in the headers; arguments as for `register_rigidly`."""
+    """Find the rigid motion by a search that starts at the positions in the headers alone.
+
+    Arguments, result and errors are those of `register_rigidly`.
+    """
     with _one_thread() as itk:
         images = _images(fixed, moving, settings)
         start = _from_headers(itk, images[0])
@@ -109,7 +112,7 @@ def refine_registration(
 
 
 def moved_grid(grid: Grid, motion: Float[np.ndarray, "4 4"]) -> Grid:
-    """Return the grid of the moving image in the world coordinates of the fixed image."""
+    """Return the grid of the moving image (`grid`) in the world coordinates of the fixed image."""
     return Grid(grid.shape, np.linalg.inv(motion) @ grid.affine)
 
 

@@ -73,7 +73,7 @@ def similarity_of_motion(fixed: Volume, moving: Volume, motion: Float[np.ndarray
 def mutual_information(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> float:
     """Return the mutual information of two lists of intensities, in nats."""
     clipped = [np.clip(values, *np.percentile(values, PERCENTILES)) for values in (first, second)]
-    counts = np.histogram2d(*clipped, bins=BINS)[0]
+    counts = np.histogram2d(clipped[0], clipped[1], bins=BINS)[0]
     joint = counts / counts.sum()
     alone = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     there = joint > 0

@@ -51,7 +51,8 @@ def select_studies(studies: Sequence[Study], name: str) -> list[Study]:
     Upper and lower case are equal. A grade (`HG_`, `LG_`) in only one of the two names is ignored; two grades must
     agree.
 
-    Raises: InputError if none of the list is there, or if a study without a grade may be either of two cases.
+    Raises: InputError if none of the list is there, or if a study without a grade may be either of two cases; and as
+        `case_ids`.
     """
     listed = case_ids(name)
     cases = _by_plain_id(name.split("/")[0])

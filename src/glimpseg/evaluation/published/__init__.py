@@ -1,4 +1,4 @@
-"""Published 15-subset tables, as their sources print them, with the protocol each was made under."""
+"""Published tables of all 15 subsets, as their sources print them, with the protocol of each."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from glimpseg.modality import SUBSETS
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """What one source prints for one method on one dataset."""
+    """Table that one source prints for one method on one dataset."""
 
     dataset: str
     method: str
     split: str
+    """Studies that it was made on, as the source says."""
     source: str
+    """Citation of the source."""
     protocol: Mapping[str, str]
-    """Facts that decide comparability, `not stated` where the source is silent."""
+    """Facts that decide if numbers can be compared; `not stated` if the source does not say."""
     cautions: tuple[str, ...]
+    """Sentences on errors and contradictions in the source."""
     values: Mapping[tuple[str, str, str], float]
-    """By metric (`dice` in per cent, `hd95` in mm), region and subset key, as printed."""
+    """Values by metric (`dice` in per cent, `hd95` in mm), region and subset key, as printed."""
     doubtful: frozenset[tuple[str, str]]
     """Metrics and regions whose rows contradict themselves in the source; the cautions say how."""
 
     def mean(self, metric: str, region: str) -> float:
-        """Plain mean over the 15 subsets. Raises: KeyError if the source has no such rows."""
+        """Return the plain mean over the 15 subsets. Raises: KeyError if the source has no such values."""
         return sum(self.values[metric, region, subset.key] for subset in SUBSETS) / len(SUBSETS)
 
 
 def datasets() -> tuple[str, ...]:
-    """The datasets that have tables."""
+    """Return the names of the datasets that have tables."""
     return tuple(dict.fromkeys(table.dataset for table in _all()))
 
 
 def tables(dataset: str) -> tuple[PublishedTable, ...]:
-    """All tables of a dataset (case does not matter). Raises: UsageError for one without any."""
-    found = tuple(table for table in _all() if table.dataset.lower() == dataset.lower())
-    if not found:
+    """Return all tables of a dataset (case does not matter). Raises: UsageError if there are none."""
+    matching = tuple(table for table in _all() if table.dataset.lower() == dataset.lower())
+    if not matching:
         raise UsageError(f"No published tables of '{dataset}' are known. There are those of {', '.join(datasets())}.")
-    return found
+    return matching
 
 
 def dataset_of(split: str | None) -> str | None:
-    """The dataset of a list such as `brats2018-1/test`; None if it has no tables."""
+    """Return the dataset of a list such as `brats2018-1/test`; None without a list, or if the dataset has no tables."""
     year = split.split("/")[0].split("-")[0] if split else None
     return next((name for name in datasets() if name.lower() == year), None)
 
@@ -68,18 +71,18 @@ def _all() -> tuple[PublishedTable, ...]:
 def _table(
     dataset: str, method: str, values: Mapping[tuple[str, str, str], float], sources: list[Mapping[str, Any]]
 ) -> PublishedTable:
-    """One table with all that is said of it: entries of `sources.json` name datasets and methods, later ones add."""
-    said = [
+    """Make one table. Entries of `sources.json` apply to datasets and methods; later entries add to earlier ones."""
+    entries = [
         entry for entry in sources if dataset in entry["datasets"] and method in entry.get("methods", [method])
     ]  # fmt: skip
-    protocol = {fact: text for entry in said for fact, text in entry.get("protocol", {}).items()}
+    protocol = {fact: text for entry in entries for fact, text in entry.get("protocol", {}).items()}
     return PublishedTable(
         dataset=dataset,
         method=method,
-        split=next(entry["split"] for entry in said if "split" in entry and dataset in entry["datasets"]),
-        source=next(entry["source"] for entry in reversed(said) if "source" in entry),
+        split=next(entry["split"] for entry in entries if "split" in entry and dataset in entry["datasets"]),
+        source=next(entry["source"] for entry in reversed(entries) if "source" in entry),
         protocol=protocol,
-        cautions=tuple(text for entry in said for text in entry.get("cautions", [])),
+        cautions=tuple(text for entry in entries for text in entry.get("cautions", [])),
         values=values,
-        doubtful=frozenset((metric, region) for entry in said for metric, region in entry.get("doubtful", [])),
+        doubtful=frozenset((metric, region) for entry in entries for metric, region in entry.get("doubtful", [])),
     )

@@ -163,7 +163,7 @@ RECIPES = {
 
 
 def authors_recipe(network: MSTKDNet) -> Recipe:
-    """Return the recipe for imported weights, with the crops and intensities of their training."""
+    """Return the recipe for imported weights: `official`, with the network's settings and crop."""
     recipe = RECIPES["official"]
     sampling = replace(recipe.data.sampling, patch=network.config.crop)
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))

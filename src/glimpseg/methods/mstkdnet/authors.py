@@ -101,9 +101,11 @@ def from_authors(weights: Mapping[str, Tensor]) -> MSTKDNet:
     Where teacher or discriminator are missing, only the student is loaded: it segments and cannot be trained further.
 
     Args:
-        weights: the checkpoint's three state dicts in one, with keys like `model_missing.conv1a.weight`.
+        weights: the checkpoint's three state dicts in one, with keys like `model_missing.conv1a.weight`; or the
+            student's state dict alone, with or without `model_missing.` before its keys.
 
-    Raises: ModelError for weights that are not MST-KDNet's, or of other classes.
+    Raises: ModelError for weights that are not MST-KDNet's, that lack the student, or of other classes than BraTS 2018
+        and 2020 have.
     """
     given = {re.sub(r"(^|\.)module\.", r"\1", name): value for name, value in weights.items()}
     if len(given) < len(weights):
@@ -133,7 +135,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> MSTKDNet:
 
 
 def _crop_of(tokens: int) -> tuple[int, int, int]:
-    """Return the released crop for its 120 tokens, else a cube."""
+    """Return the sides, in voxels, of the crop with this number of tokens: the released crop for 120, else a cube."""
     if tokens == 120:
         return OFFICIAL.crop
     return cubic_crop(tokens, OFFICIAL.stride)

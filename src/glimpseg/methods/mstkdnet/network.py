@@ -32,7 +32,7 @@ class Residual(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Transformer layer: attention and perceptron, each after a layer norm."""
+    """Transformer layer: attention and perceptron, each after a layer norm, with dropout and a skip connection."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n c"], keep_attention: bool = False
     ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b h n n"] | None]:
-        """Return the tokens and, if `keep_attention`, the attention matrices of each head. Eq. (3)."""
+        """Return the tokens and, if `keep_attention`, the attention matrices of each head, else None. Eq. (3)."""
         shown = self.attend_norm(tokens)
         query, key, value = (
             rearrange(project(shown), "b n (h c) -> b h n c", h=self.heads)
@@ -69,7 +69,7 @@ def upsampling(inputs: int, outputs: int) -> nn.Module:
 
 
 def convolution_block(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
-    """Return convolution, instance norm and ReLU."""
+    """Return convolution (3 x 3 x 3), instance norm and ReLU. With `null_biases` the convolution has a bias."""
     conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=null_biases)
     return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.ReLU())
 
@@ -118,10 +118,11 @@ class Bottleneck(nn.Module):
 
         Args:
             deepest: features of the deepest level.
-            keep_attention: whether to return attention matrices.
+            keep_attention: True to return attention matrices.
 
         Returns:
-            The change of the deepest level; four scales, finest first; four attentions, first layer first, or none.
+            The change of the deepest level; four scales, finest first; four attentions, first layer first, or an empty
+            list.
 
         Eq. (2).
         """
@@ -195,15 +196,18 @@ class Network(nn.Module):
     def features(
         self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False
     ) -> tuple[list[Float[Tensor, "b ..."]], tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]]:
-        """Return the decoder's features, finest first, and the fields of `NetworkOutput` after its logits."""
+        """Return the decoder's features, finest first, and the fields of `NetworkOutput` after its logits.
+
+        Absent channels of the image have to be 0. Without `keep_attention` the last list is empty.
+        """
         entries: list[Tensor] = []
         levels: list[Tensor] = []
         for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):
             entries.append(enter(levels[-1] if levels else image))
             levels.append(stage(entries[-1]))
         entry = self.enter[-1](levels[-1])
-        found, scales, attentions = self.bottleneck(entry, keep_attention)
-        refined = found + entry
+        change, scales, attentions = self.bottleneck(entry, keep_attention)
+        refined = change + entry
         content = self.stages[-1](refined)
         style = self.style(torch.cat([functional.max_pool3d(entries[-1], 2), entry, refined], 1))
         x = self.drop(self.fuse(torch.cat([style, content], 1)))
@@ -215,7 +219,7 @@ class Network(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Classifier of style features: did the network see all modalities?"""
+    """Classifier of style features, with two classes: made from all modalities, or from a subset."""
 
     HEAD = (2, 3, 2)
     """Kernel of the released head, in voxels; it covers what three halvings leave of a 160 x 192 x 128 crop's deepest

@@ -39,7 +39,10 @@ def label_maps(target: Int[Tensor, "b x y z"], labels: Sequence[int]) -> Float[T
 
 
 def squared_dice(probabilities: Float[Tensor, "b k x y z"], target: Float[Tensor, "b k x y z"]) -> Float[Tensor, "k"]:
-    """Return 1 - Dice with squares in the denominator, for each class, over the whole batch. Eq. (4)."""
+    """Return 1 - Dice with squares in the denominator, for each class, over the whole batch.
+
+    A class that the target lacks costs 1. Eq. (4).
+    """
     axes = (0, 2, 3, 4)
     both = (probabilities * target).sum(axes)
     return 1 - 2 * both / (probabilities.square().sum(axes) + target.square().sum(axes) + 1e-7)
@@ -51,12 +54,12 @@ def mean_square(one: Float[Tensor, "b ..."], other: Float[Tensor, "b ..."]) -> F
 
 
 def scale_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
-    """Return the distance between the scales of both UNETR decoders (MS-TKD). Eq. (6)."""
+    """Return the mean squared differences of the scales of both UNETR decoders, summed (MS-TKD). Eq. (6)."""
     return torch.stack([mean_square(*pair) for pair in zip(teacher.scales, student.scales, strict=True)]).sum(0)
 
 
 def attention_distance(teacher: NetworkOutput, student: NetworkOutput) -> Float[Tensor, "b"]:
-    """Return the distance between the attentions of teacher and student (MS-TKD).
+    """Return the distance between the attentions of teacher and student (MS-TKD): summed mean squared differences.
 
     Each attention entry is multiplied by the largest, the smallest and the mean value of that entry over the used
     layers (MS-TKD's extreme values). Values are relative to even attention, which makes them independent of the number
@@ -118,7 +121,8 @@ def logit_divergence(
 ) -> Float[Tensor, "b"]:
     """Return the Kullback-Leibler divergence of the student from the teacher (DMLD's second mode).
 
-    Logits are standardised along an axis and divided by the temperature, then compared as softmax probabilities.
+    Logits are standardised along an axis and divided by the temperature, then compared as softmax probabilities. The
+    result is the mean over voxels, times the squared temperature, divided by the number of classes.
 
     Args:
         student: logits.
@@ -192,17 +196,17 @@ class MSTKDNet(Segmenter):
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """Teacher and discriminator."""
+        """Names of the teacher and the discriminator."""
         return ("teacher", "discriminator")
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Student and teacher."""
+        """Modules to compile: student and teacher."""
         return self.student, self.teacher
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Residual blocks and layers of the transformers."""
+        """Modules to recompute: residual blocks, and layers of the transformers."""
         return tuple(outermost(self, (Residual, TransformerLayer)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
@@ -220,7 +224,10 @@ class MSTKDNet(Segmenter):
         return self.student.features(blanked(image, available))[0]
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return all terms: the teacher sees the available modalities, the student a random subset of them."""
+        """Return the weighted terms of `terms` and `adversaries`.
+
+        The teacher sees the available modalities of each sample, the student a random subset of them.
+        """
         assert batch.target is not None, "supervised training needs a reference for every crop"
         # The teacher also runs where no sample is complete, because every rank needs the same gradients to add.
         keep = bool(self.config.attention)
@@ -238,7 +245,9 @@ class MSTKDNet(Segmenter):
         complete: Bool[Tensor, "b"],
         fraction: float,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the segmentation terms of both networks and the distillation terms.
+        """Return the segmentation terms of both networks and the distillation terms, multiplied by their weights.
+
+        A distillation term whose weight is 0 is not computed, and is 0.
 
         Args:
             teacher: the teacher's output.
@@ -280,8 +289,9 @@ class MSTKDNet(Segmenter):
     def adversaries(
         self, teacher: NetworkOutput, student: NetworkOutput, complete: Bool[Tensor, "b"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the adversarial terms of student and discriminator (GSME).
+        """Return the adversarial terms of student and discriminator (GSME), from samples with all modalities.
 
+        Only the student's term has a weight, `Config.adversary`.
         The student learns to be classified as a teacher, the discriminator to tell them apart. The gradients of their
         sum are those of two alternating steps. Eq. (14).
         """
@@ -297,8 +307,10 @@ class MSTKDNet(Segmenter):
         }
 
     def parameter_groups(self) -> list[dict]:
-        """Return two groups: the networks, and the discriminator with its own learning rate and betas, without weight
-        decay."""
+        """Return two groups: student and teacher together, and the discriminator.
+
+        The discriminator has its own learning rate (`Config.adversary_rate`) and betas, and no weight decay.
+        """
         return [
             {"params": [*self.student.parameters(), *self.teacher.parameters()]},
             {
@@ -321,7 +333,7 @@ class MSTKDNet(Segmenter):
         return f"{complete} of {total} studies have all four sequences and teach; the others train the student alone"
 
     def decode(self, probabilities: Float[Tensor, "b k x y z"]) -> Int[Tensor, "b x y z"]:
-        """Return labels from probabilities above one half; where several labels are, the innermost.
+        """Return labels from probabilities above one half; where several labels are, the innermost; where none is, 0.
 
         The unions of the labels are then the regions of the authors' thresholds. A cavity is only where no tumour is.
         """

@@ -53,7 +53,7 @@ __all__ = ["CHECKPOINTS", "METHOD", "NAMES", "OFFICIAL", "ORDER", "RECIPES", "Co
 
 
 def released_recipe(config: Config, epoch: int) -> Recipe:
-    """Return the authors' schedule: 1000 epochs, each of as many batches of 2 as the case list fills.
+    """Return a recipe with the authors' crops, intensities, prior and schedule: 1000 epochs of `epoch` batches of 2.
 
     Args:
         config: settings of network and objective.
@@ -123,7 +123,7 @@ RECIPES = {
 
 
 def authors_recipe(network: SMML) -> Recipe:
-    """Return the recipe for imported weights, with the crops and intensities of their training."""
+    """Return the recipe for imported weights: `official`, with the network's settings and crop."""
     recipe = RECIPES["official"]
     sampling = replace(recipe.data.sampling, patch=network.config.network.crop)
     return replace(recipe, config=network.config, data=replace(recipe.data, sampling=sampling))

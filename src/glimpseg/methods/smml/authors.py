@@ -46,13 +46,13 @@ UNUSED = rf"[12]\.({token_fusion.UNUSED})"
 def from_authors(weights: Mapping[str, Tensor]) -> SMML:
     """Return the official network with the weights of one training, built for its crop size.
 
-    Where the refiners are missing (branches of mmFormer, or files cut down), only the branches are loaded: they
+    Where both refiners are missing (branches of mmFormer, or files cut down), only the branches are loaded: they
     segment.
 
     Args:
         weights: tensors of both checkpoints, named as `CHECKPOINTS` says.
 
-    Raises: ModelError for weights that are not SMML's.
+    Raises: ModelError for weights that are not SMML's, or of other classes than BraTS 2018 and 2020 have.
     """
     given = {name.replace(".module.", "."): value for name, value in weights.items()}
     positions, last = given.get("1.flair_pos"), given.get("1.decoder_fuse.seg_layer.weight")

@@ -20,8 +20,8 @@ class Config:
     network: token_fusion.Config = token_fusion.Config()
     """Settings of each branch: mmFormer's."""
     branch: Literal["both", 1, 2] = "both"
-    """Branches that segment: the mean of both branches' logits (authors' code), or one branch for half the cost.
-    Training always has both, so a trained model can be used either way."""
+    """Branches that segment: both, by the mean of their logits (authors' code), or one, for half the cost. Training
+    always has both, so this setting can be changed afterwards."""
 
     pixel: float = 1.0
     """Weight of the divergence from the peer at reliable voxels. Authors' code: 1."""
@@ -39,7 +39,7 @@ class Config:
     """Features whose relations are compared: each sample's mean feature of each class (`prototypes`), or each sample's
     whole feature (`samples`), the only choice that the released layout of tokens allows. Ours."""
     entropy_weights: bool = True
-    """True gives relations more weight where both branches are uncertain. Ours, after MMANet."""
+    """True weighs relations by the sum of both branches' entropies. Ours, after MMANet."""
 
     refinement: float = 1.0
     """Weight of the refined segmentation, which needs a prior (`data.prior`); 0 leaves the refiners out. Authors' code:

@@ -52,6 +52,8 @@ def two_subsets(available: Bool[Tensor, "b m"]) -> tuple[Bool[Tensor, "b m"], Bo
 def divergence(teacher: Float[Tensor, "b k x y z"], student: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b x y z"]:
     """Return the Kullback-Leibler divergence of the student from the teacher at each voxel.
 
+    In the logarithms, probabilities are at least `PROBABILITY_FLOOR`.
+
     Args:
         teacher: class probabilities.
         student: class probabilities.
@@ -68,7 +70,7 @@ def reliable_voxels(
     rule: Literal["better", "correct", "correct_self_wrong", "confident"] = "better",
     confidence: float = 0.9,
 ) -> Bool[Tensor, "b x y z"]:
-    """Return the voxels at which a branch learns from its peer.
+    """Return True for the voxels at which a branch learns from its peer.
 
     Args:
         peer: class probabilities of the other branch.
@@ -99,7 +101,7 @@ def pixel_divergence(
 ) -> Float[Tensor, ""]:
     """Return the divergence from the peer at the reliable voxels.
 
-    It is the mean over the voxels of each class, then over all classes; 0 for a class without reliable voxels.
+    It is the mean over the reliable voxels of each class, then over all classes; a class without any counts as 0.
 
     Args:
         peer: class probabilities of the other branch.
@@ -121,6 +123,7 @@ class Nodes(NamedTuple):
 
     features: Float[Tensor, "b k c"]
     present: Bool[Tensor, "b k"]
+    """True for nodes that exist: a sample may lack a class."""
     entropy: Float[Tensor, "b k"]
     """Mean entropy of the branch's probabilities, as uncertainty."""
 
@@ -130,7 +133,7 @@ def prototypes(
     target: Float[Tensor, "b k x y z"],
     probabilities: Float[Tensor, "b k x y z"],
 ) -> Nodes:
-    """Return the mean deep feature of each class in each sample.
+    """Return the nodes of each class in each sample: its mean deep feature and its mean entropy.
 
     Args:
         deepest: deep features.
@@ -149,21 +152,21 @@ def prototypes(
 
 
 def whole_samples(deepest: Float[Tensor, "b c u v w"], probabilities: Float[Tensor, "b k x y z"]) -> Nodes:
-    """Return each sample's deep features as one vector, in memory order."""
+    """Return one node for each sample: all its deep features as one vector, in memory order, and its mean entropy."""
     features = deepest.float().flatten(1)[:, None]
     present = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
     return Nodes(features, present, _entropy(probabilities).mean((1, 2, 3))[:, None])
 
 
 def relation_distance(own: Nodes, peer: Nodes, entropy_weights: bool = True) -> Float[Tensor, ""]:
-    """Return the distance between the cosine similarities of all pairs of nodes, over all samples of all ranks.
+    """Return the mean squared difference between the branches' cosine similarities of pairs of nodes.
 
-    Absent nodes have no relations.
+    Pairs are those of all present nodes, of all samples of all ranks.
 
     Args:
         own: nodes of the branch.
         peer: nodes of the other branch.
-        entropy_weights: True gives uncertain relations more weight.
+        entropy_weights: True weighs the relations of a node by its entropy in both branches; False weighs all alike.
 
     Eq. (8).
     """
@@ -189,7 +192,10 @@ class BranchOutput(NamedTuple):
     nodes: Nodes
 
     def detached(self) -> BranchOutput:
-        """Return a copy for use as a peer: no gradient flows into it."""
+        """Return a copy for use as a peer: no gradient flows into its logits, probabilities and nodes.
+
+        `maps`, which a peer does not use, is not detached.
+        """
         return self._replace(
             logits=self.logits.detach(),
             probabilities=self.probabilities.detach(),
@@ -231,30 +237,30 @@ class SMML(Segmenter):
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """Refiners, if there are any; segmenting needs neither them nor priors."""
+        """Name of the refiners, if `Config.refinement` is not 0; segmenting needs neither them nor priors."""
         return ("refiners",) if self.config.refinement else ()
 
     @property
     def needs_prior(self) -> bool:
-        """True if there are refiners."""
+        """True if `Config.refinement` is not 0, so that training has refiners."""
         return bool(self.config.refinement)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Encoders, transformers and decoders of the branches, and the refiners."""
+        """Modules to compile: encoders, transformers and decoders of the branches, and the refiners."""
         return tuple(outermost(self, (*token_fusion.NETWORKS, Refiner)))
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Stages of the encoders, layers of the transformers, and blocks of decoders and refiners."""
+        """Modules to recompute: stages of encoders, layers of transformers, and blocks of decoders and refiners."""
         return tuple(outermost(self, (*token_fusion.STAGES, Block)))
 
     def forward(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b k x y z"]:
-        """Return class probabilities of one branch, or from the mean of both branches' logits. Eq. (3)."""
+        """Return class probabilities of the branch in `Config.branch`, or of the mean logits of both. Eq. (3)."""
         return self.fuse(self.encode(image, available), available)
 
     def encode(self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]) -> list[Features]:
-        """Return the features of each branch that segments."""
+        """Return the features of each branch that segments, see `Config.branch`."""
         image, available = blanked(image, available)[:, CHANNELS], available[:, CHANNELS]
         return [branch.encode(image, available) for branch in self._used_branches]
 
@@ -267,12 +273,15 @@ class SMML(Segmenter):
     def pyramid(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"]
     ) -> list[Float[Tensor, "b ..."]]:
-        """Return the features of the first branch's encoders, modalities concatenated along the channels."""
+        """Return the features of the first branch's encoders, finest first.
+
+        Modalities are concatenated along the channels, 0 where absent.
+        """
         first: Any = self.branches[0]
         return first.pyramid(blanked(image, available)[:, CHANNELS], available[:, CHANNELS])
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return the terms of both branches, added. Eq. (1)."""
+        """Return the terms of `terms` by name, each the sum of both branches. Eq. (1)."""
         assert batch.target is not None, "supervised training needs a reference for every crop"
         target = one_hot(batch.target, self.labels)
         outputs = [
@@ -289,7 +298,9 @@ class SMML(Segmenter):
     def output(
         self, branch: TokenFusion, batch: Batch, seen: Bool[Tensor, "b m"], target: Float[Tensor, "b k x y z"]
     ) -> BranchOutput:
-        """Return the output of a branch for the modalities that it may see.
+        """Return the output of a branch whose fusion sees a subset of the modalities.
+
+        Its single-modality maps are of all available modalities.
 
         Args:
             branch: the network.
@@ -318,7 +329,10 @@ class SMML(Segmenter):
         target: Float[Tensor, "b k x y z"],
         late: bool,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the loss terms of one branch; their gradient reaches only that branch and its refiner.
+        """Return the weighted loss terms of one branch; their gradient reaches only that branch and its refiner.
+
+        They are those of `region_fusion_terms`, `pixel`, `feature`, `refine/ce`, `refine/dice` and `refine/agree`. A
+        term with weight 0, or that is not yet due, is 0.
 
         Args:
             number: index of the branch.
@@ -326,7 +340,7 @@ class SMML(Segmenter):
             peer: detached output of the other branch.
             batch: crops of several studies.
             target: reference, one map for each class.
-            late: True once the branches learn from peers and refiners.
+            late: False before the branches learn from peers and refiners: `pixel` and `refine/agree` are then 0.
 
         Eq. (1).
         """
@@ -380,7 +394,7 @@ class SMML(Segmenter):
         return refiner(gated, own.logits.detach())
 
     def parameter_groups(self) -> list[dict]:
-        """Return one parameter group for each branch and its refiner, because gradients are clipped by group."""
+        """Return two parameter groups, each a branch and its refiner, because gradients are clipped by group."""
         groups: list[list[nn.Parameter]] = [list(branch.parameters()) for branch in self.branches]
         for group, refiner in zip(groups, self.refiners or (), strict=False):
             group.extend(refiner.parameters())

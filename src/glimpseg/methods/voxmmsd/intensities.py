@@ -13,17 +13,18 @@ from glimpseg.methods.voxmmsd.config import Intensities
 
 @dataclass(frozen=True)
 class IntensityChange:
-    """Intensity changes of one view; one number for each modality, applied in this order."""
+    """Intensity changes of one view, applied in the order of the fields; m counts the modalities."""
 
     noise: Float[np.ndarray, "m x y z"]
     blur_voxels: Float[np.ndarray, "m"]
-    """Standard deviation of the blur, in voxels; 0: none."""
+    """Standard deviation of the blur, in voxels; 0: no blur."""
     gain: Float[np.ndarray, "m"]
     shift: Float[np.ndarray, "m"]
+    """Number that is added, as a share of the modality's range; 0: none."""
     contrast: Float[np.ndarray, "m"]
-    """Contrast factor; 1: no change."""
+    """Factor on the difference from the mean, within the range of values; 1: no change."""
     exponent: Float[np.ndarray, "m"]
-    """Gamma; 1: no change."""
+    """Exponent (gamma) of the values scaled to 0 ... 1 over the view, and back; 1: no change."""
 
 
 def random_change(settings: Intensities, shape: tuple[int, ...], rng: np.random.Generator) -> IntensityChange:
@@ -56,7 +57,7 @@ def random_change(settings: Intensities, shape: tuple[int, ...], rng: np.random.
 def apply_change(
     change: IntensityChange, view: Float[np.ndarray, "m x y z"], unit: Float[np.ndarray, "m"]
 ) -> Float[np.ndarray, "m x y z"]:
-    """Return the changed view.
+    """Return the changed view, a new array.
 
     Args:
         change: what to change.

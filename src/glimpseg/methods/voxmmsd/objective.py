@@ -50,8 +50,10 @@ class Projector(nn.Sequential):
 
 
 class Restorer(nn.Module):
-    """Image from features, by convolutions of 1 x 1 x 1: from a decoder's finest level, or from all levels of an
-    encoder."""
+    """Image from features by convolutions of 1 x 1 x 1.
+
+    The features are those of a decoder's finest level, or of all levels of an encoder.
+    """
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -67,7 +69,10 @@ class Restorer(nn.Module):
 
 
 class VoxMMSD(Learner):
-    """Learner that pretrains the parts that a segmenter names in `pretrainable`; labels are not needed."""
+    """Learner that pretrains the parts that a segmenter names in `pretrainable`; labels are not needed.
+
+    Raises: UsageError if the segmenter names no parts.
+    """
 
     centre: Tensor
 
@@ -101,12 +106,12 @@ class VoxMMSD(Learner):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """Networks of student and teacher."""
+        """Modules to compile: networks of student and teacher."""
         return self.student.networks + self.teacher.networks
 
     @property
     def stages(self) -> tuple[nn.Module, ...]:
-        """Stages of the student; the teacher keeps no activations."""
+        """Modules to recompute: stages of the student; the teacher keeps no activations."""
         return self.student.stages
 
     @property
@@ -116,7 +121,7 @@ class VoxMMSD(Learner):
         return {role: state[name] for name, role in self._names.items()}
 
     def view(self, case: Case, sampling: Sampling, rng: np.random.Generator) -> ViewPair:
-        """Return two views of a study, and voxels that are visible in both."""
+        """Return two views of a study, and voxels that are visible in both. Raises: InputError as `view_pair`."""
         return view_pair(case, sampling.patch, self.config, rng)
 
     def collate(self, samples: Sequence[ViewPair]) -> tuple[PairBatch, tuple[()]]:
@@ -124,7 +129,10 @@ class VoxMMSD(Learner):
         return collate_pairs(samples), ()
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Float[Tensor, ""]]:
-        """Return both terms, from one pass of the student and one of the teacher over all views. Eq. (11)."""
+        """Return the terms `distillation` and `restoration`, multiplied by their weights.
+
+        One pass of the student and one of the teacher go over all views. Eq. (11).
+        """
         assert isinstance(batch, PairBatch), "pretraining needs its own views"
         levels = self.student.pyramid(batch.image, batch.available)
         student = self.projector(voxel_features(levels, batch.voxels, batch.image.shape[2:]))
@@ -142,13 +150,19 @@ class VoxMMSD(Learner):
         }
 
     def temperature(self, progress: Progress) -> float:
-        """Return the teacher's temperature, which rises linearly. Eq. (8)."""
+        """Return the teacher's temperature: it rises linearly over `Config.warming`, in steps of `Config.epoch`.
+
+        It is `Config.ahead` steps early. Eq. (8).
+        """
         first, last = self.config.temperatures
         since = block_start(progress.step, self.config.epoch) + self.config.ahead
         return first + (last - first) * min(since / max(self.config.warming * progress.steps, 1), 1.0)
 
     def momentum(self, progress: Progress) -> float:
-        """Return the share of its own weights that the teacher keeps; it rises to 1 along half a cosine. Eq. (10)."""
+        """Return the share of its own weights that the teacher keeps.
+
+        It rises from `Config.momentum` to 1 along half a cosine, in steps of `Config.epoch`. Eq. (10).
+        """
         return cosine(block_start(progress.step, self.config.epoch), progress.steps, self.config.momentum, 1.0)
 
     @torch.no_grad()
@@ -186,15 +200,15 @@ def voxel_features(
 
     Eq. (5).
     """
-    found = []
+    features = []
     for level in levels:
         x, y, z = (
             place * side // whole for place, side, whole in zip(voxels.unbind(2), level.shape[2:], shape, strict=True)
         )
         place = (x * level.shape[3] + y) * level.shape[4] + z  # b n
         flat = level.flatten(2)
-        found.append(flat.gather(2, place[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2))
-    return torch.cat(found, 2).flatten(0, 1)
+        features.append(flat.gather(2, place[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2))
+    return torch.cat(features, 2).flatten(0, 1)
 
 
 def distillation_loss(
@@ -203,10 +217,10 @@ def distillation_loss(
     centre: Float[Tensor, "1 d"],
     temperatures: tuple[float, float],
 ) -> Float[Tensor, ""]:
-    """Return the cross-entropy of the student's embeddings with the teacher's of the other view. No gradient to the
-    teacher.
+    """Return the cross-entropy of the student's embeddings with the teacher's of the other view.
 
-    The softmax is over the numbers of an embedding. Rows: all first views, then all second views.
+    The softmax is over the numbers of an embedding. Rows: all first views, then all second views. The teacher gets no
+    gradient.
 
     Args:
         student: embeddings.
@@ -216,9 +230,9 @@ def distillation_loss(
 
     Eq. (7).
     """
-    wanted = ((teacher - centre).detach() / temperatures[1]).softmax(1)
+    target = ((teacher - centre).detach() / temperatures[1]).softmax(1)
     predicted = (student / temperatures[0]).log_softmax(1)
-    one, other = wanted.chunk(2)
+    one, other = target.chunk(2)
     return -(torch.cat([other, one]) * predicted).sum(1).mean()
 
 
@@ -233,7 +247,10 @@ def restoration_loss(restored: Float[Tensor, "b m x y z"], pairs: PairBatch) -> 
 
 
 def pyramid_widths(network: Segmenter) -> list[int]:
-    """Return the channels of each level of `network.pyramid`, found on the meta device, without computing."""
+    """Return the channels of each level of `network.pyramid`, found on the meta device, without computing.
+
+    Raises: UsageError if nothing of the network is pretrainable.
+    """
     side = max(2 * network.stride, network.smallest)
     empty = deepcopy(network).to("meta").train()
     with torch.no_grad():
@@ -243,7 +260,10 @@ def pyramid_widths(network: Segmenter) -> list[int]:
 
 
 def drop_untrained(module: nn.Module) -> None:
-    """Replace modules that have weights but train none of them; `pyramid` does not need them."""
+    """Replace submodules that have weights, none of which is trained, by the identity, in place.
+
+    `pyramid` does not need them.
+    """
     for name, child in module.named_children():
         weights = list(child.parameters())
         if weights and not any(weight.requires_grad for weight in weights):

@@ -67,7 +67,9 @@ def collate_pairs(pairs: Sequence[ViewPair]) -> PairBatch:
 
 
 def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.random.Generator) -> ViewPair:
-    """Return two views of a study, and voxels that are visible in both; if too few are, some are taken more than once.
+    """Return two views of a study, and `Config.voxels` voxels that are visible in both.
+
+    If fewer are visible, voxels are drawn with replacement.
 
     Args:
         case: prepared study.
@@ -75,16 +77,16 @@ def view_pair(case: Case, patch: tuple[int, int, int], config: Config, rng: np.r
         config: settings.
         rng: source of random numbers; advances.
 
-    Raises: InputError for a study without a voxel that is visible in both views, in all draws.
+    Raises: InputError if no draw of `overlapping_views` has a voxel that is visible in both views.
     """
     channels = np.array([modality in case.available for modality in Modality])
-    views, starts, found = overlapping_views(case, patch, config, rng)
-    if not len(found):
+    views, starts, visible = overlapping_views(case, patch, config, rng)
+    if not len(visible):
         raise InputError(
             f"Study {case.id} shows no voxel in two crops of {'x'.join(map(str, patch))} voxels. Is its brain all but "
             "empty? Move it away, or take larger crops or smaller blocks."
         )
-    chosen = found[rng.choice(len(found), config.voxels, replace=len(found) < config.voxels)]
+    chosen = visible[rng.choice(len(visible), config.voxels, replace=len(visible) < config.voxels)]
     seen = []
     for one in views:
         change = intensities.random_change(config.intensities, one.whole.shape, rng)
@@ -106,8 +108,11 @@ def overlapping_views(
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
     """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
 
-    Crops and blocks are drawn again until enough voxels are visible in both, at most `ATTEMPTS` times. After that, both
-    views are the same crop with the same blocks, drawn again until any voxel is visible.
+    Crops and blocks are drawn until at least `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. All
+    of them are returned; with `Config.by_channel` a voxel may occur several times. After `ATTEMPTS` draws,
+    both views are the same crop with the same blocks, drawn once, and again while no draw so far shows a voxel, at most
+    `ATTEMPTS` times. Of all draws, the one with the most visible voxels is returned. For each voxel and view one
+    modality is drawn, which has to show the voxel. Where a crop is larger than the study, its first voxel is negative.
 
     Args:
         case: prepared study.
@@ -130,9 +135,9 @@ def overlapping_views(
         ]
         where = candidates(views[0].tissue, starts, by_channel=config.by_channel)
         drawn = rng.choice(channels, (2, len(where)))
-        found = where[visible_in_both([one.visible for one in views], where, starts, drawn)]
-        if best is None or len(found) > len(best[2]):
-            best = views, starts, found
+        visible = where[visible_in_both([one.visible for one in views], where, starts, drawn)]
+        if best is None or len(visible) > len(best[2]):
+            best = views, starts, visible
         if len(best[2]) >= (config.voxels if attempt < ATTEMPTS else 1):
             break
     assert best is not None
@@ -151,7 +156,7 @@ class View:
     kept: Bool[np.ndarray, "m x y z"]
     """Voxels of blocks that are not hidden."""
     visible: Bool[np.ndarray, "m x y z"]
-    """Tissue that is not hidden."""
+    """Tissue that is not hidden; with `Config.scaling` of `crop`, what is above 0 after scaling, and not hidden."""
 
     @property
     def masked(self) -> Float[np.ndarray, "m x y z"]:
@@ -166,7 +171,7 @@ def crop_view(
     blocks: Float[np.ndarray, "m i j k"],
     config: Config,
 ) -> View:
-    """Return the view that begins at voxel `start`.
+    """Return the view of a study that begins at voxel `start`; intensities are scaled and blocks hidden.
 
     Args:
         case: prepared study.
@@ -253,8 +258,8 @@ def candidates(
     if (low >= high).any():
         return np.zeros((0, 3), int)
     overlap = tissue[:, *(slice(a, b) for a, b in zip(low - starts[0], high - starts[0], strict=True))]
-    found = np.argwhere(overlap)[:, 1:] if by_channel else np.argwhere(overlap.any(0))
-    return found + low
+    voxels = np.argwhere(overlap)[:, 1:] if by_channel else np.argwhere(overlap.any(0))
+    return voxels + low
 
 
 def visible_in_both(
@@ -263,7 +268,7 @@ def visible_in_both(
     starts: Int[np.ndarray, "2 3"],
     drawn: Int[np.ndarray, "2 n"],
 ) -> Bool[np.ndarray, "n"]:
-    """Return True for the voxels that both views show.
+    """Return True for the voxels that are visible in both views, each in the modality drawn for it.
 
     Args:
         visible: visible voxels of each view.

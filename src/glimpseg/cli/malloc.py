@@ -14,11 +14,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
 
 
-def keep_pages() -> bool:
+def keep_freed_memory() -> bool:
     """Let glibc serve large blocks from its heap, and keep them until the process ends. Return True if it does.
 
     By default glibc maps each block above 32 MB anew, and every page of it faults again. Call this only in a process of
-    our own, before torch is imported. Nothing happens on other systems, or if `SWITCH` is 0.
+    our own, before torch is imported. On other systems, or if `SWITCH` is 0, nothing happens and False is returned.
     """
     if os.environ.get(SWITCH) == "0" or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
