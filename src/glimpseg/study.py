@@ -37,7 +37,8 @@ def parse_image(text: str) -> Path | Frame:
 class Study:
     """Images of one patient at one time point, one for each available modality, and optionally a reference label map.
 
-    Images may be files (read when needed) or volumes. The numbers of the reference follow `convention`.
+    Images may be files (read when needed) or volumes. The numbers of a reference file follow
+    `convention`; a reference volume holds `Label` values.
     """
 
     id: str

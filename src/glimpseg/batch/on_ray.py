@@ -161,9 +161,10 @@ def _started(ray: Any, workers: Workers, spec: JobSpec, job: StudyJob) -> Iterat
 
 @contextmanager
 def _cluster(ray: Any, workers: Workers) -> Iterator[None]:
-    """Connect to the cluster, or start Ray on this machine for the time of the block.
+    """Connect to the cluster that is named, or start Ray on this machine for the time of the block.
 
-    A connection that the process already has is used, and stays open.
+    The name is `workers.address`, or else `RAY_ADDRESS`. A connection that the process already has is used instead, and
+    stays open.
     """
     if ray.is_initialized():
         yield

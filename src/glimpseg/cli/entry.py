@@ -27,7 +27,10 @@ not matching, 75 stopped by SIGTERM with its state saved. Besides: 0 done, 1 une
 
 
 def main() -> None:
-    """Run the command line. A known error prints one message and sets its exit code; with `--debug` it is raised."""
+    """Run the command line. An error prints one message and sets its exit code; with `--debug` it is raised.
+
+    Errors that are not in `EXIT_CODES` have exit code 1.
+    """
     # Threads that wait for each other spin by default: beside another busy process a training step then took
     # six times as long (5.6 s against 0.9 s on two cores). Read when torch is imported, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

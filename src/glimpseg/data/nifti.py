@@ -125,7 +125,7 @@ def read_labels(path: str | Path, convention: Convention | None = None) -> Volum
 
 
 def read_header(source: str | Path | Frame) -> Grid:
-    """Read the grid of an image, without its voxels.
+    """Read the grid of an image (NIfTI or `.mha`), without its voxels.
 
     Raises: InputError if the header is not that of a three-dimensional image, or of a series that holds the frame, with
         a usable affine.

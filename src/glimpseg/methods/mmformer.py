@@ -120,7 +120,7 @@ class MMFormer(Segmenter):
     def maps(
         self, image: Float[Tensor, "b m x y z"], available: Bool[Tensor, "b m"], seen: Bool[Tensor, "b m"]
     ) -> FusionOutputs:
-        """Return all supervised maps.
+        """Return all supervised maps. Those of single modalities are in `ORDER`; those of absent ones mean nothing.
 
         Args:
             image: crops; absent channels may hold anything.

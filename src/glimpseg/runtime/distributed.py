@@ -95,7 +95,7 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
     """Return the mean of each value over all ranks.
 
     Args:
-        values: Values by name; the same names on every rank.
+        values: Values by name; the same names, in the same order, on every rank.
         device: Device for the communication.
     """
     _, world = rank_and_world()

@@ -121,8 +121,9 @@ class OutputOptions:
 
         convention_named(self.labels)
         given = self.types.split(",") if isinstance(self.types, str) else self.types
-        object.__setattr__(self, "types", tuple(word.strip() for word in given))
-        refuse_unknown_types(self.types, (*STUDY_TYPES, BIDS))
+        types = tuple(word.strip() for word in given)
+        object.__setattr__(self, "types", types)
+        refuse_unknown_types(types, (*STUDY_TYPES, BIDS))
 
     @property
     def study_types(self) -> tuple[str, ...]:
@@ -130,8 +131,8 @@ class OutputOptions:
         return tuple(kind for kind in self.types if kind != BIDS)
 
 
-def refuse_unknown_types(types: tuple[str, ...] | str, known: tuple[str, ...] = STUDY_TYPES) -> None:
-    """Raise UsageError if one of the output types is not among the known ones; the message names it."""
+def refuse_unknown_types(types: tuple[str, ...], known: tuple[str, ...] = STUDY_TYPES) -> None:
+    """Raise UsageError if an output type is not among the known ones; the message names the first by alphabet."""
     unknown = sorted(set(types) - set(known))
     if unknown:
         raise UsageError(f"'{unknown[0]}' is no output type. Choose of {', '.join(known)}.")

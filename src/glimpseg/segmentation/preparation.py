@@ -33,8 +33,8 @@ class PreparedInput:
 def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptions) -> PreparedInput:
     """Read and check the images of a study, register and skull-strip raw images, and prepare them for a model.
 
-    Of the options, `grid` and `raw` are used here. With `raw` other than `auto` nothing is registered or
-    skull-stripped. A sequence that looks like another one is named in a warning.
+    Of the options, `grid` and `raw` are used here. With `raw` of `no`, images are prepared without registration and
+    skull stripping. A sequence that looks like another one is named in a warning.
 
     Raises: InputError for images that cannot be used, or that clearly need more memory than there is; UsageError where
         something is needed that is not installed, or if the study lacks the sequence of `grid`.

@@ -18,7 +18,8 @@ from glimpseg.recipe import Recipe
 def refuse_unfit(recipe: Recipe) -> None:
     """Raise UsageError if the method cannot use the recipe's crops or prior, or if the prior cannot be made here.
 
-    The prior cannot be made if its weights or the package for them are not there.
+    A method cannot use the recipe's prior if it needs one and the recipe has none, or the other way round. The prior
+    cannot be made if its weights or the package for them are not there.
     """
     with torch.device("meta"):
         learner = methods.build(recipe)

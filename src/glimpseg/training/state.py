@@ -110,7 +110,14 @@ class TrainingState:
             return objective(batch, progress)
 
     def compile(self, batch: Batch, progress: Progress) -> None:
-        """Compile the learner's networks, if a forward and backward pass over this batch works compiled."""
+        """Compile the learner's networks if a compiled forward and backward pass over this batch works, else warn.
+
+        After the warning, training goes on without compiling. bf16 on a CPU is never compiled.
+
+        Args:
+            batch: Batch on the device.
+            progress: Place in the training, for the losses.
+        """
 
         def trial(learner: Learner) -> None:
             sum(self.loss_terms(Objective(learner), batch, progress).values(), torch.zeros(())).backward()

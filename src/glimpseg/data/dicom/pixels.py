@@ -180,7 +180,12 @@ def _decode_to_file(request: dict[str, Any], target: Path) -> None:
 
 
 def main(request: str, target: str) -> None:
-    """Decode one request. Expected failures end with a message of glimpseg, others with the type of the error."""
+    """Decode one request. Expected failures end with a message of glimpseg, others also name the type of the error.
+
+    Args:
+        request: Path of a JSON file with `kind` (image or segmentation), `files` and, for an image, `shape`.
+        target: Path of the file to write, as numpy's npz: `voxels` and `affine`.
+    """
     warnings.simplefilter("ignore")  # warnings may quote header values
     warnings.filterwarnings("error", "The decoded RLE segment")  # warning of a segment longer than Rows and Columns
     logging.disable(logging.CRITICAL)

@@ -69,7 +69,8 @@ def find_study_folders(folder: Path) -> list[Path]:
 def first_study_digests(folder: Path) -> dict[str, str]:
     """Return the digest of the first study in each folder directly below that holds MR images in its first files.
 
-    Images that lie directly in `folder` are entered under the empty name.
+    The first `MOST_FILES_TRIED` files are looked at, those of nested folders included. Images that lie directly in
+    `folder` are entered under the empty name.
     """
     places: dict[str, Iterable[Path]] = {"": [path for path in sorted(folder.iterdir()) if path.is_file()]}
     places |= {path.name: stacks.walk_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}

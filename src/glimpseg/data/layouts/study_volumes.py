@@ -30,8 +30,10 @@ def load_images(study: Study) -> Iterator[tuple[Modality, Volume, type[np.generi
 def load_reference(study: Study) -> Volume | None:
     """Return the reference as `Label` values on its native grid; None if there is none.
 
+    A file is converted by the study's convention. A volume has to hold `Label` values, and is returned as it is.
+
     Raises:
-        InputError: if it cannot be read, or its convention is unknown.
+        InputError: if its file cannot be read, or the file's convention is unknown.
     """
     if isinstance(study.reference, Path) and study.convention is None:
         raise InputError(f"Study {study.id}: the label convention is unknown. Name it (--labels).")

@@ -69,7 +69,7 @@ def upsampling(inputs: int, outputs: int) -> nn.Module:
 
 
 def convolution_block(inputs: int, outputs: int, null_biases: bool, stride: int = 1) -> nn.Sequential:
-    """Return convolution, instance norm and ReLU."""
+    """Return convolution (3 x 3 x 3), instance norm and ReLU. With `null_biases` the convolution has a bias."""
     conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=null_biases)
     return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.ReLU())
 
@@ -196,7 +196,10 @@ class Network(nn.Module):
     def features(
         self, image: Float[Tensor, "b m x y z"], keep_attention: bool = False
     ) -> tuple[list[Float[Tensor, "b ..."]], tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]]:
-        """Return the decoder's features, finest first, and the fields of `NetworkOutput` after its logits."""
+        """Return the decoder's features, finest first, and the fields of `NetworkOutput` after its logits.
+
+        Absent channels of the image have to be 0. Without `keep_attention` the last list is empty.
+        """
         entries: list[Tensor] = []
         levels: list[Tensor] = []
         for enter, stage in zip(self.enter[:-1], self.stages[:-1], strict=True):

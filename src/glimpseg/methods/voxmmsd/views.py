@@ -108,10 +108,11 @@ def overlapping_views(
 ) -> tuple[list[View], Int[np.ndarray, "2 3"], Int[np.ndarray, "k 3"]]:
     """Return two views, their first voxels, and the voxels of the study that are visible in both, perhaps none.
 
-    Crops and blocks are drawn until `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. After that,
+    Crops and blocks are drawn until at least `Config.voxels` voxels are visible in both, at most `ATTEMPTS` times. All
+    of them are returned; with `Config.by_channel` a voxel may occur several times. After `ATTEMPTS` draws,
     both views are the same crop with the same blocks, drawn once, and again while no draw so far shows a voxel, at most
     `ATTEMPTS` times. Of all draws, the one with the most visible voxels is returned. For each voxel and view one
-    modality is drawn, which has to show the voxel.
+    modality is drawn, which has to show the voxel. Where a crop is larger than the study, its first voxel is negative.
 
     Args:
         case: prepared study.
