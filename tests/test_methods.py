@@ -479,7 +479,7 @@ def test_a_file_with_a_syntax_error_is_named_and_hides_no_other(newcomer, monkey
 
 @pytest.mark.parametrize("member", methods.MEMBERS)
 def test_what_a_methods_file_lacks_is_named(newcomer, member):
-    newcomer(("RECIPES = {", f"RECIPES = {{}}\ndel {member}\n_OTHER = {{"))
+    newcomer(("log_every=50),\n    )\n}\n", f"log_every=50),\n    )\n}}\ndel {member}\n"))
     message = rf"mean_variance\.py lacks {member}; a method's file needs Config, METHOD and RECIPES\."
     with pytest.raises(UsageError, match=message):
         methods.module("mean_variance")
@@ -529,7 +529,7 @@ def test_weights_that_do_not_fit_are_named(newcomer, tmp_path):
     newcomer()
     model = saved(tmp_path / "m")
     newcomer(("self.decoder", "self.head"), ("block(width, width))", "block(width, width), block(width, width))"))
-    message = r"missing: encoders\.0\.2\.0\.weight.* and \d+ more; unexpected: decoder\.0\.0\.weight.* and \d+ more\.$"
+    message = r"missing: encoders\.0\.2\.0\.weight.* and \d+ more; unexpected: decoder\.0\.0\.bias.* and \d+ more\.$"
     with pytest.raises(ModelError, match=message):
         load_model(model)
 
