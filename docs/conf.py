@@ -66,6 +66,24 @@ def drawn(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+written: dict[str, list[str]] = {}
+"""Docstrings of attributes by name, before napoleon changes them."""
+
+
+def keep_attribute(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep the docstring of an attribute: napoleon would take text before a colon for its type."""
+    if what == "attribute":
+        written[name] = list(lines)
+
+
+def restore_attribute(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Restore the docstring of an attribute after napoleon."""
+    if what == "attribute":
+        lines[:] = written[name]
+
+
 def setup(app: Sphinx) -> None:
-    """Register the renderer of formulas."""
+    """Register the renderer of formulas, and the handlers of attributes' docstrings."""
     app.add_html_math_renderer("drawn", inline_renderers=(drawn, None), block_renderers=(drawn, None))
+    app.connect("autodoc-process-docstring", keep_attribute, priority=100)
+    app.connect("autodoc-process-docstring", restore_attribute, priority=900)

@@ -21,7 +21,7 @@ from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.modality import Modality, parse
 from glimpseg.model.folder import save_model
-from glimpseg.report import write_html
+from glimpseg.report import comparison_text, write_html
 from glimpseg.results.comparison import read_comparison
 from glimpseg.results.folder import read_evaluation
 from glimpseg.segmentation import predict
@@ -126,6 +126,15 @@ def test_a_run_against_its_copy_differs_in_nothing(runs, model, archive, tmp_pat
     evaluate(model, find_studies(archive), tmp_path / "copy", EvaluationOptions(subsets=SUBSETS, metrics=METRICS))
     lines = compare([runs[0], tmp_path / "copy"], tmp_path / "c").tests
     assert {(line.difference, line.p, line.effect) for line in lines} == {(0.0, 1.0, 0.0)}
+
+
+def test_the_tests_of_means_are_shown_as_text(runs, tmp_path):
+    comparison = compare(runs, tmp_path / "c", metrics=["dice"])
+    title, head, *lines = comparison_text(comparison).splitlines()
+    assert title == "Dice (%), mean over cases and subsets"
+    assert "difference 95 % interval" in " ".join(head.split())
+    assert [line.split()[:4] for line in lines] == [["B", "minus", "A", x] for x in comparison.regions("dice")]
+    assert all("no interval" in line for line in lines)  # fewer than 8 cases
 
 
 def test_swapping_the_runs_turns_the_signs(runs, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from conftest import AFFINE, WORDS, head, write_head
 from glimpseg.data import augment, loader, preprocess
@@ -21,7 +23,7 @@ from glimpseg.data.preprocess import Preprocess, prepare, reference_on
 from glimpseg.errors import InputError
 from glimpseg.evaluation.protocol import PROTOCOLS
 from glimpseg.modality import SUBSETS, Modality
-from glimpseg.study import Study
+from glimpseg.study import Study, parse_image
 from glimpseg.volume import SAME_GRID_MM, SAME_GRID_VOXELS, Grid, Volume
 
 SETTINGS = Preprocess(spacing_mm=3.0)
@@ -265,6 +267,19 @@ def test_a_flipped_bit_in_the_cache_is_noticed(archive, tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match="checksum differs"):
         CachedCase(path)
+
+
+def test_a_frame_has_a_decimal_number():
+    assert str(parse_image("a.nii#2")) == "a.nii#2"
+    assert parse_image("a.nii#2").number == 2
+    assert parse_image("a.nii#²") == Path("a.nii#²")
+
+
+def test_a_file_without_metadata_is_no_cache_entry(tmp_path):
+    arrays = {name: np.zeros((1, 2, 2, 2), np.float16) for name in ("image", "target", "levels", "seeds")}
+    save_file(arrays, tmp_path / "case.safetensors")
+    with pytest.raises(InputError, match="is damaged"):
+        CachedCase(tmp_path / "case.safetensors")
 
 
 # Augmentation

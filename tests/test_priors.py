@@ -313,6 +313,15 @@ def test_a_folder_whose_weights_are_cut_is_refused(folder, tmp_path):
         sam.read_encoder(tmp_path / "w")
 
 
+@pytest.mark.parametrize("left", [1, 3, -1])
+def test_a_file_with_some_of_the_encoder_alone_is_refused(original, tmp_path, left):
+    weights = torch.load(original)
+    names = ["image_encoder.pos_embed", *(name for name in weights if name.startswith("image_encoder."))]
+    torch.save({name: weights[name] for name in names[:left]}, tmp_path / "part.pth")
+    with pytest.raises(ModelError, match=r"lacks weights of SAM's image encoder|do not fit"):
+        sam.read_encoder(tmp_path / "part.pth")
+
+
 def test_another_side_interpolates_the_positions_alone(transformers, folder):
     network = sam.read_encoder(folder)
     wider = sam.resized_encoder(network, 128)

@@ -1,6 +1,7 @@
 """Output folders that are opened, resumed, refused and replaced."""
 
 import json
+import shutil
 
 import pytest
 from filelock import FileLock
@@ -122,6 +123,13 @@ def test_what_is_overwritten_waits_aside_until_it_is_discarded_or_restored(begun
     BATCH.open(begun, SETTINGS, overwrite=True)
     discard_replaced(begun)
     assert not replaced(begun).exists()
+    restore_replaced(begun)
+    assert (begun / "batch.json").exists()
+
+
+def test_replaced_work_is_restored_where_the_new_folder_is_gone(begun):
+    BATCH.open(begun, SETTINGS, overwrite=True)
+    shutil.rmtree(begun)
     restore_replaced(begun)
     assert (begun / "batch.json").exists()
 

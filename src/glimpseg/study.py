@@ -31,7 +31,7 @@ def parse_image(text: str) -> Path | Frame:
     A name that ends in `#` and digits is a path if a file of this whole name exists.
     """
     name, _, number = text.rpartition("#")
-    return Frame(Path(name), int(number)) if number.isdigit() and not Path(text).exists() else Path(text)
+    return Frame(Path(name), int(number)) if number.isdecimal() and not Path(text).exists() else Path(text)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.atomic import atomic_file, write_json
 from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import StudyEntry

@@ -44,7 +44,7 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """Return the shard of a text such as `0/4`. Raises: UsageError for other text, or a number out of range."""
         number, slash, of = text.partition("/")
-        if not slash or not number.isdigit() or not of.isdigit():
+        if not slash or not number.isdecimal() or not of.isdecimal():
             raise UsageError(f"--shard is number/of, 0/4 to 3/4, not '{text}'.")
         return cls(number=int(number), of=int(of))
 

@@ -30,7 +30,13 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     """List the methods and their recipes."""
     from glimpseg import methods as known
 
-    found = {name: dict(zip(("summary", "recipes"), known.summary(name), strict=True)) for name in known.names()}
+    found: dict[str, dict[str, Any]] = {}
+    for name in known.names():
+        try:
+            summary, recipes = known.summary(name)
+            found[name] = {"summary": summary, "recipes": recipes}
+        except UsageError as error:
+            found[name] = {"summary": f"cannot be read. {error}", "recipes": []}
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

@@ -137,10 +137,13 @@ def compare(
 ) -> None:
     """Compare evaluations case by case: paired tests, effect sizes, wins and losses; with published tables."""
     from glimpseg.evaluation import compare as comparison
-    from glimpseg.report import write_html
+    from glimpseg.report import comparison_text, write_html
     from glimpseg.results.scores import metrics_named
 
-    comparison.compare(evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite)
+    done = comparison.compare(
+        evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite
+    )
+    log.info("%s", comparison_text(done))
     typer.echo(write_html(output))
 
 

@@ -99,18 +99,19 @@ class CachedCase(Case):
         self.path = path
         try:
             with safe_open(path, "np") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
+                digest, study, available = (metadata[name] for name in ("digest", "id", "available"))
                 seeds = file.get_tensor("seeds")
                 arrays = {name: file.get_tensor(name) for name in ("image", "target", "levels")}
         except (SafetensorError, OSError, KeyError) as error:
             raise InputError(
                 f"The cache entry {path} is damaged ({error}). Delete it; it will be made again."
             ) from error
-        if _digest(arrays) != metadata["digest"]:
+        if _digest(arrays) != digest:
             raise InputError(
                 f"The cache entry {path} is damaged: its checksum differs. Delete it; it will be made again."
             )
-        super().__init__(metadata["id"], parse(metadata["available"]), Slices(path), seeds)
+        super().__init__(study, parse(available), Slices(path), seeds)
 
 
 class Slices:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import os
 import pkgutil
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args, get_type_hints
 
 import yaml
 
 from glimpseg.errors import ModelError, UsageError
 
 if TYPE_CHECKING:  # the names of the methods are listed without torch
+    from pydantic import ValidationError
     from torch import Tensor
 
     from glimpseg.method import Learner, Segmenter
@@ -28,6 +32,11 @@ if TYPE_CHECKING:  # the names of the methods are listed without torch
 
 OWN_FOLDERS = "GLIMPSEG_METHODS"
 """Environment variable with the folders of a user's own methods. Code is loaded from nowhere else."""
+MEMBERS = ("Config", "METHOD", "RECIPES")
+"""Names that every method's file has."""
+_PACKAGE = Path(__file__).parent
+_digests: dict[str, str] = {}
+"""SHA-256 of the source of each own method that was imported, by name, as it was at that moment."""
 
 
 def add_folder(folder: str | Path) -> None:
@@ -35,9 +44,14 @@ def add_folder(folder: str | Path) -> None:
 
     Raises: UsageError if the folder does not exist, or has a method whose name is taken.
     """
+    _add(folder, "the path given to add_folder")
+
+
+def _add(folder: str | Path, source: str) -> None:
+    """Register a folder. `source`: origin of the path, for the message if the folder does not exist."""
     place = Path(folder).resolve()
     if not place.is_dir():
-        raise UsageError(f"The folder of methods {place} does not exist. Correct {OWN_FOLDERS}, or make the folder.")
+        raise UsageError(f"The folder of methods {place} does not exist. Correct {source}, or make the folder.")
     if str(place) in __path__:
         return
     taken = sorted(set(names()) & set(_names_in([str(place)])))
@@ -59,15 +73,58 @@ def summary(name: str) -> tuple[str, list[str]]:
     """Return the first line of a method's docstring and its recipes' names, from the source; nothing is imported.
 
     The name has to be one of `names()`. Only recipes whose names are literal keys of `RECIPES` are found.
+
+    Raises: UsageError if the file cannot be parsed; the message names file and line.
     """
-    files = (Path(folder, file) for folder in __path__ for file in (f"{name}.py", f"{name}/__init__.py"))
-    tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
+    file = _source_file(name)
+    try:
+        tree = ast.parse(file.read_text("utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(_unreadable(file, error)) from error
     recipes: list[str] = []
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == "RECIPES" and isinstance(node.value, ast.Dict):  # type: ignore[attr-defined]
             recipes = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]  # type: ignore[attr-defined,misc]
     return (ast.get_docstring(tree) or "").split("\n")[0], recipes
+
+
+def is_own(name: str) -> bool:
+    """True if a method lies in a folder of the user's own, not in the package; False for an unknown name."""
+    return name in names() and not _source_file(name).is_relative_to(_PACKAGE)
+
+
+def own_digests(recipe: Recipe) -> dict[str, str]:
+    """Return the SHA-256 of the source of each own method that a recipe names; empty for methods of the package.
+
+    The source is that of the moment when the method was imported.
+    """
+    used = [recipe.method, *([] if recipe.backbone is None else [recipe.backbone.method])]
+    own = [name for name in used if is_own(name)]
+    for name in own:
+        module(name)
+    return {name: _digests[name] for name in own}
+
+
+def _source_file(name: str) -> Path:
+    """Return the file of a method; of a package its `__init__.py`."""
+    files = (Path(folder, file) for folder in __path__ for file in (f"{name}/__init__.py", f"{name}.py"))
+    return next(file for file in files if file.exists())
+
+
+def _source_digest(name: str) -> str:
+    """Return the SHA-256 of a method's file; of a package, that of the digests of all its Python files."""
+    file = _source_file(name)
+    if file.name != "__init__.py":
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    files = sorted(file.parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    """Return the message for a method's file that is no Python source; it names the line where it is known."""
+    line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+    return f"{file}{line}: {error.msg if isinstance(error, SyntaxError) else error}. Correct the file."
 
 
 class MethodModule(Protocol):
@@ -96,10 +153,54 @@ class AuthorsModule(MethodModule, Protocol):
 
 
 def module(name: str) -> MethodModule:
-    """Return the module of a method. Raises: ModelError if there is no such method."""
+    """Return the module of a method.
+
+    Raises: ModelError if there is no such method; UsageError if a file of the user's own cannot be imported, or lacks
+        something that each method has.
+    """
     if name not in names():
-        raise ModelError(f"There is no method '{name}' in this version of glimpseg; it has {', '.join(names())}.")
-    return cast("MethodModule", importlib.import_module(f"{__name__}.{name}"))
+        known = ", ".join(names())
+        raise ModelError(f"There is no method '{name}' in this version of glimpseg; it has {known}.{_own_hint()}")
+    return _own_module(name) if is_own(name) else importlib.import_module(f"{__name__}.{name}")  # type: ignore[return-value]
+
+
+def _own_module(name: str) -> MethodModule:
+    """Import a method of the user's own, and check that it is one. Raises: UsageError if not."""
+    from pydantic import ValidationError
+
+    from glimpseg.method import Learner
+
+    file, full = _source_file(name), f"{__name__}.{name}"
+    if full not in sys.modules:
+        _digests[name] = _source_digest(name)
+    try:
+        found: Any = importlib.import_module(full)
+    except SyntaxError as error:
+        raise UsageError(_unreadable(Path(error.filename or file), error)) from error
+    except ValidationError as error:
+        raise UsageError(f"{file}{_line(error, file)}: {_wrong_field(error, f'{error.title}.')}") from error
+    except Exception as error:
+        raise UsageError(f"{file}{_line(error, file)}: {type(error).__name__}: {error}") from error
+    lacking = [member for member in MEMBERS if not hasattr(found, member)]
+    if lacking:
+        needs = "a method's file needs Config, METHOD and RECIPES"
+        raise UsageError(f"{file.name} lacks {' and '.join(lacking)}; {needs}.")
+    if not (isinstance(found.METHOD, type) and issubclass(found.METHOD, Learner)):
+        raise UsageError(f"METHOD in {file.name} should be a class that inherits from glimpseg.method.Segmenter.")
+    if not isinstance(found.RECIPES, Mapping):
+        raise UsageError(f"RECIPES in {file.name} should be a dict of recipes by name.")
+    return cast("MethodModule", found)
+
+
+def _line(error: BaseException, file: Path) -> str:
+    """Return the last line of a file in the traceback of an error, as `, line 7`; empty if it is not there."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _own_hint() -> str:
+    """Return a sentence about `GLIMPSEG_METHODS` where no folder of the user's own is registered, else nothing."""
+    return "" if len(__path__) > 1 else f" If it is your own, set {OWN_FOLDERS} to its folder."
 
 
 def authors_module(name: str) -> AuthorsModule | None:
@@ -115,12 +216,29 @@ def build(recipe: Recipe) -> Learner:
     """Return the learner of a recipe, with random weights drawn from torch's global generator.
 
     Raises: ModelError if there is no such method, or no such method of the backbone; UsageError for labels, or a
-        backbone, that the class of the method refuses.
+        backbone, that the class of the method refuses, and for a class that does not call `super().__init__(labels)`.
     """
-    method = module(recipe.method).METHOD
     if recipe.backbone is None:
-        return method(recipe.config, recipe.label_values)
-    return method(recipe.config, module(recipe.backbone.method).METHOD(recipe.backbone.config, recipe.label_values))
+        return _built(module(recipe.method).METHOD, recipe.config, recipe.label_values)
+    backbone = _built(module(recipe.backbone.method).METHOD, recipe.backbone.config, recipe.label_values)
+    return _built(module(recipe.method).METHOD, recipe.config, backbone)
+
+
+def _built(method: Any, config: Any, argument: Any) -> Any:
+    """Return a learner of a class. Raises: UsageError if its constructor does not call that of its base class."""
+    from glimpseg.method import Segmenter
+
+    begin = "super().__init__(labels)" if issubclass(method, Segmenter) else "super().__init__()"
+    message = f"{method.__name__}.__init__ should begin with {begin}."
+    try:
+        learner = method(config, argument)
+    except (AttributeError, TypeError) as error:
+        if "Module.__init__()" in str(error) or "Segmenter.__init__() missing" in str(error):
+            raise UsageError(message) from error
+        raise
+    if "_modules" not in vars(learner) or (isinstance(learner, Segmenter) and not hasattr(learner, "labels")):
+        raise UsageError(message)
+    return learner
 
 
 def with_backbone(recipe: Recipe, name: str) -> Recipe:
@@ -153,17 +271,38 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
     if name.endswith((".yaml", ".yml")):
         try:
             tree = _upgraded(yaml.safe_load(Path(name).read_text("utf-8")))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(f"The recipe {name} cannot be read: {error}") from error
     else:
         method, _, key = name.partition("/")
         if method not in names() or key not in module(method).RECIPES:
-            known = [f"{m}/{r}" for m in names() for r in summary(m)[1]]
-            raise UsageError(f"'{name}' is not a recipe.{_nearest(name, known)} Known: {', '.join(known)}.")
-        tree = as_tree(module(method).RECIPES[key])
+            known = [f"{m}/{r}" for m in names() for r in _recipe_names(m)]
+            hint = "" if method in names() else _own_hint()
+            raise UsageError(f"'{name}' is not a recipe.{_nearest(name, known)} Known: {', '.join(known)}.{hint}")
+        tree = as_tree(_recipe_in_file(method, key))
     if backbone is not None:
         tree = as_tree(with_backbone(from_tree(tree), backbone))
     return from_tree(_changed(tree, changes or {}))
+
+
+def _recipe_names(name: str) -> list[str]:
+    """Return the recipes of `summary`, none for a file that cannot be parsed."""
+    try:
+        return summary(name)[1]
+    except UsageError:
+        return []
+
+
+def _recipe_in_file(method: str, key: str) -> Recipe:
+    """Return a recipe of a method's file. Raises: UsageError if it is no recipe, or names another method."""
+    from glimpseg.recipe import Recipe
+
+    recipe, file = module(method).RECIPES[key], _source_file(method).name
+    if not isinstance(recipe, Recipe):
+        raise UsageError(f"The recipe '{key}' in {file} should be a glimpseg.recipe.Recipe.")
+    if recipe.method != method:
+        raise UsageError(f"The recipe '{key}' in {file} says method='{recipe.method}'; it must be '{method}'.")
+    return recipe
 
 
 def with_choices(recipe: Recipe, choices: Mapping[str, Any]) -> Recipe:
@@ -209,20 +348,56 @@ def from_tree(tree: Any) -> Recipe:
 
     if not isinstance(tree, dict):
         raise UsageError("A recipe should be a mapping with 'method', 'data', 'optim' and others.")
-    place = ""
+    tree, place = _upgraded(tree), ""
+    _refuse_unknown_fields(Recipe, tree)
     try:
-        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **_upgraded(tree)})
+        recipe = TypeAdapter(Recipe).validate_python({"config": {}, **tree})
+        place = "config."
+        _refuse_unknown_fields(module(recipe.method).Config, recipe.config, place)
         config: Any = TypeAdapter(module(recipe.method).Config).validate_python(recipe.config)
         backbone = recipe.backbone
         _refuse_wrong_kind(recipe.method, None if backbone is None else backbone.method)
         if backbone is not None:
             place = "backbone.config."
+            _refuse_unknown_fields(module(backbone.method).Config, backbone.config, place)
             own: Any = TypeAdapter(module(backbone.method).Config).validate_python(backbone.config)
             backbone = replace(backbone, config=own)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"Recipe field '{place}{'.'.join(map(str, first['loc']))}': {first['msg']}.") from error
+        raise UsageError(f"Recipe field {_wrong_field(error, place)}") from error
     return replace(recipe, config=config, backbone=backbone)
+
+
+def _wrong_field(error: ValidationError, place: str) -> str:
+    """Return the path of the first field that pydantic refuses, after `place`, and the reason."""
+    first = error.errors()[0]
+    return f"'{(place + '.'.join(map(str, first['loc']))).rstrip('.')}': {first['msg'].rstrip('.')}."
+
+
+def _refuse_unknown_fields(kind: Any, tree: Any, place: str = "") -> None:
+    """Raise UsageError if plain values name a field that a dataclass, or one inside it, does not have.
+
+    pydantic ignores such names for a plain dataclass. `place`: beginning of the path of a field, such as `config.`.
+    """
+    if not (is_dataclass(kind) and isinstance(tree, dict)):
+        return
+    known = [field.name for field in fields(kind)]
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # a type that is imported for type checkers alone
+        hints = {}
+    for name, value in tree.items():
+        if name not in known:
+            close = _nearest(str(name), known)
+            raise UsageError(f"The recipe has no field '{place}{name}'.{close} Here: {', '.join(known)}.")
+        for inner in _dataclasses_in(hints.get(name)):
+            _refuse_unknown_fields(inner, value, f"{place}{name}.")
+
+
+def _dataclasses_in(hint: Any) -> Iterator[Any]:
+    """Yield a type annotation if it is a dataclass, or the dataclass in `X | None`; nothing for several."""
+    found = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
+    if len(found) == 1 and (found[0] is hint or type(None) in get_args(hint)):
+        yield found[0]
 
 
 def _upgraded(tree: Any) -> Any:
@@ -270,4 +445,4 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 for _folder in filter(None, os.environ.get(OWN_FOLDERS, "").split(os.pathsep)):
-    add_folder(_folder)
+    _add(_folder, OWN_FOLDERS)

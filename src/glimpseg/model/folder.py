@@ -29,6 +29,8 @@ from glimpseg.version import __version__
 
 FORMAT = 1
 """Version of the folder's format. Another one is refused."""
+OWN_METHODS = "own_methods"
+"""Field of `provenance.json`: SHA-256 of the source of each method from outside the package, by name."""
 WEIGHTS, RECIPE, PROVENANCE = "weights.safetensors", "recipe.yaml", "provenance.json"
 
 
@@ -57,6 +59,15 @@ class StoredModel:
             f"were written by {self.provenance.get('glimpseg', 'an unknown version')})"
         )
 
+    @property
+    def changed_methods(self) -> list[str]:
+        """Names of own methods whose source differs from that of the training."""
+        trained = self.provenance.get(OWN_METHODS)
+        if not trained:
+            return []
+        now = methods.own_digests(self.recipe)
+        return [name for name, digest in trained.items() if now.get(name) != digest]
+
 
 def save_model(
     folder: str | Path,
@@ -71,7 +82,7 @@ def save_model(
         folder: The folder to write.
         weights: Tensors by name.
         recipe: The recipe that the weights were trained with.
-        provenance: Fields of `provenance.json` besides format, method, environment and digests.
+        provenance: Fields of `provenance.json` besides format, method, own methods, environment and digests.
         write_more: Writes further files into the folder that it is called with; they get digests, too.
 
     Raises: UsageError if the folder holds files but no model; OutputError when the disk refuses.
@@ -81,7 +92,9 @@ def save_model(
         (place / RECIPE).write_text(yaml.safe_dump(methods.as_tree(recipe), sort_keys=False), "utf-8")
         write_more(place)
         digests = {path.name: sha256_of(path) for path in sorted(place.iterdir())}
-        record = {"format": FORMAT, "method": recipe.method, **provenance, **environment(), "sha256": digests}
+        own = methods.own_digests(recipe)  # a copy of a model keeps those of its training, which `provenance` holds
+        record = {"format": FORMAT, "method": recipe.method, **({OWN_METHODS: own} if own else {}), **provenance}
+        record |= {**environment(), "sha256": digests}
         (place / PROVENANCE).write_text(json.dumps(record, indent=2), "utf-8")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.errors import ModelError
@@ -22,6 +24,8 @@ from glimpseg.model.folder import WEIGHTS, StoredModel, read_model
 from glimpseg.model.shipped import place_of
 from glimpseg.recipe import Recipe
 from glimpseg.runtime.precision import precision_context, resolve_precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,7 @@ def load_model(
     try:
         network.load_state_dict(stored.weights)
     except RuntimeError as error:
-        raise ModelError(f"{stored.mismatch}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{stored.mismatch}: {_misfit(network, stored.weights)}") from error
     model = Model(network.to(device).eval(), recipe, stored.provenance, stored.path, computed_by=computed_by)
     if EXPECTATIONS not in stored.provenance["sha256"]:
         return model
@@ -129,9 +133,31 @@ def stored_model(path: str | Path) -> StoredModel:
         path: A model folder, a checkpoint, a run folder (its finished model, else its newest checkpoint), or the text
             `box` for the model that comes with the package.
 
+    A warning is logged if the source of an own method differs from that of the training.
+
     Raises: ModelError if there is no model, if a file is missing or damaged, or if it is of another format or method.
     """
-    return read_model(_model_folder(place_of(path)))
+    stored = read_model(_model_folder(place_of(path)))
+    for name in stored.changed_methods:
+        log.warning("The source of the method %s has changed since %s was trained.", name, stored.path)
+    return stored
+
+
+def _misfit(network: Segmenter, weights: Mapping[str, Tensor]) -> str:
+    """Return the names of weights that are missing, unexpected or of another shape, the first few of each."""
+    own = network.state_dict()
+    shared = [name for name in own if name in weights]
+    kinds = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [name for name in shared if own[name].shape != weights[name].shape],
+    }
+    return "; ".join(f"{kind}: {_first_few(names)}" for kind, names in kinds.items() if names) + "."
+
+
+def _first_few(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _model_folder(path: Path) -> Path:

@@ -136,7 +136,10 @@ def read_encoder(source: Path) -> Any:
     renamed = renamed_weights(weights) if isinstance(weights, Mapping) else {}
     if "pos_embed" not in renamed:
         raise ModelError(f"{source} holds no image encoder of SAM: image_encoder.pos_embed is missing.")
-    network = transformers.SamVisionModel(_config_of(renamed, transformers))
+    try:
+        network = transformers.SamVisionModel(_config_of(renamed, transformers))
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise ModelError(f"{source} lacks weights of SAM's image encoder, or has some of another shape.") from error
     try:
         network.load_state_dict({f"vision_encoder.{name}": value for name, value in renamed.items()})
     except RuntimeError as error:

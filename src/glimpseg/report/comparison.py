@@ -93,6 +93,39 @@ def mean_table(comparison: Comparison, metric: str) -> Table:
     )
 
 
+def comparison_text(comparison: Comparison) -> str:
+    """Return the differences of the means over the subsets as text for a terminal, one table for each metric."""
+    tables = [_test_table(comparison, metric) for metric in comparison.metrics]
+    return "\n".join(f"{table.title}\n{table.as_text}" for table in tables)
+
+
+def _test_table(comparison: Comparison, metric: str) -> Table:
+    """Make the table of one metric's tests of means over the subsets, a row for each pair and region."""
+    of = METRICS[metric]
+    found = (
+        comparison.test(pair, metric, region) for pair in comparison.pairs for region in comparison.regions(metric)
+    )
+    rows = [
+        [
+            Cell(f"{test.b} minus {test.a}"),
+            Cell(test.region),
+            *(Cell(number(of.factor * value)) for value in (test.mean_a, test.mean_b)),
+            Cell(number(of.factor * test.difference, 1, True)),
+            Cell(_interval(test, of.factor).replace(FIXED, " ")),
+            Cell(_p(test)),
+            Cell(str(test.cases)),
+        ]
+        for test in found
+        if test
+    ]
+    return Table(
+        name=f"tests-{metric}",
+        title=f"{of.title} ({of.unit}), mean over cases and subsets",
+        columns=["pair", "region", "first", "second", "difference", "95 % interval", "adjusted p", "cases"],
+        rows=rows,
+    )
+
+
 def _mean_cell(comparison: Comparison, letter: str, metric: str, region: str) -> Cell:
     factor = METRICS[metric].factor
     tests = (comparison.test(pair, metric, region) for pair in comparison.pairs if letter in pair)

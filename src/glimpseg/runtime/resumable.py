@@ -147,7 +147,8 @@ def discard_replaced(folder: Path) -> None:
 def restore_replaced(folder: Path) -> None:
     """Put the work that `overwrite` set aside back, if there is one. The new work in the folder is deleted."""
     if replaced(folder).is_dir():
-        shutil.rmtree(folder)
+        if folder.is_dir():
+            shutil.rmtree(folder)
         replaced(folder).rename(folder)
 
 

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glimpseg import methods
 from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.errors import InputError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
 from glimpseg.modality import Modality, to_flags, union
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
+from glimpseg.segmentation.checks import refuse_no_probabilities
 from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated
 from glimpseg.volume import Grid, Volume, resample, slabs
 
@@ -78,6 +80,7 @@ def infer(
 
     Raises:
         InputError: If the memory does not suffice even for one window at a time.
+        UsageError: If a method of the user's own returns no probabilities (`checks.refuse_no_probabilities`).
     """
     if model.network.shares and len(subsets) > 1:
         model, groups = model.by_torch, _subsets_by_box(prepared, subsets)
@@ -113,11 +116,19 @@ def _working_probabilities(
     masks = [to_flags(subset)[None].to(device) for subset in subsets]
     wanted = to_flags(union(subsets))[None].to(device)
 
+    unchecked = methods.is_own(model.recipe.method)
+
     def probabilities(windows: Tensor) -> tuple[Tensor, ...]:
+        nonlocal unchecked
         if len(masks) == 1:
-            return (model.backend(windows, wanted.expand(len(windows), -1)),)
-        features = network.encode(windows, wanted.expand(len(windows), -1))
-        return tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
+            outputs: tuple[Tensor, ...] = (model.backend(windows, wanted.expand(len(windows), -1)),)
+        else:
+            features = network.encode(windows, wanted.expand(len(windows), -1))
+            outputs = tuple(network.fuse(features, mask.expand(len(windows), -1)) for mask in masks)
+        if unchecked:
+            refuse_no_probabilities(network, outputs[0], windows)
+            unchecked = False
+        return outputs
 
     with torch.inference_mode(), model.backend.computing():
         return _with_enough_memory(shown, rois, weighting, device, network=probabilities)

@@ -24,7 +24,7 @@ from glimpseg import methods
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Cases, Schedule, batches
 from glimpseg.errors import Preempted, TrainingError, UsageError
-from glimpseg.method import Progress
+from glimpseg.method import Learner, Progress
 from glimpseg.model.checkpoint import load_state, newest_valid, save_checkpoint
 from glimpseg.model.folder import PROVENANCE, RECIPE, save_model
 from glimpseg.model.transfer import initialise
@@ -89,8 +89,9 @@ def fit(
     Returns: The model folder, `model` in the run folder. The first rank writes it.
 
     Raises:
-        UsageError: The method cannot use the recipe's crops or prior; the samples of a step cannot be divided among
-            ranks and backward passes; the run was begun with other data; or TensorBoard is asked for and not installed.
+        UsageError: The method cannot use the recipe's crops or prior, or returns no loss terms; the samples of a step
+            cannot be divided among ranks and backward passes; the run was begun with other data; or TensorBoard is
+            asked for and not installed.
         ModelError: The initial weights cannot be used.
         TrainingError: A loss term or the gradient's norm is not finite, or the graphics processor computes wrongly.
         Preempted: SIGTERM came before the last step was done; the state is saved.
@@ -150,11 +151,13 @@ def _accumulate(
 ) -> Iterator[dict[str, Tensor]]:
     """Make one backward pass for each part of a step's batch, with its seed, and yield its loss terms.
 
-    The gradients are those of the mean over the parts. Raises: TrainingError if a loss term is not finite.
+    The gradients are those of the mean over the parts. Raises: TrainingError if a loss term is not finite; UsageError
+    if the method returns no terms.
     """
     for seed, batch in zip(seeds, parts, strict=True):
         torch.manual_seed(seed)
         terms = state.loss_terms(state.objective, batch, progress)
+        _refuse_malformed(state.learner, terms)
         _refuse_non_finite(terms, batch, run, progress.step)
         (sum(terms.values(), torch.zeros((), device=state.device)) / len(parts)).backward()
         yield terms
@@ -216,6 +219,18 @@ def _shares(recipe: Recipe) -> list[tuple[int, range]]:
         )
     size = batch // count
     return [(n, range(n * size, (n + 1) * size)) for n in range(rank, count, world)]
+
+
+def _refuse_malformed(learner: Learner, terms: Any) -> None:
+    """Raise UsageError if `losses` returned something else than named tensors of one number each."""
+    name = f"losses of {type(learner).__name__}"
+    if not isinstance(terms, Mapping) or not terms:
+        found = "an empty dict" if isinstance(terms, Mapping) else type(terms).__name__
+        raise UsageError(f"{name} should return a dict of named loss terms, not {found}.")
+    for term, value in terms.items():
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"{name}: the term '{term}' should be a tensor with one number, not {found}.")
 
 
 def _refuse_non_finite(terms: Mapping[str, Tensor], batch: Batch, run: Path, step: int) -> None:

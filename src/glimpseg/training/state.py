@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from glimpseg.runtime.distributed import rank_and_world
 from glimpseg.runtime.precision import precision_context, resolve_precision, small_convolutions_in_fp32
 from glimpseg.training.compiling import compile_networks
 from glimpseg.training.ema import averaged_copy
+
+log = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
@@ -86,6 +89,8 @@ class TrainingState:
         averaged = averaged_copy(learner, optim.ema) if optim.ema else None
         precision = resolve_precision(optim.precision, device)
         if optim.recompute:  # after the average, which is never run
+            if not learner.stages:
+                log.warning("optim.recompute has no effect: %s has no `stages`.", type(learner).__name__)
             recompute(learner.stages, partial(small_convolutions_in_fp32, precision, device))
         objective: nn.Module = Objective(learner)
         if rank_and_world()[1] > 1:
