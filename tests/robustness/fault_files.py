@@ -736,7 +736,7 @@ TOGETHER = (
     ),
     Fault(
         name="a label of 255", make=_labels(_put(255)), code=3,
-        says="{place}/data (1 references) holds the labels [1, 2, 3, 255], which no convention of the layout brats2023 "
+        says="data (1 references) holds the labels [1, 2, 3, 255], which no convention of the layout brats2023 "
         "explains (brats2021: [1, 2, 4]; brats2023: [1, 2, 3]; brats2024: [1, 2, 3, 4]). Correct the file or name the "
         "convention.",
     ),
