@@ -104,7 +104,7 @@ class Grid:
         """Return the part of the lattice inside `box` (slices with both ends given)."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.array([side.start for side in box])
-        return Grid(tuple(side.stop - side.start for side in box), affine)  # type: ignore[arg-type]
+        return Grid(tuple(int(side.stop - side.start) for side in box), affine)  # type: ignore[arg-type]
 
     def corners_mm(self) -> Float[np.ndarray, "8 3"]:
         """Return the world positions of the centres of the eight corner voxels."""
