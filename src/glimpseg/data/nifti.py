@@ -195,7 +195,7 @@ def write_image(path: str | Path, volume: Volume, dtype: type[np.generic] = np.f
     _save(_image(volume.voxels.astype(dtype), volume.affine), path)
 
 
-def _image(voxels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
+def _image(voxels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Pair:
     image = nibabel.Nifti1Image(voxels, affine)
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm", "sec")
@@ -208,12 +208,12 @@ def _image(voxels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
     return image
 
 
-def _save(image: nibabel.Nifti1Image, path: str | Path) -> None:
+def _save(image: nibabel.Nifti1Pair, path: str | Path) -> None:
     with atomic_file(path) as temporary:
         nibabel.save(image, temporary)
 
 
-def _open(path: Path, name: str = "") -> nibabel.Nifti1Image:
+def _open(path: Path, name: str = "") -> nibabel.Nifti1Pair:
     """Open an image, check its header, and load voxels later.
 
     Extensions are not read: they are long, belong to other programs and may hold private data.
@@ -298,7 +298,7 @@ def _opened(path: Path) -> AbstractContextManager[io.BufferedIOBase]:
     return open_gzip(path) if _is_gzip(path) else path.open("rb")
 
 
-def _metaimage(path: Path) -> nibabel.Nifti1Image:
+def _metaimage(path: Path) -> nibabel.Nifti1Pair:
     _check_file(path)
     try:
         return metaimage.load(path)
@@ -306,7 +306,7 @@ def _metaimage(path: Path) -> nibabel.Nifti1Image:
         raise InputError(f"{path} cannot be read as MetaImage ({_first_line(error)}). Export it again.") from error
 
 
-def _series(frame: Frame, name: str = "") -> nibabel.Nifti1Image:
+def _series(frame: Frame, name: str = "") -> nibabel.Nifti1Pair:
     """Open the four-dimensional file that holds a frame, and check its header."""
     image, path = _nifti(frame.path), frame.path
     if len(image.shape) != 4 or not 0 <= frame.number < image.shape[3]:
@@ -417,7 +417,7 @@ def _is_plausible(sizes_mm: np.ndarray, shape: Sequence[int]) -> bool:
         return bool(sizes_mm.min() >= MINIMAL_SPACING_MM and sides.max() <= MAXIMAL_SIDE_MM)
 
 
-def _check_shape(image: nibabel.Nifti1Image, path: Path, name: str = "") -> None:
+def _check_shape(image: nibabel.Nifti1Pair, path: Path, name: str = "") -> None:
     shape = image.shape
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         kind = "a series of volumes (functional, diffusion, or several echoes)" if len(shape) > 3 else "a single slice"
@@ -430,7 +430,7 @@ def _check_shape(image: nibabel.Nifti1Image, path: Path, name: str = "") -> None
     _check_size(image, path)
 
 
-def _check_size(image: nibabel.Nifti1Image, path: Path) -> None:
+def _check_size(image: nibabel.Nifti1Pair, path: Path) -> None:
     shape = image.shape
     if max(shape) > MAXIMAL_SIDE or math.prod(shape) > MAXIMAL_VOXELS or min(shape) < 1:
         raise InputError(
@@ -473,7 +473,7 @@ def _misplaced(affine: np.ndarray, path: Path, what: str) -> InputError:
     return InputError(f"{path} {what}: {rows}. Export the image again, or set the header from the scanner's geometry.")
 
 
-def _check_affine(image: nibabel.Nifti1Image, path: Path, name: str = "") -> None:
+def _check_affine(image: nibabel.Nifti1Pair, path: Path, name: str = "") -> None:
     _check_placed(image.affine, path)
     x, y, z = image.shape[:3]
     _check_extent(Grid((x, y, z), image.affine), path)
@@ -495,7 +495,7 @@ def _check_affine(image: nibabel.Nifti1Image, path: Path, name: str = "") -> Non
             )
 
 
-def _qform(image: nibabel.Nifti1Image) -> tuple[np.ndarray | None, int]:
+def _qform(image: nibabel.Nifti1Pair) -> tuple[np.ndarray | None, int]:
     try:
         return image.get_qform(coded=True)
     except (ValueError, HeaderDataError):  # an invalid quaternion
@@ -552,12 +552,12 @@ def _voxel_file(image: nibabel.spatialimages.SpatialImage, path: Path) -> Path |
     return file if file.name.lower().endswith((*SUFFIXES, *PAIR_SUFFIXES)) else None
 
 
-def _end(image: nibabel.Nifti1Image) -> int:
+def _end(image: nibabel.Nifti1Pair) -> int:
     """Size of the uncompressed content by the header, in bytes. A longer file has slices that would be lost."""
     return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
-def _inflated(path: Path, image: nibabel.Nifti1Image, number: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _inflated(path: Path, image: nibabel.Nifti1Pair, number: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield the slices of volume `number` of a gz file (or of a plain one), after checks of its length and checksum.
 
     nibabel stops at the last voxel and therefore never checks the checksum, which comes after it.
