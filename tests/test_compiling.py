@@ -132,10 +132,11 @@ def test_auto_compiles_for_cuda_under_linux_where_triton_is(monkeypatch, setting
 
 COMPARED = """
 import sys, torch
-from glimpseg import compiling, methods
+from glimpseg import methods
 from glimpseg.method import Progress
 from glimpseg.nets.recompute import recompute
-from glimpseg.study import Batch
+from glimpseg.data.crops import Batch
+from glimpseg.training import compiling
 
 torch.set_num_threads(1)
 compiling.BACKEND, again, apart = sys.argv[2], sys.argv[3] == "again", float(sys.argv[4])
