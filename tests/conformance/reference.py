@@ -138,9 +138,9 @@ def shares(method, found):
     }
 
 
-def beyond(method, found, most=1):
-    """Return the numbers that differ by more than `most` times what rounding explains, NaN included, with shares."""
-    return {name: share for name, share in shares(method, found).items() if not share <= most}
+def beyond(method, found):
+    """Return the numbers that differ by more than rounding explains, NaN included, with their shares."""
+    return {name: share for name, share in shares(method, found).items() if not share <= 1}
 
 
 @contextmanager
