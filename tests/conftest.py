@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 CHECKED = [
     f"glimpseg.{name}"
     for name in (
-        "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify.appearance",
+        "data.atlas", "data.augment", "data.cache", "data.crops", "data.identify", "data.identify.appearance",
         "data.layouts", "data.loader", "data.metaimage", "data.nifti", "data.preprocess", "data.prior_cache",
         "data.raw", "evaluation.calibrate", "evaluation.histogram", "losses", "method", "methods.mmformer",
         "methods.mstkdnet",

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import layout_trees as trees
@@ -72,7 +72,7 @@ def is_known(word):
     )
 
 
-IDS = st.text("abdeghijlnoqruvxyz0123456789", min_size=4, max_size=9).filter(lambda word: not is_known(word))
+IDS = st.text("abdeghijlnoqruvxyz0123456789", min_size=4, max_size=9)
 
 
 @given(
@@ -82,6 +82,7 @@ IDS = st.text("abdeghijlnoqruvxyz0123456789", min_size=4, max_size=9).filter(lam
     one=st.sampled_from(CLEAR),
 )
 def test_words_around_a_spelling_never_change_what_it_is(before, after, joint, one):
+    assume(not any(is_known(word) for word in (*before, *after)))
     name, sequence = one
     if after and name.lower() in ("fla", "t1n", "t2f"):  # short spellings that count at the end alone
         after = []
@@ -93,6 +94,7 @@ def test_words_around_a_spelling_never_change_what_it_is(before, after, joint, o
     spelling=st.sampled_from(["t1", "t2", "t1c", "flair", "t1ce", "t2w"]),
 )
 def test_a_spelling_inside_a_word_is_none(word, spelling):
+    assume(not is_known(word))
     letters = word + spelling
     if separated(letters.lower()) == letters.lower():  # not made of known parts, as `postt1` would be
         assert read_name(letters).sequence is None
