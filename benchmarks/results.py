@@ -57,7 +57,8 @@ class Highlight:
     """File name in `measured/` without its ending, and the end of the contest's question there."""
     ours: str
     theirs: str
-    theirs_in_words: str
+    theirs_in_words: str = ""
+    """Name of the other way in the table. Default: `theirs`."""
 
 
 HIGHLIGHTS = (
@@ -66,35 +67,30 @@ HIGHLIGHTS = (
         measured=(("whole_case", "A whole study, files in, file out"),),
         ours="torch",
         theirs="peer",
-        theirs_in_words="peer",
     ),
     Highlight(
         question="the same: memory",
         measured=(("whole_case", "A whole study: most memory held"),),
         ours="torch",
         theirs="peer",
-        theirs_in_words="peer",
     ),
     Highlight(
         question="Segment a study with the shipped model (2 mm): time",
         measured=(("whole_case-box", "A whole study, files in, file out"),),
         ours="torch",
         theirs="peer",
-        theirs_in_words="peer",
     ),
     Highlight(
         question="the same: memory",
         measured=(("whole_case-box", "A whole study: most memory held"),),
         ours="torch",
         theirs="peer",
-        theirs_in_words="peer",
     ),
     Highlight(
         question="Segment a study of 512 x 512 x 512 voxels: memory",
         measured=(("memory-box", "box, 2 mm"),),
         ours="glimpseg",
         theirs="peer",
-        theirs_in_words="peer",
     ),
     Highlight(
         question="Segment all 15 subsets of a study (rfnet, mmformer, smml; all in bf16): time of a window",
@@ -105,7 +101,6 @@ HIGHLIGHTS = (
         ),
         ours="shared",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="Dice and HD95 of 3 regions in 15 subsets: time",
@@ -126,7 +121,6 @@ HIGHLIGHTS = (
         measured=(("loading", "Loading a training crop"),),
         ours="cache",
         theirs="blosc2",
-        theirs_in_words="blosc2",
     ),
     Highlight(
         question="the same, against nnU-Net's unpacked format",
@@ -140,35 +134,30 @@ HIGHLIGHTS = (
         measured=(("augmentation", "training batch"),),
         ours="glimpseg",
         theirs="MONAI",
-        theirs_in_words="MONAI",
     ),
     Highlight(
         question="A training step as `train` runs it, in bf16 (5 methods): time",
         measured=tuple((step, ": a training step") for step in STEPS),
         ours="bf16",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="the same: memory",
         measured=tuple((step, ": most memory held") for step in STEPS),
         ours="bf16",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="A training step, both in fp32 (5 methods): time",
         measured=tuple((step, ": a training step") for step in STEPS),
         ours="fp32",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="the same: memory",
         measured=tuple((step, ": most memory held") for step in STEPS),
         ours="fp32",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="A training step of MST-KDNet, both in fp32: time",
@@ -205,28 +194,24 @@ HIGHLIGHTS = (
         measured=(("pretraining_step", ": seconds a pair"),),
         ours="ours",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="the same: memory",
         measured=(("pretraining_step", ": MiB at most"),),
         ours="ours",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="A pretraining step (Vox-MMSD): time",
         measured=(("pretraining_step", ": seconds a step"),),
         ours="ours",
         theirs="authors",
-        theirs_in_words="authors",
     ),
     Highlight(
         question="the same: memory",
         measured=(("pretraining_step", ": GiB at most"),),
         ours="ours",
         theirs="authors",
-        theirs_in_words="authors",
     ),
 )
 
@@ -261,7 +246,7 @@ def _highlight(row: Highlight, records: Mapping[str, Any]) -> str:
     cells = (
         row.question,
         f"{_span(ours)} {unit}",
-        f"{_span(theirs)} {unit} ({row.theirs_in_words})",
+        f"{_span(theirs)} {unit} ({row.theirs_in_words or row.theirs})",
         f"**{_short(ratio)}**" if ratio >= EQUAL else f"**{_short(ratio)}: worse**",
         f"{_short(min(every))} to {_short(max(every))}" if len(every) > 1 else "",
         " or ".join(map(str, rounds)) + (" each" if len(contests) > 1 else ""),

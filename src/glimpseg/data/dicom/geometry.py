@@ -50,17 +50,13 @@ def positions(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 3"]:
     Raises:
         InputError: if a slice has no position, or one that is not finite.
     """
-    found = []
-    for dataset in datasets:
-        for item in _group_per_frame(dataset, "PlanePositionSequence"):
-            place = _numbers(item, "ImagePositionPatient")
-            if len(place) != 3:
-                raise InputError(
-                    _with_comma(item, "ImagePositionPatient")
-                    or "A slice does not say where it lies (ImagePositionPatient)."
-                )
-            found.append(place)
-    array = np.array(found)
+    array = _per_frame(
+        datasets,
+        "PlanePositionSequence",
+        "ImagePositionPatient",
+        count=3,
+        missing="A slice does not say where it lies (ImagePositionPatient).",
+    )
     if not np.isfinite(array).all():
         raise InputError("A slice lies nowhere: its position is no number.")
     return array
@@ -72,17 +68,13 @@ def orientations(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 6"]:
     Raises:
         InputError: if a slice has no orientation, or it is not a pair of perpendicular unit vectors.
     """
-    found = []
-    for dataset in datasets:
-        for item in _group_per_frame(dataset, "PlaneOrientationSequence"):
-            cosines = _numbers(item, "ImageOrientationPatient")
-            if len(cosines) != 6:
-                raise InputError(
-                    _with_comma(item, "ImageOrientationPatient")
-                    or "A slice does not say how it is turned (ImageOrientationPatient)."
-                )
-            found.append(cosines)
-    array = np.array(found)
+    array = _per_frame(
+        datasets,
+        "PlaneOrientationSequence",
+        "ImageOrientationPatient",
+        count=6,
+        missing="A slice does not say how it is turned (ImageOrientationPatient).",
+    )
     lengths = np.linalg.norm(array.reshape(-1, 2, 3), axis=2)
     with np.errstate(invalid="ignore"):
         off = max(np.abs(lengths - 1).max(), np.abs((array[:, :3] * array[:, 3:]).sum(1)).max())
@@ -102,17 +94,11 @@ def pixel_spacing(dataset: Dataset) -> tuple[float, float]:
 
 def pixel_spacings(datasets: Sequence[Dataset]) -> Float[np.ndarray, "n 2"]:
     """Return the distances between rows and between columns of each slice or frame, mm. Raises: InputError."""
-    found = []
-    for dataset in datasets:
-        for item in _group_per_frame(dataset, "PixelMeasuresSequence"):
-            sizes = _numbers(item, "PixelSpacing")
-            if len(sizes) != 2 or not all(0 < size < 100 for size in sizes):
-                raise InputError(
-                    _with_comma(item, "PixelSpacing")
-                    or "The size of its pixels is not given or is no size (PixelSpacing)."
-                )
-            found.append(sizes)
-    return np.array(found)
+    no_size = "The size of its pixels is not given or is no size (PixelSpacing)."
+    sizes = _per_frame(datasets, "PixelMeasuresSequence", "PixelSpacing", count=2, missing=no_size)
+    if not ((sizes > 0) & (sizes < 100)).all():
+        raise InputError(no_size)
+    return sizes
 
 
 def _numbers(item: Dataset, keyword: str) -> list[float]:
@@ -122,6 +108,23 @@ def _numbers(item: Dataset, keyword: str) -> list[float]:
         return []
     numbers = [first_number(part) for part in given]
     return [number for number in numbers if number is not None] if None not in numbers else []
+
+
+def _per_frame(
+    datasets: Sequence[Dataset], group: str, keyword: str, *, count: int, missing: str
+) -> Float[np.ndarray, "n c"]:
+    """Return the `count` numbers of an attribute in a functional group, for each slice or frame.
+
+    Raises: InputError with the text `missing` if a slice has another count, or says that it has decimal commas.
+    """
+    found = []
+    for dataset in datasets:
+        for item in _group_per_frame(dataset, group):
+            numbers = _numbers(item, keyword)
+            if len(numbers) != count:
+                raise InputError(_with_comma(item, keyword) or missing)
+            found.append(numbers)
+    return np.array(found)
 
 
 def _with_comma(item: Dataset, keyword: str) -> str | None:

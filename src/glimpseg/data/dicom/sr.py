@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -138,34 +138,26 @@ def _measurement_group(
     from pydicom.sr.codedict import codes as dictionary
 
     name = sr.TrackingIdentifier(identifier=f"glimpseg {region.name}", uid=UID())
-    sites = [sr.FindingSite(codes.BRAIN.concept())]
-    algorithm = sr.AlgorithmIdentification(name=model[:LONGEST_NAME], version=__version__)
-    measured = [sr.Measurement(name=dictionary.SCT.Volume, value=round(ml, DECIMALS), unit=codes.MILLILITRE.concept())]
+    described: dict[str, Any] = {
+        "finding_type": codes.REGIONS[region].concept(),
+        "finding_category": codes.CATEGORY.concept(),
+        "finding_sites": [sr.FindingSite(codes.BRAIN.concept())],
+        "algorithm_id": sr.AlgorithmIdentification(name=model[:LONGEST_NAME], version=__version__),
+        "measurements": [
+            sr.Measurement(name=dictionary.SCT.Volume, value=round(ml, DECIMALS), unit=codes.MILLILITRE.concept())
+        ],
+    }
     segment = _segment_number(region, seg_header)
     if segment is None:
-        return sr.MeasurementsAndQualitativeEvaluations(
-            name,
-            finding_type=codes.REGIONS[region].concept(),
-            finding_category=codes.CATEGORY.concept(),
-            finding_sites=sites,
-            algorithm_id=algorithm,
-            measurements=measured,
-            source_images=[sr.SourceImageForMeasurementGroup(seg_header.SOPClassUID, seg_header.SOPInstanceUID)],
-        )
-    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        name,
-        finding_type=codes.REGIONS[region].concept(),
-        finding_category=codes.CATEGORY.concept(),
-        finding_sites=sites,
-        algorithm_id=algorithm,
-        measurements=measured,
-        referenced_segment=sr.ReferencedSegment(
-            sop_class_uid=seg_header.SOPClassUID,
-            sop_instance_uid=seg_header.SOPInstanceUID,
-            segment_number=segment,
-            source_series=sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
-        ),
+        whole = sr.SourceImageForMeasurementGroup(seg_header.SOPClassUID, seg_header.SOPInstanceUID)
+        return sr.MeasurementsAndQualitativeEvaluations(name, source_images=[whole], **described)
+    referenced = sr.ReferencedSegment(
+        sop_class_uid=seg_header.SOPClassUID,
+        sop_instance_uid=seg_header.SOPInstanceUID,
+        segment_number=segment,
+        source_series=sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
     )
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(name, referenced_segment=referenced, **described)
 
 
 def _segment_number(region: Region, seg_header: Dataset) -> int | None:
