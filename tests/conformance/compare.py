@@ -91,11 +91,14 @@ def runs(method: str, path: Path) -> list[dict[str, reference.Pair]]:
 
 
 def keep(method: str, scales: dict[str, float]) -> None:
-    """Replace the scales of one method in the file of all methods."""
+    """Store the scales of one method; the larger one where an older scale is held, from another processor."""
     path = reference.HERE / "rounding.npz"
     held = dict(np.load(path)) if path.exists() else {}
-    held[f"{method}_names"] = np.array(list(scales))
-    held[f"{method}_scales"] = np.array(list(scales.values()), np.float32)
+    names, values = (held.get(f"{method}_{what}", np.array([])).tolist() for what in ("names", "scales"))
+    older = dict(zip(names, values, strict=True))
+    larger = {name: max(scale, older.get(name, 0.0)) for name, scale in scales.items()}
+    held[f"{method}_names"] = np.array(list(larger))
+    held[f"{method}_scales"] = np.array(list(larger.values()), np.float32)
     np.savez_compressed(path, **held)
 
 
