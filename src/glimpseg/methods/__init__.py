@@ -229,16 +229,23 @@ def _built(method: Any, config: Any, argument: Any) -> Any:
     from glimpseg.method import Segmenter
 
     begin = "super().__init__(labels)" if issubclass(method, Segmenter) else "super().__init__()"
-    message = f"{method.__name__}.__init__ should begin with {begin}."
+    learner = method.__new__(method)
     try:
-        learner = method(config, argument)
+        learner.__init__(config, argument)
     except (AttributeError, TypeError) as error:
-        if "Module.__init__()" in str(error) or "Segmenter.__init__() missing" in str(error):
-            raise UsageError(message) from error
-        raise
-    if "_modules" not in vars(learner) or (isinstance(learner, Segmenter) and not hasattr(learner, "labels")):
-        raise UsageError(message)
+        if _is_begun(learner):
+            raise
+        raise UsageError(f"{method.__name__}.__init__ should begin with {begin}.") from error
+    if not _is_begun(learner):
+        raise UsageError(f"{method.__name__}.__init__ should begin with {begin}.")
     return learner
+
+
+def _is_begun(learner: Any) -> bool:
+    """True if the constructors of a learner's base classes ran."""
+    from glimpseg.method import Segmenter
+
+    return "_modules" in vars(learner) and (not isinstance(learner, Segmenter) or hasattr(learner, "labels"))
 
 
 def with_backbone(recipe: Recipe, name: str) -> Recipe:
