@@ -1,12 +1,21 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
+import tempfile
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime import atomic
-from glimpseg.runtime.atomic import atomic_file, atomic_folder, write_text
+from glimpseg.runtime.atomic import atomic_file, atomic_folder, file_lock, folder_lock, write_text
+from glimpseg.runtime.json_lines import append_json_line, read_json_lines
+from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
+from glimpseg.runtime.temporary import temporary_folder
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
@@ -86,3 +95,99 @@ def test_a_disk_that_refuses_is_an_output_error(tmp_path):
 def test_an_input_that_vanished_is_not_called_an_output(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "out" / "a.txt"):
         open("/nonexistent/input")  # noqa: SIM115
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses to let a file of this process grow beyond `size` bytes, as a full disk does."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {
+    "safetensors": lambda path: save_file({"zeros": np.zeros(10_000)}, path),
+    "torch": lambda path: torch.save(torch.zeros(10_000), path),
+}
+"""Libraries that write by themselves, and whose error is no OSError."""
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_an_output_error_whichever_library_writes(writer, tmp_path):
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match=r"a\.bin could not be written"),
+        atomic_file(tmp_path / "a.bin") as path,
+    ):
+        WRITERS[writer](path)
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match="folder could not be written"),
+        atomic_folder(tmp_path / "folder") as place,
+    ):
+        WRITERS[writer](place / "a.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_library_stays_where_the_disk_takes_more(tmp_path):
+    with pytest.raises(RuntimeError, match="another matter"), atomic_file(tmp_path / "a.txt"):
+        raise RuntimeError("another matter")
+
+
+def test_a_lock_that_cannot_be_made_is_an_output_error(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OutputError, match="could not be written"), folder_lock(tmp_path):
+        pass
+
+
+def test_a_lock_that_another_holds_is_waited_for_and_then_refused(tmp_path):
+    with (
+        file_lock(tmp_path / "lock"),
+        pytest.raises(UsageError, match="Another process holds"),
+        file_lock(tmp_path / "lock", longest_wait_s=0.01),
+    ):
+        pass
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_json_line(path, {"step": 1})  # 12 bytes
+    with files_of_at_most(20), pytest.raises(OutputError, match=r"log\.jsonl could not be written"):
+        append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n'
+    append_json_line(path, {"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    assert read_json_lines(path) == [{"step": 1}]
+    append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_of_temporary_files_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match="TMPDIR") as caught,
+        temporary_folder() as place,
+    ):
+        (place / "a").write_bytes(bytes(2000))
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_cannot_write_is_not_called_a_damaged_file(tmp_path, monkeypatch):
+    (tmp_path / "full.py").write_text("raise OSError(28, 'No space left on device')")
+    (tmp_path / "broken.py").write_text("raise ValueError('[Errno 28] in a header')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(OutputError, match="TMPDIR"):
+        run_sandboxed("full", [], seconds=60)
+    with pytest.raises(SandboxError):
+        run_sandboxed("broken", [], seconds=60)

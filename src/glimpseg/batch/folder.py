@@ -9,11 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.runtime.atomic import atomic_file, write_json
+from glimpseg.runtime.atomic import atomic_file, file_lock, write_json
 from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import StudyEntry
@@ -79,10 +77,11 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
 
     Raises:
         OutputError: When the disk refuses.
-        filelock.Timeout: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
+        UsageError: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
     """
     path = output.with_name(f"{output.name}.key.json")
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=LONGEST_WAIT_S):  # shards may begin at the same time
+    # Shards may begin at the same time.
+    with file_lock(path.with_name(f".{path.name}.lock"), longest_wait_s=LONGEST_WAIT_S):
         old = json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
         pseudonyms = Pseudonyms() if old is None else Pseudonyms(bytes.fromhex(old))
         with atomic_file(path, mode=0o600) as temporary:

@@ -27,6 +27,7 @@ from typing import IO, Protocol
 
 from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.preemption import exit_on_sigterm
+from glimpseg.runtime.temporary import temporary_refused
 
 log = logging.getLogger(__name__)
 
@@ -283,11 +284,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 def _not_written(error: OSError) -> OutputError:
-    return OutputError(
-        error.errno,
-        f"The archive could not be unpacked into {tempfile.gettempdir()} ({error.strerror}). Nothing was left there. "
-        "Free some space, or name another place by the environment variable TMPDIR",
-    )
+    return temporary_refused(error, "The content of the archive")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.preemption import exit_on_sigterm
+
+PROBE_BYTES = 1 << 20
+"""Bytes that are written to find out if a disk is full."""
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""Number of the system's error in a message of safetensors."""
 
 
 @contextmanager
@@ -38,13 +45,14 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])
-    with _as_output_error(path), exit_on_sigterm():
+    with as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
-            yield temporary
+            with _as_system_error(temporary.parent):
+                yield temporary
             _flush(temporary)
             temporary.chmod(mode & ~_umask())
             os.replace(temporary, path)
@@ -71,11 +79,12 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
     """
     path = Path(path)
     refuse_if_used(path, overwrite=overwrite, mark=mark)
-    with _as_output_error(path), exit_on_sigterm():
+    with as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
-            yield temporary
+            with _as_system_error(temporary):
+                yield temporary
             for file in temporary.rglob("*"):
                 _flush(file)
                 if file.is_file():  # safetensors makes files readable by their owner only
@@ -128,14 +137,37 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
         OutputError: The folder cannot be created.
     """
     folder = Path(folder)
-    with _as_output_error(folder):
+    with as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = _acquired(folder / ".lock", 0)
     except Timeout as error:
         raise UsageError(
             f"Another process is writing to {folder}. Wait for it, or name another folder with -o."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def file_lock(path: str | Path, *, longest_wait_s: float = -1) -> Iterator[None]:
+    """Hold a lock file; wait for another process that holds it.
+
+    Args:
+        path: The lock file; its folder must exist.
+        longest_wait_s: Longest wait in seconds; negative: as long as it takes.
+
+    Raises:
+        UsageError: Another process holds the lock for longer.
+        OutputError: The file cannot be created.
+    """
+    try:
+        lock = _acquired(Path(path), longest_wait_s)
+    except Timeout as error:
+        raise UsageError(
+            f"Another process holds {path} for more than {longest_wait_s:.0f} s. Wait for it, or end it, and run again."
         ) from error
     try:
         yield
@@ -163,7 +195,8 @@ def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
+    """Turn an OSError into the OutputError that names `path`; one about a file outside of its folder stays."""
     try:
         yield
     except OutputError:
@@ -176,6 +209,39 @@ def _as_output_error(path: Path) -> Iterator[None]:
             f"{path} could not be written ({error.strerror}). Nothing was left half-written. "
             "Free some space or choose another place with -o",
         ) from error
+
+
+@contextmanager
+def _as_system_error(folder: Path) -> Iterator[None]:
+    """Turn an error of a library that writes by itself into the OSError behind it, if there is one.
+
+    safetensors names the number of the system's error. torch and OpenVINO do not: a file is written beside theirs, in
+    `folder`, and the disk answers.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        try:
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+                probe.write(bytes(PROBE_BYTES))
+                os.fsync(probe.fileno())
+                full = probe.tell() < PROBE_BYTES
+        except OSError as refusal:
+            raise OSError(refusal.errno, refusal.strerror) from error
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+def _acquired(path: Path, longest_wait_s: float) -> FileLock:
+    """Return the acquired lock of a file. Raises: Timeout; OutputError if the file cannot be created."""
+    lock = FileLock(path)
+    with as_output_error(path):
+        lock.acquire(timeout=longest_wait_s)
+    return lock
 
 
 def _inside(name: str | bytes | int, folder: Path) -> bool:
