@@ -6,7 +6,8 @@ import shutil
 import pytest
 from filelock import FileLock
 
-from glimpseg.errors import InputError, UsageError
+from glimpseg.errors import InputError, OutputError, UsageError
+from glimpseg.runtime import resumable
 from glimpseg.runtime.resumable import Resumable, differences, discard_replaced, replaced, restore_replaced
 
 BATCH = Resumable(noun="batch", file="batch.json", may_differ=("threads",), replaceable=True)
@@ -132,6 +133,36 @@ def test_replaced_work_is_restored_where_the_new_folder_is_gone(begun):
     shutil.rmtree(begun)
     restore_replaced(begun)
     assert (begun / "batch.json").exists()
+
+
+def test_a_replacement_that_was_not_finished_does_not_cost_the_work_that_it_replaces(begun):
+    (begun / "result").write_text("finished")
+    BATCH.open(begun, SETTINGS, overwrite=True)  # and killed
+    (begun / "result").write_text("half")
+    BATCH.open(begun, SETTINGS, overwrite=True)
+    assert not (begun / "result").exists()
+    assert (replaced(begun) / "result").read_text() == "finished"
+
+
+def test_a_kill_right_after_the_work_was_set_aside_loses_nothing(begun):
+    (begun / "result").write_text("finished")
+    begun.rename(replaced(begun))  # as far as the process came
+    with pytest.raises(UsageError, match="already holds a batch"):
+        BATCH.open(begun, SETTINGS)
+    assert (begun / "result").read_text() == "finished"
+
+
+def test_a_work_whose_replacement_cannot_begin_is_put_back(begun, monkeypatch):
+    (begun / "result").write_text("finished")
+
+    def refuse(path, tree):
+        raise OutputError(28, "full")
+
+    monkeypatch.setattr(resumable, "write_json", refuse)
+    with pytest.raises(OutputError):
+        BATCH.open(begun, SETTINGS, overwrite=True)
+    assert (begun / "result").read_text() == "finished"
+    assert not replaced(begun).exists()
 
 
 def test_resume_takes_precedence_over_overwrite(begun):

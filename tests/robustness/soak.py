@@ -2,13 +2,14 @@
 
     python tests/robustness/soak.py -o OUT [--studies 1000] [--every 50] [--options "--uncertainty none"]
 
-The tree holds links to a few phantoms of 4 mm, each study with an id and a folder of its own; one in a hundred is
-damaged, so that the way of a failure is taken, too. The exit code is 1 if memory rises by more than `LIMIT_MB` for a
+The tree holds links to a few phantoms of 4 mm, each study with an id and a folder of its own. One study in a hundred is
+damaged, so that failures are among them. The exit code is 1 if memory rises by more than `LIMIT_MB` for a
 thousand studies, if descriptors, threads, processes or files are left, or if a study is missing.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -25,6 +26,7 @@ LIMIT_MB = 40.0
 """Most MB that the memory may rise for 1,000 studies; the slope's own error is about a quarter of that."""
 FIRST = 100
 """Studies before the slope is fitted: caches and pools of memory fill up."""
+LEAST_SAMPLES = 3
 DAMAGED_EVERY = 100
 PHANTOMS = 4
 
@@ -51,12 +53,11 @@ def main() -> int:
     options.add_argument("--studies", type=int, default=1000)
     options.add_argument("--every", type=int, default=50)
     options.add_argument("--options", default="", help="Further options of segment, in one word.")
-    options.add_argument("--dicom", action="store_true", help="Each study as four DICOM series.")
     arguments = options.parse_args()
     workbench.imports()
     bench = workbench.Bench(place=arguments.output, studies=PHANTOMS)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    tree, damaged = make_tree(bench, arguments.studies, dicom=arguments.dicom)
+    tree, damaged = make_tree(bench, arguments.studies)
     output, temporary = bench.fresh("soak"), Path(tempfile.mkdtemp(prefix="tmp-", dir=bench.place))
     words: list[workbench.Word] = ["segment", "-i", tree, "-m", bench.model, "-o", output, *arguments.options.split()]
     samples: list[Sample] = []
@@ -71,11 +72,11 @@ def main() -> int:
     return report(samples, output, temporary, (arguments.studies - damaged, damaged))
 
 
-def make_tree(bench: workbench.Bench, count: int, *, dicom: bool) -> tuple[Path, int]:
+def make_tree(bench: workbench.Bench, count: int) -> tuple[Path, int]:
     """Makes a tree of links; returns it with the number of damaged studies."""
-    tree = bench.place / f"tree-{count}{'-dicom' if dicom else ''}"
+    tree = bench.place / f"tree-{count}"
     shutil.rmtree(tree, ignore_errors=True)
-    sources = sorted(path for path in (_dicom_of(bench) if dicom else bench.data).iterdir() if path.is_dir())
+    sources = sorted(path for path in bench.data.iterdir() if path.is_dir())
     damaged = 0
     for number in range(count):
         source, place = sources[number % len(sources)], tree / f"STUDY-{number:05d}"
@@ -91,21 +92,6 @@ def make_tree(bench: workbench.Bench, count: int, *, dicom: bool) -> tuple[Path,
             victim.write_bytes(half)
             damaged += 1
     return tree, damaged
-
-
-def _dicom_of(bench: workbench.Bench) -> Path:
-    """The phantoms as DICOM, a folder for each study."""
-    import nibabel
-
-    from glimpseg.modality import Modality
-
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import dicom_phantoms
-
-    place = bench.place / "dicom"
-    if place.exists():
-        return place
-    raise SystemExit(f"{dicom_phantoms}, {nibabel}, {Modality}")
 
 
 def watch(words: list[workbench.Word], output: Path, temporary: Path, every: int) -> Iterator[Sample]:
@@ -145,39 +131,25 @@ def sample(pid: int, studies: int, seconds: float, places: tuple[Path, Path]) ->
 def report(samples: list[Sample], output: Path, temporary: Path, expected: tuple[int, int]) -> int:
     """Prints the slope, and all that is not as it should be; returns the exit code."""
     late = [one for one in samples if one.studies >= FIRST]
-    slope = error = float("nan")
-    if len(late) > 3:
+    slope = error = 0.0
+    if len(late) > LEAST_SAMPLES:
         places, memory = [one.studies / 1000 for one in late], [one.memory_mb for one in late]
         (slope, _), covariance = np.polyfit(places, memory, 1, cov=True)
         error = float(np.sqrt(covariance[0, 0]))
         pace = (late[-1].seconds - late[0].seconds) / (late[-1].studies - late[0].studies)
-        print(
-            f"\nmemory: {slope:+.1f} +- {error:.1f} MB for 1,000 studies after the first {FIRST}; {pace:.2f} s a study"
-        )
-    written = len(list(output.glob("*/run.json")))
-    import json
-
+        print(f"\nmemory: {slope:+.1f} +- {error:.1f} MB for 1,000 studies after the first {FIRST}")
+        print(f"time: {pace:.2f} s a study")
     failed = len(json.loads((output / "failures.json").read_text("utf-8"))["failed"])
-    first, last = late[0], late[-1]
-    left = [str(path.relative_to(temporary)) for path in temporary.rglob("*")]
-    findings = [
-        *([f"memory rises by {slope:.0f} MB for 1,000 studies"] if not slope - 2 * error < LIMIT_MB else []),
-        *(
-            [f"{written} studies written, {failed} failed, expected {expected}"]
-            if (written, failed) != expected
-            else []
-        ),
-        *(
-            [f"descriptors {first.descriptors} -> {last.descriptors}"]
-            if last.descriptors > first.descriptors + 2
-            else []
-        ),
-        *([f"threads {first.threads} -> {last.threads}"] if last.threads > first.threads + 2 else []),
-        *([f"{last.children} child processes at the end"] if last.children > 2 else []),
-        *([f"left in TMPDIR: {left[:5]}"] if left else []),
-        *([f"unfinished: {found[:5]}"] if (found := workbench.temporary_left(output)) else []),
-    ]
-    print(f"{written} studies written, {failed} damaged ones listed in failures.json")
+    counts = len(list(output.glob("*/run.json"))), failed
+    half = len(samples) // 2
+    findings = [f"memory rises by {slope:.0f} MB for 1,000 studies"] if slope - 2 * error > LIMIT_MB else []
+    for name in ("descriptors", "threads", "children", "temporary", "hidden"):
+        before, after = (max(getattr(one, name) for one in part) for part in (samples[:half], samples[half:]))
+        findings += [f"{name}: at most {before} in the first half, {after} in the second"] if after > before + 1 else []
+    left = [*workbench.temporary_left(output), *(str(path) for path in temporary.rglob("*"))]
+    findings += [f"left behind: {left[:5]}"] if left else []
+    findings += [f"(written, failed) is {counts} and should be {expected}"] if counts != expected else []
+    print(f"{counts[0]} studies written, {counts[1]} damaged ones in failures.json")
     print("\n".join(findings) or "no finding")
     return int(bool(findings))
 

@@ -11,7 +11,9 @@ file if the work in it is the same.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +75,27 @@ class Resumable:
             InputError: The settings file is damaged.
             OutputError: The settings file cannot be written.
         """
-        if overwrite and not resume:
-            self._set_aside(folder)
+        if not folder.exists():  # a process that was to replace a work was killed before it began its own
+            restore_replaced(folder)
+        if not overwrite or resume:
+            return self._open(folder, settings, resume=resume or joins, kept=kept)
+        self._set_aside(folder)
+        try:
+            return self._open(folder, settings, resume=joins, kept=kept)
+        except BaseException:
+            restore_replaced(folder)
+            raise
+
+    def _open(
+        self, folder: Path, settings: Mapping[str, Any], *, resume: bool, kept: Mapping[str, Any] | None
+    ) -> Mapping[str, Any] | None:
         # Looked at first: another process that begins at this moment writes its settings before anything else.
         used = folder.is_file() or (folder.is_dir() and any(not self._is_unfinished(path) for path in folder.iterdir()))
         kept = self.read(folder) if kept is None else kept
         if kept is None:
             if used and (folder.is_file() or not self.among_files):
                 refuse_if_used(folder)
-        elif not (resume or joins):
+        elif not resume:
             replace = " --overwrite to replace it," if self.replaceable else ""
             raise UsageError(
                 f"{folder} already holds {self._article} {self.noun}. Add --resume to go on with it,{replace} or name "
@@ -123,8 +137,10 @@ class Resumable:
         refuse_if_used(folder, overwrite=True, mark=self.file)
         if folder.is_dir():
             with folder_lock(folder):  # no other process works in it
-                shutil.rmtree(replaced(folder), ignore_errors=True)
-                folder.rename(replaced(folder))
+                if replaced(folder).is_dir():  # `folder` is a replacement that was not finished: keep what it replaces
+                    shutil.rmtree(folder)
+                else:
+                    folder.rename(replaced(folder))
 
     def _is_unfinished(self, path: Path) -> bool:
         return path.name.startswith(f".{self.file}.tmp-")
@@ -141,7 +157,11 @@ def replaced(folder: Path) -> Path:
 
 def discard_replaced(folder: Path) -> None:
     """Remove the work that `overwrite` set aside, if there is one."""
-    shutil.rmtree(replaced(folder), ignore_errors=True)
+    if replaced(folder).is_dir():
+        # Renamed first: a kill then leaves no half of it under a name that is restored.
+        gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        os.replace(replaced(folder), gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def restore_replaced(folder: Path) -> None:
