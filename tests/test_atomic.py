@@ -133,6 +133,17 @@ def test_a_full_disk_is_an_output_error_whichever_library_writes(writer, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_a_folder_could_not_take_is_named_by_its_place(tmp_path):
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError) as caught,
+        atomic_folder(tmp_path / "out") as outer,
+        atomic_folder(outer / "study") as inner,
+    ):
+        write_text(inner / "a.txt", "a" * 2000)
+    assert str(caught.value.strerror).startswith(f"{tmp_path}/out/study/a.txt could not be written")
+
+
 def test_an_error_of_a_library_stays_where_the_disk_takes_more(tmp_path):
     with pytest.raises(RuntimeError, match="another matter"), atomic_file(tmp_path / "a.txt"):
         raise RuntimeError("another matter")

@@ -83,7 +83,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
-            with _as_system_error(temporary):
+            with _renamed(temporary, path), _as_system_error(temporary):
                 yield temporary
             for file in temporary.rglob("*"):
                 _flush(file)
@@ -234,6 +234,17 @@ def _as_system_error(folder: Path) -> Iterator[None]:
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
+
+
+@contextmanager
+def _renamed(temporary: Path, path: Path) -> Iterator[None]:
+    """Name the files of a temporary folder, in an OutputError, by the place that they were to have."""
+    try:
+        yield
+    except OutputError as error:
+        if str(temporary) not in (error.strerror or ""):
+            raise
+        raise OutputError(error.errno, error.strerror.replace(str(temporary), str(path))) from error
 
 
 def _acquired(path: Path, longest_wait_s: float) -> FileLock:
