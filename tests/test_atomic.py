@@ -12,7 +12,14 @@ from safetensors.numpy import save_file
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime import atomic
-from glimpseg.runtime.atomic import atomic_file, atomic_folder, file_lock, folder_lock, write_text
+from glimpseg.runtime.atomic import (
+    atomic_file,
+    atomic_folder,
+    file_lock,
+    folder_lock,
+    remove_unfinished,
+    write_text,
+)
 from glimpseg.runtime.json_lines import append_json_line, read_json_lines
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
 from glimpseg.runtime.temporary import temporary_folder
@@ -147,6 +154,19 @@ def test_a_file_that_a_folder_could_not_take_is_named_by_its_place(tmp_path):
 def test_an_error_of_a_library_stays_where_the_disk_takes_more(tmp_path):
     with pytest.raises(RuntimeError, match="another matter"), atomic_file(tmp_path / "a.txt"):
         raise RuntimeError("another matter")
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.json.tmp-xy1.json", "deep/.b.tmp-xy2/c", "deep/kept.tmp-1", ".kept"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, ["b", "a"])
+    assert (tmp_path / ".a.json.tmp-xy1.json").exists()
+    remove_unfinished(tmp_path, ["a.json"])
+    assert not (tmp_path / ".a.json.tmp-xy1.json").exists()
+    assert (tmp_path / "deep" / ".b.tmp-xy2" / "c").exists()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"deep", "kept.tmp-1", ".kept"}
 
 
 def test_a_lock_that_cannot_be_made_is_an_output_error(tmp_path):

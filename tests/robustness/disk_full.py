@@ -74,6 +74,7 @@ def main() -> int:
             tried = Trial(bench, case)
             tried.run(arguments.sizes, arguments.inodes)
             findings.extend(tried.findings)
+            print("\n".join(tried.findings), file=sys.stderr, flush=True)
             runs += tried.refused + tried.sufficed
             for message in tried.messages:
                 messages[message] = messages.get(message, 0) + 1
@@ -85,8 +86,6 @@ def main() -> int:
     head = ("command", "need", "refused", "sufficed", "equal after more space", "findings")
     workbench.table(head, rows())
     print(f"\n{runs} runs, {len(findings)} findings")
-    for finding in findings:
-        print(finding)
     for message, count in sorted(messages.items()) if arguments.messages else ():
         print(f"{count:4d}  {message}")
     return int(bool(findings))
@@ -123,9 +122,9 @@ class Trial:
         first, first_files = used
         for number in range(sizes):
             size = max(first + (self.need - first) * number // sizes, PAGE)
-            self._on_disk(f"size={-(-size // PAGE) * PAGE}", f"{size / 1024:.0f} kB")
+            self._on_disk(f"size={-(-size // PAGE) * PAGE}", f"{size / 1024:.0f} kB", filled=not number)
         for number in range(inodes):
-            files = first_files + 1 + (self.files - first_files - 1) * number // max(inodes, 1)
+            files = first_files + (self.files - first_files) * number // inodes
             self._on_disk(f"size={LARGE},nr_inodes={max(files, 1)}", f"{files} files")
 
     def _before(self) -> tuple[int, int]:
@@ -149,15 +148,19 @@ class Trial:
         most, most_files = (max(pair) for pair in zip((most, most_files), used_on(self.disk), strict=True))
         return command.done(), most, most_files
 
-    def _on_disk(self, options: str, shown: str) -> None:
-        """Runs the command on one disk, enlarges the disk, and runs it again."""
+    def _on_disk(self, options: str, shown: str, *, filled: bool = False) -> None:
+        """Runs the command on one disk, enlarges the disk, and runs it again; `filled`: its last page is taken."""
         if self.case.before is not None:
             options, smaller = f"size={LARGE}", options
         with mounted(self.disk, options.removeprefix("size=")):
             if self.case.before is not None:
                 self._before()
                 subprocess.run(["mount", "-o", f"remount,{smaller}", self.disk], check=True)
+            filler = self.disk / "filler"
+            if filled:
+                filler.write_bytes(bytes(os.statvfs(self.disk).f_bavail * PAGE))
             ended = self._command().done()
+            filler.unlink(missing_ok=True)
             self._judge(ended, shown)
             subprocess.run(["mount", "-o", f"remount,size={LARGE},nr_inodes=1000000", self.disk], check=True)
             if ended.code == 0:
@@ -284,7 +287,11 @@ def _tree(bench: Bench, output: Path, *more: Word) -> list[Word]:
 
 
 def _train(bench: Bench, output: Path, recipe: str = "unet/phantom", verb: str = "train") -> list[Word]:
-    changes = settings(*SMALL_RUN) if recipe.startswith("unet") else settings("optim.steps=2", "optim.save_every=1")
+    changes = (
+        settings(*SMALL_RUN)
+        if recipe.startswith("unet")
+        else settings("optim.steps=2", "optim.save_every=1", "optim.warmup=0")
+    )
     return ["-q", verb, recipe, "--data", bench.data, "-o", output, *changes, "--device", "cpu"]
 
 
@@ -308,8 +315,11 @@ CASES = (
         again=("--device", "cpu"),
     ),
     Case(
-        name="prepare --prior synthetic",
-        words=lambda b, d: ["prepare", b.data, "--recipe", "smml/phantom", "--prior", "synthetic", "-o", d / "cache"],
+        name="prepare, with priors",
+        words=lambda b, d: [
+            *("prepare", b.data, "--recipe", "smml/phantom", "-o", d / "cache"),
+            *settings(*workbench.WITH_PRIOR),
+        ],
         again=("--device", "cpu"),
     ),
     Case(name="identify", words=lambda b, d: ["identify", Path(b.study[1]).parent, "-o", d / "series.json"]),

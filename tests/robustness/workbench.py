@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ PATIENCE_S = 1200.0
 """Longest time that a command may take, in seconds."""
 SMALL = ("config.width=8", "data.sampling.patch=[32,32,32]", "optim.precision=fp32")
 """Changes to the recipe unet/phantom, for steps of a tenth of a second."""
+WITH_PRIOR = ("config.refinement=1", "config.agreement=1", "config.feature=0", "data.prior.kind=synthetic")
+"""Changes to the recipe smml/phantom, for prior maps that need no weights."""
 TIMES = frozenset({"seconds", "seconds_per_step", "waiting", "at"})
 """Fields of JSON that hold times, and differ from run to run."""
 LOCKS = (".lock",)
@@ -187,13 +190,15 @@ def content(folder: Path, *, without: Callable[[Path], bool] = lambda path: Fals
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file; of JSON without its times, of a log of studies without their order."""
+    """SHA-256 of a file; of JSON and reports without their times, of a log of studies without their order."""
     data = path.read_bytes()
     if path.suffix == ".json":
         data = json.dumps(_timeless(json.loads(data))).encode()
     elif path.suffix == ".jsonl":
         lines = [json.dumps(_timeless(json.loads(line))) for line in data.decode().splitlines()]
         data = "\n".join(sorted(lines)).encode()
+    elif path.suffix == ".html":
+        data = re.sub(rb" [\d.]+ s; glimpseg", b"; glimpseg", data)
     elif path.suffix == ".dcm":
         data = _image_of(path)
     return hashlib.sha256(data).hexdigest()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from glimpseg.model.expectations import EXPECTATIONS
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
+from glimpseg.runtime.atomic import remove_unfinished
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
 from glimpseg.segmentation.passes import segment_prepared
@@ -147,7 +147,7 @@ class StudyJob:
         name = self.names[entry.id]
         if (self.output / name / RECORD).is_file():
             return self.read_back(name)
-        remove_temporary(self.output, [name])
+        remove_unfinished(self.output, [name])
         prepared, held = self.prepare(entry)
         try:
             segmentation = self.segment(prepared)
@@ -192,14 +192,6 @@ class StudyJob:
             used=parse("+".join(run["sequences"]["used"])),
             volumes=volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()}),
         )
-
-
-def remove_temporary(output: Path, names: Iterable[str]) -> None:
-    """Remove the temporary output folders of the studies with these output names, as a killed process leaves them."""
-    wanted = set(names)
-    for left in output.glob(".*.tmp-*"):  # one look at the folder, however many studies there are
-        if left.name[1:].rpartition(".tmp-")[0] in wanted:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _without_names(reason: str, entry: StudyEntry, name: str) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glimpseg.batch.job import StudyJob, WrittenStudy, remove_temporary
+from glimpseg.batch.job import StudyJob, WrittenStudy
 from glimpseg.errors import Preempted, UsageError
 from glimpseg.modality import Modality
-from glimpseg.runtime.atomic import write_json
+from glimpseg.runtime.atomic import remove_unfinished, write_json
 from glimpseg.runtime.json_lines import append_json_line, read_json_lines
 from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.segmentation.result import RECORD
@@ -112,7 +112,8 @@ class BatchProgress:
             entries: The entries of the shard.
             shard: The shard.
         """
-        remove_temporary(job.output, (job.names[entry.id] for entry in entries))
+        # Of several shards, the others may be writing.
+        remove_unfinished(job.output, None if shard.of == 1 else {job.names[entry.id] for entry in entries})
         kept = [entry for entry in entries if (job.output / job.names[entry.id] / RECORD).is_file()]
         done = {entry.id for entry in kept}
         waiting = [entry for entry in entries if entry.id not in done]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,8 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
             return
         log.removeHandler(self)
+        with suppress(OSError):  # closing writes once more
+            self.close()
         log.warning("The log file %s ends here: it could not be written (%s).", self.baseFilename, error.strerror)
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,24 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
             f"--overwrite replaces only a folder that glimpseg made, and {path} holds files but no {mark}; nothing was "
             "written. Name another folder with -o, or empty this one yourself."
         )
+
+
+def remove_unfinished(folder: str | Path, names: Collection[str] | None = None) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder.
+
+    The caller must hold a lock that keeps all other writers of these files away.
+
+    Args:
+        folder: The folder; need not exist.
+        names: Names of files and folders directly in it whose temporary ones are removed. Default: all, at any depth.
+    """
+    for left in list(Path(folder).glob("**/.*.tmp-*" if names is None else ".*.tmp-*")):
+        if names is not None and left.name[1:].rpartition(".tmp-")[0] not in names:
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

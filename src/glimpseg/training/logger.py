@@ -22,6 +22,7 @@ from glimpseg.runtime.json_lines import append_json_line, read_json_lines
 
 log = logging.getLogger(__name__)
 
+METRICS, PICTURE = "metrics.jsonl", "progress.png"
 LINES = 20
 """Number of log lines of a whole run, about, where there is no terminal."""
 PICTURE_EVERY = 5
@@ -45,7 +46,7 @@ class TrainingLogger:
     def __init__(self, run: Path, steps: range, *, tensorboard: bool = False, quiet: bool = False) -> None:
         self.run = run
         self.steps = steps.stop
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS
         self.records = [record for record in read_json_lines(self.path) if record["step"] <= steps.start]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._board = _tensorboard_writer(run) if tensorboard else None
@@ -107,7 +108,7 @@ class TrainingLogger:
         time.set(xlabel="step", ylabel="s per step", ylim=(0, None))
         for axes in (losses, time):
             axes.spines[["top", "right"]].set_visible(False)
-        with atomic_file(self.run / "progress.png") as temporary:
+        with atomic_file(self.run / PICTURE) as temporary:
             figure.savefig(temporary, dpi=100)
 
     def _line(self, record: Mapping[str, Any]) -> str:
