@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from glimpseg.runtime.atomic import (
     folder_lock,
     remove_unfinished,
     write_text,
+    write_text_once,
 )
 from glimpseg.runtime.json_lines import append_json_line, read_json_lines
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
@@ -76,6 +78,29 @@ def test_a_folder_in_use_is_refused_unless_it_may_be_replaced(tmp_path):
     with atomic_folder(tmp_path / "out", overwrite=True) as temporary:
         (temporary / "new").write_text("new")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_a_folder_is_replaced_also_where_the_system_cannot_exchange_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    test_a_folder_in_use_is_refused_unless_it_may_be_replaced(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 of Linux")
+def test_there_is_no_moment_without_the_old_folder_or_the_new_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    monkeypatch.setattr(atomic.os, "replace", None)  # moving one of the two would leave such a moment
+    with atomic_folder(tmp_path / "out", overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_file_that_is_there_is_not_written_again(tmp_path):
+    assert write_text_once(tmp_path / "a.txt", "first")
+    assert not write_text_once(tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_an_empty_folder_is_not_in_use(tmp_path):

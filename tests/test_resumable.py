@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.runtime import resumable
+from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.resumable import Resumable, differences, discard_replaced, replaced, restore_replaced
 
 BATCH = Resumable(noun="batch", file="batch.json", may_differ=("threads",), replaceable=True)
@@ -155,10 +156,10 @@ def test_a_kill_right_after_the_work_was_set_aside_loses_nothing(begun):
 def test_a_work_whose_replacement_cannot_begin_is_put_back(begun, monkeypatch):
     (begun / "result").write_text("finished")
 
-    def refuse(path, tree):
+    def refuse(path, text):
         raise OutputError(28, "full")
 
-    monkeypatch.setattr(resumable, "write_json", refuse)
+    monkeypatch.setattr(resumable, "write_text_once", refuse)
     with pytest.raises(OutputError):
         BATCH.open(begun, SETTINGS, overwrite=True)
     assert (begun / "result").read_text() == "finished"
@@ -168,6 +169,30 @@ def test_a_work_whose_replacement_cannot_begin_is_put_back(begun, monkeypatch):
 def test_resume_takes_precedence_over_overwrite(begun):
     assert BATCH.open(begun, SETTINGS, resume=True, overwrite=True) == SETTINGS
     assert not replaced(begun).exists()
+
+
+def test_of_two_works_that_begin_at_once_the_settings_of_the_first_count(tmp_path, monkeypatch):
+    read, looks = Resumable.read, []
+
+    def late(self, folder):
+        found = read(self, folder)
+        if not looks:  # the other one writes its settings between our look and our writing
+            looks.append(folder)
+            BATCH.open(folder, {**SETTINGS, "model": "theirs"})
+        return found
+
+    monkeypatch.setattr(Resumable, "read", late)
+    with pytest.raises(UsageError, match="was begun otherwise"):
+        BATCH.open(tmp_path / "out", SETTINGS, joins=True)
+    assert json.loads((tmp_path / "out" / "batch.json").read_text())["model"] == "theirs"
+
+
+def test_a_shard_that_another_process_works_in_is_not_set_aside(begun):
+    shards = Resumable(noun="batch", file="batch.json", replaceable=True, locks=(".shard-*/.lock",))
+    with folder_lock(begun / ".shard-0-of-2"), pytest.raises(UsageError, match="Another process"):
+        shards.open(begun, SETTINGS, overwrite=True)
+    assert (begun / "batch.json").exists()
+    assert shards.open(begun, SETTINGS, overwrite=True) is None
 
 
 def test_what_another_process_works_in_is_not_set_aside(begun):

@@ -19,7 +19,7 @@ from glimpseg.segmentation.result import RECORD
 
 PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
-FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True)
+FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True, locks=(".shard-*/.lock",))
 """Batch folder as an output that can be resumed."""
 STATISTICS = "statistics.csv"
 UNUSED = "unused.json"
@@ -51,6 +51,16 @@ def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: boo
     begun = (output / shard.file(FAILURES)).exists()
     FOLDER.open(output, plan, resume=resume, overwrite=overwrite and shard.of == 1, joins=not begun)
     discard_replaced(output)
+
+
+def confirm_folder(output: Path, plan: dict[str, Any]) -> None:
+    """Check once more that the folder belongs to this batch. The caller holds the lock of its shard.
+
+    Between `open_folder` and the lock, another process may have replaced the folder (`overwrite`).
+
+    Raises: UsageError if the folder holds another batch by now; OutputError when the disk refuses.
+    """
+    FOLDER.open(output, plan, resume=True)
 
 
 def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[str, str]:

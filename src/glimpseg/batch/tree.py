@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from glimpseg.batch.folder import open_folder, output_names, pseudonyms_of, write_statistics
+from glimpseg.batch.folder import confirm_folder, open_folder, output_names, pseudonyms_of, write_statistics
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
 from glimpseg.errors import OutputError
@@ -67,6 +67,7 @@ def segment_tree(
     output = Path(output)
     job = begin(entries, model, output, options, shard=shard, resume=resume, overwrite=overwrite)
     with folder_lock(output / f".shard-{shard.number}-of-{shard.of}"), deferred_sigterm() as stopped:
+        confirm_folder(output, options.fingerprint(model))
         progress, waiting = BatchProgress.begin(job, shard.select(entries, job.names), shard)
         _segment_all(job, progress, waiting, stopped)
         write_statistics(output)

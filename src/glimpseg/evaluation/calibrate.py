@@ -67,7 +67,7 @@ def calibrate(
             raise InputError("None of the studies could be used; the warnings above say why. Repair them.")
         expectations = expectations_from(model, files, population)
         write_calibrated(model, expectations, folder, overwrite=overwrite)
-    shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)  # under the lock: another process may wait for it
     return expectations
 
 

@@ -6,13 +6,14 @@ or a full disk, the previous content is still there. SIGTERM removes temporary f
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from glimpseg.runtime.preemption import exit_on_sigterm
 
 PROBE_BYTES = 1 << 20
 """Bytes that are written to find out if a disk is full."""
+_CURRENT_FOLDER, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """Number of the system's error in a message of safetensors."""
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
+def atomic_file(
+    path: str | Path, *, mode: int = 0o666, give_name: Callable[[Path, Path], object] | None = None
+) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside `path`, and rename it to `path` at the end of the block.
 
     If the block raises, the temporary file is removed and `path` is unchanged. The temporary name keeps the suffixes of
@@ -39,6 +44,7 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     Args:
         path: File to write; parent folders are created.
         mode: Permissions of the file, further limited by the process's umask.
+        give_name: Renames the temporary file, the first argument, to `path`, the second. Default: `os.replace`.
 
     Raises:
         OutputError: The disk is full, read-only or not accessible.
@@ -55,7 +61,7 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
                 yield temporary
             _flush(temporary)
             temporary.chmod(mode & ~_umask())
-            os.replace(temporary, path)
+            (give_name or os.replace)(temporary, path)
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -203,6 +209,33 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_text_once(path: str | Path, text: str) -> bool:
+    """Write a UTF-8 text file that is not there yet, complete or not at all.
+
+    Returns:
+        True; False if the file is there, perhaps by another process at this moment. It stays as it is then.
+
+    Raises:
+        OutputError: The disk is full, read-only or not accessible.
+    """
+    first = True
+
+    def give_name(temporary: Path, path: Path) -> None:
+        nonlocal first
+        try:
+            os.link(temporary, path)  # refused if there is such a file, unlike a renaming
+        except FileExistsError:
+            first = False
+        except OSError:  # a disk without links
+            first = not path.exists()
+            if first:
+                os.replace(temporary, path)
+
+    with atomic_file(path, give_name=give_name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return first
+
+
 def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
     """Write a JSON file (UTF-8, one space of indentation), complete or not at all.
 
@@ -291,7 +324,9 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
-    # A folder with files cannot be replaced in one call. Move the old one aside first, then remove it.
+    if _exchange(temporary, path):  # the old folder now has the temporary name, and is removed with it
+        return
+    # Elsewhere a folder with files cannot be replaced in one call. Move the old one aside first, then remove it.
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
     os.replace(path, old)
     try:
@@ -300,6 +335,15 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; False where the system cannot. Linux can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    names = (_CURRENT_FOLDER, os.fsencode(one), _CURRENT_FOLDER, os.fsencode(other))
+    return bool(rename(*names, _EXCHANGE) == 0)
 
 
 def _flush(path: Path) -> None:

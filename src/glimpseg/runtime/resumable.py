@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 
 from glimpseg.errors import InputError, UsageError
-from glimpseg.runtime.atomic import folder_lock, refuse_if_used, write_json, write_text
+from glimpseg.runtime.atomic import folder_lock, refuse_if_used, write_text_once
 
 LONGEST_VALUE = 60
 """Characters of a setting's value in a message."""
@@ -40,6 +41,8 @@ class Resumable:
     """Names of the top-level settings that may have another value when the work is resumed."""
     replaceable: bool = False
     """True if the command has an option --overwrite, which messages then mention."""
+    locks: Collection[str] = (".lock",)
+    """Patterns of the lock files (`folder_lock`), in the output folder, that those who work in it hold."""
     among_files: bool = False
     """True if a new work may begin in a folder that holds other files, but no settings file."""
 
@@ -103,8 +106,10 @@ class Resumable:
             )
         else:
             self._refuse_other(folder, kept, settings)
-        if not (folder / self.file).exists():
-            self._write(folder / self.file, settings)
+        if kept is None or not (folder / self.file).exists():
+            first = write_text_once(folder / self.file, self._text(settings))
+            if kept is None and not first:  # another process was faster: its settings count
+                return self._open(folder, settings, resume=resume, kept=self.read(folder))
         return kept
 
     def read(self, folder: Path) -> dict[str, Any] | None:
@@ -118,11 +123,10 @@ class Resumable:
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise InputError(f"{path} is damaged ({error}). Name another folder with -o.") from error
 
-    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
-        if path.suffix == ".yaml":
-            write_text(path, yaml.safe_dump(dict(settings), sort_keys=False))
-        else:
-            write_json(path, settings)
+    def _text(self, settings: Mapping[str, Any]) -> str:
+        if self.file.endswith(".yaml"):
+            return str(yaml.safe_dump(dict(settings), sort_keys=False))
+        return json.dumps(settings, indent=1) + "\n"
 
     def _refuse_other(self, folder: Path, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         fixed = {name: value for name, value in settings.items() if name not in self.may_differ}
@@ -136,7 +140,9 @@ class Resumable:
     def _set_aside(self, folder: Path) -> None:
         refuse_if_used(folder, overwrite=True, mark=self.file)
         if folder.is_dir():
-            with folder_lock(folder):  # no other process works in it
+            with ExitStack() as held:  # no other process works in it
+                for lock in [lock for pattern in self.locks for lock in sorted(folder.glob(pattern))]:
+                    held.enter_context(folder_lock(lock.parent))
                 if replaced(folder).is_dir():  # `folder` is a replacement that was not finished: keep what it replaces
                     shutil.rmtree(folder)
                 else:
