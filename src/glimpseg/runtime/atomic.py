@@ -293,9 +293,9 @@ def _renamed(temporary: Path, path: Path) -> Iterator[None]:
     try:
         yield
     except OutputError as error:
-        if str(temporary) not in (error.strerror or ""):
+        if str(temporary) not in str(error.strerror):
             raise
-        raise OutputError(error.errno, error.strerror.replace(str(temporary), str(path))) from error
+        raise OutputError(error.errno, str(error.strerror).replace(str(temporary), str(path))) from error
 
 
 def _acquired(path: Path, longest_wait_s: float) -> FileLock:
