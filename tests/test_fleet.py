@@ -186,13 +186,13 @@ def test_parts_may_begin_at_the_same_moment(tree, model_folder, tmp_path):
 def test_a_job_joins_the_batch_though_its_machine_has_another_backend(tree, model_folder, tmp_path, monkeypatch):
     """`auto` and the precision depend on the machine; the one that submits need not be like those that work."""
     spec = JobSpec(source=tree, output=tmp_path / "out", model=str(model_folder), backend="auto")
-    begin(spec.entries(), spec.load_for_reading(), spec.output, spec.batch_options)
+    begin(spec.contents(), spec.load_for_reading(), spec.output, spec.batch_options)
     monkeypatch.setattr(JobSpec, "load", lambda self: replace(self.load_for_reading(), computed_by="openvino"))
     monkeypatch.setattr("glimpseg.batch.on_slurm._log_to_stderr", lambda: None)
     monkeypatch.setattr(batch, "_segment_all", lambda *given: None)
     assert ShardTask(spec)(Shard(number=0, of=2)) == DONE
     with pytest.raises(UsageError, match="backend"):
-        begin(spec.entries(), spec.load(), spec.output, replace(spec, backend="torch").batch_options, resume=True)
+        begin(spec.contents(), spec.load(), spec.output, replace(spec, backend="torch").batch_options, resume=True)
 
 
 def test_a_study_whose_folder_stands_is_told_of_and_not_done_again(tree, model_folder, tmp_path, monkeypatch):
