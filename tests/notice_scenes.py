@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 
 from conftest import AFFINE, command_line, head, small, write_head
 from glimpseg import phantom
@@ -160,52 +159,57 @@ def out_of_memory(stage):
 # Registration and the brain of a raw head
 
 
-def moved_study(turn=(0, 0, 6), mm=(6, -5, 4)):
-    """A phantom whose FLAIR is moved, and whose T2 has axes that are not quite perpendicular."""
-    images = as_study(phantom.generate(400, phantom.Settings.at_spacing(4.0))).images
-    centre, matrix = np.array([-119.5, 119.5, 77.0]), np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
-    matrix[:3, 3] = centre - matrix[:3, :3] @ centre + mm
-    sheared = images[T2].affine.copy()
-    sheared[0, 1] += 0.006 * 4
-    return {
-        T1C: images[T1C],
-        T2: Volume(images[T2].voxels, sheared),
-        FLAIR: Volume(images[FLAIR].voxels, matrix @ images[FLAIR].affine),
-    }
-
-
 AUTO = ("--uncertainty", "none")
 
 
-def registered(stage):
-    pytest.importorskip("SimpleITK")
-    return stage.images(moved_study(), options=AUTO)
-
-
-def said_to_be_moved(stage, mm):
-    """A registration that finds FLAIR moved, without the time that it takes."""
+def found_misaligned(stage):
+    """Every check finds images misaligned, without the time that it takes."""
     from glimpseg.data.raw import preparation
     from glimpseg.data.raw.check import RawCheck, Verdict
 
-    found = np.eye(4)
-    found[0, 3] = mm
     check = RawCheck(verdict=Verdict.YES, evidence=("it is said so",))
     stage.monkeypatch.setattr(preparation, "check_alignment", lambda fixed, moving: check)
+    stage.monkeypatch.setattr(preparation, "_share_grid_and_mask", lambda *given: False)
+
+
+def moved_by(stage, mm):
+    """Two images, and a registration that finds the second moved along x, without the time that it takes."""
+    from glimpseg.data.raw import preparation
+
+    found_misaligned(stage)
+    found = np.eye(4)
+    found[0, 3] = mm
     stage.monkeypatch.setattr(preparation, "register_rigidly", lambda fixed, moving, within: found)
     images, _ = head()
     return stage.images({m: nifti(images[m]) for m in (T1C, FLAIR)}, options=AUTO)
 
 
+def sheared(stage):
+    """A registration of SimpleITK of an image whose axes are not quite perpendicular."""
+    pytest.importorskip("SimpleITK")
+    found_misaligned(stage)
+    images, _ = head()
+    affine = AFFINE.copy()
+    affine[0, 1] += 0.006 * 3
+    return stage.images({T1C: nifti(images[T1C]), FLAIR: nifti(images[FLAIR], affine)}, options=AUTO)
+
+
+def within_a_voxel(stage):
+    return moved_by(stage, 0.5)
+
+
+def moved(stage):
+    stage.monkeypatch.setattr("glimpseg.data.raw.preparation.similarity_of_motion", lambda *given: None)
+    return moved_by(stage, 6.0)
+
+
 def far_away(stage):
     stage.monkeypatch.setattr("glimpseg.data.raw.preparation.similarity_of_motion", lambda *given: None)
-    stage.monkeypatch.setattr("glimpseg.data.raw.preparation._share_grid_and_mask", lambda *given: False)
-    return said_to_be_moved(stage, 33.0)
+    return moved_by(stage, 33.0)
 
 
 def not_better(stage):
-    stage.monkeypatch.setattr("glimpseg.data.raw.preparation._share_grid_and_mask", lambda *given: False)
-    return said_to_be_moved(stage, 6.0)
+    return moved_by(stage, 6.0)
 
 
 class SmallBrain:
@@ -268,14 +272,13 @@ def dicom_tree(stage):
     one, two = stage.place / "tree" / "A", stage.place / "tree" / "B"
     files = write_dicom(one, "t1c", 1)
     write_dicom(one, "t1c", 3)
-    others = write_dicom(one, "flair", 2)
-    change(others[0], Rows=7, PixelData=bytes(2 * 7 * 40))
-    for path in others:
+    for path in write_dicom(one, "flair", 2):
         change(path, SeriesInstanceUID=uid("own", path))
     shutil.copyfile(files[3], one / "copy.dcm")
     (one / "readme.txt").write_text("not DICOM")
     (one / "damaged.dcm").write_bytes(bytes(128) + b"DICM\x02\x00")
-    write_dicom(two, "t1c", 1, study="2", person=Person(name="PANZAXX^SANCHO", id="PIDXX0002"))
+    other = write_dicom(two, "t1c", 1, study="2", person=Person(name="PANZAXX^SANCHO", id="PIDXX0002"))
+    change(other[0], Rows=7, PixelData=bytes(2 * 7 * 40))
     (stage.place / "tree" / "letters").mkdir()
     (stage.place / "tree" / "letters" / "letter.pdf").write_bytes(b"%PDF")
     return stage.segment("-i", stage.place / "tree")
@@ -510,7 +513,8 @@ def changed_method(stage):
 SCENES = {
     scene.__name__: scene
     for scene in (
-        headers, disturbed, noisy_slab, swapped, out_of_memory, registered, far_away, not_better, raw_head, dicom_tree,
+        headers, disturbed, noisy_slab, swapped, out_of_memory, sheared, within_a_voxel, moved,
+        far_away, not_better, raw_head, dicom_tree,
         dixon, no_dicom_output, late_refusal, invalid_attributes, identified, archive, tree, patients, unused_columns,
         other_encoding, other_channels, evaluated, evaluated_again, reported, part_of_a_list, calibrated, trained,
         prepared, box, changed_method,

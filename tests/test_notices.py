@@ -1,4 +1,4 @@
-"""Warnings and notes: each is kept whole, and told on the terminal within ten lines of which no note hides a warning."""
+"""Warnings and notes: each is kept whole, and told on the terminal within ten lines; no note hides a warning."""
 
 import csv
 import logging
@@ -124,7 +124,7 @@ STAGE = st.lists(st.tuples(st.sampled_from(["warning", "note"]), st.integers(0, 
 
 @given(early=STAGE, late=STAGE)
 def test_at_most_ten_lines_and_no_warning_behind_a_note(early, late):
-    """The lines of a study are at most ten; all the rest is counted; early notes leave three lines for later warnings."""
+    """At most ten lines for a study; the rest is counted; early notes leave three lines for later warnings."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append((record.levelno, record.getMessage()))
