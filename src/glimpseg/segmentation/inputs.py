@@ -172,7 +172,8 @@ def opened_entry(entry: StudyEntry, notices: StudyNotices | None = None) -> Iter
             folder = stack.enter_context(unpacked(entry.place))
         if notices.hidden:
             notices.hidden |= _image_names(folder)
-        yield noticed(lambda: _input_of_folder(entry.id, folder), notices)
+        study_input = noticed(lambda: _input_of_folder(entry.id, folder), notices)
+        yield replace(study_input, unused=tuple(map(notices.shown, study_input.unused)))
 
 
 def noticed(make: Callable[[], StudyInput], notices: StudyNotices) -> StudyInput:
