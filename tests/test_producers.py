@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import glimpseg
-from notice_scenes import SCENES, play
+from notice_scenes import SCENES, Stage, play, prepared
 
 ROOT = Path(glimpseg.__file__).parent
 CHANNEL = ("warn", "note")
@@ -196,6 +196,15 @@ def test_no_scene_tells_more_than_ten_lines_of_a_study_or_one_twice(told, scene)
     lines = [line for line in told(scene).terminal if "used" not in line]
     assert len(lines) == len(set(lines))
     assert all(count <= 10 for count in Counter(line.split(":")[0] for line in lines).values())
+
+
+def test_notices_of_a_study_in_the_cache_are_counted_and_stay_in_the_table(tmp_path):
+    stage = Stage(tmp_path, tmp_path, pytest.MonkeyPatch())
+    prepared(stage)
+    again = stage.run("prepare", tmp_path / "data", "-o", stage.out, "--recipe", "unet/phantom")
+    assert "1 studies of the cache have warnings or notes: notes.csv in the cache has all of them." in again.terminal
+    assert not [line for line in again.terminal if "another grid" in line]
+    assert [text for text in again.recorded if text.startswith("S0: T2 lies on another grid")]
 
 
 def test_the_report_shows_the_warnings_of_each_study(told):
