@@ -141,6 +141,8 @@ class BatchProgress:
             "study": written.study,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S", at),
             "seconds": round(written.seconds, 2),
+            "warnings": len(written.notices.warnings),
+            "notes": len(written.notices.notes),
         }
         append_json_line(self.output / self.shard.file(STUDY_LOG), line)
 
@@ -154,9 +156,9 @@ class BatchProgress:
                 self._log(job.read_back(name), time.localtime(written_at))
 
     def fail(self, name: str, reason: str) -> None:
-        """Record a failed study: in the shard's failures file at once, and as a warning in the log."""
+        """Record a failed study: in the shard's failures file at once, and as an error in the log."""
         self.failed[name] = reason
-        log.warning("%s was not segmented: %s", name, reason)
+        log.error("%s was not segmented: %s", name, reason)
         self.write_failures()
 
     def write_failures(self) -> None:
