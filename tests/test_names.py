@@ -24,8 +24,8 @@ NAMES = {
         "t1 T1 t1n t1w T1WI ID_t1 ID-t1n BraTS-MET-00001-000-t1n sub-01_ses-post_T1w T1_pre T1_nativ nativT1 axT1 3DT1 "
         "t1_mprage_sag t1_mpr_ns_sag_p2_iso sT1W_3D_TFE T1_sans_gado T1_ohne_KM T1_without_contrast T1_unenhanced "
         "T1w_noncontrast preT1 PreContrast_T1 t1_non_contrast T1_senza_mdc T1_sin_contraste T1_zonder_contrast "
-        "T1_uden_kontrast T1_utan_kontrast T1_ilman_kontrastia T1_fără_contrast T1_조영전 T1_비조영 T1_spin_echo T1W_SENSE "
-        "patient1_t1 visit2_t1 T1_brain T1-weighted UNIT1 T1_se T1_FSE MPRAGE_pre t1_tse_tra"
+        "T1_uden_kontrast T1_utan_kontrast T1_ilman_kontrastia T1_fără_contrast T1_조영전 T1_비조영 "
+        "T1_spin_echo T1W_SENSE patient1_t1 visit2_t1 T1_brain T1-weighted UNIT1 T1_se T1_FSE MPRAGE_pre t1_tse_tra"
     ),
     T1C: (
         "t1c T1c CT1 cT1 T1ce T1CE t1_ce T1gd "
