@@ -692,6 +692,10 @@ def table(folder, text, name="studies.csv"):
         "study,t1,flair\nA,0.nii.gz,1.nii.gz\n".encode("utf-16-le"),
         "study,t1,flair\nA,0.nii.gz,1.nii.gz\n".encode("utf-16-be"),
         "study,note,t1,flair\nA,M\u00fcller,0.nii.gz,1.nii.gz\n".encode("latin-1"),
+        "study,t1,flair\nA,0.nii.gz,1.nii.gz\n".encode("utf-32"),
+        "\n \nstudy,t1,flair\nA,0.nii.gz,1.nii.gz\n",
+        "study,t1,t1c,t2,flair\nA,0.nii.gz,#N/A,<NA>,1.nii.gz\n",
+        "study,t1,t1c,t2,flair\nA,0.nii.gz,\u2013,missing,1.nii.gz\n",
     ],
 )  # fmt: skip
 def test_a_manifest_is_read_however_it_was_saved(tmp_path, text):

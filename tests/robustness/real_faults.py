@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -518,8 +518,6 @@ def _plain(pattern: str) -> str:
 
 def main() -> int:
     """Print the table."""
-    from real_fault_rows import ROWS
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).resolve().parents[2] / "src"
     parser.add_argument("--src", type=Path, default=here, help="`src` folder of the code to measure. Default: this.")
@@ -528,24 +526,19 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, help="Write the table there, too.")
     parser.add_argument("--json", type=Path, help="Write the outcomes there.")
     parser.add_argument("--beside", type=Path, help="Outcomes of another run (--json), for a column `before`.")
+    parser.add_argument("--short", action="store_true", help="Only fault, command and result, as in docs/faults.md.")
+    parser.add_argument("--from", dest="kept", type=Path, help="Print outcomes that --json kept; run nothing.")
     parser.add_argument("--said", action="store_true", help="Print what rows that are not right said.")
     wanted = parser.parse_args()
     other = {one["fault"]: one for one in json.loads(wanted.beside.read_text("utf-8"))} if wanted.beside else {}
-    found = []
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        lab, lines = Lab(Path(name), wanted.src.resolve()), []
-        for line in table_head(bool(other)):
-            print(line, flush=True)
-            lines.append(line)
-        for row in ROWS:
-            if row.kind in wanted.kinds and wanted.only in row.fault:
-                found.append(lab.run(row))
-                lines.append(table_line(found[-1], other.get(row.fault) if other else None))
-                print(lines[-1], flush=True)
-                if wanted.said and not found[-1].ok:
-                    print(found[-1].said, file=sys.stderr, flush=True)
-        lab.close()
+    if wanted.kept:
+        found = [Outcome(**one) for one in json.loads(wanted.kept.read_text("utf-8"))]
+    else:
+        found = list(outcomes(wanted))
+    lines = [*table_head(bool(other), wanted.short)]
+    lines += [table_line(one, other.get(one.fault) if other else None, wanted.short) for one in found]
+    if wanted.kept:
+        print("\n".join(lines))
     if wanted.output:
         wanted.output.write_text("\n".join(lines) + "\n", "utf-8")
     if wanted.json:
@@ -555,19 +548,40 @@ def main() -> int:
     return int(wrong > 0)
 
 
-def table_head(beside: bool) -> list[str]:
+def outcomes(wanted: argparse.Namespace) -> Iterator[Outcome]:
+    """Run the rows that are wanted, and print each line."""
+    from real_fault_rows import ROWS
+
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        lab = Lab(Path(name), wanted.src.resolve())
+        print("\n".join(table_head(False)), flush=True)
+        for row in ROWS:
+            if row.kind in wanted.kinds and wanted.only in row.fault:
+                one = lab.run(row)
+                print(table_line(one), flush=True)
+                if wanted.said and not one.ok:
+                    print(one.said, file=sys.stderr, flush=True)
+                yield one
+        lab.close()
+
+
+def table_head(beside: bool, brief: bool = False) -> list[str]:
     """First two lines of the table."""
-    if beside:
-        return ["| | fault | command | before | now | right |", "|---|---|---|---|---|---|"]
-    return ["| | fault | command | found | right |", "|---|---|---|---|---|"]
+    columns = ["", "fault", "command", *(["before"] if beside else []), "now" if beside else "found", "right"]
+    columns = ["fault", "command", "result"] if brief else columns
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
 
 
-def table_line(one: Outcome, before: Mapping[str, Any] | None) -> str:
+def table_line(one: Outcome, before: Mapping[str, Any] | None = None, brief: bool = False) -> str:
     """Line of the table; outcomes that are not right are marked."""
     now = one.found + ("" if one.ok else " **not right**")
     was = [] if before is None else [before["found"] + ("" if before["ok"] else " **not right**")]
     command = f"`{one.command}`" if one.command else ""
-    return "| " + " | ".join([one.kind, one.fault, command, *was, now, one.right]) + " |"
+    cells = (
+        [f"{one.kind}: {one.fault}", command, now] if brief else [one.kind, one.fault, command, *was, now, one.right]
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

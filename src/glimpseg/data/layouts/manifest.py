@@ -34,8 +34,17 @@ _COLUMNS = {
     "brain": _BRAIN,
     "convention": _CONVENTION,
 }
-ABSENT = frozenset({"na", "n/a", "nan", "none", "null", "nil", "-", "--", "."})
-"""Words in a cell for a file that is not there, in lower case, as R, pandas, BIDS and people write them."""
+ABSENT = frozenset(
+    {"na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "missing", "-", "--", "\u2013", "\u2014", "."}
+)
+"""Words in a cell for a file that is not there, in lower case, as R, pandas, Excel, BIDS and people write them."""
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""First bytes of a table in another encoding; those of UTF-32 begin with those of UTF-16."""
 _HEAD_BYTES = 1 << 16
 """Bytes read from the beginning of a table to recognise it."""
 _HEAD_LINES = 20
@@ -110,9 +119,10 @@ def _table(content: bytes, most_lines: int | None = None) -> _Table:
     notes = [f"is in {encoding}; it was read as such. UTF-8 is expected."] if encoding else []
     lines = list(io.StringIO(text, newline=""))[:most_lines]
     told = re.fullmatch(r'"?sep=(.)"?[\s,;]*', lines[0].strip("\r\n"), re.IGNORECASE) if lines else None
+    blank = len(list(itertools.takewhile(lambda line: not line.strip(), lines)))
     if told:
         return _Table(list(_rows(lines[1:], told[1])), 2, tuple(notes))
-    return _Table(list(_rows(lines)), 1, tuple(notes))
+    return _Table(list(_rows(lines[blank:])), 1 + blank, tuple(notes))
 
 
 def _decoded(content: bytes) -> tuple[str, str]:
@@ -121,9 +131,9 @@ def _decoded(content: bytes) -> tuple[str, str]:
     Bytes that are no UTF-8 stay as they are (surrogates): a name on the disk may have the same bytes. `_file` tries
     both.
     """
-    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+    for mark, encoding in _MARKS:
         if content.startswith(mark):
-            return content[len(mark) :].decode(encoding), "UTF-16"
+            return content[len(mark) :].decode(encoding), encoding[:6].upper()
     # ASCII letters in UTF-16 have a zero in every second byte.
     if len(content) >= 4 and not content[0] and content[1]:
         return content.decode("utf-16-be"), "UTF-16"
