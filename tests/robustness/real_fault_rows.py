@@ -241,24 +241,28 @@ def altered(change: Callable[[list[Path]], None]) -> Callable[[Path, Lab], Words
 
 
 def cosines(paths: list[Path]) -> None:
-    """Write direction cosines that differ by 2e-6 where a rounding to five decimals would part them."""
+    """Write direction cosines that differ by 2e-6 where a rounding to four decimals would part them."""
     for number, path in enumerate(paths):
-        turned = 0.000004 + 0.000002 * (number % 2)
+        turned = 0.000049 + 0.000002 * (number % 2)
         tags = ["1", f"{turned:.8f}", "0", f"{-turned:.8f}", "1", "0"]
         dicom_phantoms.change(path, ImageOrientationPatient=tags)
 
 
 def pixel_spacings(paths: list[Path]) -> None:
-    """Write pixel spacings that differ by 2e-6 mm between slices, around a rounding boundary."""
+    """Write pixel spacings that differ by 2e-6 mm where a rounding to four decimals would part them."""
     for number, path in enumerate(paths):
-        dicom_phantoms.change(path, PixelSpacing=[f"{4.000004 + 0.000002 * (number % 2):.6f}"] * 2)
+        dicom_phantoms.change(path, PixelSpacing=[f"{4.000049 + 0.000002 * (number % 2):.6f}"] * 2)
+
+
+THIN_MM = 0.6875
+"""Distance of slices that has more decimals than positions rounded to 0.01 mm."""
 
 
 def rounded_positions(place: Path, lab: Lab) -> Words:
-    """Write slices of 0.69 mm whose positions are rounded to 0.01 mm."""
+    """Write thin slices whose positions are rounded to 0.01 mm."""
     import pydicom
 
-    affine = lab.scans["t1c"].affine @ np.diag([1, 1, 0.69 / 4, 1])
+    affine = lab.scans["t1c"].affine @ np.diag([1, 1, THIN_MM / 4, 1])
     for path in series(place / "t1c", lab, affine=affine):
         position = pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient
         dicom_phantoms.change(path, ImagePositionPatient=[f"{float(part):.2f}" for part in position])
@@ -267,7 +271,7 @@ def rounded_positions(place: Path, lab: Lab) -> Words:
 
 def exact_positions(place: Path, lab: Lab) -> Words:
     """Write the same slices with exact positions."""
-    series(place / "t1c", lab, affine=lab.scans["t1c"].affine @ np.diag([1, 1, 0.69 / 4, 1]))
+    series(place / "t1c", lab, affine=lab.scans["t1c"].affine @ np.diag([1, 1, THIN_MM / 4, 1]))
     return ["segment", "--t1c", place / "t1c", *QUICK, "--raw", "no"]
 
 
@@ -373,8 +377,8 @@ C = (
         right=(ends(3), says(r"2(\.0+)? mm", words="2.00 mm")),
     ),
     Row(
-        kind="C", fault="DICOM positions rounded to 0.01 mm, slices of 0.69 mm", make=rounded_positions,
-        right=(ends(0), lattice(lambda lab: (4, 4, 0.69), _count), same_labels(0.999)), clean=exact_positions,
+        kind="C", fault="DICOM positions rounded to 0.01 mm, slices of 0.6875 mm", make=rounded_positions,
+        right=(ends(0), lattice(lambda lab: (4, 4, THIN_MM), _count), same_labels(0.999)), clean=exact_positions,
     ),
     Row(
         kind="C", fault="qform quaternion longer than 1 by 1e-6", make=long_quaternion,
@@ -433,13 +437,13 @@ LEFT = ("T1_Gd", "T1+C", "T1KM", "T1post", "T1wCE")
 NOT_USED = "is not used"
 D = (
     Row(
-        kind="D", fault="FLAIRs of two patients called patient1 and patient2",
-        make=tree({"study/patient1": "flair", "study/patient2": "flair"}),
+        kind="D", fault="images of two patients called patient1 and patient2",
+        make=tree({"study/patient1": "flair", "study/patient2": "t2"}),
         right=(ends(3), says("patient1.*says no sequence", words="patient1.nii.gz ... says no sequence")),
     ),
     Row(
         kind="D", fault="visit1, subject2 beside a T1c",
-        make=tree({"S1/S1_t1c": "t1c", "S1/visit1": "flair", "S1/subject2": "flair"}),
+        make=tree({"S1/S1_t1c": "t1c", "S1/visit1": "flair", "S1/subject2": "t2"}),
         right=(ends(0), uses("t1c", "S1"), says("visit1.*" + NOT_USED, "subject2.*" + NOT_USED, words="both not used")),
     ),
     Row(kind="D", fault=", ".join(WITHOUT), make=spelled(*WITHOUT), right=(ends(0), each_uses("t1c", 5))),
@@ -465,7 +469,7 @@ D = (
     ),
     Row(
         kind="D", fault="unused images in a tree (adc, patient1, mask)",
-        make=tree({"S1/S1_t1c": "t1c", "S1/adc": "t2", "S1/patient1": "t2", "S1/t1c_brain_mask": "seg"}),
+        make=tree({"S1/S1_t1c": "t1c", "S1/adc": "t2", "S1/patient1": "t1", "S1/t1c_brain_mask": "seg"}),
         right=(
             ends(0), uses("t1c", "S1"),
             says(*(f"{name}.*{NOT_USED}" for name in ("adc", "patient1", "mask")), words="three images not used"),
