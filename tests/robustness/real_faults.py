@@ -531,18 +531,18 @@ def main() -> int:
     parser.add_argument("--said", action="store_true", help="Print what rows that are not right said.")
     wanted = parser.parse_args()
     other = {one["fault"]: one for one in json.loads(wanted.beside.read_text("utf-8"))} if wanted.beside else {}
-    if wanted.kept:
-        found = [Outcome(**one) for one in json.loads(wanted.kept.read_text("utf-8"))]
-    else:
-        found = list(outcomes(wanted))
+    found: list[Outcome] = []
+    kept = [Outcome(**one) for one in json.loads(wanted.kept.read_text("utf-8"))] if wanted.kept else None
+    for outcome in outcomes(wanted) if kept is None else kept:
+        found.append(outcome)
+        if wanted.json:  # after each row, so that a run that is stopped leaves what it has
+            wanted.json.write_text(json.dumps([vars(one) for one in found], indent=1) + "\n", "utf-8")
     lines = [*table_head(bool(other), wanted.short)]
     lines += [table_line(one, other.get(one.fault) if other else None, wanted.short) for one in found]
     if wanted.kept:
         print("\n".join(lines))
     if wanted.output:
         wanted.output.write_text("\n".join(lines) + "\n", "utf-8")
-    if wanted.json:
-        wanted.json.write_text(json.dumps([vars(one) for one in found], indent=1) + "\n", "utf-8")
     wrong = sum(not one.ok for one in found)
     print(f"{len(found)} rows, {wrong} not right", file=sys.stderr)
     return int(wrong > 0)
