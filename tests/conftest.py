@@ -227,7 +227,7 @@ def run_here(module, arguments, *, seconds):
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """Let the system refuse files beyond `size` bytes, as a full disk does, to this process and those that it starts."""
+    """Let the system refuse files beyond `size` bytes, as a full disk does, here and in processes that are started."""
     resource = pytest.importorskip("resource", reason="limits of POSIX")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

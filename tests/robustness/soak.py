@@ -29,8 +29,6 @@ FIRST = 100
 LEAST_SAMPLES = 3
 DAMAGED_EVERY = 100
 PHANTOMS = 4
-SEQUENCES = ("-t1c", "-t2f")
-"""Images of a study, by words of their names: two, since more take longer and show no more."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def make_tree(bench: workbench.Bench, count: int) -> tuple[Path, int]:
     for number in range(count):
         source, place = sources[number % len(sources)], tree / f"STUDY-{number:05d}"
         for path in sorted(source.rglob("*")):
-            if path.is_file() and any(word in path.name for word in SEQUENCES):
+            if path.is_file() and "-seg" not in path.name:
                 target = place / str(path.relative_to(source)).replace(source.name, place.name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(path, target)
