@@ -151,7 +151,7 @@ class Trial:
         return command.done(), most, most_files
 
     def _on_disk(self, options: str, shown: str, *, number: int) -> None:
-        """Runs the command on one disk, enlarges the disk, and runs it again; on disk 0 the last page is taken."""
+        """Runs the command on one disk, enlarges the disk, and runs it again; on the smallest the last page is taken."""
         if self.case.before is not None:
             options, smaller = f"size={LARGE}", options
         with mounted(self.disk, options.removeprefix("size=")):
@@ -159,7 +159,7 @@ class Trial:
                 self._before()
                 subprocess.run(["mount", "-o", f"remount,{smaller}", self.disk], check=True)
             filler = self.disk / "filler"
-            if not number:
+            if not number and "nr_inodes" not in options:
                 filler.write_bytes(bytes(os.statvfs(self.disk).f_bavail * PAGE))
             ended = self._command().done()
             filler.unlink(missing_ok=True)
