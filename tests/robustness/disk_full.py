@@ -151,7 +151,7 @@ class Trial:
         return command.done(), most, most_files
 
     def _on_disk(self, options: str, shown: str, *, number: int) -> None:
-        """Runs the command on one disk, enlarges the disk, and runs it again; on the smallest the last page is taken."""
+        """Runs the command on one disk, enlarges it, and runs the command again. The smallest disk is full already."""
         if self.case.before is not None:
             options, smaller = f"size={LARGE}", options
         with mounted(self.disk, options.removeprefix("size=")):
