@@ -173,7 +173,7 @@ def read_image(path: Path) -> None:
 
 _LINES = {
     "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
-    "CompressedData": "False", "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "20 25 -15",
+    "CompressedData": "False", "TransformMatrix": "-1 0 0 0 -1 0 0 0 1", "Offset": "20 25 -15",
     "CenterOfRotation": "0 0 0", "AnatomicalOrientation": "RAI", "ElementSpacing": "3 3 3", "DimSize": "14 16 12",
     "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL",
 }  # fmt: skip
@@ -218,7 +218,7 @@ def metaimage(rng: np.random.Generator, folder: Path) -> Path:
     if deflated:
         lines = [(key, "True" if key == "CompressedData" else value) for key, value in lines]
         body = bytearray(_deflated(rng, bytes(body)))
-    ends = str(rng.choice(["\n", "\n", "\n", "\r\n", "\r"]))
+    ends = str(rng.choice(["\n"] * 8 + ["\r\n", "\r\n", "\r"]))
     equals = str(rng.choice([" = ", "=", " =", "\t=\t"]))
     content = bytearray(
         "".join(f"{key}{equals}{value}{ends}" for key, value in lines).encode("utf-8", "replace") + body

@@ -115,10 +115,10 @@ def load_model(
     computed_by = resolved_backend(backend, torch.device(device), spacing_mm, network.whole_up_to)
     if not any(name.startswith(network.training_only) for name in stored.weights):
         network.drop_training_parts()
-    try:
-        network.load_state_dict(stored.weights)
-    except RuntimeError as error:
-        raise ModelError(f"{stored.mismatch}: {_misfit(network, stored.weights)}") from error
+    misfit = _misfit(network, stored.weights)
+    if misfit:
+        raise ModelError(f"{stored.mismatch}: {misfit}.")
+    network.load_state_dict(stored.weights)
     model = Model(network.to(device).eval(), recipe, stored.provenance, stored.path, computed_by=computed_by)
     if EXPECTATIONS not in stored.provenance["sha256"]:
         return model
@@ -144,15 +144,21 @@ def stored_model(path: str | Path) -> StoredModel:
 
 
 def _misfit(network: Segmenter, weights: Mapping[str, Tensor]) -> str:
-    """Return the names of weights that are missing, unexpected or of another shape, the first few of each."""
+    """Return the names of weights that are missing, unexpected, or of another shape or type, the first few of each.
+
+    The text is empty if there are none.
+    """
     own = network.state_dict()
     shared = [name for name in own if name in weights]
     kinds = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
         "of another shape": [name for name in shared if own[name].shape != weights[name].shape],
+        "of another type": [
+            name for name in shared if own[name].is_floating_point() != weights[name].is_floating_point()
+        ],
     }
-    return "; ".join(f"{kind}: {_first_few(names)}" for kind, names in kinds.items() if names) + "."
+    return "; ".join(f"{kind}: {_first_few(names)}" for kind, names in kinds.items() if names)
 
 
 def _first_few(names: Sequence[str], most: int = 3) -> str:
