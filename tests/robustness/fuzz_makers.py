@@ -11,6 +11,7 @@ import fuzz_archives
 import fuzz_dicom
 import fuzz_documents
 import fuzz_images
+import fuzz_results
 import fuzz_tables
 import fuzz_weights
 
@@ -25,6 +26,7 @@ MAKERS = {
     "recipe": fuzz_documents.recipe,
     "dataset": fuzz_documents.dataset,
     "manifest": fuzz_tables.manifest,
+    "result": fuzz_results.result,
 }
 """Makers by kind. A maker writes into an empty folder, and returns the path that is given to the reader."""
 READERS = {
@@ -38,6 +40,7 @@ READERS = {
     "recipe": fuzz_documents.read_recipe,
     "dataset": fuzz_documents.read_dataset,
     "manifest": fuzz_tables.read_table,
+    "result": fuzz_results.read_result,
 }
 """Readers by kind. A reader uses a file as the verbs do."""
 

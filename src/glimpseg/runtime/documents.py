@@ -36,6 +36,10 @@ class DocumentError(ValueError):
     """Document that cannot be used; the message is one line and says why."""
 
 
+BROKEN = (DocumentError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+"""Errors of reading a document, and of using content that is not what it should be."""
+
+
 def read_json(path: Path, *, most_bytes: int = MOST_BYTES, finite: bool = True, names_files: bool = False) -> Any:
     """Return the content of a JSON file in UTF-8.
 
