@@ -44,6 +44,7 @@ def read_recipe(path: Path) -> None:
     from glimpseg import methods
     from glimpseg.cli.options import changes_of
     from glimpseg.data.identify.rules import rules_with
+    from glimpseg.training.checks import refuse_unfit
 
     if path.name == "words.yaml":
         rules_with(path)
@@ -54,7 +55,8 @@ def read_recipe(path: Path) -> None:
     else:
         found = methods.find_recipe(str(path))
     text = yaml.safe_dump(methods.as_tree(found), sort_keys=False)
-    assert methods.from_tree(yaml.safe_load(text)) == found or "nan" in text, "it reads back otherwise"
+    assert methods.from_tree(yaml.safe_load(text)) == found, "it reads back otherwise"
+    refuse_unfit(found)
 
 
 # Datasets

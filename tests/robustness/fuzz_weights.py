@@ -17,6 +17,12 @@ from fuzz_trees import as_json, as_yaml, damaged_tree
 
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL", "F8_E4M3", "X9", "", "f32")
 LENGTHS = (0, 1, 7, 8, 1000, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
+SIZES: tuple[Any, ...] = (
+    0, -4, 4, 8, 64, 1024, 4096, 10**6, 2**31, 10**15, [1], [1, 1, 1], [0, 0], [-1, 1], [1, 10**6], [10**9, 1],
+    [1] * 40,
+    [], 0.5, -1.0, "t1",
+)  # fmt: skip
+"""Values of a network's config that ask for other networks, some far too large."""
 WEIGHTS, RECIPE, PROVENANCE, EXPECTATIONS = "weights.safetensors", "recipe.yaml", "provenance.json", "expectations.json"
 
 
@@ -43,7 +49,13 @@ def model(rng: np.random.Generator, folder: Path) -> Path:
     files = dict(_model())
     name = str(rng.choice([RECIPE, RECIPE, PROVENANCE, EXPECTATIONS, EXPECTATIONS]))
     if name == RECIPE:
-        files[name] = as_yaml(rng, damaged_tree(rng, yaml.safe_load(files[name])))
+        tree = yaml.safe_load(files[name])
+        if rng.random() < 0.3:  # a network of another size
+            key = list(tree["config"])[int(rng.integers(len(tree["config"])))]
+            tree["config"][key] = SIZES[int(rng.integers(len(SIZES)))]
+            files[name] = yaml.safe_dump(tree).encode()
+        else:
+            files[name] = as_yaml(rng, damaged_tree(rng, tree))
         return _written(folder / "model", files, vouched=rng.random() < 0.95)
     if name == EXPECTATIONS:
         files[name] = as_json(rng, damaged_tree(rng, json.loads(files[name])))

@@ -370,6 +370,10 @@ def from_tree(tree: Any) -> Recipe:
             backbone = replace(backbone, config=own)
     except ValidationError as error:
         raise UsageError(f"Recipe field {_wrong_field(error, place)}") from error
+    except ArithmeticError as error:  # of a check in `__post_init__`
+        raise UsageError(
+            f"Recipe field '{place or 'config.'}': its numbers do not suit each other ({error})."
+        ) from error
     return replace(recipe, config=config, backbone=backbone)
 
 

@@ -59,7 +59,7 @@ def parse_json(text: str, *, finite: bool = True, names_files: bool = False) -> 
     try:
         tree = json.loads(text, object_pairs_hook=_table, parse_int=_whole)
     except json.JSONDecodeError as error:
-        raise DocumentError(f"{error.msg} in line {error.lineno}, column {error.colno}") from error
+        raise DocumentError(str(error)) from error
     except RecursionError as error:
         raise DocumentError(_too_deep()) from error
     _check(tree, finite=finite, letters=_HALVES_BUT_BYTES if names_files else _HALVES)
