@@ -205,7 +205,7 @@ def test_at_most_ten_are_listed_then_they_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "glimpseg"):
         assert len(tree_contents(tmp_path).unused) == 23
     assert len(caplog.records) == 11
-    assert caplog.records[-1].message == "... and 13 more images are not used."
+    assert caplog.records[-1].message == "... and 13 more: unused.json has all of them."
 
 
 # References

@@ -13,6 +13,7 @@ from typing import Any
 
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
+from glimpseg.data.notices import Notices, StudyNotices
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse
 from glimpseg.model.expectations import EXPECTATIONS
@@ -22,7 +23,7 @@ from glimpseg.region import Region
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
 from glimpseg.segmentation.passes import segment_prepared
-from glimpseg.segmentation.preparation import PreparedInput, prepare_input, with_output_warnings
+from glimpseg.segmentation.preparation import PreparedInput, prepare_input, warn_of_output
 from glimpseg.segmentation.record import STATISTICS
 from glimpseg.segmentation.result import RECORD, Segmentation, volumes_in_words
 from glimpseg.study import without_folders
@@ -76,6 +77,8 @@ class WrittenStudy:
     """Volume of each region, in words."""
     outlook: tuple[str, ...] = ()
     """Sentences on the expected performance; none for a study that an earlier run wrote."""
+    notices: Notices = field(default_factory=Notices)
+    """Its warnings and notes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,11 +100,21 @@ class StudyJob:
         Raises: InputError if it cannot be read or prepared; UsageError if something needed is not installed, or if the
             study lacks the sequence of the option `grid`; OutputError if an archive cannot be unpacked.
         """
+        notices = self._notices_of(entry)
         with ExitStack() as stack:
-            study_input = stack.enter_context(opened_entry(entry))
+            stack.callback(notices.finish)
+            study_input = stack.enter_context(opened_entry(entry, notices))
             prepared = prepare_input(study_input, self.model, self.options.inference)
-            return with_output_warnings(prepared, self.options.outputs.study_types), stack.pop_all()
+            warn_of_output(prepared, self.options.outputs.study_types)
+            notices.tell()
+            return prepared, stack.pop_all()
         raise AssertionError
+
+    def _notices_of(self, entry: StudyEntry) -> StudyNotices:
+        """Return an object for the notices of a study, which begin with the name of its output folder."""
+        name, deidentify = self.names[entry.id], self.options.outputs.deidentify
+        hidden = {entry.id: name} if deidentify else {}
+        return StudyNotices(name=name, where=f"{RECORD} has all of them", hidden=hidden)
 
     def segment(self, prepared: PreparedInput) -> Segmentation:
         """Segment a prepared study. Raises: InputError if the memory does not suffice."""
@@ -133,6 +146,7 @@ class StudyJob:
             used=segmentation.used,
             volumes=volumes_in_words(segmentation.volumes_ml),
             outlook=tuple(segmentation.outlook),
+            notices=segmentation.notices.as_copy(),
         )
 
     def run(self, entry: StudyEntry) -> WrittenStudy:
@@ -182,6 +196,7 @@ class StudyJob:
             seconds=sum(run["seconds"].values()),
             used=parse("+".join(run["sequences"]["used"])),
             volumes=volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()}),
+            notices=Notices(run.get("warnings", []), run.get("notes", [])),
         )
 
 

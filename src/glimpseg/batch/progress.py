@@ -128,6 +128,8 @@ class BatchProgress:
             "study": written.study,
             "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "seconds": round(written.seconds, 2),
+            "warnings": len(written.notices.warnings),
+            "notes": len(written.notices.notes),
         }
         with (self.output / self.shard.file(STUDY_LOG)).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -139,9 +141,9 @@ class BatchProgress:
                 log.info("%s", sentence)
 
     def fail(self, name: str, reason: str) -> None:
-        """Record a failed study: in the shard's failures file at once, and as a warning in the log."""
+        """Record a failed study: in the shard's failures file at once, and as an error in the log."""
         self.failed[name] = reason
-        log.warning("%s was not segmented: %s", name, reason)
+        log.error("%s was not segmented: %s", name, reason)
         self.write_failures()
 
     def write_failures(self) -> None:

@@ -111,9 +111,10 @@ def repair(voxels: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"]
     bad = inside & ((voxels > ceiling) | (voxels < floor))
     places = np.argwhere(inside & (voxels > middle + LONELY_HEIGHT * unit) & ~bad)
     around = np.sort(_neighbours(np.where(bad, np.float32(low), voxels), places), axis=1)
-    height = voxels[tuple(places.T)] - low
-    lonely = height > LONELY_RATIO * np.maximum(around[:, -1] - low, least)
-    lonely |= height > PAIR_RATIO * np.maximum(around[:, -3] - low, least)
+    with np.errstate(over="ignore"):  # a product beyond float32 is infinite, and no height is above it
+        height = voxels[tuple(places.T)] - low
+        lonely = height > LONELY_RATIO * np.maximum(around[:, -1] - low, least)
+        lonely |= height > PAIR_RATIO * np.maximum(around[:, -3] - low, least)
     bad[tuple(places[lonely].T)] = True
     if not bad.any():
         return Repaired(voxels=voxels, inside=inside, spikes=0, unwrapped=count)

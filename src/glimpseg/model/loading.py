@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glimpseg import methods
+from glimpseg.data.notices import collected, warn
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.method import Learner, Segmenter
 from glimpseg.model.backend import Backend, resolved_backend
@@ -26,8 +26,6 @@ from glimpseg.model.shipped import place_of
 from glimpseg.recipe import Recipe
 from glimpseg.runtime.precision import precision_context, resolve_precision
 from glimpseg.version import __version__
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +42,8 @@ class Model:
     """Expected performance; None if it was not measured (`calibrate`) with the choices that are in use here."""
     computed_by: str = "torch"
     """Inference backend that was asked for: `torch`, `openvino` or `onnx`."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that were logged while it was loaded; they belong into the record of what it segments."""
 
     @property
     def name(self) -> str:
@@ -104,7 +104,8 @@ def load_model(
             pretraining.
         UsageError: A field in `choices` is no choice, a value is not possible, or the backend cannot be used.
     """
-    stored = stored_model(path)
+    with collected() as found:
+        stored = stored_model(path)
     if stored.recipe.backbone is not None:
         raise ModelError(
             f"{stored.path} holds a {stored.recipe.method}, which is pretraining and segments nothing. Train from it: "
@@ -114,7 +115,14 @@ def load_model(
     network = _fitting_network(stored, recipe)
     spacing_mm = recipe.data.preprocess.spacing_mm
     computed_by = resolved_backend(backend, torch.device(device), spacing_mm, network.whole_up_to)
-    model = Model(network.to(device).eval(), recipe, stored.provenance, stored.path, computed_by=computed_by)
+    model = Model(
+        network.to(device).eval(),
+        recipe,
+        stored.provenance,
+        stored.path,
+        computed_by=computed_by,
+        warnings=tuple(found.warnings),
+    )
     if EXPECTATIONS not in stored.provenance["sha256"]:
         return model
     expectations = read_expectations(stored.path)
@@ -160,7 +168,7 @@ def stored_model(path: str | Path) -> StoredModel:
     """
     stored = read_model(_model_folder(place_of(path)))
     for name in stored.changed_methods:
-        log.warning("The source of the method %s has changed since %s was trained.", name, stored.path)
+        warn(f"The source of the method {name} has changed since {stored.path} was trained.")
     return stored
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from glimpseg import methods
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Cases, Schedule, batches
+from glimpseg.data.notices import TABLE, StudyNotices
 from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.method import Learner, Progress
 from glimpseg.model.checkpoint import load_state, newest_valid, save_checkpoint
@@ -64,13 +65,15 @@ def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
     run = Path(run)
     refuse_unfit(recipe)
     refuse_unfit_weights(recipe, run)
-    studies, note = find_training_studies(recipe, options)  # refused before anything is written
+    found = StudyNotices(where=f"{TABLE} in the cache has all of them")
+    with found.telling():
+        studies, note = find_training_studies(recipe, options)  # refused before anything is written
     if note:
         log.info("%s.", note)
     with process_group(options.device), _run_lock(run):
         _open_run(run, recipe, options.resume)
         with first_rank_first():
-            cases, described = open_cases(recipe, run, studies, options)
+            cases, described = open_cases(recipe, run, studies, options, found=found)
         return fit(recipe, cases, run, options, provenance={**described, "dataset": note} if note else described)
 
 

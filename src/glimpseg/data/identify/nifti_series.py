@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -15,12 +14,11 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom.headers import SHORTEST_NAME, scrubbed
+from glimpseg.data.notices import warn
 from glimpseg.data.series import Plane, Series, digest
 from glimpseg.errors import InputError
 from glimpseg.runtime.documents import DocumentError, read_json
 from glimpseg.volume import Grid
-
-log = logging.getLogger(__name__)
 
 WORDS = (
     "SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName", "PulseSequenceDetails",
@@ -124,7 +122,7 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
     try:
         content = read_json(beside, most_bytes=SIDECAR_BYTES, finite=False)
     except DocumentError as error:
-        log.warning("The JSON beside an image is not used: %s.", error)
+        warn(f"The JSON beside an image is not used: {error}.")
         return {}
     return content if isinstance(content, dict) else {}
 
