@@ -81,6 +81,7 @@ def warn_of_repair(sound: Repaired, name: str) -> None:
         warn(f"{name}: {sound.spikes:,} intensities that no tissue has (spikes) were replaced by their neighbours.")
 
 
+@np.errstate(over="ignore")  # a limit beyond float32 is infinite, and no voxel is above it
 def repair(voxels: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], background: float) -> Repaired:
     """Replace voxels that no tissue can have by the median of their sound neighbours.
 
@@ -111,10 +112,9 @@ def repair(voxels: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"]
     bad = inside & ((voxels > ceiling) | (voxels < floor))
     places = np.argwhere(inside & (voxels > middle + LONELY_HEIGHT * unit) & ~bad)
     around = np.sort(_neighbours(np.where(bad, np.float32(low), voxels), places), axis=1)
-    with np.errstate(over="ignore"):  # a product beyond float32 is infinite, and no height is above it
-        height = voxels[tuple(places.T)] - low
-        lonely = height > LONELY_RATIO * np.maximum(around[:, -1] - low, least)
-        lonely |= height > PAIR_RATIO * np.maximum(around[:, -3] - low, least)
+    height = voxels[tuple(places.T)] - low
+    lonely = height > LONELY_RATIO * np.maximum(around[:, -1] - low, least)
+    lonely |= height > PAIR_RATIO * np.maximum(around[:, -3] - low, least)
     bad[tuple(places[lonely].T)] = True
     if not bad.any():
         return Repaired(voxels=voxels, inside=inside, spikes=0, unwrapped=count)
