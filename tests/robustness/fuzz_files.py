@@ -263,7 +263,7 @@ def ended(kind: str, number: int, seed: int, place: Path) -> dict[str, Any]:
     child_mb = _children_mb() if _children_mb() > children_mb else 0.0
     grown_mb = max(_memory_mb("VmHWM"), child_mb) - memory_mb
     left = set(place.rglob("*")) - before
-    unfit = [f"log: {line}" for line in lines.lines if _is_unfit(line) or str(place) in line]
+    unfit = [f"log: {line}" for line in lines.lines if is_unfit(line) or str(place) in line]
     if outcome in GOOD and left:
         answer |= {"outcome": "left behind", "text": ", ".join(str(path.relative_to(place)) for path in left)}
     elif outcome in GOOD and unfit:
@@ -293,7 +293,7 @@ def _processor_s() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _is_unfit(text: str) -> bool:
+def is_unfit(text: str) -> bool:
     """True for words that a person should not see, or that a terminal would obey."""
     plain = re.sub("[\n\udc80-\udcff]", "", text)  # bytes of file names that are no UTF-8 are shown as \\udcff
     return len(text) > LONGEST or not plain.isprintable() or OBJECT.search(text) is not None
@@ -306,7 +306,7 @@ def _read(kind: str, path: Path) -> tuple[str, str]:
         makers.READERS[kind](path)
     except (InputError, ModelError, UsageError) as error:
         text = str(error)
-        return ("words" if len(text) <= 20 or _is_unfit(text) else "refused"), text
+        return ("words" if len(text) <= 20 or is_unfit(text) else "refused"), text
     except Hang:
         return "hang", "the forked reader"
     except Warning as error:

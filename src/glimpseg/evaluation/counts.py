@@ -140,7 +140,7 @@ def read_counts(path: Path) -> Counts:
         with np.load(path, allow_pickle=False) as arrays:
             lines = [Score(*line) for line in parse_json(str(arrays["lines"]), finite=False)]
             histograms = {}
-            notices = Notices(**json.loads(str(arrays[NOTICES]))) if NOTICES in arrays.files else Notices()
+            notices = Notices(**parse_json(str(arrays[NOTICES]))) if NOTICES in arrays.files else Notices()
             for name in arrays.files:
                 if name in ("lines", NOTICES):
                     continue
