@@ -104,7 +104,6 @@ COSTLY = {
 }  # fmt: skip
 """Calls that another test triggers, because a scene would need more than a test run has."""
 BESIDE = {
-    "batch/folder.py:write_notes": "counts what notes.csv has",
     "batch/on_slurm.py:segment_on_slurm": "a job of the cluster; its studies are in failures.json",
     "batch/progress.py:fail": "an error: failures.json has it",
     "cli/about.py:doctor": "the machine",
@@ -202,7 +201,7 @@ def test_notices_of_a_study_in_the_cache_are_counted_and_stay_in_the_table(tmp_p
     stage = Stage(tmp_path, tmp_path, pytest.MonkeyPatch())
     prepared(stage)
     again = stage.run("prepare", tmp_path / "data", "-o", stage.out, "--recipe", "unet/phantom")
-    assert "1 studies of the cache have warnings or notes: notes.csv in the cache has all of them." in again.terminal
+    assert "1 studies of the cache have warnings or notes: notes.csv there has all of them." in again.terminal
     assert not [line for line in again.terminal if "another grid" in line]
     assert [text for text in again.recorded if text.startswith("S0: T2 lies on another grid")]
 
