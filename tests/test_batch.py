@@ -184,6 +184,33 @@ def test_what_a_kill_left_half_written_is_cleared(tree, model, finished):
     assert "P0" in studies_in(out)
 
 
+def test_a_study_that_was_written_but_not_logged_gets_its_line(tree, model, finished):
+    log = finished / STUDY_LOG
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:10])  # a kill, or a full disk, after the third study's folder
+    segment_tree(study_entries(tree), model, finished, BatchOptions(), resume=True)
+    assert sorted(journal(finished)) == ["P0", "P2", "P3", "P4"]
+
+
+def test_a_kill_between_the_two_outputs_of_a_study_loses_none(tree, model, tmp_path, monkeypatch):
+    bids = BatchOptions(outputs=OutputOptions(types=("nifti", "bids")))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "write_derivative", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment_tree(study_entries(tree), model, tmp_path / "out", bids)
+    segment_tree(study_entries(tree), model, tmp_path / "out", bids, resume=True)
+    assert len(list((tmp_path / "out" / "derivatives").rglob("*dseg.nii.gz"))) == len(studies_in(tmp_path / "out")) == 4
+
+
+def test_a_full_disk_of_temporary_files_is_the_reason_and_no_unexpected_error(tree, model, whole):
+    batch = job.StudyJob(model=model, output=whole[0], options=BatchOptions(), names={"P0": "P0"}, pseudonyms=None)
+    assert batch.reason(StudyEntry("P0"), OutputError(28, "no room in TMPDIR")) == "no room in TMPDIR"
+
+
 def test_a_full_disk_stops_the_batch(tree, model, tmp_path, monkeypatch):
     def full(self, *args, **kwargs):
         raise OutputError(28, "the disk is full")

@@ -10,12 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.notices import TABLE, TREE, Notices, write_table
-from glimpseg.runtime.atomic import atomic_file, write_json
+from glimpseg.runtime.atomic import atomic_file, file_lock, write_json
 from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import UNUSED, StudyEntry, TreeContents
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 
 PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
-FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True)
+FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True, locks=(".shard-*/.lock",))
 """Batch folder as an output that can be resumed."""
 STATISTICS = "statistics.csv"
 LONGEST_WAIT_S = 60
@@ -57,6 +55,16 @@ def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: boo
     discard_replaced(output)
 
 
+def confirm_folder(output: Path, plan: dict[str, Any]) -> None:
+    """Check once more that the folder belongs to this batch. The caller holds the lock of its shard.
+
+    Between `open_folder` and the lock, another process may have replaced the folder (`overwrite`).
+
+    Raises: UsageError if the folder holds another batch by now; OutputError when the disk refuses.
+    """
+    FOLDER.open(output, plan, resume=True)
+
+
 def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[str, str]:
     """Return the name of each entry's output folder, by the entry's id.
 
@@ -81,10 +89,11 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
 
     Raises:
         OutputError: When the disk refuses.
-        filelock.Timeout: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
+        UsageError: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
     """
     path = output.with_name(f"{output.name}.key.json")
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=LONGEST_WAIT_S):  # shards may begin at the same time
+    # Shards may begin at the same time.
+    with file_lock(path.with_name(f".{path.name}.lock"), longest_wait_s=LONGEST_WAIT_S):
         old = json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
         pseudonyms = Pseudonyms() if old is None else Pseudonyms(bytes.fromhex(old))
         with atomic_file(path, mode=0o600) as temporary:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.data.notices import Notices, StudyNotices
-from glimpseg.errors import InputError, UsageError
+from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.modality import Modality, parse
 from glimpseg.model.expectations import EXPECTATIONS
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
+from glimpseg.runtime.atomic import remove_unfinished
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
 from glimpseg.segmentation.passes import segment_prepared
@@ -123,7 +123,8 @@ class StudyJob:
     def write(self, entry: StudyEntry, segmentation: Segmentation, held: ExitStack) -> WrittenStudy:
         """Write the output folder of a study, and return a summary of the study.
 
-        With the output type `bids`, the label map is also added to the BIDS derivative of the batch.
+        With the output type `bids`, the label map is also added to the BIDS derivative of the batch, before the folder:
+        a study whose folder is there is not written again.
 
         Args:
             entry: The study.
@@ -134,12 +135,12 @@ class StudyJob:
         """
         name, outputs = self.names[entry.id], self.options.outputs
         with held:
-            segmentation.save(
-                self.output / name, labels=outputs.labels, types=outputs.study_types, pseudonyms=self.pseudonyms
-            )
             if BIDS in outputs.types:
                 digest = self.model.provenance["sha256"][WEIGHTS]
                 write_derivative(self.output, name, segmentation.labels, model=self.model.name, version=digest[:12])
+            segmentation.save(
+                self.output / name, labels=outputs.labels, types=outputs.study_types, pseudonyms=self.pseudonyms
+            )
         return WrittenStudy(
             study=name,
             seconds=sum(segmentation.seconds.values()),
@@ -159,8 +160,8 @@ class StudyJob:
         """
         name = self.names[entry.id]
         if (self.output / name / RECORD).is_file():
-            return self._read_back(self.output / name)
-        remove_temporary(self.output, [name])
+            return self.read_back(name)
+        remove_unfinished(self.output, [name])
         prepared, held = self.prepare(entry)
         try:
             segmentation = self.segment(prepared)
@@ -172,12 +173,16 @@ class StudyJob:
     def reason(self, entry: StudyEntry, error: Exception) -> str:
         """Return why a study could not be segmented, as written to `failures.json`.
 
-        This is the message of an InputError or UsageError. Any other error is called unexpected, with its type and
-        message. With de-identification, the study's id becomes the name of its output folder, and each absolute path is
-        cut to its last part.
+        This is the message of an InputError, UsageError or OutputError. Any other error is called unexpected, with its
+        type and message. With de-identification, the study's id becomes the name of its output folder, and each
+        absolute path is cut to its last part.
         """
-        known = isinstance(error, InputError | UsageError)
-        reason = str(error) if known else f"unexpected error ({type(error).__name__}: {error})"
+        if isinstance(error, OutputError):  # of an archive, or of DICOM: the disk of temporary files refused
+            reason = error.strerror or str(error)
+        elif isinstance(error, InputError | UsageError):
+            reason = str(error)
+        else:
+            reason = f"unexpected error ({type(error).__name__}: {error})"
         if entry.study is not None:
             reason = without_folders(reason, entry.study)
         if entry.place is not None:
@@ -186,9 +191,13 @@ class StudyJob:
             return reason
         return _without_names(reason, entry, self.names[entry.id])
 
-    @staticmethod
-    def _read_back(folder: Path) -> WrittenStudy:
-        """Return the summary of a study that was written before, from its files. It has no outlook."""
+    def read_back(self, name: str) -> WrittenStudy:
+        """Return the summary of a study that was written before, from its files. It has no outlook.
+
+        Args:
+            name: Name of its output folder.
+        """
+        folder = self.output / name
         run = json.loads((folder / RECORD).read_text("utf-8"))
         statistics = json.loads((folder / STATISTICS).read_text("utf-8"))
         return WrittenStudy(
@@ -198,17 +207,6 @@ class StudyJob:
             volumes=volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()}),
             notices=Notices(run.get("warnings", []), run.get("notes", [])),
         )
-
-
-def remove_temporary(output: Path, names: Iterable[str]) -> None:
-    """Remove the temporary output folders of the studies with these output names, as a killed process leaves them."""
-    for name in names:
-        for left in output.glob(f".{_escaped(name)}.tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _without_names(reason: str, entry: StudyEntry, name: str) -> str:

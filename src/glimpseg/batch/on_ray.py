@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from glimpseg.batch.folder import write_notes, write_statistics
+from glimpseg.batch.folder import confirm_folder, write_notes, write_statistics
 from glimpseg.batch.job import StudyJob, WrittenStudy
 from glimpseg.batch.job_spec import JobSpec
 from glimpseg.batch.progress import WHOLE, BatchProgress, Outcome
@@ -70,6 +70,7 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
     contents = spec.contents()
     job = begin(contents, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
+        confirm_folder(spec.output, spec.batch_options.fingerprint(job.model))
         progress, waiting = BatchProgress.begin(job, WHOLE.select(contents.entries, job.names))
         with _started(ray, workers, spec, job) as started:
             _Dispatcher(ray, job.names, progress).run(started, waiting, stopped)

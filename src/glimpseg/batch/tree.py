@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glimpseg.batch.folder import (
+    confirm_folder,
     open_folder,
     output_names,
     pseudonyms_of,
@@ -74,6 +75,7 @@ def segment_tree(
     output = Path(output)
     job = begin(entries, model, output, options, shard=shard, resume=resume, overwrite=overwrite)
     with folder_lock(output / f".shard-{shard.number}-of-{shard.of}"), deferred_sigterm() as stopped:
+        confirm_folder(output, options.fingerprint(model))
         progress, waiting = BatchProgress.begin(job, shard.select(studies_of(entries), job.names), shard)
         _segment_all(job, progress, waiting, stopped)
         write_statistics(output)

@@ -27,6 +27,7 @@ from typing import IO, Protocol
 from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.preemption import exit_on_sigterm
+from glimpseg.runtime.temporary import temporary_refused
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Suffixes of the archives that are read."""
@@ -281,11 +282,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 def _not_written(error: OSError) -> OutputError:
-    return OutputError(
-        error.errno,
-        f"The archive could not be unpacked into {tempfile.gettempdir()} ({error.strerror}). Nothing was left there. "
-        "Free some space, or name another place by the environment variable TMPDIR",
-    )
+    return temporary_refused(error, "The content of the archive")
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def calibrate(
         expectations = expectations_from(model, files, population)
         table = table_of([(TREE, tree), *_notices_in(files)])
         write_calibrated(model, expectations, folder, overwrite=overwrite, texts={TABLE: table} if table else {})
-    shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)  # under the lock: another process may wait for it
     return expectations
 
 

@@ -29,7 +29,7 @@ from glimpseg.modality import SUBSETS, Modality, subsets_of
 from glimpseg.model.loading import Model
 from glimpseg.results.folder import RECORD, Evaluation, read_evaluation
 from glimpseg.results.scores import OF_PROBABILITIES
-from glimpseg.runtime.atomic import folder_lock, write_json
+from glimpseg.runtime.atomic import folder_lock, remove_unfinished, write_json
 from glimpseg.runtime.pipeline import ahead
 from glimpseg.runtime.resumable import Resumable, discard_replaced, restore_replaced
 from glimpseg.segmentation.inference import infer
@@ -110,6 +110,7 @@ def evaluate(
         log.warning("This evaluation was begun on another machine, backend or thread count: the last digits may vary.")
     _warn_of_other_intensities(protocol, model.recipe.data.preprocess)
     with folder_lock(folder):
+        remove_unfinished(folder)
         write_json(folder / RECORD, {**plan, "finished": False})
         failures = _score_remaining(model, selection.scored, folder, plan, tree=tree)
         if len(failures) == len(selection.scored):

@@ -30,7 +30,7 @@ from glimpseg.model.checkpoint import load_state, newest_valid, save_checkpoint
 from glimpseg.model.folder import PROVENANCE, RECIPE, save_model
 from glimpseg.model.transfer import initialise
 from glimpseg.recipe import Recipe
-from glimpseg.runtime.atomic import atomic_file, folder_lock
+from glimpseg.runtime.atomic import atomic_file, folder_lock, remove_unfinished
 from glimpseg.runtime.distributed import any_rank, first_rank_first, mean_over_ranks, process_group, rank_and_world
 from glimpseg.runtime.precision import resolve_precision
 from glimpseg.runtime.preemption import deferred_sigterm
@@ -39,12 +39,14 @@ from glimpseg.runtime.selftest import require_correct_convolutions
 from glimpseg.training.checks import refuse_unfit, refuse_unfit_weights
 from glimpseg.training.compiling import should_compile
 from glimpseg.training.dataset import find_training_studies, open_cases
-from glimpseg.training.logger import StepAverages, TrainingLogger
+from glimpseg.training.logger import METRICS, PICTURE, StepAverages, TrainingLogger
 from glimpseg.training.options import TrainOptions
 from glimpseg.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
+WRITTEN = (RECIPE, METRICS, PICTURE, "model")
+"""Files and folders directly in a run folder that a training writes."""
 RUN = Resumable(noun="run", file=RECIPE, among_files=True)
 """Run folder as an output that can be resumed. It may hold other files before the training begins, such as a cache."""
 
@@ -73,6 +75,8 @@ def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
         log.info("%s.", note)
     with process_group(options.device), _run_lock(run):
         _open_run(run, recipe, options.resume)
+        if rank_and_world()[0] == 0:
+            remove_unfinished(run, WRITTEN)
         with first_rank_first():
             cases, described = open_cases(recipe, run, studies, options, found=found)
         return fit(recipe, cases, run, options, provenance={**described, "dataset": note} if note else described)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from glimpseg.data.dicom import libraries
 from glimpseg.data.notices import note, warn
 from glimpseg.data.series import Series
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
+from glimpseg.runtime.temporary import temporary_folder
 
 READING_SECONDS = 1800
 """Time limit for reading all headers of a folder, seconds. Ten thousand headers take a minute."""
@@ -52,11 +52,13 @@ def find_series(folder: str | Path) -> list[Series]:
 
 
 def _run_header_reader(folder: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
-        target = Path(place) / "series.json"
+    with temporary_folder() as place:
+        target = place / "series.json"
         try:
             run_sandboxed("glimpseg.data.dicom.stacks", [folder.absolute(), target], seconds=READING_SECONDS)
             return json.loads(target.read_text("ascii"))
+        except OutputError:
+            raise
         except (SandboxError, OSError, ValueError) as error:
             # The reader's message is not quoted: it could hold header values.
             raise InputError(
