@@ -21,6 +21,8 @@ from typing import Any
 from fault_files import WORDS, Scans, Word, command, plain, segment
 
 PATIENCE_S = 1200.0
+USUAL = ("Used ", "The performance with ", "Research software", "layout ")
+"""Beginnings of lines that are no warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Done:
         """The line that says what was wrong, or the first warning."""
         lines = [line for line in self.said.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("glimpseg: ")]
-        return (errors or [line for line in lines if not line.startswith("Used ")] or [""])[0]
+        return (errors or [line for line in lines if not line.startswith(USUAL)] or [""])[0]
 
 
 def done(process: subprocess.Popen[bytes]) -> Done:
