@@ -59,6 +59,17 @@ def test_a_group_of_spikes_is_filled_from_its_surroundings(seed, radius, level):
     assert np.abs(sound.voxels[radius > DISTANCE] - 100).max() < 45
 
 
+@given(seed=SEEDS, factor=st.sampled_from([12, 20, 40]))
+def test_a_bright_group_side_by_side_does_not_decide_the_statistics(seed, factor):
+    # The range of the tissue is at most 2.5 * 15, so that twelve times the median lies 29 ranges above it.
+    image, inside = ball(seed)
+    group = np.linalg.norm(np.indices(image.shape) - 17.5, axis=0) < 3
+    sound = repair(np.where(group, np.float32(100 * factor), image), inside, 0.0)
+    before, after = image[inside].astype(float), sound.voxels[sound.inside].astype(float)
+    assert sound.spikes == group.sum()
+    assert after.std() == pytest.approx(before.std(), rel=0.05)
+
+
 @given(seed=SEEDS, count=st.integers(1, 20))
 def test_spikes_in_the_air_are_no_brain(seed, count):
     image, inside = ball(seed)

@@ -87,11 +87,18 @@ def with_mask(change: Change) -> Callable[[Path, Lab], Words]:
 
 
 def voxel_row(
-    kind: str, fault: str, change: Change, *, region: str = "WT", moved: float = 0.0, more: tuple[Measure, ...] = ()
+    kind: str,
+    fault: str,
+    change: Change,
+    *,
+    region: str = "WT",
+    moved: float = 0.0,
+    spacing: float = 2.0,
+    more: tuple[Measure, ...] = (),
 ) -> Row:
-    """Return a row of changed voxels at 2 mm, compared by Dice."""
+    """Return a row of changed voxels, compared by Dice."""
     right = (ends(0), overlap(region, moved=moved), *more)
-    return Row(kind=kind, fault=fault, make=changed(change), right=right, spacing=2.0, clean=plain_pair)
+    return Row(kind=kind, fault=fault, make=changed(change), right=right, spacing=spacing, clean=plain_pair)
 
 
 def resampled(name: str) -> Change:
@@ -168,9 +175,9 @@ def wrapped(array: np.ndarray, _: np.random.Generator, __: str) -> np.ndarray:
 
 MASK = says("--brain-mask", words="--brain-mask"), warned("--brain-mask", "--brain-mask")
 A = (
-    voxel_row("A", "B-spline by 0.4 voxel", resampled("B-spline"), moved=0.4, more=MASK),
+    voxel_row("A", "B-spline by 0.4 voxel", resampled("B-spline"), moved=-0.4, more=MASK),
     voxel_row("A", "cubic interpolation by 0.4 voxel", resampled("cubic"), moved=-0.4, more=MASK),
-    voxel_row("A", "Lanczos by 0.4 voxel", resampled("Lanczos"), moved=0.4, more=MASK),
+    voxel_row("A", "Lanczos by 0.4 voxel", resampled("Lanczos"), moved=-0.4, more=MASK),
     voxel_row("A", "a denoiser that leaves small values in the air", denoised, more=MASK),
     voxel_row("A", "noise of 1e-4 of the maximum", noise(1e-4), more=MASK),
     voxel_row("A", "noise of 1e-2 of the maximum", noise(1e-2), more=MASK),
@@ -187,7 +194,9 @@ SPIKES = says("spike", words="how many were replaced"), warned("spike", "the num
 B = (
     voxel_row("B", "20 voxels at 110 x the median in both sequences", spikes(20, 110), more=SPIKES),
     voxel_row("B", "one voxel at 1000 x", spikes(1, 1000), more=SPIKES),
-    voxel_row("B", "eight voxels of 32767 in T1c alone", spikes(8, 32767, "t1c"), region="ET", more=SPIKES),
+    voxel_row(
+        "B", "eight voxels of 32767 in T1c alone", spikes(8, 32767, "t1c"), region="ET", spacing=3.0, more=SPIKES
+    ),
     voxel_row("B", "200 voxels at 10 x, side by side (a vessel)", spikes(200, 10, together=True)),
     voxel_row("B", "brightest 0.1 % clipped", clipped),
     voxel_row("B", "bright values wrapped at 16 bits", wrapped, more=(says("16 bits|wrapped", words="wrapped"),)),
@@ -230,14 +239,17 @@ def visit(place: Path, lab: Lab) -> Words:
     return ["segment", "-i", place / "visit", *QUICK]
 
 
-def altered(change: Callable[[list[Path]], None]) -> Callable[[Path, Lab], Words]:
-    """Return a builder of a T1c series of which files are changed."""
+def altered(change: Callable[[list[Path]], None], *, named: bool = True) -> Callable[[Path, Lab], Words]:
+    """Return a builder of a T1c series of which files are changed, named by --t1c or found with -i."""
 
     def make(place: Path, lab: Lab) -> Words:
         change(series(place / "t1c", lab))
-        return ["segment", "--t1c", place / "t1c", *QUICK]
+        return ["segment", "--t1c" if named else "-i", place / "t1c", *QUICK]
 
     return make
+
+
+one_found = altered(lambda paths: None, named=False)
 
 
 def cosines(paths: list[Path]) -> None:
@@ -355,14 +367,15 @@ def _count(lab: Lab) -> int:
 
 
 ALL_SLICES = lattice(_sides, _count)
+FOUND_SLICES = lattice(_sides, _count, study="t1c")
 C = (
     Row(
-        kind="C", fault="direction cosines that differ by 2e-6 at a rounding boundary", make=altered(cosines),
-        right=(ends(0), ALL_SLICES, same_labels()), clean=one_series,
+        kind="C", fault="direction cosines that differ by 2e-6 at a rounding boundary",
+        make=altered(cosines, named=False), right=(ends(0), FOUND_SLICES, same_labels(study="t1c")), clean=one_found,
     ),
     Row(
-        kind="C", fault="PixelSpacing that differs by 2e-6 mm", make=altered(pixel_spacings),
-        right=(ends(0), ALL_SLICES, same_labels()), clean=one_series,
+        kind="C", fault="PixelSpacing that differs by 2e-6 mm", make=altered(pixel_spacings, named=False),
+        right=(ends(0), FOUND_SLICES, same_labels(study="t1c")), clean=one_found,
     ),
     Row(
         kind="C", fault="reference whose affine went through a qform", make=evaluated(by_qform, oblique=True),
@@ -385,7 +398,7 @@ C = (
         right=(ends(0), uses("t1c"), ALL_SLICES),
     ),
     Row(
-        kind="C", fault="nine slices of a series turned by 2 degrees", make=altered(turned_slices),
+        kind="C", fault="nine slices of a series turned by 2 degrees", make=altered(turned_slices, named=False),
         right=(ends(0), says("9 slices", "up to [0-9.]+ mm", words="9 slices and the distance in mm")),
     ),
     Row(

@@ -62,7 +62,7 @@ for line in sys.stdin:
 FLAGS = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
 REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 """Labels of each region, in the phantom's reference and in glimpseg's results."""
-SEEDS = {2.0: 901}
+SEEDS = {2.0: 901, 3.0: 77}
 """Seed of the phantom of a spacing in mm; 0 for the others."""
 Words = Sequence[str | Path]
 
@@ -308,9 +308,10 @@ def overlap(region: str, tolerance: float = 0.03, *, moved: float = 0.0) -> Meas
     """Compare the Dice of a region with that of the input without the fault."""
 
     def look(ended: Ended) -> tuple[str, bool]:
-        reference = labels_of(ended.lab.scans["seg"])
+        scan = ended.lab.scans["seg"]
+        reference = labels_of(scan)
         right = dice(region, labels_in(ended.clean.out), reference)
-        found = dice(region, labels_in(ended.run.out), shifted_labels(reference, moved) if moved else reference)
+        found = dice(region, labels_in(ended.run.out), labels_of(shifted(scan, moved)) if moved else reference)
         return f"{region} {found:.3f} (untouched {right:.3f})", abs(found - right) <= tolerance
 
     return Measure(right=f"{region} within {tolerance:g} of untouched", look=look)
@@ -336,14 +337,15 @@ def same_labels(share: float = 1.0, study: str = "") -> Measure:
     return Measure(right=f"{right} labels as without the fault, in place", look=look)
 
 
-def lattice(spacing: Callable[[Lab], Sequence[float]], slices: Callable[[Lab], int]) -> Measure:
+def lattice(spacing: Callable[[Lab], Sequence[float]], slices: Callable[[Lab], int], *, study: str = "") -> Measure:
     """Compare voxel sides (0.01 mm) and the number of slices of the result."""
 
     def look(ended: Ended) -> tuple[str, bool]:
-        image = nibabel.load(ended.run.out / "seg.nii.gz")
+        image = nibabel.load(ended.run.out / study / "seg.nii.gz")
         found, count = np.linalg.norm(image.affine[:3, :3], axis=0), slices(ended.lab)
         fine = count in image.shape and np.allclose(sorted(found), sorted(spacing(ended.lab)), atol=0.01)
-        return f"{max(image.shape, key=lambda n: n == count)} slices, {text_of(np.round(found, 3))} mm", fine
+        read = count if count in image.shape else min(image.shape)
+        return f"{read} of {count} slices, {text_of(np.round(found, 3))} mm", fine
 
     return Measure(right="every slice, its size within 0.01 mm", look=look)
 
@@ -481,12 +483,13 @@ def labels_in(folder: Path) -> np.ndarray:
     return labels_of(nibabel.load(folder / "seg.nii.gz"))
 
 
-def shifted_labels(labels: np.ndarray, voxels: float) -> np.ndarray:
-    """Move labels in RAS order by a part of a voxel as an image was moved; each voxel gets its likeliest label."""
+def shifted(image: nibabel.Nifti1Image, voxels: float) -> nibabel.Nifti1Image:
+    """Move a label map by a part of a voxel along its stored axes, as an image; each voxel gets its likeliest label."""
     from scipy import ndimage
 
+    labels = np.asarray(image.dataobj)
     shares = [ndimage.shift((labels == n).astype(np.float32), voxels, order=1) for n in range(5)]
-    return np.argmax(shares, axis=0).astype(np.uint8)
+    return nibabel.Nifti1Image(np.argmax(shares, axis=0).astype(np.uint8), image.affine)
 
 
 def scored(folder: Path) -> dict[str, float]:
