@@ -293,11 +293,7 @@ def _tree(bench: Bench, output: Path, *more: Word) -> list[Word]:
 
 
 def _train(bench: Bench, output: Path, recipe: str = "unet/phantom", verb: str = "train") -> list[Word]:
-    changes = (
-        settings(*SMALL_RUN)
-        if recipe.startswith("unet")
-        else settings("optim.steps=2", "optim.save_every=1", "optim.warmup=0")
-    )
+    changes = settings(*SMALL_RUN) if recipe.startswith("unet") else settings(*PRETRAINING)
     return ["-q", verb, recipe, "--data", bench.data, "-o", output, *changes, "--device", "cpu"]
 
 
@@ -306,6 +302,7 @@ def _evaluate(bench: Bench, output: Path, *more: Word) -> list[Word]:
     return [*words, "--subsets", "t1c,t1c+flair", "--metrics", "dice", *more]
 
 
+PRETRAINING = ("optim.steps=2", "optim.save_every=1", "optim.log_every=1", "optim.warmup=0")
 SMALL_RUN = (*workbench.SMALL, "optim.steps=4", "optim.save_every=2", "optim.log_every=1")
 
 CASES = (

@@ -253,7 +253,8 @@ def as_output_error(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno is None or (error.filename and not _inside(error.filename, path.parent)):
+        names = [name for name in (error.filename, error.filename2) if name]  # two of a copy or a renaming
+        if error.errno is None or (names and not any(_inside(name, path.parent) for name in names)):
             raise  # an error with another file, for example an input that vanished
         raise OutputError(
             error.errno,
