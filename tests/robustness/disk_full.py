@@ -58,7 +58,7 @@ def main() -> int:
     options = workbench.parser(__doc__)
     options.add_argument("--sizes", type=int, default=12)
     options.add_argument("--inodes", type=int, default=4)
-    options.add_argument("--only", default="", help="Cases whose name has these words.")
+    options.add_argument("--only", nargs="+", default=[""], help="Cases whose name has one of these words.")
     options.add_argument("--messages", action="store_true", help="Print the messages, each once.")
     arguments = options.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def main() -> int:
     def rows() -> Iterator[tuple[str, ...]]:
         nonlocal runs
         for case in CASES:
-            if arguments.only not in case.name:
+            if not any(words in case.name for words in arguments.only):
                 continue
             tried = Trial(bench, case)
             tried.run(arguments.sizes, arguments.inodes)

@@ -28,8 +28,8 @@ STOPPED = (75, 128 + signal.SIGTERM)
 """Exit codes after SIGTERM: with the state saved, and with nothing left."""
 GROWS = re.compile(r"jsonl|failures\.json|evaluation\.json|progress\.png|statistics\.csv|summary\.json|scores\.csv")
 """Files that change while the work goes on."""
-TIMED = re.compile(r"progress\.png")
-"""Pictures that show times."""
+TIMED = re.compile(r"progress\.png|step-0000000[1-7]/")
+"""Pictures that show times, and checkpoints before the last: SIGTERM saves one at whatever step it comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _timed(path: Path) -> bool:
-    return bool(TIMED.search(path.name)) or any(".tmp-" in part for part in path.parts)
+    return bool(TIMED.search(path.as_posix())) or any(".tmp-" in part for part in path.parts)
 
 
 if __name__ == "__main__":
