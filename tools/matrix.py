@@ -37,8 +37,9 @@ ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LOWEST, NEWEST, TESTED = "lowest", "newest", "constraints.txt"
 RESOLUTION = {LOWEST: "lowest-direct", NEWEST: "highest", TESTED: "highest"}
-SOURCE_ONLY = ("medpy", "surface-distance")
-"""Packages without wheels. Of all others only wheels are taken: a release without one for a Python is older than it."""
+WITHOUT_WHEEL = {"medpy": PYTHONS, "surface-distance": PYTHONS, "pyjpegls": ("3.14",)}
+"""Packages without a wheel, and for which Pythons; pyjpegls, which highdicom needs, takes a compiler. Of all others
+only wheels are taken: a release without one for a Python is older than it."""
 WARNINGS = (
     'import warnings; [warnings.filterwarnings("error", category=one, module=r"glimpseg(\\.|$)") '
     "for one in (DeprecationWarning, PendingDeprecationWarning, FutureWarning)]\n"
@@ -163,7 +164,8 @@ def tried(row: Row, interpreter: Path | None, wheel: Path, place: Path, *, keep:
 def install(row: Row, interpreter: Path, wheel: Path, environment: Path) -> None:
     """Make the environment: dependencies from pyproject.toml, then the wheel. Raises: RowError."""
     uv("venv", "--quiet", "--python", interpreter, environment)
-    binaries = [word for name in SOURCE_ONLY for word in ("--no-binary", name)]
+    sources = [name for name, pythons in WITHOUT_WHEEL.items() if row.python in pythons]
+    binaries = [word for name in sources for word in ("--no-binary", name)]
     words = ["--resolution", RESOLUTION[row.dependencies], "--only-binary", ":all:", *binaries]
     words += ["--extra", row.extra] if row.extra else []
     words += ["--constraint", ROOT / "constraints.txt"] if row.dependencies == TESTED else []
