@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 900
-"""Seconds until a command is given up."""
+LIMIT_S = 3600
+"""Seconds until a command is given up; it takes one minute on a machine that does nothing else."""
 SEQUENCES = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f"}
 """Option of each sequence, and its word in the file names of BraTS 2023."""
 LEAST_DICE = 0.99
