@@ -103,6 +103,19 @@ def test_no_method_has_layers_of_no_channels(method, field):
         small_recipe(method, **{f"config__{field}": 0})
 
 
+@pytest.mark.parametrize("method", ["rfnet", "mmformer"])
+def test_a_network_has_ten_levels_at_most(method):
+    """With 2^31 levels, the computation of the stride alone would take hours."""
+    for levels in (1, 11, 1 << 31):
+        with pytest.raises(UsageError, match=r"between 2 and 10"):
+            small_recipe(method, config__levels=levels)
+
+
+def test_heads_are_at_least_one():
+    with pytest.raises(UsageError, match="heads should be at least 1"):
+        small_recipe("mmformer", config__heads=0)
+
+
 def test_an_outline_has_shapes_and_no_values():
     empty = outline(small_recipe())
     assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
