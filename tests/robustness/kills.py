@@ -93,7 +93,7 @@ def main() -> int:
     arguments = options.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     workbench.imports()
-    bench, findings = Bench(place=arguments.output), list[str]()
+    bench, findings = Bench(place=arguments.output, studies=2), list[str]()
 
     def rows() -> Iterator[tuple[str, ...]]:
         for verb in arguments.verb:

@@ -2,9 +2,9 @@
 
     python tests/robustness/soak.py -o OUT [--studies 1000] [--every 50] [--options "--uncertainty none"]
 
-The tree holds links to a few phantoms of 4 mm, each study with an id and a folder of its own. One study in a hundred is
-damaged, so that failures are among them. The exit code is 1 if memory rises by more than `LIMIT_MB` for a
-thousand studies, if descriptors, threads, processes or files are left, or if a study is missing.
+The tree holds links to two images of each of a few phantoms of 4 mm, each study with an id and a folder of its own. One
+study in a hundred is damaged, so that failures are among them. The exit code is 1 if memory rises by more than
+`LIMIT_MB` for a thousand studies, if descriptors, threads, processes or files are left, or if a study is missing.
 """
 
 from __future__ import annotations
