@@ -68,11 +68,11 @@ def test_whole_numbers_are_no_weights(model):
 
 
 def test_a_network_that_does_not_fit_its_weights_is_built_without_memory_alone(model, monkeypatch):
-    """16,384 channels: the convolutions of the first level would take 27 * 2^28 * 4 bytes, 29 GB, each."""
+    """1,024 channels: a convolution of the third level, of 4,096 channels, would take 27 * 2^24 * 4 bytes, 1.8 GB."""
     devices, build = [], methods.build
     monkeypatch.setattr(methods, "build", lambda recipe: devices.append(torch.empty(0).device.type) or build(recipe))
     with pytest.raises(ModelError, match=r"do not fit the method unet.*of another shape"):
-        load_model(with_config(model, width=1 << 14))
+        load_model(with_config(model, width=1 << 10))
     assert devices == ["meta"]
 
 
