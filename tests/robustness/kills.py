@@ -146,6 +146,7 @@ def kill_many(bench: Bench, verb: str, count: int, *, terms: float, rng: random.
             other = sorted(name for name in names if found.get(name) != expected.get(name))
             tally.findings.append(f"{verb}: {output.name} differs from the undisturbed run in {other[:5]}")
         tally.left += len(workbench.temporary_left(output))
+        print(f"{verb}: {tally.kills} kills, {tally.outputs} outputs, {tally.equal} equal", file=sys.stderr, flush=True)
         shutil.rmtree(output, ignore_errors=True)
     return tally
 
