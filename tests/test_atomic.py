@@ -176,6 +176,11 @@ def test_a_copy_that_the_disk_refuses_is_an_output_error(tmp_path):
         shutil.copyfile(tmp_path / "in" / "a.bin", place / "a.bin")
 
 
+def test_a_stream_of_c_that_failed_is_an_output_error_also_where_there_is_space_again(tmp_path):
+    with pytest.raises(OutputError, match="Input/output error"), atomic_folder(tmp_path / "out"):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+
 def test_an_error_of_a_library_stays_where_the_disk_takes_more(tmp_path):
     with pytest.raises(RuntimeError, match="another matter"), atomic_file(tmp_path / "a.txt"):
         raise RuntimeError("another matter")

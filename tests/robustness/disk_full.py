@@ -29,7 +29,7 @@ EVERY = 3
 LARGE = "512m"
 REFUSED = re.compile(
     r"glimpseg: (\S+ could not be written|.* could not be written to \S+|The log cannot be written to \S+) "
-    r"\(No space left on device\)\.[^\n]*"
+    r"\((No space left on device|Input/output error)\)\.[^\n]*"
 )
 """The only message that is right."""
 

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.preemption import exit_on_sigterm
 
+_STREAM_ERROR = "iostream error"
+"""Words of C++ for a file that could not be written, in a message of OpenVINO."""
 PROBE_BYTES = 1 << 20
 """Bytes that are written to find out if a disk is full."""
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
@@ -285,6 +287,8 @@ def _as_system_error(folder: Path) -> Iterator[None]:
             raise OSError(refusal.errno, refusal.strerror) from error
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        if _STREAM_ERROR in str(error):  # the library has removed its half of the file, so there is space again
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
         raise
 
 
