@@ -375,7 +375,7 @@ C = (
     ),
     Row(
         kind="C", fault="PixelSpacing that differs by 2e-6 mm", make=altered(pixel_spacings, named=False),
-        right=(ends(0), FOUND_SLICES, same_labels(study="t1c")), clean=one_found,
+        right=(ends(0), FOUND_SLICES, same_labels(0.999, study="t1c")), clean=one_found,
     ),
     Row(
         kind="C", fault="reference whose affine went through a qform", make=evaluated(by_qform, oblique=True),
