@@ -76,6 +76,8 @@ class WrittenStudy:
     """Volume of each region, in words."""
     outlook: tuple[str, ...] = ()
     """Sentences on the expected performance; none for a study that an earlier run wrote."""
+    look: str | None = None
+    """First reason to look at the study, as a sentence; None without one, and for a study that an earlier run wrote."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,6 +135,7 @@ class StudyJob:
             used=segmentation.used,
             volumes=volumes_in_words(segmentation.volumes_ml),
             outlook=tuple(segmentation.outlook),
+            look=segmentation.review.headline if segmentation.review else None,
         )
 
     def run(self, entry: StudyEntry) -> WrittenStudy:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glimpseg.batch.job import StudyJob, WrittenStudy, remove_temporary
 from glimpseg.errors import Preempted, UsageError
+from glimpseg.data.notices import warn
 from glimpseg.modality import Modality
 from glimpseg.runtime.atomic import write_json
 from glimpseg.segmentation.inputs import StudyEntry
@@ -133,6 +134,8 @@ class BatchProgress:
             file.write(json.dumps(line) + "\n")
         self.done.append(written.study)
         log.info("%s: used %s. %s.", written.study, written.used.title, written.volumes)
+        if written.look:
+            warn(f"{written.study}: {written.look}")
         if written.used not in self.explained:
             self.explained |= {written.used}
             for sentence in written.outlook:

@@ -12,6 +12,7 @@ from pathlib import Path
 from glimpseg.batch.folder import open_folder, output_names, pseudonyms_of, write_statistics
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
+from glimpseg.batch.review import write_review
 from glimpseg.errors import OutputError
 from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import folder_lock
@@ -46,7 +47,7 @@ def segment_tree(
     While the network works, a thread reads the next study and another writes the last. At most three studies are in
     memory. A study that fails does not stop the others; `failures.json` says why it failed (`failures-0-of-4.json` for
     the first of four shards). `statistics.csv` holds the volumes of all studies that are there at the end, from all
-    shards.
+    shards; `review.csv` and `review.html` show the most doubtful ones first.
 
     Args:
         entries: All studies of the tree.
@@ -70,6 +71,7 @@ def segment_tree(
         progress, waiting = BatchProgress.begin(job, shard.select(entries, job.names), shard)
         _segment_all(job, progress, waiting, stopped)
         write_statistics(output)
+        write_review(output)
     log.info("%s", NOT_A_DEVICE)
     progress.refuse_unfinished(stopped=bool(stopped))
     return progress.outcome()
@@ -104,7 +106,7 @@ def begin(
 
 
 def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
-    """Write `statistics.csv` and one `failures.json` for all shards after they have ended; return the outcome.
+    """Write the tables of all studies and one `failures.json` after all shards have ended; return the outcome.
 
     A study whose folder is not there, and that no shard's failures file names, is listed as failed, too. In the outcome
     every study that is there counts as `kept`.
@@ -117,6 +119,7 @@ def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
     failed = {name: reasons.get(name, UNREACHED) for name in names if name not in set(kept)}
     write_failures(output / FAILURES, failed)
     write_statistics(output)
+    write_review(output)
     return Outcome(done=(), kept=kept, failed=failed)
 
 

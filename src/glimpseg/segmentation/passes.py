@@ -15,6 +15,7 @@ from glimpseg.model.loading import Model
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.options import InferenceOptions, Level
 from glimpseg.segmentation.preparation import PreparedInput
+from glimpseg.segmentation.quality.review import review_segmentation
 from glimpseg.segmentation.result import Segmentation
 from glimpseg.segmentation.uncertainty import Uncertainty, uncertainty_of
 from glimpseg.volume import Grid, Volume
@@ -56,6 +57,9 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
             found.labels, found.estimates, members, level=options.uncertainty, calibrated=bool(temperatures)
         )
         seconds["uncertainty"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    review = review_segmentation(study.prepared, found.labels, model, uncertainty)
+    seconds["review"] = time.perf_counter() - begun
     return Segmentation(
         labels=found.labels,
         probabilities=found.probabilities,
@@ -68,6 +72,7 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
         notes=study.study_input.notes,
         unused=study.study_input.unused,
         uncertainty=uncertainty,
+        review=review,
         backend=backend,
     )
 
