@@ -1,7 +1,8 @@
-"""Measure the largest tumours of the phantoms of the shipped model's training: `src/glimpseg/model/training_volumes.json`.
+"""Measure the largest tumours in the phantoms of the shipped model's training.
 
-`python tools/derive/training_volumes.py [--model box] [--cases 1000] [-o FILE]`. The phantoms are the first of the model's
-stream (same seeds and population), in voxels of 3 mm. Deterministic; about ten minutes.
+`python tools/derive/training_volumes.py [--model box] [--cases 1000] [-o FILE]` writes
+`src/glimpseg/model/training_volumes.json`. The phantoms are the first of the model's stream (the same seeds and
+population), in voxels of 3 mm. Deterministic; about ten minutes.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glimpseg.batch.job import StudyJob, WrittenStudy, remove_temporary
-from glimpseg.errors import Preempted, UsageError
 from glimpseg.data.notices import warn
+from glimpseg.errors import Preempted, UsageError
 from glimpseg.modality import Modality
 from glimpseg.runtime.atomic import write_json
 from glimpseg.segmentation.inputs import StudyEntry

@@ -132,4 +132,3 @@ def _data_uri(path: Path) -> str | None:
     if not path.is_file():
         return None
     return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
-

@@ -130,8 +130,8 @@ class Segmentation:
     ) -> Path:
         """Write the output folder, whole or not at all, and return its path.
 
-        Always written: `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `thumbnail.jpg`, `run.json`. If probabilities were
-        kept: `probabilities_<region>.nii.gz`.
+        Always written: `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `thumbnail.jpg`, `run.json`. If
+        probabilities were kept: `probabilities_<region>.nii.gz`.
 
         Args:
             folder: Folder to make.
@@ -176,7 +176,9 @@ class Segmentation:
     def _drawn(self) -> tuple[dict[Modality, Volume], Volume]:
         """Return the images and the labels on the grid of the pictures; files are read again."""
         labels = downsample_large(self.labels)
-        return {m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}, labels
+        return {
+            m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used
+        }, labels
 
     def _preview(self, volumes: Mapping[Modality, Volume], labels: Volume) -> Any:
         from glimpseg.picture import preview  # matplotlib, for whoever draws

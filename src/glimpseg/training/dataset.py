@@ -18,8 +18,8 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
 from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError, UsageError
-from glimpseg.model.training_volumes import FIELD
 from glimpseg.modality import SUBSETS
+from glimpseg.model.training_volumes import FIELD
 from glimpseg.phantom.training_stream import PhantomStream
 from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
 from glimpseg.priors.sam import weights_digest, weights_path
@@ -153,7 +153,7 @@ def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOp
             "labels": convention.name if convention else None,
             "digest": _names_digest(paths),
             **_prior_record(prior, prior_paths),
-        }
+        },
     }
 
 

@@ -16,7 +16,7 @@ from glimpseg.segmentation.quality.finding import Finding, finding
 
 SMALLEST_ML = 1.0
 """Tumours below this volume count as nothing found: shares of so few voxels say little."""
-OUTSIDE_SHARE = 0.02
+OUTSIDE_SHARE = 0.05
 """Share of the tumour outside the brain mask from which on a person should look."""
 BORDER_MM = 4.5
 """Depth of the border of the brain: two voxels of 2 mm."""
@@ -30,7 +30,7 @@ BRAIN_SHARE = 0.22
 """Share of the brain that is tumour from which on a person should look."""
 FAR_MM = 20.0
 """Distance from the largest part of the tumour from which on another part is far."""
-FAR_ML = 3.0
+FAR_ML = 5.0
 """Volume of far parts without support from which on a person should look."""
 FAR_UNSEEN_ML = 10.0
 """The same if there is neither T2 nor FLAIR."""
@@ -172,7 +172,7 @@ def missed(evidence: Evidence) -> list[Finding] | str:
 def largest_bright_ml(
     image: Float[np.ndarray, "x y z"], within: Bool[np.ndarray, "x y z"], evidence: Evidence
 ) -> float:
-    """Return the volume of the largest compact part of an image that is bright as a lesion, outside the tumour, in ml."""
+    """Return the volume in ml of the largest compact part that is bright as a lesion, outside the tumour."""
     normal = image[evidence.normal & within]
     if not normal.size:
         return 0.0
@@ -184,9 +184,7 @@ def largest_bright_ml(
     return float(np.bincount(parts.ravel())[1:].max()) * evidence.voxel_ml if count else 0.0
 
 
-def volume_range(
-    volumes_ml: Mapping[Region, float], largest_ml: Mapping[Region, float] | None
-) -> list[Finding] | str:
+def volume_range(volumes_ml: Mapping[Region, float], largest_ml: Mapping[Region, float] | None) -> list[Finding] | str:
     """Judge the volumes against the largest of the studies that the model was trained on.
 
     Args:
@@ -199,7 +197,7 @@ def volume_range(
         finding(
             "volume_range",
             volumes_ml[region] / most,
-            f"the {region.title} has {volumes_ml[region]:.0f} ml, more than any in the model's training ({most:.0f} ml)",
+            f"the {region.title} has {volumes_ml[region]:.0f} ml, the largest in the model's training {most:.0f} ml",
         )
         for region, most in largest_ml.items()
         if region in volumes_ml and most > 0 and not math.isnan(most)

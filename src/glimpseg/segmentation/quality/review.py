@@ -36,9 +36,7 @@ def review_evidence(evidence: Evidence) -> dict[str, list[Finding] | str]:
     return {rule.__name__: rule(evidence) for rule in RULES}
 
 
-def review_segmentation(
-    prepared: Prepared, labels: Volume, model: Model, uncertainty: Uncertainty | None
-) -> Review:
+def review_segmentation(prepared: Prepared, labels: Volume, model: Model, uncertainty: Uncertainty | None) -> Review:
     """Return the review of a segmentation.
 
     Args:
@@ -55,7 +53,7 @@ def review_segmentation(
         {
             **review_evidence(evidence_of(prepared, labels)),
             "volume_range": result_rules.volume_range(volumes, largest_volumes(model.provenance)),
-            "estimated_dice": trust_rules.estimated_dice(uncertainty),
+            "estimated_dice": trust_rules.estimated_dice(uncertainty, expected),
             "passes_disagree": trust_rules.passes_disagree(uncertainty),
             "weak_sequences": trust_rules.weak_sequences(prepared.available, expected),
         }
