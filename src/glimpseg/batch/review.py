@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from glimpseg.modality import parse
 from glimpseg.results.html import render
 from glimpseg.runtime.atomic import atomic_file, write_text
 from glimpseg.segmentation import record
@@ -53,6 +54,11 @@ class ReviewedStudy:
     def link(self) -> str:
         """Address of the study's folder, relative to the folder of the batch."""
         return f"{quote(self.name)}/"
+
+    @property
+    def used(self) -> str:
+        """Sequences in words: `T1c + FLAIR`."""
+        return parse(self.sequences).title
 
     @property
     def volumes(self) -> str:

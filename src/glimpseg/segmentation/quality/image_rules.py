@@ -74,7 +74,7 @@ def sequence_coverage(evidence: Evidence) -> list[Finding] | str:
         return "there is one sequence"
     findings = []
     for modality, inside in evidence.inside.items():
-        for name, whole in (("brain", evidence.brain), ("tumour", evidence.tumour)):
+        for name, whole in (("brain", evidence.brain), ("tumour", evidence.tumour & evidence.brain)):
             if whole.any():
                 share = float(inside[whole].mean())
                 said = f"{modality.title} shows {100 * share:.0f} % of the {name} only"
