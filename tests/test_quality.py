@@ -331,13 +331,42 @@ def test_equal_neighbours_are_counted_along_the_first_axis():
     assert image_rules.equal_neighbours(image, np.ones(image.shape, bool)) == 0.5
 
 
-def test_a_field_is_the_range_of_the_medians_of_blocks():
-    side = int(image_rules.FIELD_BLOCK_MM // 8)  # voxels of 8 mm
-    blocks = np.arange(8.0).reshape(2, 2, 2)  # medians 0 to 7: the 5 % and 95 % quantiles are 0.35 and 6.65
-    image = blocks.repeat(side, 0).repeat(side, 1).repeat(side, 2)
-    spread = np.subtract(*np.percentile(image, (75, 25)))
-    found = image_rules.field_strength(image, np.ones(image.shape, bool), 8.0)
-    assert found == pytest.approx(6.3 / spread)
+def test_a_linear_trend_is_a_share_of_the_variance_of_the_ranks():
+    where = np.ones((20, 4, 5), bool)
+    ramp = np.broadcast_to(np.arange(20.0)[:, None, None], where.shape) + np.linspace(0, 0.5, 20).reshape(1, 4, 5)
+    assert image_rules.linear_trend(ramp**3, where) > 0.99  # ranks do not feel the third power
+    noise = np.random.default_rng(0).normal(size=where.shape)
+    assert image_rules.linear_trend(noise, where) < 0.05
+    assert image_rules.linear_trend(noise, where & (np.arange(20) < 2)[:, None, None]) == 0  # 40 voxels are too few
+
+
+def test_the_rank_of_the_rim_is_among_all_tissue():
+    image, inside = np.arange(101.0).reshape(101, 1, 1), np.ones((101, 1, 1), bool)
+    assert image_rules.rim_rank(image, inside, image >= 98) == pytest.approx(0.99)
+    assert image_rules.rim_rank(image, inside, image < 3) == pytest.approx(0.01)
+
+
+def test_scalp_around_the_brain_is_bright():
+    head = box((24, 24, 24), slice(2, 22), slice(2, 22), slice(2, 22))
+    brain = box(head.shape, slice(4, 20), slice(4, 20), slice(4, 20))
+    image = np.where(head & ~brain, 9.0, np.random.default_rng(0).random(head.shape))
+    nothing = np.zeros(head.shape, bool)
+    (found,) = image_rules.bright_rim(evidence(nothing, head, {T1: image}, spacing=2.0))
+    # The rim has 20^3 - 16^3 = 3,904 of 8,000 voxels. Its median rank is 1 - 1,952 / 8,000 = 0.756.
+    assert found.score == pytest.approx(0.756 / image_rules.BRIGHTEST_RIM, abs=1e-3)
+    assert found.sentence == "the edge of the brain is bright in T1: skull or scalp"
+    (dark,) = image_rules.bright_rim(evidence(nothing, head, {T1: -image}, spacing=2.0))
+    assert not dark.look
+    assert isinstance(image_rules.bright_rim(evidence(nothing, head, {T2: image})), str)
+
+
+def test_an_image_that_looks_like_another_sequence():
+    warning = "P1: The image named T1c looks like FLAIR. Check it; the study is segmented anyway."
+    images = {T1: np.zeros(SHAPE), T1C: np.zeros(SHAPE)}
+    (found,) = image_rules.sequence_name(evidence(NOTHING, BRAIN, images, warnings=(warning,)))
+    assert found.look
+    assert found.sentence == "the image named T1c looks like another sequence"
+    assert not image_rules.sequence_name(evidence(NOTHING, BRAIN, images))[0].look
 
 
 def test_the_distance_of_a_histogram_is_in_standard_deviations():

@@ -24,8 +24,9 @@ FARTHEST_MM = 24.0
 """Largest displacement along an axis that is looked for."""
 FAR_MM = 6.0
 """Displacement of one sequence from which on a person should look."""
-LEAST_CORRELATION = 0.2
-"""Correlation of the edges with the most similar other sequence below which a person should look."""
+LEAST_CORRELATION = {2: 0.2, 3: 0.25, 4: 0.3}
+"""Correlation of the edges with the most similar other sequence below which a person should look, by the number of
+sequences."""
 FEWEST_VOXELS = 500
 """Fewest voxels for a correlation."""
 
@@ -53,10 +54,11 @@ def alignment(evidence: Evidence) -> list[Finding] | str:
         return "too little normal brain is left"
     spacing = evidence.spacing_mm * _step(evidence)
     pairs = {frozenset(pair): match(*(maps[m] for m in pair), spacing) for pair in itertools.combinations(maps, 2)}
-    return [one for modality in maps for one in _findings(modality, pairs)]
+    least = LEAST_CORRELATION[len(maps)]
+    return [one for modality in maps for one in _findings(modality, pairs, least)]
 
 
-def _findings(modality: Modality, pairs: Mapping[frozenset[Modality], Match]) -> list[Finding]:
+def _findings(modality: Modality, pairs: Mapping[frozenset[Modality], Match], least: float) -> list[Finding]:
     """Judge one sequence by its most similar partner, at the displacement and mirroring that fits best."""
     mine = {pair: one for pair, one in pairs.items() if modality in pair}
     pair, closest = max(mine.items(), key=lambda item: max(item[1].best, item[1].mirrored))
@@ -71,8 +73,8 @@ def _findings(modality: Modality, pairs: Mapping[frozenset[Modality], Match]) ->
     }
     scores = {
         "moved": moved / FAR_MM,
-        "mirrored": closest.mirrored / max(closest.best, 1e-3) if closest.mirrored > LEAST_CORRELATION else 0.0,
-        "unlike": (1 - near) / (1 - LEAST_CORRELATION),
+        "mirrored": closest.mirrored / max(closest.best, 1e-3) if closest.mirrored > least else 0.0,
+        "unlike": (1 - near) / (1 - least),
     }
     return [finding("alignment", scores[name], said[name]) for name in scores]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy import ndimage
 from glimpseg.data.brains import CHECK
 from glimpseg.data.identify.appearance import KINDS, AppearanceModel, appearance_model
 from glimpseg.modality import Modality
+from glimpseg.segmentation.quality.alignment import ranks
 from glimpseg.segmentation.quality.evidence import Evidence
 from glimpseg.segmentation.quality.finding import Finding, finding
 
@@ -24,18 +24,24 @@ LEAST_COVERED = 0.85
 """Share of the brain that a sequence shows, and share of the tumour, below which a person should look."""
 DEEP_MM = 6.0
 """Depth in the brain from which on noise, grey levels and fields are measured."""
-FARTHEST_HISTOGRAM = 2.5
+FARTHEST_HISTOGRAM = 2.2
 """Distance of the histogram and contrast of an image from those of phantoms from which on a person should look."""
-MOST_NOISE = 0.4
+MOST_NOISE = 0.33
 """Noise, as a share of the spread (IQR) of the tissue, from which on a person should look."""
 LEAST_NOISE = 0.01
 """The same below which an image is blurred."""
 MOST_EQUAL = 0.15
 """Share of equal neighbours from which on a person should look."""
-STRONGEST_FIELD = 5.0
-"""Range of the medians of blocks, as a share of the spread of the tissue, from which on a person should look."""
-FIELD_BLOCK_MM = 32.0
-"""Side of the blocks whose medians measure a bias field."""
+STRONGEST_TREND = 0.65
+"""Share of the variance of normal tissue that a linear trend explains from which on a person should look."""
+BRIGHTEST_RIM = 0.65
+"""Median rank of the outermost tissue in T1, T1c and FLAIR from which on a person should look. Cortex and fluid are
+dark there; scalp is bright. Measured: at most 0.5."""
+RIM_SEQUENCES = (Modality.T1, Modality.T1C, Modality.FLAIR)
+RIM_MM = 4.5
+"""Depth of the outermost tissue."""
+FEWEST_VOXELS = 50
+"""Fewest voxels for a trend."""
 
 
 def brain_volume(evidence: Evidence) -> list[Finding] | str:
@@ -68,6 +74,26 @@ def doubtful_mask(evidence: Evidence) -> list[Finding] | str:
     return [finding("doubtful_mask", 1.0 if doubtful else 0.0, said)]
 
 
+def bright_rim(evidence: Evidence) -> list[Finding] | str:
+    """Judge the brightness of the outermost tissue in T1, T1c and FLAIR: scalp or skull that was left on is bright."""
+    rim = evidence.normal & (evidence.depth_mm <= RIM_MM)
+    shown = [modality for modality in RIM_SEQUENCES if modality in evidence.images]
+    if not shown:
+        return "there is neither T1, T1c nor FLAIR"
+    found = {m: rim_rank(evidence.images[m], evidence.inside[m], rim) for m in shown}
+    return [
+        finding("bright_rim", rank / BRIGHTEST_RIM, f"the edge of the brain is bright in {m.title}: skull or scalp")
+        for m, rank in found.items()
+    ]
+
+
+def sequence_name(evidence: Evidence) -> list[Finding] | str:
+    """Judge the warnings that an image looks like another sequence."""
+    alike = [m.title for m in evidence.images if any(f"named {m.title} looks" in one for one in evidence.warnings)]
+    said = f"the image named {' and '.join(alike) or 'so'} looks like another sequence"
+    return [finding("sequence_name", 1.5 if alike else 0.0, said)]
+
+
 def sequence_coverage(evidence: Evidence) -> list[Finding] | str:
     """Judge the share of the brain, and of the tumour, that each sequence shows."""
     if len(evidence.images) == 1:
@@ -92,7 +118,7 @@ def _appearance_of(modality: Modality, evidence: Evidence, known: AppearanceMode
     if not deep.any():
         return []
     noise, equal = noise_level(image, deep), equal_neighbours(image, deep)
-    field = field_strength(image, deep, evidence.spacing_mm)
+    trend = linear_trend(image, deep & evidence.normal)
     distance = histogram_distance(evidence.measures[modality], modality, known)
     name = modality.title
     unlike = f"the intensities of {name} are unlike those of {name} in phantoms: contrast or histogram"
@@ -101,7 +127,7 @@ def _appearance_of(modality: Modality, evidence: Evidence, known: AppearanceMode
         finding("appearance", noise / MOST_NOISE, f"{name} is noisy: {100 * noise:.0f} % of the spread of its tissue"),
         finding("appearance", LEAST_NOISE / max(noise, 1e-6), f"{name} is blurred: neighbouring voxels hardly differ"),
         finding("appearance", equal / MOST_EQUAL, f"{name} has few grey levels: {100 * equal:.0f} % equal neighbours"),
-        finding("appearance", field / STRONGEST_FIELD, f"{name} is much brighter on one side than on another"),
+        finding("appearance", trend / STRONGEST_TREND, f"{name} is much brighter on one side than on the other"),
     ]
 
 
@@ -134,20 +160,23 @@ def equal_neighbours(image: Float[np.ndarray, "x y z"], deep: Bool[np.ndarray, "
     return float((steps < 1e-3 * _spread(image[deep])).mean()) if steps.size else 0.0
 
 
-def field_strength(image: Float[np.ndarray, "x y z"], deep: Bool[np.ndarray, "x y z"], spacing_mm: float) -> float:
-    """Return the range (5 to 95 %) of the medians of blocks of `FIELD_BLOCK_MM`, as a share of the IQR of the image."""
-    side = max(round(FIELD_BLOCK_MM / spacing_mm), 1)
-    starts = [range(0, n, side) for n in image.shape]
-    medians = []
-    for x, y, z in itertools.product(*starts):
-        box = (slice(x, x + side), slice(y, y + side), slice(z, z + side))
-        values = image[box][deep[box]]
-        if values.size > 0.3 * side**3:
-            medians.append(float(np.median(values)))
-    if len(medians) < 4:
-        return math.nan
-    low, high = np.percentile(medians, (5, 95))
-    return float(high - low) / _spread(image[deep])
+def linear_trend(image: Float[np.ndarray, "x y z"], where: Bool[np.ndarray, "x y z"]) -> float:
+    """Return the share of the variance of the ranks of an image that a linear trend over space explains, 0 to 1."""
+    places = np.argwhere(where).astype(np.float64)
+    if len(places) < FEWEST_VOXELS:
+        return 0.0
+    values = ranks(image[where]).astype(np.float64)
+    values -= values.mean()
+    places -= places.mean(0)
+    slopes, *_ = np.linalg.lstsq(places, values, rcond=None)
+    return 1 - float(((values - places @ slopes) ** 2).sum() / (values**2).sum())
+
+
+def rim_rank(image: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], rim: np.ndarray) -> float:
+    """Return the median rank of the outermost tissue among all tissue: 0 for the darkest, 1 for the brightest."""
+    values = np.zeros(image.shape, np.float32)
+    values[inside] = ranks(image[inside])
+    return float(np.median(values[rim & inside])) if (rim & inside).any() else 0.0
 
 
 def _spread(values: Float[np.ndarray, "n"]) -> float:

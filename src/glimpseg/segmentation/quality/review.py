@@ -24,6 +24,8 @@ RULES = (
     image_rules.brain_volume,
     image_rules.brain_shape,
     image_rules.doubtful_mask,
+    image_rules.bright_rim,
+    image_rules.sequence_name,
     image_rules.sequence_coverage,
     image_rules.appearance,
     alignment,
