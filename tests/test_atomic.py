@@ -1,12 +1,30 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
+import sys
+import tempfile
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime import atomic
-from glimpseg.runtime.atomic import atomic_file, atomic_folder, write_text
+from glimpseg.runtime.atomic import (
+    atomic_file,
+    atomic_folder,
+    file_lock,
+    folder_lock,
+    remove_unfinished,
+    write_text,
+    write_text_once,
+)
+from glimpseg.runtime.json_lines import append_json_line, read_json_lines
+from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
+from glimpseg.runtime.temporary import temporary_folder
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
@@ -62,6 +80,29 @@ def test_a_folder_in_use_is_refused_unless_it_may_be_replaced(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
 
 
+def test_a_folder_is_replaced_also_where_the_system_cannot_exchange_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    test_a_folder_in_use_is_refused_unless_it_may_be_replaced(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 of Linux")
+def test_there_is_no_moment_without_the_old_folder_or_the_new_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    monkeypatch.setattr(atomic.os, "replace", None)  # moving one of the two would leave such a moment
+    with atomic_folder(tmp_path / "out", overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_file_that_is_there_is_not_written_again(tmp_path):
+    assert write_text_once(tmp_path / "a.txt", "first")
+    assert not write_text_once(tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_an_empty_folder_is_not_in_use(tmp_path):
     (tmp_path / "out").mkdir()
     with atomic_folder(tmp_path / "out") as temporary:
@@ -86,3 +127,123 @@ def test_a_disk_that_refuses_is_an_output_error(tmp_path):
 def test_an_input_that_vanished_is_not_called_an_output(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "out" / "a.txt"):
         open("/nonexistent/input")  # noqa: SIM115
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses to let a file of this process grow beyond `size` bytes, as a full disk does."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {
+    "safetensors": lambda path: save_file({"zeros": np.zeros(10_000)}, path),
+    "torch": lambda path: torch.save(torch.zeros(10_000), path),
+}
+"""Libraries that write by themselves, and whose error is no OSError."""
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_an_output_error_whichever_library_writes(writer, tmp_path):
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match=r"a\.bin could not be written"),
+        atomic_file(tmp_path / "a.bin") as path,
+    ):
+        WRITERS[writer](path)
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match="folder could not be written"),
+        atomic_folder(tmp_path / "folder") as place,
+    ):
+        WRITERS[writer](place / "a.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_a_folder_could_not_take_is_named_by_its_place(tmp_path):
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError) as caught,
+        atomic_folder(tmp_path / "out") as outer,
+        atomic_folder(outer / "study") as inner,
+    ):
+        write_text(inner / "a.txt", "a" * 2000)
+    assert str(caught.value.strerror).startswith(f"{tmp_path}/out/study/a.txt could not be written")
+
+
+def test_an_error_of_a_library_stays_where_the_disk_takes_more(tmp_path):
+    with pytest.raises(RuntimeError, match="another matter"), atomic_file(tmp_path / "a.txt"):
+        raise RuntimeError("another matter")
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.json.tmp-xy1.json", "deep/.b.tmp-xy2/c", "deep/kept.tmp-1", ".kept"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, ["b", "a"])
+    assert (tmp_path / ".a.json.tmp-xy1.json").exists()
+    remove_unfinished(tmp_path, ["a.json"])
+    assert not (tmp_path / ".a.json.tmp-xy1.json").exists()
+    assert (tmp_path / "deep" / ".b.tmp-xy2" / "c").exists()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"deep", "kept.tmp-1", ".kept"}
+
+
+def test_a_lock_that_cannot_be_made_is_an_output_error(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OutputError, match="could not be written"), folder_lock(tmp_path):
+        pass
+
+
+def test_a_lock_that_another_holds_is_waited_for_and_then_refused(tmp_path):
+    with (
+        file_lock(tmp_path / "lock"),
+        pytest.raises(UsageError, match="Another process holds"),
+        file_lock(tmp_path / "lock", longest_wait_s=0.01),
+    ):
+        pass
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_json_line(path, {"step": 1})  # 12 bytes
+    with files_of_at_most(20), pytest.raises(OutputError, match=r"log\.jsonl could not be written"):
+        append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n'
+    append_json_line(path, {"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    assert read_json_lines(path) == [{"step": 1}]
+    append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_of_temporary_files_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match="TMPDIR") as caught,
+        temporary_folder() as place,
+    ):
+        (place / "a").write_bytes(bytes(2000))
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_cannot_write_is_not_called_a_damaged_file(tmp_path, monkeypatch):
+    (tmp_path / "full.py").write_text("raise OSError(28, 'No space left on device')")
+    (tmp_path / "broken.py").write_text("raise ValueError('[Errno 28] in a header')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(OutputError, match="TMPDIR"):
+        run_sandboxed("full", [], seconds=60)
+    with pytest.raises(SandboxError):
+        run_sandboxed("broken", [], seconds=60)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from conftest import write_head
 from glimpseg.batch import job
+from glimpseg.batch import tree as tree_module
 from glimpseg.batch.folder import PLAN, STATISTICS
 from glimpseg.batch.job import BatchOptions
 from glimpseg.batch.progress import FAILURES, STUDY_LOG, Shard
@@ -26,8 +27,8 @@ from glimpseg.errors import InputError, OutputError, Preempted, UsageError
 from glimpseg.modality import Modality
 from glimpseg.runtime.preemption import StopRequest
 from glimpseg.segmentation import passes, predict
-from glimpseg.segmentation.inputs import StudyEntry, study_entries
-from glimpseg.segmentation.options import OutputOptions
+from glimpseg.segmentation.inputs import UNUSED, StudyEntry, study_entries, tree_contents
+from glimpseg.segmentation.options import InferenceOptions, OutputOptions
 from glimpseg.segmentation.result import RECORD, Segmentation
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -183,6 +184,33 @@ def test_what_a_kill_left_half_written_is_cleared(tree, model, finished):
     assert "P0" in studies_in(out)
 
 
+def test_a_study_that_was_written_but_not_logged_gets_its_line(tree, model, finished):
+    log = finished / STUDY_LOG
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:10])  # a kill, or a full disk, after the third study's folder
+    segment_tree(study_entries(tree), model, finished, BatchOptions(), resume=True)
+    assert sorted(journal(finished)) == ["P0", "P2", "P3", "P4"]
+
+
+def test_a_kill_between_the_two_outputs_of_a_study_loses_none(tree, model, tmp_path, monkeypatch):
+    bids = BatchOptions(outputs=OutputOptions(types=("nifti", "bids")))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "write_derivative", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment_tree(study_entries(tree), model, tmp_path / "out", bids)
+    segment_tree(study_entries(tree), model, tmp_path / "out", bids, resume=True)
+    assert len(list((tmp_path / "out" / "derivatives").rglob("*dseg.nii.gz"))) == len(studies_in(tmp_path / "out")) == 4
+
+
+def test_a_full_disk_of_temporary_files_is_the_reason_and_no_unexpected_error(tree, model, whole):
+    batch = job.StudyJob(model=model, output=whole[0], options=BatchOptions(), names={"P0": "P0"}, pseudonyms=None)
+    assert batch.reason(StudyEntry("P0"), OutputError(28, "no room in TMPDIR")) == "no room in TMPDIR"
+
+
 def test_a_full_disk_stops_the_batch(tree, model, tmp_path, monkeypatch):
     def full(self, *args, **kwargs):
         raise OutputError(28, "the disk is full")
@@ -221,6 +249,57 @@ def test_deidentified_results_name_no_study_and_no_folder(tree, model, tmp_path)
     key = tmp_path / "out.key.json"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert sorted(json.loads(key.read_text())["studies"].values()) == [f"MUSTERMANN{n}" for n in range(5)]
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """Two studies with an image that is not used; in the second, T2 lies on another grid."""
+    for seed in range(2):
+        folder = write_head(tmp_path / "doubtful", f"P{seed}", seed, modalities=(Modality.T1C, Modality.T2))
+        shutil.copy(folder / f"P{seed}-t1c.nii.gz", folder / f"P{seed}-adc.nii.gz")
+    path = tmp_path / "doubtful" / "P1" / "P1-t2w.nii.gz"
+    nibabel.save(nibabel.load(path).slicer[2:], path)
+    return tmp_path / "doubtful"
+
+
+def test_warnings_and_notes_are_in_the_table_the_journal_and_the_record(doubtful, model, tmp_path, caplog):
+    out = tmp_path / "out"
+    with caplog.at_level("INFO", "glimpseg"):
+        segment_tree(tree_contents(doubtful), model, out, BatchOptions(inference=InferenceOptions(raw="no")))
+    unused = [f"P{n}-adc.nii.gz is not used: 'adc' in its name: diffusion imaging." for n in range(2)]
+    rows = [(row["study"], row["kind"], row["text"]) for row in table(out / "notes.csv")]
+    assert rows[:3] == [("", "note", unused[0]), ("", "note", unused[1]), ("P0", "note", unused[0])]
+    assert [(study, kind) for study, kind, _ in rows[3:]] == [("P1", "warning"), ("P1", "note")]
+    assert rows[3][2].startswith("P1: T2 lies on another grid")
+    lines = [json.loads(line) for line in (out / STUDY_LOG).read_text().splitlines()]
+    assert [(line["study"], line["warnings"], line["notes"]) for line in lines] == [("P0", 0, 1), ("P1", 1, 1)]
+    record = json.loads((out / "P1" / RECORD).read_text())
+    assert (record["warnings"], record["notes"]) == ([rows[3][2]], [unused[1]])
+    assert caplog.messages.count(unused[1]) == 1  # for the tree, and not again for the study
+    assert "1 of 2 studies have warnings; notes.csv lists them." in caplog.messages
+
+
+def test_what_a_tree_does_not_use_is_written_before_any_study_is_read(doubtful, model, tmp_path, monkeypatch):
+    out, seen = tmp_path / "out", []
+    monkeypatch.setattr(tree_module, "_segment_all", lambda *given: seen.append((out / UNUSED).is_file()))
+    segment_tree(tree_contents(doubtful), model, out, BatchOptions())
+    assert seen == [True]
+    for path in doubtful.rglob("*adc.nii.gz"):
+        path.unlink()
+    segment_tree(tree_contents(doubtful), model, out, BatchOptions(), resume=True)
+    assert not (out / UNUSED).exists()
+
+
+def test_warnings_of_a_study_that_fails_are_told(doubtful, model, tmp_path, monkeypatch, caplog):
+    def fails(*given):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(job, "segment_prepared", fails)
+    outcome = segment_tree(
+        study_entries(doubtful), model, tmp_path / "out", BatchOptions(inference=InferenceOptions(raw="no"))
+    )
+    assert sorted(outcome.failed) == ["P0", "P1"]
+    assert [text for text in caplog.messages if text.startswith("P1: T2 lies on another grid")]
 
 
 def test_the_command_says_how_many_failed_and_where_to_look(tree, model_folder, tmp_path):

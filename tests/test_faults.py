@@ -124,6 +124,19 @@ def test_a_bomb_is_refused_without_the_memory_it_asks_for(fault, scans, tmp_path
         tracemalloc.stop()
 
 
+def test_a_log_file_on_a_full_disk_ends_with_one_warning(logger, tmp_path, capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("Linux has /dev/full")
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    entry.app(["--log-file", str(tmp_path / "log.txt"), "methods"], standalone_mode=False)
+    for number in range(3):
+        logger.warning("line %d", number)
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "line" in line] == ["line 0", "line 1", "line 2"]
+    assert said.count("ends here: it could not be written (No space left on device)") == 1
+    assert "Traceback" not in said
+
+
 # Circumstances: the whole list is run by tests/robustness/fault_table.py, each in a process
 
 

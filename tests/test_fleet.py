@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,17 +20,19 @@ from typer.testing import CliRunner
 from conftest import as_it_was, command_line, write_head
 from glimpseg.batch import tree as batch
 from glimpseg.batch.folder import PLAN, STATISTICS
-from glimpseg.batch.job import BatchOptions, StudyJob
+from glimpseg.batch.job import BatchOptions, StudyJob, WrittenStudy
 from glimpseg.batch.job_spec import JobSpec
+from glimpseg.batch.on_ray import _Dispatcher
 from glimpseg.batch.on_slurm import ShardTask
-from glimpseg.batch.progress import FAILURES, Outcome, Shard
+from glimpseg.batch.progress import FAILURES, BatchProgress, Outcome, Shard
 from glimpseg.batch.tree import begin, combine, segment_tree
 from glimpseg.cli import app
 from glimpseg.cli.options import changes_of
+from glimpseg.data.notices import Notices
 from glimpseg.errors import UsageError
 from glimpseg.modality import Modality
 from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import study_entries
+from glimpseg.segmentation.inputs import StudyEntry, study_entries
 from glimpseg.segmentation.options import PLAIN, InferenceOptions, OutputOptions
 from glimpseg.segmentation.result import RECORD
 
@@ -186,13 +189,27 @@ def test_parts_may_begin_at_the_same_moment(tree, model_folder, tmp_path):
 def test_a_job_joins_the_batch_though_its_machine_has_another_backend(tree, model_folder, tmp_path, monkeypatch):
     """`auto` and the precision depend on the machine; the one that submits need not be like those that work."""
     spec = JobSpec(source=tree, output=tmp_path / "out", model=str(model_folder), backend="auto")
-    begin(spec.entries(), spec.load_for_reading(), spec.output, spec.batch_options)
+    begin(spec.contents(), spec.load_for_reading(), spec.output, spec.batch_options)
     monkeypatch.setattr(JobSpec, "load", lambda self: replace(self.load_for_reading(), computed_by="openvino"))
     monkeypatch.setattr("glimpseg.batch.on_slurm._log_to_stderr", lambda: None)
     monkeypatch.setattr(batch, "_segment_all", lambda *given: None)
     assert ShardTask(spec)(Shard(number=0, of=2)) == DONE
     with pytest.raises(UsageError, match="backend"):
-        begin(spec.entries(), spec.load(), spec.output, replace(spec, backend="torch").batch_options, resume=True)
+        begin(spec.contents(), spec.load(), spec.output, replace(spec, backend="torch").batch_options, resume=True)
+
+
+def test_notices_of_a_worker_are_told_where_the_batch_was_begun(tmp_path, caplog):
+    """What a worker logs stays on its machine: the process that began the batch tells it, within ten lines."""
+    said = Notices(["P0: T1 is odd."], [f"note {number}" for number in range(11)])
+    written = WrittenStudy(study="P0", seconds=1.0, used=Modality.T1, volumes="WT 1.0 ml", notices=said)
+    ray = SimpleNamespace(get=lambda answer: answer, exceptions=SimpleNamespace(RayError=KeyError))
+    progress = BatchProgress(tmp_path, Shard(), [], 1)
+    with caplog.at_level("INFO", "glimpseg"):
+        _Dispatcher(ray, {"P0": "P0"}, progress)._record(written, StudyEntry("P0"))
+    assert caplog.messages == [
+        "P0: T1 is odd.", *(f"P0: note {number}" for number in range(9)),
+        "P0: ... and 2 more: run.json has all of them.", "P0: used T1. WT 1.0 ml.",
+    ]  # fmt: skip
 
 
 def test_a_study_whose_folder_stands_is_told_of_and_not_done_again(tree, model_folder, tmp_path, monkeypatch):

@@ -24,7 +24,8 @@ NAMES = {
         "t1 T1 t1n t1w T1WI ID_t1 ID-t1n BraTS-MET-00001-000-t1n sub-01_ses-post_T1w T1_pre T1_nativ nativT1 axT1 3DT1 "
         "t1_mprage_sag t1_mpr_ns_sag_p2_iso sT1W_3D_TFE T1_sans_gado T1_ohne_KM T1_without_contrast T1_unenhanced "
         "T1w_noncontrast preT1 PreContrast_T1 t1_non_contrast T1_senza_mdc T1_sin_contraste T1_zonder_contrast "
-        "patient1_t1 visit2_t1 T1_brain T1-weighted UNIT1 T1_se T1_FSE MPRAGE_pre t1_tse_tra"
+        "T1_uden_kontrast T1_utan_kontrast T1_ilman_kontrastia T1_fără_contrast T1_조영전 T1_비조영 "
+        "T1_spin_echo T1W_SENSE patient1_t1 visit2_t1 T1_brain T1-weighted UNIT1 T1_se T1_FSE MPRAGE_pre t1_tse_tra"
     ),
     T1C: (
         "t1c T1c CT1 cT1 T1ce T1CE t1_ce T1gd "
@@ -33,6 +34,7 @@ NAMES = {
         "T1_apres_injection T1_postcontrast T1_post_contrast T1_postgad t1_mprage_gd MPRAGE_KM mprage_post BRAVO+C "
         "FSPGR_post_gad T1_con_contrasto T1_con_contraste T1_dopo_mdc T1_met_contrast T1_com_contraste T1_contrast "
         "T1_enhanced ceT1 ceT1w CET1 T1wGd T1_gadolinium T1_Gadovist T1_po_kontraście T1_z_kontrastem T1_с_контрастом "
+        "T1_조영 T1_조영후 T1WithContrast T1plusC T1_plus_C T1GdDTPA T1_med_kontrast T1_spin_echo_post T1W_SENSE_GD "
         "T1_增强 T1W_post t1_vibe_km sub-01_ce-gadolinium_T1w T1c_brain BraTS20_Training_001_t1ce TCGA-02-0003_t1Gd"
     ),
     T2: "t2 t2w T2 ID-t2w t2_tse axT2 sT2W T2_FSE T2_sag patient1_T2 T2-weighted t2_blade t2_space T2_post 3DT2",
@@ -45,6 +47,7 @@ NAMES = {
         "T1map T1_map mp2rage_T1map T1_mp2rage_T1 MP2RAGE_T1 t1_mp2rage_sag_p3_iso_T1_Images T2map T1rho dixon_fat "
         "T1c_dixon_fat fat_T1c t1_vibe_dixon_tra_F T1_fat_fraction image mprage MPRAGE vibe T1_FLAIR T1_T2 P_T1_t1c "
         "swi adc dwi seg t1_seg T1_mask T1c_brain_mask t1_pre_post T1_with_and_without_contrast T1_to_T2 R1 T1T2 CT "
+        "T2*W T2*w_axial T1_relax t1_atlas t1_template T1_prob "
         "CT2 T12 t11 T1w_bias_field T1_csf_prob T1_INV1 T1_synth t1_phase count1 left1 weight1 shift2"
     ),
 }
@@ -205,7 +208,7 @@ def test_at_most_ten_are_listed_then_they_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "glimpseg"):
         assert len(tree_contents(tmp_path).unused) == 23
     assert len(caplog.records) == 11
-    assert caplog.records[-1].message == "... and 13 more images are not used."
+    assert caplog.records[-1].message == "... and 13 more: unused.json has all of them."
 
 
 # References

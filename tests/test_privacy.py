@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zipfile
 
 import nibabel
 import numpy as np
@@ -121,6 +122,41 @@ def test_deidentified_names_of_unused_images_are_left_out(tree, tmp_path, model_
     assert not leaks(*texts)
     assert not files_that_name(tmp_path / "out")
     assert "an image is not used: 'adc' in its name: diffusion imaging." in texts[1]
+
+
+def test_deidentified_warnings_name_the_number_of_the_study(tree, tmp_path, model_folder, no_pictures):
+    for folder in ("S1", "S2"):
+        image = nibabel.load(tree / folder / f"{folder}-t2w.nii.gz")
+        nibabel.save(image.slicer[2:], tree / folder / f"{folder}-t2w.nii.gz")
+        (tree / folder).rename(tree / f"{WORD}_{folder}")
+    texts = run(
+        tmp_path, "segment", "-i", tree, "-m", model_folder, "-o", tmp_path / "out", "--deidentify", "--raw", "no"
+    )
+    assert not leaks(*texts)
+    assert not files_that_name(tmp_path / "out")
+    for number in ("study-00001", "study-00002"):
+        assert f"{number}: T2 lies on another grid" in texts[1]
+        (warning,) = json.loads((tmp_path / "out" / number / "run.json").read_text())["warnings"]
+        assert warning.startswith(f"{number}: T2 lies on another grid")
+        assert f"{number},warning,{number}: T2" in (tmp_path / "out" / "notes.csv").read_text().replace('"', "")
+
+
+def test_deidentified_results_of_an_archive_name_no_image(tree, tmp_path, model_folder, no_pictures):
+    place = tree / "S1"
+    for path in sorted(place.iterdir()):
+        path.rename(path.with_name(path.name.replace("S1", WORD)))
+    (place / f"{WORD}-t1n.nii.gz").write_bytes(b"no image")
+    for path in place.glob("*.json"):
+        path.unlink()
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / f"{WORD}.zip", "w") as archive:
+        for path in sorted(place.iterdir()):
+            archive.write(path, f"{WORD}/{path.name}")
+    texts = run(tmp_path, "segment", "-i", tmp_path / "in", "-m", model_folder, "-o", tmp_path / "out", "--deidentify")
+    assert not leaks(*texts)
+    assert not files_that_name(tmp_path / "out")
+    assert "study-00001: an image was left out: it cannot be read as NIfTI" in texts[1]
+    assert "study-00001: series an image is not used: 'adc' in the file name" in texts[1]
 
 
 def test_a_study_that_fails_names_nothing(tree, tmp_path, model_folder, no_pictures):

@@ -339,7 +339,8 @@ def test_sequences_at_one_place_are_left_as_they_are(study, sitk):
     aligned = register_and_strip(pair)
     assert all(aligned.study.images[m].affine is pair.images[m].affine for m in (T1C, T2))
     assert aligned.study.brain is None
-    assert len(aligned.notes) == 2
+    assert len(aligned.checks) == 2
+    assert aligned.notes == ()
 
 
 def test_labels_come_back_to_the_grid_of_every_sequence(study, misaligned, aligned):

@@ -457,6 +457,24 @@ def test_tables_of_dice_and_hd95_open_the_page_and_the_others_fold(tmp_path, mon
     assert re.findall(r"<summary>(.*?) \(", page) == ["Sensitivity", "Brier score"]
 
 
+def test_the_page_lists_fifty_warnings_and_counts_the_rest(tmp_path, monkeypatch):
+    figures_of(monkeypatch, evaluation)
+    cases = [{"id": f"S{number:02d}", "warnings": [f"odd {number}"]} for number in range(60)]
+    monkeypatch.setitem(RECORD, "cases", [*cases, {"id": "T"}])
+    monkeypatch.setitem(RECORD, "notices", {"warnings": ["<x> is closed."], "notes": ["adc is not used."]})
+    write_evaluation(tmp_path, scores_of({"hd95": {"WT": {"S1": {"t1c": 5.0}}}}))
+    page = write_html(tmp_path).read_text("utf-8")
+    rows = re.findall(r'<tr><td class="word">(.*?)</td><td class="word">(.*?)</td></tr>', page)
+    assert rows == [("(no single study)", "&lt;x&gt; is closed."), *((f"S{n:02d}", f"odd {n}") for n in range(49))]
+    assert "... and 11 more: notes.csv has all of them." in page
+
+
+def test_a_page_without_warnings_has_no_table_of_them(tmp_path, monkeypatch):
+    figures_of(monkeypatch, evaluation)
+    write_evaluation(tmp_path, scores_of({"hd95": {"WT": {"S1": {"t1c": 5.0}}}}))
+    assert "<h2>Warnings</h2>" not in write_html(tmp_path).read_text("utf-8")
+
+
 # A comparison
 
 RUNS = {

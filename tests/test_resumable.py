@@ -6,7 +6,9 @@ import shutil
 import pytest
 from filelock import FileLock
 
-from glimpseg.errors import InputError, UsageError
+from glimpseg.errors import InputError, OutputError, UsageError
+from glimpseg.runtime import resumable
+from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.resumable import Resumable, differences, discard_replaced, replaced, restore_replaced
 
 BATCH = Resumable(noun="batch", file="batch.json", may_differ=("threads",), replaceable=True)
@@ -134,9 +136,63 @@ def test_replaced_work_is_restored_where_the_new_folder_is_gone(begun):
     assert (begun / "batch.json").exists()
 
 
+def test_a_replacement_that_was_not_finished_does_not_cost_the_work_that_it_replaces(begun):
+    (begun / "result").write_text("finished")
+    BATCH.open(begun, SETTINGS, overwrite=True)  # and killed
+    (begun / "result").write_text("half")
+    BATCH.open(begun, SETTINGS, overwrite=True)
+    assert not (begun / "result").exists()
+    assert (replaced(begun) / "result").read_text() == "finished"
+
+
+def test_a_kill_right_after_the_work_was_set_aside_loses_nothing(begun):
+    (begun / "result").write_text("finished")
+    begun.rename(replaced(begun))  # as far as the process came
+    with pytest.raises(UsageError, match="already holds a batch"):
+        BATCH.open(begun, SETTINGS)
+    assert (begun / "result").read_text() == "finished"
+
+
+def test_a_work_whose_replacement_cannot_begin_is_put_back(begun, monkeypatch):
+    (begun / "result").write_text("finished")
+
+    def refuse(path, text):
+        raise OutputError(28, "full")
+
+    monkeypatch.setattr(resumable, "write_text_once", refuse)
+    with pytest.raises(OutputError):
+        BATCH.open(begun, SETTINGS, overwrite=True)
+    assert (begun / "result").read_text() == "finished"
+    assert not replaced(begun).exists()
+
+
 def test_resume_takes_precedence_over_overwrite(begun):
     assert BATCH.open(begun, SETTINGS, resume=True, overwrite=True) == SETTINGS
     assert not replaced(begun).exists()
+
+
+def test_of_two_works_that_begin_at_once_the_settings_of_the_first_count(tmp_path, monkeypatch):
+    read, looks = Resumable.read, []
+
+    def late(self, folder):
+        found = read(self, folder)
+        if not looks:  # the other one writes its settings between our look and our writing
+            looks.append(folder)
+            BATCH.open(folder, {**SETTINGS, "model": "theirs"})
+        return found
+
+    monkeypatch.setattr(Resumable, "read", late)
+    with pytest.raises(UsageError, match="was begun otherwise"):
+        BATCH.open(tmp_path / "out", SETTINGS, joins=True)
+    assert json.loads((tmp_path / "out" / "batch.json").read_text())["model"] == "theirs"
+
+
+def test_a_shard_that_another_process_works_in_is_not_set_aside(begun):
+    shards = Resumable(noun="batch", file="batch.json", replaceable=True, locks=(".shard-*/.lock",))
+    with folder_lock(begun / ".shard-0-of-2"), pytest.raises(UsageError, match="Another process"):
+        shards.open(begun, SETTINGS, overwrite=True)
+    assert (begun / "batch.json").exists()
+    assert shards.open(begun, SETTINGS, overwrite=True) is None
 
 
 def test_what_another_process_works_in_is_not_set_aside(begun):

@@ -338,7 +338,7 @@ _IN_USE = (
     "--overwrite to replace it."
 )
 _STOPPED = "stopped by SIGTERM; nothing half-written was left."
-_HALF = f".out.tmp-{WORDS}/{WORDS}"
+_HALF = f"out/{WORDS}"
 
 
 CONDITIONS = (

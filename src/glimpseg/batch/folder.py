@@ -5,27 +5,27 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.runtime.atomic import atomic_file, write_json
+from glimpseg.data.notices import TABLE, TREE, Notices, write_table
+from glimpseg.runtime.atomic import atomic_file, file_lock, write_json
 from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation import record
-from glimpseg.segmentation.inputs import StudyEntry
+from glimpseg.segmentation.inputs import UNUSED, StudyEntry, TreeContents
 from glimpseg.segmentation.result import RECORD
+
+log = logging.getLogger(__name__)
 
 PLAN = "batch.json"
 """File with the settings of the batch. A folder that holds it may be replaced."""
-FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True)
+FOLDER = Resumable(noun="batch", file=PLAN, replaceable=True, locks=(".shard-*/.lock",))
 """Batch folder as an output that can be resumed."""
 STATISTICS = "statistics.csv"
-UNUSED = "unused.json"
-"""File with the images of the tree that no study uses. It is written only if there are any."""
 LONGEST_WAIT_S = 60
 """Longest wait, in seconds, for another shard that writes the key file at the same moment."""
 NUMBERS = ("volume_ml", "lesions", "estimated_dice", "volume_low_ml", "volume_high_ml", "agreement")
@@ -55,6 +55,16 @@ def open_folder(output: Path, plan: dict[str, Any], shard: Shard, *, resume: boo
     discard_replaced(output)
 
 
+def confirm_folder(output: Path, plan: dict[str, Any]) -> None:
+    """Check once more that the folder belongs to this batch. The caller holds the lock of its shard.
+
+    Between `open_folder` and the lock, another process may have replaced the folder (`overwrite`).
+
+    Raises: UsageError if the folder holds another batch by now; OutputError when the disk refuses.
+    """
+    FOLDER.open(output, plan, resume=True)
+
+
 def output_names(entries: Collection[StudyEntry], *, deidentify: bool) -> dict[str, str]:
     """Return the name of each entry's output folder, by the entry's id.
 
@@ -79,10 +89,11 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
 
     Raises:
         OutputError: When the disk refuses.
-        filelock.Timeout: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
+        UsageError: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
     """
     path = output.with_name(f"{output.name}.key.json")
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=LONGEST_WAIT_S):  # shards may begin at the same time
+    # Shards may begin at the same time.
+    with file_lock(path.with_name(f".{path.name}.lock"), longest_wait_s=LONGEST_WAIT_S):
         old = json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
         pseudonyms = Pseudonyms() if old is None else Pseudonyms(bytes.fromhex(old))
         with atomic_file(path, mode=0o600) as temporary:
@@ -104,10 +115,35 @@ def write_statistics(output: Path) -> None:
         writer.writerows(rows)
 
 
-def write_unused(output: Path, sentences: Sequence[str]) -> None:
-    """Write `unused.json`: every image of the tree that no study uses, and why."""
-    if sentences:
-        write_json(output / UNUSED, {"unused": list(sentences)})
+def write_unused(output: Path, contents: TreeContents) -> None:
+    """Write `unused.json`: every image of the tree that no study uses, and the warnings and notes about the tree.
+
+    It is written only if there are any. Raises: OutputError when the disk refuses.
+    """
+    if any(contents.notices.rows()):
+        write_json(output / UNUSED, {"unused": list(contents.unused), **contents.notices.as_tree()})
+    else:
+        (output / UNUSED).unlink(missing_ok=True)  # of a tree that was tidied since
+
+
+def write_notes(output: Path) -> None:
+    """Write `notes.csv`: the warnings and notes of each study folder below `output`, and those about the tree.
+
+    Log the number of studies that have warnings. Raises: OutputError.
+    """
+    doubtful, studies = [], list[tuple[str, Notices]]()
+    tree = _notices_in(output / UNUSED) if (output / UNUSED).is_file() else Notices()
+    for path in sorted(output.glob(f"*/{RECORD}")):
+        studies.append((path.parent.name, _notices_in(path)))
+        doubtful += [path.parent.name] if studies[-1][1].warnings else []
+    write_table(output / TABLE, [(TREE, tree), *studies])
+    if doubtful:
+        log.warning("%d of %d studies have warnings; %s lists them.", len(doubtful), len(studies), TABLE)
+
+
+def _notices_in(path: Path) -> Notices:
+    tree = json.loads(path.read_text("utf-8"))
+    return Notices(tree.get("warnings", []), tree.get("notes", []))
 
 
 def _statistics(output: Path) -> Iterator[dict[str, Any]]:

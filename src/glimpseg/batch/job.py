@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +12,18 @@ from typing import Any
 
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
-from glimpseg.errors import InputError, UsageError
+from glimpseg.data.notices import Notices, StudyNotices
+from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.modality import Modality, parse
 from glimpseg.model.expectations import EXPECTATIONS
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
+from glimpseg.runtime.atomic import remove_unfinished
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
 from glimpseg.segmentation.passes import segment_prepared
-from glimpseg.segmentation.preparation import PreparedInput, prepare_input, with_output_warnings
+from glimpseg.segmentation.preparation import PreparedInput, prepare_input, warn_of_output
 from glimpseg.segmentation.record import STATISTICS
 from glimpseg.segmentation.result import RECORD, Segmentation, volumes_in_words
 from glimpseg.study import without_folders
@@ -78,6 +79,8 @@ class WrittenStudy:
     """Sentences on the expected performance; none for a study that an earlier run wrote."""
     look: str | None = None
     """First reason to look at the study, as a sentence; None without one, and for a study that an earlier run wrote."""
+    notices: Notices = field(default_factory=Notices)
+    """Its warnings and notes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,11 +102,21 @@ class StudyJob:
         Raises: InputError if it cannot be read or prepared; UsageError if something needed is not installed, or if the
             study lacks the sequence of the option `grid`; OutputError if an archive cannot be unpacked.
         """
+        notices = self._notices_of(entry)
         with ExitStack() as stack:
-            study_input = stack.enter_context(opened_entry(entry))
+            stack.callback(notices.finish)
+            study_input = stack.enter_context(opened_entry(entry, notices))
             prepared = prepare_input(study_input, self.model, self.options.inference)
-            return with_output_warnings(prepared, self.options.outputs.study_types), stack.pop_all()
+            warn_of_output(prepared, self.options.outputs.study_types)
+            notices.tell()
+            return prepared, stack.pop_all()
         raise AssertionError
+
+    def _notices_of(self, entry: StudyEntry) -> StudyNotices:
+        """Return an object for the notices of a study, which begin with the name of its output folder."""
+        name, deidentify = self.names[entry.id], self.options.outputs.deidentify
+        hidden = {entry.id: name} if deidentify else {}
+        return StudyNotices(name=name, where=f"{RECORD} has all of them", hidden=hidden)
 
     def segment(self, prepared: PreparedInput) -> Segmentation:
         """Segment a prepared study. Raises: InputError if the memory does not suffice."""
@@ -112,7 +125,8 @@ class StudyJob:
     def write(self, entry: StudyEntry, segmentation: Segmentation, held: ExitStack) -> WrittenStudy:
         """Write the output folder of a study, and return a summary of the study.
 
-        With the output type `bids`, the label map is also added to the BIDS derivative of the batch.
+        With the output type `bids`, the label map is also added to the BIDS derivative of the batch, before the folder:
+        a study whose folder is there is not written again.
 
         Args:
             entry: The study.
@@ -123,12 +137,12 @@ class StudyJob:
         """
         name, outputs = self.names[entry.id], self.options.outputs
         with held:
-            segmentation.save(
-                self.output / name, labels=outputs.labels, types=outputs.study_types, pseudonyms=self.pseudonyms
-            )
             if BIDS in outputs.types:
                 digest = self.model.provenance["sha256"][WEIGHTS]
                 write_derivative(self.output, name, segmentation.labels, model=self.model.name, version=digest[:12])
+            segmentation.save(
+                self.output / name, labels=outputs.labels, types=outputs.study_types, pseudonyms=self.pseudonyms
+            )
         return WrittenStudy(
             study=name,
             seconds=sum(segmentation.seconds.values()),
@@ -136,6 +150,7 @@ class StudyJob:
             volumes=volumes_in_words(segmentation.volumes_ml),
             outlook=tuple(segmentation.outlook),
             look=segmentation.review.headline if segmentation.review else None,
+            notices=segmentation.notices.as_copy(),
         )
 
     def run(self, entry: StudyEntry) -> WrittenStudy:
@@ -148,8 +163,8 @@ class StudyJob:
         """
         name = self.names[entry.id]
         if (self.output / name / RECORD).is_file():
-            return self._read_back(self.output / name)
-        remove_temporary(self.output, [name])
+            return self.read_back(name)
+        remove_unfinished(self.output, [name])
         prepared, held = self.prepare(entry)
         try:
             segmentation = self.segment(prepared)
@@ -161,12 +176,16 @@ class StudyJob:
     def reason(self, entry: StudyEntry, error: Exception) -> str:
         """Return why a study could not be segmented, as written to `failures.json`.
 
-        This is the message of an InputError or UsageError. Any other error is called unexpected, with its type and
-        message. With de-identification, the study's id becomes the name of its output folder, and each absolute path is
-        cut to its last part.
+        This is the message of an InputError, UsageError or OutputError. Any other error is called unexpected, with its
+        type and message. With de-identification, the study's id becomes the name of its output folder, and each
+        absolute path is cut to its last part.
         """
-        known = isinstance(error, InputError | UsageError)
-        reason = str(error) if known else f"unexpected error ({type(error).__name__}: {error})"
+        if isinstance(error, OutputError):  # of an archive, or of DICOM: the disk of temporary files refused
+            reason = error.strerror or str(error)
+        elif isinstance(error, InputError | UsageError):
+            reason = str(error)
+        else:
+            reason = f"unexpected error ({type(error).__name__}: {error})"
         if entry.study is not None:
             reason = without_folders(reason, entry.study)
         if entry.place is not None:
@@ -175,9 +194,13 @@ class StudyJob:
             return reason
         return _without_names(reason, entry, self.names[entry.id])
 
-    @staticmethod
-    def _read_back(folder: Path) -> WrittenStudy:
-        """Return the summary of a study that was written before, from its files. It has no outlook."""
+    def read_back(self, name: str) -> WrittenStudy:
+        """Return the summary of a study that was written before, from its files. It has no outlook.
+
+        Args:
+            name: Name of its output folder.
+        """
+        folder = self.output / name
         run = json.loads((folder / RECORD).read_text("utf-8"))
         statistics = json.loads((folder / STATISTICS).read_text("utf-8"))
         return WrittenStudy(
@@ -185,18 +208,8 @@ class StudyJob:
             seconds=sum(run["seconds"].values()),
             used=parse("+".join(run["sequences"]["used"])),
             volumes=volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()}),
+            notices=Notices(run.get("warnings", []), run.get("notes", [])),
         )
-
-
-def remove_temporary(output: Path, names: Iterable[str]) -> None:
-    """Remove the temporary output folders of the studies with these output names, as a killed process leaves them."""
-    for name in names:
-        for left in output.glob(f".{_escaped(name)}.tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _without_names(reason: str, entry: StudyEntry, name: str) -> str:

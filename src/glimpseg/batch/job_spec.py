@@ -10,7 +10,7 @@ from typing import Any
 from glimpseg.batch.job import BatchOptions
 from glimpseg.model.loading import Model
 from glimpseg.segmentation import predict
-from glimpseg.segmentation.inputs import StudyEntry, tree_contents
+from glimpseg.segmentation.inputs import TreeContents, tree_contents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,9 @@ class JobSpec:
         """
         return replace(self.options, backend=f"{self.backend} on {self.device}")
 
-    def entries(self) -> list[StudyEntry]:
+    def contents(self) -> TreeContents:
         """Return the studies of the tree. Raises: InputError and UsageError as `tree_contents`."""
-        named = not self.options.outputs.deidentify
-        return tree_contents(self.source, self.layout, named=named).entries
+        return tree_contents(self.source, self.layout, named=not self.options.outputs.deidentify)
 
     def load_for_reading(self) -> Model:
         """Load the model on the CPU under torch, to read its settings. Raises: ModelError, UsageError."""

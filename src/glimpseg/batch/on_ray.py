@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from glimpseg.batch.folder import write_statistics
+from glimpseg.batch.folder import confirm_folder, write_notes, write_statistics
 from glimpseg.batch.job import StudyJob, WrittenStudy
 from glimpseg.batch.job_spec import JobSpec
 from glimpseg.batch.progress import WHOLE, BatchProgress, Outcome
 from glimpseg.batch.review import write_review
 from glimpseg.batch.tree import begin
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
+from glimpseg.data.notices import StudyNotices
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
 from glimpseg.segmentation.inputs import StudyEntry
+from glimpseg.segmentation.result import RECORD
 from glimpseg.version import NOT_A_DEVICE
 
 log = logging.getLogger(__name__)
@@ -66,14 +68,16 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
         Preempted: SIGTERM came and studies are left. All written studies are complete; `resume` continues.
     """
     ray = _import_ray()
-    entries = spec.entries()
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
+    contents = spec.contents()
+    job = begin(contents, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
     with folder_lock(spec.output / ".shard-0-of-1"), _cluster(ray, workers), deferred_sigterm() as stopped:
-        progress, waiting = BatchProgress.begin(job, WHOLE.select(entries, job.names))
+        confirm_folder(spec.output, spec.batch_options.fingerprint(job.model))
+        progress, waiting = BatchProgress.begin(job, WHOLE.select(contents.entries, job.names))
         with _started(ray, workers, spec, job) as started:
             _Dispatcher(ray, job.names, progress).run(started, waiting, stopped)
         write_statistics(spec.output)
         write_review(spec.output)
+        write_notes(spec.output)
     log.info("%s", NOT_A_DEVICE)
     progress.refuse_unfinished(stopped=bool(stopped))
     return progress.outcome()
@@ -143,6 +147,9 @@ class _Dispatcher:
         if entry is not None and isinstance(result, str):
             self.progress.fail(self.names[entry.id], result)
         elif entry is not None:
+            told = StudyNotices(name=result.study, where=f"{RECORD} has all of them")
+            with told.telling():
+                told.take(result.notices)  # the worker's own log stays on its machine
             self.progress.add(result)
 
 

@@ -57,17 +57,18 @@ def segment_on_slurm(spec: JobSpec, jobs: Jobs, *, resume: bool = False, overwri
         OutputError: When the disk refuses.
     """
     executor = _executor(spec, jobs)
-    entries = spec.entries()
+    contents = spec.contents()
     # The plan and the key are written here, once, and not by whichever job comes first.
-    job = begin(entries, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
-    count = min(jobs.shards, len(entries))
+    job = begin(contents, spec.load_for_reading(), spec.output, spec.batch_options, resume=resume, overwrite=overwrite)
+    studies = len(contents.entries)
+    count = min(jobs.shards, studies)
     submitted = executor.map_array(ShardTask(spec), [Shard(number=number, of=count) for number in range(count)])
-    log.info("%d studies in %d jobs: %s", len(entries), count, ", ".join(one.job_id for one in submitted))
+    log.info("%d studies in %d jobs: %s", studies, count, ", ".join(one.job_id for one in submitted))
     for one in submitted:
         error = one.exception()
         if error is not None:
             log.warning("Job %s ended early: %s", one.job_id, str(error).strip().splitlines()[-1])
-    return combine(job, entries)
+    return combine(job, contents)
 
 
 class ShardTask:
@@ -81,12 +82,12 @@ class ShardTask:
 
         After SIGTERM, the job goes back into the queue. Slurm starts it again later, with a new call of this function.
 
-        Raises: as `segment_tree`, `JobSpec.entries` and `JobSpec.load`.
+        Raises: as `segment_tree`, `JobSpec.contents` and `JobSpec.load`.
         """
         _log_to_stderr()
         spec = self.spec
         try:
-            return segment_tree(spec.entries(), spec.load(), spec.output, spec.batch_options, shard=shard, resume=True)
+            return segment_tree(spec.contents(), spec.load(), spec.output, spec.batch_options, shard=shard, resume=True)
         except Preempted:
             from submitit import JobEnvironment
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -10,11 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glimpseg.batch.job import StudyJob, WrittenStudy, remove_temporary
+from glimpseg.batch.job import StudyJob, WrittenStudy
 from glimpseg.data.notices import warn
 from glimpseg.errors import Preempted, UsageError
 from glimpseg.modality import Modality
-from glimpseg.runtime.atomic import write_json
+from glimpseg.runtime.atomic import remove_unfinished, write_json
+from glimpseg.runtime.json_lines import append_json_line, read_json_lines
 from glimpseg.segmentation.inputs import StudyEntry
 from glimpseg.segmentation.result import RECORD
 
@@ -105,19 +105,23 @@ class BatchProgress:
         """Return the progress at the beginning of a run, and the entries that are still to be segmented.
 
         An entry is done if its output folder holds `run.json`. Temporary folders that a killed process has left are
-        removed. The failures file of the shard is emptied.
+        removed. The failures file of the shard is emptied. An entry that is done and that no log of the batch names
+        gets its line now: the process was killed, or the disk was full, between its folder and its line.
 
         Args:
             job: The job that segments the entries.
             entries: The entries of the shard.
             shard: The shard.
         """
-        remove_temporary(job.output, (job.names[entry.id] for entry in entries))
+        # Of several shards, the others may be writing.
+        remove_unfinished(job.output, None if shard.of == 1 else {job.names[entry.id] for entry in entries})
         kept = [entry for entry in entries if (job.output / job.names[entry.id] / RECORD).is_file()]
-        waiting = [entry for entry in entries if entry not in kept]
+        done = {entry.id for entry in kept}
+        waiting = [entry for entry in entries if entry.id not in done]
         log.info("%d studies%s.", len(entries), f", {len(kept)} of them already done" if kept else "")
         progress = cls(job.output, shard, [job.names[entry.id] for entry in kept], len(waiting))
         progress.write_failures()
+        progress._complete_log(job)
         return progress, waiting
 
     def add(self, written: WrittenStudy) -> None:
@@ -125,13 +129,7 @@ class BatchProgress:
 
         The expected performance of a subset of sequences is logged once.
         """
-        line = {
-            "study": written.study,
-            "at": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "seconds": round(written.seconds, 2),
-        }
-        with (self.output / self.shard.file(STUDY_LOG)).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._log(written, time.localtime())
         self.done.append(written.study)
         log.info("%s: used %s. %s.", written.study, written.used.title, written.volumes)
         if written.look:
@@ -141,10 +139,29 @@ class BatchProgress:
             for sentence in written.outlook:
                 log.info("%s", sentence)
 
+    def _log(self, written: WrittenStudy, at: time.struct_time) -> None:
+        line = {
+            "study": written.study,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", at),
+            "seconds": round(written.seconds, 2),
+            "warnings": len(written.notices.warnings),
+            "notes": len(written.notices.notes),
+        }
+        append_json_line(self.output / self.shard.file(STUDY_LOG), line)
+
+    def _complete_log(self, job: StudyJob) -> None:
+        stem, suffix = os.path.splitext(STUDY_LOG)
+        logs = [path for path in self.output.glob(f"{stem}*{suffix}") if path.is_file()]
+        logged = {line["study"] for path in logs for line in read_json_lines(path)}
+        for name in self.kept:
+            if name not in logged:
+                written_at = (self.output / name / RECORD).stat().st_mtime
+                self._log(job.read_back(name), time.localtime(written_at))
+
     def fail(self, name: str, reason: str) -> None:
-        """Record a failed study: in the shard's failures file at once, and as a warning in the log."""
+        """Record a failed study: in the shard's failures file at once, and as an error in the log."""
         self.failed[name] = reason
-        log.warning("%s was not segmented: %s", name, reason)
+        log.error("%s was not segmented: %s", name, reason)
         self.write_failures()
 
     def write_failures(self) -> None:

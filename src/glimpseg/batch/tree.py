@@ -9,7 +9,15 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from glimpseg.batch.folder import open_folder, output_names, pseudonyms_of, write_statistics
+from glimpseg.batch.folder import (
+    confirm_folder,
+    open_folder,
+    output_names,
+    pseudonyms_of,
+    write_notes,
+    write_statistics,
+    write_unused,
+)
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
 from glimpseg.batch.review import write_review
@@ -18,7 +26,7 @@ from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import folder_lock
 from glimpseg.runtime.pipeline import ahead
 from glimpseg.runtime.preemption import StopRequest, deferred_sigterm
-from glimpseg.segmentation.inputs import StudyEntry
+from glimpseg.segmentation.inputs import StudyEntry, TreeContents
 from glimpseg.segmentation.preparation import PreparedInput
 from glimpseg.segmentation.result import RECORD, Segmentation
 from glimpseg.version import NOT_A_DEVICE
@@ -33,7 +41,7 @@ DEFAULT_OPTIONS = BatchOptions()
 
 
 def segment_tree(
-    entries: Sequence[StudyEntry],
+    entries: TreeContents | Sequence[StudyEntry],
     model: Model,
     output: str | Path,
     options: BatchOptions = DEFAULT_OPTIONS,
@@ -47,10 +55,10 @@ def segment_tree(
     While the network works, a thread reads the next study and another writes the last. At most three studies are in
     memory. A study that fails does not stop the others; `failures.json` says why it failed (`failures-0-of-4.json` for
     the first of four shards). `statistics.csv` holds the volumes of all studies that are there at the end, from all
-    shards; `review.csv` and `review.html` show the most doubtful ones first.
+    shards, and `notes.csv` their warnings and notes. `review.csv` and `review.html` show the most doubtful ones first.
 
     Args:
-        entries: All studies of the tree.
+        entries: All studies of the tree; with what else was found in it, that is written to `unused.json`.
         model: The model.
         output: Output folder of the batch.
         options: How each study is segmented, and which files are written.
@@ -68,17 +76,24 @@ def segment_tree(
     output = Path(output)
     job = begin(entries, model, output, options, shard=shard, resume=resume, overwrite=overwrite)
     with folder_lock(output / f".shard-{shard.number}-of-{shard.of}"), deferred_sigterm() as stopped:
-        progress, waiting = BatchProgress.begin(job, shard.select(entries, job.names), shard)
+        confirm_folder(output, options.fingerprint(model))
+        progress, waiting = BatchProgress.begin(job, shard.select(studies_of(entries), job.names), shard)
         _segment_all(job, progress, waiting, stopped)
         write_statistics(output)
         write_review(output)
+        write_notes(output)
     log.info("%s", NOT_A_DEVICE)
     progress.refuse_unfinished(stopped=bool(stopped))
     return progress.outcome()
 
 
+def studies_of(entries: TreeContents | Collection[StudyEntry]) -> Collection[StudyEntry]:
+    """Return the studies of a tree that was read, or the given studies."""
+    return entries.entries if isinstance(entries, TreeContents) else entries
+
+
 def begin(
-    entries: Collection[StudyEntry],
+    entries: TreeContents | Collection[StudyEntry],
     model: Model,
     output: Path,
     options: BatchOptions,
@@ -94,8 +109,10 @@ def begin(
     Raises: UsageError for an output folder of another batch, or in use; OutputError when the disk refuses.
     """
     deidentify = options.outputs.deidentify
-    names = output_names(entries, deidentify=deidentify)
+    names = output_names(studies_of(entries), deidentify=deidentify)
     open_folder(output, options.fingerprint(model), shard, resume=resume, overwrite=overwrite)
+    if isinstance(entries, TreeContents):
+        write_unused(output, entries)
     return StudyJob(
         model=model,
         output=output,
@@ -105,7 +122,7 @@ def begin(
     )
 
 
-def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
+def combine(job: StudyJob, entries: TreeContents | Collection[StudyEntry]) -> Outcome:
     """Write the tables of all studies and one `failures.json` after all shards have ended; return the outcome.
 
     A study whose folder is not there, and that no shard's failures file names, is listed as failed, too. In the outcome
@@ -114,12 +131,13 @@ def combine(job: StudyJob, entries: Collection[StudyEntry]) -> Outcome:
     output, reasons = job.output, dict[str, str]()
     for path in sorted(output.glob(f"{Path(FAILURES).stem}-*-of-*.json")):
         reasons |= {entry["study"]: entry["reason"] for entry in json.loads(path.read_text("utf-8"))["failed"]}
-    names = sorted(job.names[entry.id] for entry in entries)
+    names = sorted(job.names[entry.id] for entry in studies_of(entries))
     kept = tuple(name for name in names if (output / name / RECORD).is_file())
     failed = {name: reasons.get(name, UNREACHED) for name in names if name not in set(kept)}
     write_failures(output / FAILURES, failed)
     write_statistics(output)
     write_review(output)
+    write_notes(output)
     return Outcome(done=(), kept=kept, failed=failed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 log = logging.getLogger("glimpseg")
+
+
+class _LogFile(logging.FileHandler):
+    """Log file that ends, with one warning, where the disk takes no more. The work goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the file as it is."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        log.removeHandler(self)
+        with suppress(OSError):  # closing writes once more
+            self.close()
+        log.warning("The log file %s ends here: it could not be written (%s).", self.baseFilename, error.strerror)
 
 
 def _print_version(wanted: bool) -> None:
@@ -44,7 +60,7 @@ def _options(
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
         try:
-            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+            handlers.append(_LogFile(log_file, encoding="utf-8"))
         except OSError as error:
             raise OutputError(error.errno, f"The log cannot be written to {log_file} ({error.strerror}).") from error
     for handler in handlers:

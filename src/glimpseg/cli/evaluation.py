@@ -52,6 +52,7 @@ def evaluate(
     """Score a model on every subset of sequences; write scores, a summary and a report."""
     from glimpseg import report
     from glimpseg.data.layouts import find_studies
+    from glimpseg.data.notices import TABLE, StudyNotices
     from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import evaluate as evaluation
     from glimpseg.evaluation.options import EvaluationOptions
@@ -65,14 +66,16 @@ def evaluate(
     if not subsets.strip():
         raise UsageError("--subsets names none. Name subsets separated by commas, or all.")
     shown = SUBSETS if subsets == "all" else tuple(parse(word) for word in subsets.split(","))
-    studies = find_studies(data, labels=labels)
-    if split is not None:
-        studies = select_studies(studies, split)
+    found = StudyNotices(where=f"{TABLE} has all of them")
+    with found.telling():
+        studies = find_studies(data, labels=labels)
+        if split is not None:
+            studies = select_studies(studies, split)
     done = evaluation.evaluate(
         predict.load(model, device, changes_of(change), backend),
         studies,
         output,
-        EvaluationOptions(protocol=protocol, subsets=shown, metrics=wanted, split=split),
+        EvaluationOptions(protocol=protocol, subsets=shown, metrics=wanted, split=split, found=found),
         resume=resume,
         overwrite=overwrite,
     )
@@ -104,15 +107,20 @@ def calibrate(
 ) -> None:
     """Measure the expected performance of a model, and calibrate it. Write a copy that reports it for each result."""
     from glimpseg.data.layouts import find_studies
+    from glimpseg.data.notices import TABLE, StudyNotices
     from glimpseg.data.splits import select_studies
     from glimpseg.evaluation import calibrate as calibration
     from glimpseg.segmentation import predict
 
-    studies = find_studies(data, labels=labels)
-    if split is not None:
-        studies = select_studies(studies, split)
+    found = StudyNotices(where=f"{TABLE} has all of them")
+    with found.telling():
+        studies = find_studies(data, labels=labels)
+        if split is not None:
+            studies = select_studies(studies, split)
     loaded = predict.load(model, device, changes_of(change))
-    expectations = calibration.calibrate(loaded, studies, output, population=population, overwrite=overwrite)
+    expectations = calibration.calibrate(
+        loaded, studies, output, population=population, overwrite=overwrite, found=found
+    )
     for subset in expectations.subsets:
         for sentence in expectations.sentences(subset):
             log.info("%s", sentence)

@@ -69,18 +69,19 @@ def segment(
     Leave out sequences that do not exist. In a tree, each study gets a folder of its own. A study that fails does not
     stop the others; it is listed in failures.json.
     """
+    from glimpseg.data.notices import StudyNotices
     from glimpseg.modality import Modality
     from glimpseg.runtime.atomic import refuse_if_used
     from glimpseg.segmentation import predict
     from glimpseg.segmentation.inputs import (
         input_from_images,
         input_from_series,
+        noticed,
         series_named_in,
         with_brain_mask,
-        with_warnings,
     )
     from glimpseg.segmentation.passes import segment_prepared
-    from glimpseg.segmentation.preparation import prepare_input, with_output_warnings
+    from glimpseg.segmentation.preparation import prepare_input, warn_of_output
     from glimpseg.segmentation.result import RECORD
 
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
@@ -91,16 +92,14 @@ def segment(
             raise UsageError(
                 "--brain-mask is of one study, and -i may hold many. Name the study's images, or --series."
             )
-        from glimpseg.batch.folder import write_unused
         from glimpseg.batch.job import BatchOptions
         from glimpseg.batch.progress import FAILURES, Shard
         from glimpseg.batch.tree import segment_tree
         from glimpseg.segmentation.inputs import tree_contents
 
         loaded, share = predict.load(model, device, changes_of(change), backend), Shard.parse(shard)
-        contents = tree_contents(source, layout, named=not outputs.deidentify)
         outcome = segment_tree(
-            contents.entries,
+            tree_contents(source, layout, named=not outputs.deidentify),
             loaded,
             output,
             BatchOptions(inference=inference, outputs=outputs),
@@ -108,19 +107,22 @@ def segment(
             resume=resume,
             overwrite=overwrite,
         )
-        write_unused(output, contents.unused)
         conclude(output, outcome, share.file(FAILURES))
         return
     refuse_if_used(output, overwrite=overwrite, mark=RECORD)
     loaded = predict.load(model, device, changes_of(change), backend)
-    if series is None:
-        study_input = with_warnings(lambda: input_from_images(images, brain_mask))
-    else:
-        named_input = with_warnings(lambda: input_from_series("study", series_named_in(series)))
-        study_input = with_brain_mask(named_input, brain_mask)
-    prepared = with_output_warnings(prepare_input(study_input, loaded, inference), outputs.types)
-    found = segment_prepared(prepared, loaded, inference)
-    _write(found, output, outputs, overwrite=overwrite)
+    notices = StudyNotices(where=f"{RECORD} has all of them")
+    with notices.telling():
+        if series is None:
+            study_input = noticed(lambda: input_from_images(images, brain_mask), notices)
+        else:
+            named_input = noticed(lambda: input_from_series("study", series_named_in(series)), notices)
+            study_input = with_brain_mask(named_input, brain_mask)
+        prepared = prepare_input(study_input, loaded, inference)
+        warn_of_output(prepared, outputs.types)
+        notices.tell()
+        found = segment_prepared(prepared, loaded, inference)
+        _write(found, output, outputs, overwrite=overwrite)
 
 
 def conclude(output: Path, outcome: Outcome, failures: str) -> None:

@@ -5,6 +5,8 @@ Heavy modules are imported inside the verbs, so that `--help` answers at once.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,21 +77,26 @@ def prepare(
     """Report what a folder holds, then check, crop and normalise every study for training, and make its prior map."""
     from glimpseg import methods
     from glimpseg.data.layouts import find_studies, survey
+    from glimpseg.data.notices import TABLE, StudyNotices
     from glimpseg.data.splits import select_studies
     from glimpseg.runtime.device import resolved_device
     from glimpseg.training import dataset
 
     changes = changes_of(change) | ({"data.prior.kind": prior} if prior else {})
     wanted = methods.find_recipe(recipe, changes, backbone)
-    found = survey(data, layout, labels)
-    log.info("%s", found.text())
-    if wanted.backbone is None and found.studies and not found.problems:
-        studies = list(found.studies)
-    else:
-        references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
-        studies = find_studies(data, layout=layout, labels=labels, references=references)
-    studies = select_studies(studies, split) if split else studies
-    paths, priors = dataset.prepare(studies, wanted, output, device=resolved_device(device), split=split)
+    told = StudyNotices(where=f"{TABLE} has all of them")
+    with told.telling():
+        found = survey(data, layout, labels)
+        log.info("%s", found.text())
+        for kind, text in found.notices.rows():
+            told.add_known(kind, text)
+        if wanted.backbone is None and found.studies and not found.problems:
+            studies = list(found.studies)
+        else:
+            references: Literal["optional", "ignored"] = "optional" if wanted.backbone is None else "ignored"
+            studies = find_studies(data, layout=layout, labels=labels, references=references)
+        studies = select_studies(studies, split) if split else studies
+    paths, priors = dataset.prepare(studies, wanted, output, device=resolved_device(device), split=split, found=told)
     log.info("%5d  prepared", len(paths))
     if priors:
         log.info("%5d  priors: %s", len(priors), wanted.data.prior.kind)
@@ -111,10 +118,14 @@ def identify(
 ) -> None:
     """Report which series is T1, T1c, T2 and FLAIR, and why."""
     from glimpseg.data.identify import identify as identified
+    from glimpseg.data.notices import StudyNotices
     from glimpseg.data.unpack import unpacked
 
-    with unpacked(place) as folder:
-        found = identified(folder, words=words, study=study)
+    told = StudyNotices(where=f"{output.name} has all of them" if output else "-o FILE writes all of them")
+    with ExitStack() as stack:
+        with told.telling():
+            folder = stack.enter_context(unpacked(place))
+            found = replace(identified(folder, words=words, study=study), notices=told)
         typer.echo(found.to_json() if as_json else found.text())
         if output is None:
             return
@@ -134,5 +145,8 @@ def convert(
 ) -> None:
     """Write studies in another layout. Voxels and affines do not change."""
     from glimpseg.data.layouts import find_studies, write_studies
+    from glimpseg.data.notices import StudyNotices
 
-    typer.echo(write_studies(output, find_studies(data, layout=layout, labels=labels), to))
+    with StudyNotices(where="`glimpseg prepare` lists them").telling():
+        studies = find_studies(data, layout=layout, labels=labels)
+    typer.echo(write_studies(output, studies, to))

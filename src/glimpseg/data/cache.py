@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from glimpseg.data import preprocess
+from glimpseg.data.notices import Notices, collected
 from glimpseg.data.preprocess import Prepared, Preprocess, prepare
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, parse
@@ -28,6 +29,8 @@ from glimpseg.region import Label
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.study import Frame, Study
 
+NOTICES = "notices"
+"""Field of the metadata that holds the warnings and notes about the study, as JSON."""
 MAXIMAL_SEEDS = 2000
 """Most tumour voxels stored for each label, as centres of crops; nnU-Net stores 10,000."""
 
@@ -143,7 +146,8 @@ def cache_study(study: Study, settings: Preprocess, folder: str | Path) -> Path:
     path = Path(folder) / f"{readable}-{cache_key(study, settings)[:16]}.safetensors"
     if path.exists():
         return path
-    prepared = prepare(study, settings)
+    with collected() as notices:
+        prepared = prepare(study, settings)
     arrays = _arrays(prepared)
     metadata = {
         "id": study.id,
@@ -151,10 +155,23 @@ def cache_study(study: Study, settings: Preprocess, folder: str | Path) -> Path:
         "affine": json.dumps(prepared.grid.affine.tolist()),
         "settings": json.dumps(dataclasses.asdict(settings)),
         "digest": _digest(arrays),
+        NOTICES: json.dumps(notices.as_tree()),
     }
     with atomic_file(path) as temporary:
         save_file({**arrays, "seeds": _seeds(prepared)}, temporary, metadata)
     return path
+
+
+def cached_notices(path: Path) -> Notices:
+    """Return the warnings and notes about a study when its cache file was made; none for files of older versions.
+
+    Raises: InputError if the file is damaged.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            return Notices(**json.loads((file.metadata() or {}).get(NOTICES, "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise InputError(f"The cache entry {path} is damaged ({error}). Delete it; it will be made again.") from error
 
 
 def label_counts(path: Path) -> tuple[Int[np.ndarray, "n"], float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import logging
 import os
 import re
 import shutil
@@ -25,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.preemption import exit_on_sigterm
-
-log = logging.getLogger(__name__)
+from glimpseg.runtime.temporary import temporary_refused
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Suffixes of the archives that are read."""
@@ -116,7 +115,7 @@ def _unpack(place: Path, folder: Path) -> None:
     if not receiver.files:
         raise InputError(f"{place} holds no files. Is it the right archive?")
     if receiver.left_out:
-        log.warning("%s links, devices or sparse files in the archive were left out.", receiver.left_out)
+        warn(f"{receiver.left_out} links, devices or sparse files in the archive were left out.")
 
 
 def _allowance(place: Path) -> int:
@@ -283,11 +282,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 
 def _not_written(error: OSError) -> OutputError:
-    return OutputError(
-        error.errno,
-        f"The archive could not be unpacked into {tempfile.gettempdir()} ({error.strerror}). Nothing was left there. "
-        "Free some space, or name another place by the environment variable TMPDIR",
-    )
+    return temporary_refused(error, "The content of the archive")
 
 
 @contextmanager

@@ -6,12 +6,13 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from glimpseg.data.cache import study_digest
+from glimpseg.data.notices import Notices, collected
 from glimpseg.data.preprocess import Prepared, brain_of, prepare
 from glimpseg.errors import InputError
 from glimpseg.evaluation.histogram import Histogram, Key
@@ -27,6 +28,8 @@ from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.study import Study
 from glimpseg.version import __version__
 
+NOTICES = "notices"
+"""Name of the array that holds the warnings and notes, as JSON."""
 COUNTED_LATER = 2
 """Predictions that may wait to be counted; each holds probabilities on the native grid."""
 
@@ -39,6 +42,8 @@ class Counts:
     """Dice of each subset and region."""
     histograms: dict[Key, Histogram]
     """Histogram of the brain's voxels, by subset and region."""
+    notices: Notices = field(default_factory=Notices)
+    """Warnings and notes about the study."""
 
 
 def counts_digest(model: Model, study: Study) -> str:
@@ -56,12 +61,13 @@ def count_study(model: Model, study: Study) -> Counts:
     A thread counts one prediction while the network works on the next. Raises: InputError if the study cannot be
     prepared, or if the memory does not suffice.
     """
-    prepared = prepare(study, model.recipe.data.preprocess)
-    counter = _StudyCounter(prepared, model.network.regions)
-    predictions = infer(prepared, model, subsets_of(prepared.available), keep_probabilities=True)
-    counts = list(ahead(predictions, counter.count, COUNTED_LATER + 1))
+    with collected() as notices:
+        prepared = prepare(study, model.recipe.data.preprocess)
+        counter = _StudyCounter(prepared, model.network.regions)
+        predictions = infer(prepared, model, subsets_of(prepared.available), keep_probabilities=True)
+        counts = list(ahead(predictions, counter.count, COUNTED_LATER + 1))
     lines = [line for one in counts for line in one.lines]
-    return Counts(lines, {key: histogram for one in counts for key, histogram in one.histograms.items()})
+    return Counts(lines, {key: histogram for one in counts for key, histogram in one.histograms.items()}, notices)
 
 
 class _StudyCounter:
@@ -103,7 +109,10 @@ class _StudyCounter:
 
 def write_counts(path: Path, counts: Counts) -> None:
     """Write the counts of one study as a compressed NPZ file."""
-    arrays = {"lines": np.array(json.dumps([astuple(line) for line in counts.lines]))}
+    arrays = {
+        "lines": np.array(json.dumps([astuple(line) for line in counts.lines])),
+        NOTICES: np.array(json.dumps(counts.notices.as_tree())),
+    }
     for (subset, region), histogram in counts.histograms.items():
         rows = np.stack([histogram.voxels, histogram.logits, histogram.positives, histogram.predicted])
         arrays[f"{subset.key} {region.name} {histogram.studies}"] = rows
@@ -117,8 +126,9 @@ def read_counts(path: Path) -> Counts:
         with np.load(path, allow_pickle=False) as arrays:
             lines = [Score(*line) for line in json.loads(str(arrays["lines"]))]
             histograms = {}
+            notices = Notices(**json.loads(str(arrays[NOTICES]))) if NOTICES in arrays.files else Notices()
             for name in arrays.files:
-                if name == "lines":
+                if name in ("lines", NOTICES):
                     continue
                 subset, region, studies = name.split(" ")
                 voxels, logits, positives, predicted = arrays[name]
@@ -131,4 +141,4 @@ def read_counts(path: Path) -> Counts:
                 )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} does not hold counts ({error}). Remove it, and calibrate again.") from error
-    return Counts(lines, histograms)
+    return Counts(lines, histograms, notices)

@@ -17,6 +17,7 @@ from typing import Any
 
 from glimpseg.data.cache import study_digest
 from glimpseg.data.layouts import find_studies
+from glimpseg.data.notices import TABLE, StudyNotices, warn
 from glimpseg.data.preprocess import Prepared, Preprocess
 from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError
@@ -28,7 +29,7 @@ from glimpseg.modality import SUBSETS, Modality, subsets_of
 from glimpseg.model.loading import Model
 from glimpseg.results.folder import RECORD, Evaluation, read_evaluation
 from glimpseg.results.scores import OF_PROBABILITIES
-from glimpseg.runtime.atomic import folder_lock, write_json
+from glimpseg.runtime.atomic import folder_lock, remove_unfinished, write_json
 from glimpseg.runtime.pipeline import ahead
 from glimpseg.runtime.resumable import Resumable, discard_replaced, restore_replaced
 from glimpseg.segmentation.inference import infer
@@ -64,7 +65,8 @@ def evaluate(
             device there is.
         studies: Studies, or a folder of studies in any layout that `glimpseg.data.layouts` knows.
         folder: Output folder. It gets `scores.csv`, `summary.json`, `evaluation.json`, a JSON file for each study
-            (`studies/`) and the label maps (`labels/<study>/<subset>.nii.gz`).
+            (`studies/`), the label maps (`labels/<study>/<subset>.nii.gz`), and `notes.csv` with the warnings and notes
+            about the studies if there are any.
         options: Protocol, subsets and metrics.
         resume: Go on with an unfinished evaluation of the same model, studies and options. Studies whose files have
             changed are scored again.
@@ -93,9 +95,11 @@ def evaluate(
     (1, 2)
     """
     folder = Path(folder)
-    if isinstance(studies, str | Path):
-        studies = _studies_in(Path(studies), options.split)
-    selection = _select(studies, options.subsets)
+    tree = options.found or StudyNotices(where=f"{TABLE} has all of them")
+    with tree.telling():
+        if isinstance(studies, str | Path):
+            studies = _studies_in(Path(studies), options.split)
+        selection = _select(studies, options.subsets)
     model = model if isinstance(model, Model) else load(model)
     if model.network.shares and len(options.subsets) > 1:
         model = model.by_torch  # for all studies, also where one allows a single subset
@@ -106,13 +110,14 @@ def evaluate(
         log.warning("This evaluation was begun on another machine, backend or thread count: the last digits may vary.")
     _warn_of_other_intensities(protocol, model.recipe.data.preprocess)
     with folder_lock(folder):
+        remove_unfinished(folder)
         write_json(folder / RECORD, {**plan, "finished": False})
-        failures = _score_remaining(model, selection.scored, folder, plan)
+        failures = _score_remaining(model, selection.scored, folder, plan, tree=tree)
         if len(failures) == len(selection.scored):
             restore_replaced(folder)
             raise InputError("No study could be scored.\n" + "\n".join(f"{k}: {v}" for k, v in failures.items()))
         results = {
-            **write_results(folder, [study for study in selection.scored if study.id not in failures]),
+            **write_results(folder, [study for study in selection.scored if study.id not in failures], tree),
             "failed": failures,
             "backend": model.backend.record,
             "without_reference": selection.without_reference,
@@ -152,9 +157,9 @@ def _select(studies: Sequence[Study], subsets: Sequence[Modality]) -> _Selection
         without_subset=[study.id for study in labelled if not _available_subsets(study.available, subsets)],
     )
     for study in selection.without_reference:
-        log.warning("%s has no reference and is left out.", study)
+        warn(f"{study} has no reference and is left out.")
     for study in selection.without_subset:
-        log.warning("%s has the sequences of none of the subsets and is left out.", study)
+        warn(f"{study} has the sequences of none of the subsets and is left out.")
     if not selection.scored:
         raise InputError("No study has all the sequences of any subset asked for. Name other subsets, or all.")
     return selection
@@ -171,24 +176,36 @@ def _warn_of_other_intensities(protocol: Protocol, settings: Preprocess) -> None
         log.warning("%s", protocol.caution)
 
 
-def _score_remaining(model: Model, studies: Sequence[Study], folder: Path, plan: Mapping[str, Any]) -> dict[str, str]:
-    """Score every study that is not scored yet, and write its file; return the error message of each that failed."""
-    todo = [study for study in studies if not is_scored(folder, study)]
+def _score_remaining(
+    model: Model, studies: Sequence[Study], folder: Path, plan: Mapping[str, Any], *, tree: StudyNotices
+) -> dict[str, str]:
+    """Score every study that is not scored yet, and write its file; return the error message of each that failed.
+
+    `tree` gets the warnings and notes of no scored study: of files that have changed, and of studies that failed.
+    """
+    with tree.telling():
+        todo = [study for study in studies if not is_scored(folder, study)]
     if len(todo) < len(studies):
         log.info("%d of %d studies are scored already.", len(studies) - len(todo), len(studies))
     failures: dict[str, str] = {}
-    tasks = _scoring_tasks(model, todo, folder, plan, failures=failures)
+    tasks = _scoring_tasks(model, todo, folder, plan, failures=failures, tree=tree)
     for _ in ahead(tasks, lambda task: task(), SCORED_LATER + 1, finish=True):
         pass
     return failures
 
 
 def _scoring_tasks(
-    model: Model, studies: Sequence[Study], folder: Path, plan: Mapping[str, Any], *, failures: dict[str, str]
+    model: Model,
+    studies: Sequence[Study],
+    folder: Path,
+    plan: Mapping[str, Any],
+    *,
+    failures: dict[str, str],
+    tree: StudyNotices,
 ) -> Iterator[Callable[[], None]]:
     """Run the network on study after study; yield a task that scores each prediction, and one that ends each study.
 
-    A study that cannot be prepared yields no task; its error message is added to `failures`.
+    A study that cannot be prepared yields no task; its error message is added to `failures`, its warnings to `tree`.
     """
     begun = time.perf_counter()
     protocol = protocol_named(plan["protocol"])
@@ -198,7 +215,9 @@ def _scoring_tasks(
     for number, study in enumerate(ahead(studies, read, READ_AHEAD + 1), 1):
         if isinstance(study.prepared, InputError):
             failures[study.id] = str(study.prepared)
-            log.warning("%s cannot be scored: %s", study.id, failures[study.id])
+            log.error("%s cannot be scored: %s", study.id, failures[study.id])
+            for kind, text in study.notices.rows():
+                tree.add_known(kind, text)
             continue
         subsets = _available_subsets(study.prepared.available, wanted)
         scorer = StudyScorer(
@@ -208,11 +227,14 @@ def _scoring_tasks(
             subsets=subsets,
             plan=plan,
             folder=folder,
+            notices=study.notices,
         )
-        for prediction in infer(
+        predictions = infer(
             study.prepared, model, subsets, keep_probabilities=keep_probabilities, weighting=protocol.weighting
-        ):
+        )
+        for prediction in study.notices.during(predictions):
             yield partial(scorer.add, prediction)
+        study.notices.finish()
         yield scorer.finish
         log.info(f"{number}/{len(studies)} {study.id} ({time.perf_counter() - begun:.0f} s)")
 
@@ -224,10 +246,16 @@ class _ReadStudy:
     id: str
     digest: str
     prepared: Prepared | InputError
+    notices: StudyNotices
 
 
 def _read(study: Study, protocol: Protocol, settings: Preprocess) -> _ReadStudy:
+    notices, digest = StudyNotices(name=study.id, where=f"{TABLE} has all of them"), ""
+    prepared: Prepared | InputError
     try:
-        return _ReadStudy(id=study.id, digest=study_digest(study), prepared=protocol.prepare(study, settings))
+        with notices.telling():
+            digest = study_digest(study)
+            prepared = protocol.prepare(study, settings)
     except InputError as error:
-        return _ReadStudy(id=study.id, digest="", prepared=InputError(without_folders(str(error), study)))
+        prepared = InputError(without_folders(str(error), study))
+    return _ReadStudy(id=study.id, digest=digest, prepared=prepared, notices=notices)

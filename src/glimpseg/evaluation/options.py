@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glimpseg.data.notices import StudyNotices
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.results.scores import METRICS
 
@@ -22,6 +23,8 @@ class EvaluationOptions:
     split: str | None = None
     """Name of a published list of studies (`brats2020-1/test`), for the record. A folder of studies is restricted to
     that list; studies that are given one by one are not."""
+    found: StudyNotices | None = None
+    """Warnings and notes of the search for the studies, for the record; None if there was no search."""
 
 
 DEFAULTS = EvaluationOptions()

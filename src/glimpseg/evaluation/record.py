@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from glimpseg import methods
+from glimpseg.data.notices import TABLE, TREE, Notices, write_table
 from glimpseg.evaluation.options import EvaluationOptions
 from glimpseg.evaluation.protocol import protocol_named
 from glimpseg.evaluation.study_file import ScoredStudy, read_scored_study
@@ -70,8 +71,13 @@ def evaluation_plan(model: Model, studies: Sequence[Study], options: EvaluationO
     return dict(json.loads(json.dumps(plan)))  # tuples become lists, so that it equals the plan that is read back
 
 
-def write_results(folder: Path, studies: Sequence[Study]) -> dict[str, Any]:
-    """Write `scores.csv` and `summary.json` from the files of these scored studies.
+def write_results(folder: Path, studies: Sequence[Study], tree: Notices) -> dict[str, Any]:
+    """Write `scores.csv`, `summary.json` and `notes.csv` from the files of these scored studies.
+
+    Args:
+        folder: The evaluation folder.
+        studies: The scored studies.
+        tree: Warnings and notes that belong to none of them.
 
     Returns:
         The part of the record about the results: digest of the data, a record for each case, digest of `scores.csv`,
@@ -80,12 +86,15 @@ def write_results(folder: Path, studies: Sequence[Study]) -> dict[str, Any]:
     Raises: InputError if a study's file is missing or damaged; OutputError when the disk refuses.
     """
     scored = [read_scored_study(folder, study.id) for study in studies]
+    of_studies = [(study.id, one.notices) for study, one in zip(studies, scored, strict=True)]
+    write_table(folder / TABLE, [(TREE, tree), *of_studies])
     scores = Scores([line for one in scored for line in one.scores])
     with atomic_file(folder / SCORES) as path:
         write_scores(path, scores.lines)
     write_json(folder / SUMMARY, summary(scores, _total_reliability(scored)))
     return {
         "data": hashlib.sha256("\n".join(sorted(one.digest for one in scored)).encode()).hexdigest(),
+        **({"notices": tree.as_tree()} if any(tree.rows()) else {}),
         "cases": [_case_record(study, one) for study, one in zip(studies, scored, strict=True)],
         "scores": hashlib.sha256((folder / SCORES).read_bytes()).hexdigest(),
         "seconds": round(sum(one.seconds for one in scored), 1),
@@ -108,6 +117,7 @@ def _case_record(study: Study, scored: ScoredStudy) -> dict[str, Any]:
         "reference": str(study.reference.absolute()) if isinstance(study.reference, Path) else None,
         "reference_voxels": scored.reference,
         "labels": study.convention.name if study.convention else None,
+        **({"warnings": scored.notices.warnings} if scored.notices.warnings else {}),
     }
 
 

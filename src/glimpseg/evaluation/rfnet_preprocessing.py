@@ -42,7 +42,10 @@ def prepare_rfnet(study: Study, settings: Preprocess) -> Prepared:
             f"Study {study.id}: the protocol rfnet crops and normalises by all four sequences, but "
             f"{(ALL & ~study.available).title} is missing. Use --protocol clinical."
         )
-    volumes = {m: image if isinstance(image, Volume) else nifti.read_volume(image) for m, image in _ordered(study)}
+    volumes = {
+        m: image if isinstance(image, Volume) else nifti.read_volume(image, f"{study.id}: {m.title}")
+        for m, image in _ordered(study)
+    }
     own = volumes[Modality.T1].grid
     for modality, volume in volumes.items():
         if not same_grid(own, volume.grid):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.cache import study_digest
+from glimpseg.data.notices import Notices, warn
 from glimpseg.data.preprocess import Prepared
 from glimpseg.errors import InputError
 from glimpseg.evaluation.scoring import Reference
@@ -28,8 +28,6 @@ from glimpseg.runtime.atomic import atomic_file, write_text
 from glimpseg.segmentation.inference import Prediction
 from glimpseg.study import Study
 from glimpseg.volume import Volume
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,8 @@ class ScoredStudy:
     """Scores of all its subsets."""
     reliability: dict[tuple[str, str], Reliability]
     """Reliability by the key of the subset and the name of the region."""
+    notices: Notices
+    """Warnings and notes about the study."""
 
 
 class StudyScorer:
@@ -58,6 +58,7 @@ class StudyScorer:
         subsets: Every subset that will be added.
         plan: The plan of the evaluation (`evaluation_plan`).
         folder: The evaluation folder.
+        notices: Warnings and notes about the study.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class StudyScorer:
         subsets: Sequence[Modality],
         plan: Mapping[str, Any],
         folder: Path,
+        notices: Notices,
     ) -> None:
         self._prepared, self._digest, self._regions = prepared, digest, regions
         self._subsets, self._plan, self._folder = {subset.key for subset in subsets}, plan, folder
-        self._begun = time.perf_counter()
+        self._begun, self._notices = time.perf_counter(), notices
         self._scores: dict[str, list[Score]] = {}
         self._reliability: dict[str, dict[str, Any]] = {}
 
@@ -115,7 +117,7 @@ class StudyScorer:
             "reference": _voxel_digest(self._prepared.reference),
             "seconds": round(time.perf_counter() - self._begun, 2),
             "available": self._prepared.available.key,
-            "warnings": list(self._prepared.warnings),
+            **self._notices.as_tree(),
             "scores": [astuple(line) for subset in order for line in self._scores[subset]],
             "reliability": {subset: self._reliability[subset] for subset in order},
         }
@@ -138,6 +140,7 @@ def read_scored_study(folder: Path, study: str) -> ScoredStudy:
             seconds=tree["seconds"],
             scores=[Score(*line) for line in tree["scores"]],
             reliability=reliability,
+            notices=Notices(tree.get("warnings", []), tree.get("notes", [])),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not the file of a scored study ({error}).") from error
@@ -146,14 +149,14 @@ def read_scored_study(folder: Path, study: str) -> ScoredStudy:
 def is_scored(folder: Path, study: Study) -> bool:
     """True if the study's file is there and whole, and the study's own files have not changed since it was written.
 
-    If they have changed, a warning is logged.
+    If they have changed, there is a warning.
     """
     try:
         unchanged = read_scored_study(folder, study.id).digest == study_digest(study)
     except InputError:
         return False
     if not unchanged:
-        log.warning("The files of %s have changed since it was scored; it is scored again.", study.id)
+        warn(f"The files of {study.id} have changed since it was scored; it is scored again.")
     return unchanged
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glimpseg import methods
+from glimpseg.data.notices import collected, warn
 from glimpseg.errors import ModelError
 from glimpseg.method import Segmenter
 from glimpseg.model.backend import Backend, resolved_backend
@@ -24,8 +24,6 @@ from glimpseg.model.folder import WEIGHTS, StoredModel, read_model
 from glimpseg.model.shipped import place_of
 from glimpseg.recipe import Recipe
 from glimpseg.runtime.precision import precision_context, resolve_precision
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +40,8 @@ class Model:
     """Expected performance; None if it was not measured (`calibrate`) with the choices that are in use here."""
     computed_by: str = "torch"
     """Inference backend that was asked for: `torch`, `openvino` or `onnx`."""
+    warnings: tuple[str, ...] = ()
+    """Warnings that were logged while it was loaded; they belong into the record of what it segments."""
 
     @property
     def name(self) -> str:
@@ -102,7 +102,8 @@ def load_model(
             pretraining.
         UsageError: A field in `choices` is no choice, a value is not possible, or the backend cannot be used.
     """
-    stored = stored_model(path)
+    with collected() as found:
+        stored = stored_model(path)
     if stored.recipe.backbone is not None:
         raise ModelError(
             f"{stored.path} holds a {stored.recipe.method}, which is pretraining and segments nothing. Train from it: "
@@ -119,7 +120,14 @@ def load_model(
         network.load_state_dict(stored.weights)
     except RuntimeError as error:
         raise ModelError(f"{stored.mismatch}: {_misfit(network, stored.weights)}") from error
-    model = Model(network.to(device).eval(), recipe, stored.provenance, stored.path, computed_by=computed_by)
+    model = Model(
+        network.to(device).eval(),
+        recipe,
+        stored.provenance,
+        stored.path,
+        computed_by=computed_by,
+        warnings=tuple(found.warnings),
+    )
     if EXPECTATIONS not in stored.provenance["sha256"]:
         return model
     expectations = read_expectations(stored.path)
@@ -139,7 +147,7 @@ def stored_model(path: str | Path) -> StoredModel:
     """
     stored = read_model(_model_folder(place_of(path)))
     for name in stored.changed_methods:
-        log.warning("The source of the method %s has changed since %s was trained.", name, stored.path)
+        warn(f"The source of the method {name} has changed since {stored.path} was trained.")
     return stored
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import ModelError
-
-log = logging.getLogger(__name__)
 
 BOX = "box"
 """Name of the model that comes with the package, wherever a model is asked for."""
@@ -25,7 +23,7 @@ def place_of(model: str | Path) -> Path:
     if isinstance(model, Path) or model != BOX:
         return Path(model)
     if Path(BOX).is_dir():
-        log.warning("`%s` is the model that comes with glimpseg; the folder of that name here is ./%s.", BOX, BOX)
+        warn(f"`{BOX}` is the model that comes with glimpseg; the folder of that name here is ./{BOX}.")
     if not (WEIGHTS_FOLDER / BOX).is_dir():
         raise ModelError(
             "The model `box`, which is used where no other is named, is not part of this installation: a source "

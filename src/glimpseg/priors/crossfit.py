@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_arrays
@@ -29,7 +28,7 @@ from glimpseg.modality import Modality
 from glimpseg.priors.decoder import Decoder, Features, decoded_labels, train_decoder
 from glimpseg.priors.sam import Encoder, brain_slices, weights_digest, weights_path
 from glimpseg.priors.settings import Prior
-from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.atomic import atomic_file, file_lock
 from glimpseg.runtime.distributed import rank_and_world
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def cross_fitted_priors(
             "first, with the same recipe, settings and list, and name its folder with --cache."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK):
+    with file_lock(folder / LOCK):
         missing = sum(not path.exists() for path in paths)
         log.info("Making %d missing of %d priors, with %s.", missing, len(paths), _described(settings))
         if missing:

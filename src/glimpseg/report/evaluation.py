@@ -5,7 +5,6 @@ It reads the evaluation folder and the images that are named there, so that it c
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import yaml
 from jaxtyping import Float
 
 from glimpseg.data import nifti
+from glimpseg.data.notices import TREE, StudyNotices, warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality, parse
 from glimpseg.picture import preview
@@ -30,8 +30,8 @@ from glimpseg.runtime.atomic import write_text
 from glimpseg.study import parse_image
 from glimpseg.volume import resample, resample_labels
 
-log = logging.getLogger(__name__)
-
+MOST_WARNINGS = 50
+"""Most rows of the table of warnings."""
 WORST_CASES = 3
 """Number of worst cases that are shown with contours, beside the best one."""
 FIRST = ("dice", "hd95")
@@ -54,6 +54,8 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
     target = Path(path) if path else evaluation.folder / "report.html"
     tables = all_tables(evaluation)
     scores, summary = evaluation.scores, evaluation.summary
+    with StudyNotices().telling():
+        cases = _cases(evaluation)
     regions = [region for region in scores.regions if region != POSTPROCESSED]
     dice = regions if "dice" in scores.metrics else []
     page = render(
@@ -74,13 +76,22 @@ def write_html(folder: str | Path, path: str | Path | None = None) -> Path:
             [region for region in regions if _curves(evaluation, region)],
             lambda region: figures.reliability(_curves(evaluation, region)),
         ),
-        cases=_cases(evaluation),
+        cases=cases,
+        warnings=(warnings := _warnings(evaluation))[:MOST_WARNINGS],
+        further_warnings=len(warnings[MOST_WARNINGS:]),
         titles=TITLES,
         recipe=yaml.safe_dump(evaluation.record["recipe"], sort_keys=False),
     )
     write_text(target, page)
     write_tables(evaluation.folder, tables.values())
     return target
+
+
+def _warnings(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return the name of the study and the text of each warning; the name is empty for those of no single study."""
+    record = evaluation.record
+    of_studies = [(case["id"], text) for case in record["cases"] for text in case.get("warnings", ())]
+    return [*((TREE, text) for text in record.get("notices", {}).get("warnings", ())), *of_studies]
 
 
 def all_tables(evaluation: Evaluation) -> dict[str, Table]:
@@ -294,6 +305,6 @@ def _picture(evaluation: Evaluation, study: str, subset: str) -> str | None:
         labels = nifti.read_labels(evaluation.folder / LABELS / study / f"{subset}.nii.gz")
         images = {modality: resample(image, labels.grid) for modality, image in images.items()}
     except (InputError, UsageError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        log.warning("No picture of %s: a file of it cannot be read (%s).", study, type(error).__name__)
+        warn(f"No picture of {study}: a file of it cannot be read ({type(error).__name__}).")
         return None
     return png(preview(images, labels, resample_labels(reference, labels.grid)))

@@ -6,24 +6,36 @@ or a full disk, the previous content is still there. SIGTERM removes temporary f
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.preemption import exit_on_sigterm
 
+PROBE_BYTES = 1 << 20
+"""Bytes that are written to find out if a disk is full."""
+_CURRENT_FOLDER, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""Number of the system's error in a message of safetensors."""
+
 
 @contextmanager
-def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
+def atomic_file(
+    path: str | Path, *, mode: int = 0o666, give_name: Callable[[Path, Path], object] | None = None
+) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside `path`, and rename it to `path` at the end of the block.
 
     If the block raises, the temporary file is removed and `path` is unchanged. The temporary name keeps the suffixes of
@@ -32,22 +44,24 @@ def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     Args:
         path: File to write; parent folders are created.
         mode: Permissions of the file, further limited by the process's umask.
+        give_name: Renames the temporary file, the first argument, to `path`, the second. Default: `os.replace`.
 
     Raises:
         OutputError: The disk is full, read-only or not accessible.
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])
-    with _as_output_error(path), exit_on_sigterm():
+    with as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
-            yield temporary
+            with _as_system_error(temporary.parent):
+                yield temporary
             _flush(temporary)
             temporary.chmod(mode & ~_umask())
-            os.replace(temporary, path)
+            (give_name or os.replace)(temporary, path)
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -71,11 +85,12 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, mark: str = "") 
     """
     path = Path(path)
     refuse_if_used(path, overwrite=overwrite, mark=mark)
-    with _as_output_error(path), exit_on_sigterm():
+    with as_output_error(path), exit_on_sigterm():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         try:
-            yield temporary
+            with _renamed(temporary, path), _as_system_error(temporary):
+                yield temporary
             for file in temporary.rglob("*"):
                 _flush(file)
                 if file.is_file():  # safetensors makes files readable by their owner only
@@ -117,6 +132,24 @@ def refuse_if_used(path: str | Path, *, overwrite: bool = False, mark: str = "")
         )
 
 
+def remove_unfinished(folder: str | Path, names: Collection[str] | None = None) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder.
+
+    The caller must hold a lock that keeps all other writers of these files away.
+
+    Args:
+        folder: The folder; need not exist.
+        names: Names of files and folders directly in it whose temporary ones are removed. Default: all, at any depth.
+    """
+    for left in list(Path(folder).glob("**/.*.tmp-*" if names is None else ".*.tmp-*")):
+        if names is not None and left.name[1:].rpartition(".tmp-")[0] not in names:
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
     """Hold the lock of a folder that is written file by file. The folder is created if it does not exist.
@@ -128,14 +161,37 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
         OutputError: The folder cannot be created.
     """
     folder = Path(folder)
-    with _as_output_error(folder):
+    with as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = _acquired(folder / ".lock", 0)
     except Timeout as error:
         raise UsageError(
             f"Another process is writing to {folder}. Wait for it, or name another folder with -o."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def file_lock(path: str | Path, *, longest_wait_s: float = -1) -> Iterator[None]:
+    """Hold a lock file; wait for another process that holds it.
+
+    Args:
+        path: The lock file; its folder must exist.
+        longest_wait_s: Longest wait in seconds; negative: as long as it takes.
+
+    Raises:
+        UsageError: Another process holds the lock for longer.
+        OutputError: The file cannot be created.
+    """
+    try:
+        lock = _acquired(Path(path), longest_wait_s)
+    except Timeout as error:
+        raise UsageError(
+            f"Another process holds {path} for more than {longest_wait_s:.0f} s. Wait for it, or end it, and run again."
         ) from error
     try:
         yield
@@ -153,6 +209,33 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_text_once(path: str | Path, text: str) -> bool:
+    """Write a UTF-8 text file that is not there yet, complete or not at all.
+
+    Returns:
+        True; False if the file is there, perhaps by another process at this moment. It stays as it is then.
+
+    Raises:
+        OutputError: The disk is full, read-only or not accessible.
+    """
+    first = True
+
+    def give_name(temporary: Path, path: Path) -> None:
+        nonlocal first
+        try:
+            os.link(temporary, path)  # refused if there is such a file, unlike a renaming
+        except FileExistsError:
+            first = False
+        except OSError:  # a disk without links
+            first = not path.exists()
+            if first:
+                os.replace(temporary, path)
+
+    with atomic_file(path, give_name=give_name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return first
+
+
 def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
     """Write a JSON file (UTF-8, one space of indentation), complete or not at all.
 
@@ -163,7 +246,8 @@ def write_json(path: str | Path, tree: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
+    """Turn an OSError into the OutputError that names `path`; one about a file outside of its folder stays."""
     try:
         yield
     except OutputError:
@@ -176,6 +260,50 @@ def _as_output_error(path: Path) -> Iterator[None]:
             f"{path} could not be written ({error.strerror}). Nothing was left half-written. "
             "Free some space or choose another place with -o",
         ) from error
+
+
+@contextmanager
+def _as_system_error(folder: Path) -> Iterator[None]:
+    """Turn an error of a library that writes by itself into the OSError behind it, if there is one.
+
+    safetensors names the number of the system's error. torch and OpenVINO do not: a file is written beside theirs, in
+    `folder`, and the disk answers.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        try:
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+                probe.write(bytes(PROBE_BYTES))
+                os.fsync(probe.fileno())
+                full = probe.tell() < PROBE_BYTES
+        except OSError as refusal:
+            raise OSError(refusal.errno, refusal.strerror) from error
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+@contextmanager
+def _renamed(temporary: Path, path: Path) -> Iterator[None]:
+    """Name the files of a temporary folder, in an OutputError, by the place that they were to have."""
+    try:
+        yield
+    except OutputError as error:
+        if str(temporary) not in str(error.strerror):
+            raise
+        raise OutputError(error.errno, str(error.strerror).replace(str(temporary), str(path))) from error
+
+
+def _acquired(path: Path, longest_wait_s: float) -> FileLock:
+    """Return the acquired lock of a file. Raises: Timeout; OutputError if the file cannot be created."""
+    lock = FileLock(path)
+    with as_output_error(path):
+        lock.acquire(timeout=longest_wait_s)
+    return lock
 
 
 def _inside(name: str | bytes | int, folder: Path) -> bool:
@@ -196,7 +324,9 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
-    # A folder with files cannot be replaced in one call. Move the old one aside first, then remove it.
+    if _exchange(temporary, path):  # the old folder now has the temporary name, and is removed with it
+        return
+    # Elsewhere a folder with files cannot be replaced in one call. Move the old one aside first, then remove it.
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
     os.replace(path, old)
     try:
@@ -205,6 +335,15 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; False where the system cannot. Linux can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    names = (_CURRENT_FOLDER, os.fsencode(one), _CURRENT_FOLDER, os.fsencode(other))
+    return bool(rename(*names, _EXCHANGE) == 0)
 
 
 def _flush(path: Path) -> None:

@@ -11,8 +11,11 @@ file if the work in it is the same.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import yaml
 
 from glimpseg.errors import InputError, UsageError
-from glimpseg.runtime.atomic import folder_lock, refuse_if_used, write_json, write_text
+from glimpseg.runtime.atomic import folder_lock, refuse_if_used, write_text_once
 
 LONGEST_VALUE = 60
 """Characters of a setting's value in a message."""
@@ -38,6 +41,8 @@ class Resumable:
     """Names of the top-level settings that may have another value when the work is resumed."""
     replaceable: bool = False
     """True if the command has an option --overwrite, which messages then mention."""
+    locks: Collection[str] = (".lock",)
+    """Patterns of the lock files (`folder_lock`), in the output folder, that those who work in it hold."""
     among_files: bool = False
     """True if a new work may begin in a folder that holds other files, but no settings file."""
 
@@ -73,15 +78,27 @@ class Resumable:
             InputError: The settings file is damaged.
             OutputError: The settings file cannot be written.
         """
-        if overwrite and not resume:
-            self._set_aside(folder)
+        if not folder.exists():  # a process that was to replace a work was killed before it began its own
+            restore_replaced(folder)
+        if not overwrite or resume:
+            return self._open(folder, settings, resume=resume or joins, kept=kept)
+        self._set_aside(folder)
+        try:
+            return self._open(folder, settings, resume=joins, kept=kept)
+        except BaseException:
+            restore_replaced(folder)
+            raise
+
+    def _open(
+        self, folder: Path, settings: Mapping[str, Any], *, resume: bool, kept: Mapping[str, Any] | None
+    ) -> Mapping[str, Any] | None:
         # Looked at first: another process that begins at this moment writes its settings before anything else.
         used = folder.is_file() or (folder.is_dir() and any(not self._is_unfinished(path) for path in folder.iterdir()))
         kept = self.read(folder) if kept is None else kept
         if kept is None:
             if used and (folder.is_file() or not self.among_files):
                 refuse_if_used(folder)
-        elif not (resume or joins):
+        elif not resume:
             replace = " --overwrite to replace it," if self.replaceable else ""
             raise UsageError(
                 f"{folder} already holds {self._article} {self.noun}. Add --resume to go on with it,{replace} or name "
@@ -89,8 +106,10 @@ class Resumable:
             )
         else:
             self._refuse_other(folder, kept, settings)
-        if not (folder / self.file).exists():
-            self._write(folder / self.file, settings)
+        if kept is None or not (folder / self.file).exists():
+            first = write_text_once(folder / self.file, self._text(settings))
+            if kept is None and not first:  # another process was faster: its settings count
+                return self._open(folder, settings, resume=resume, kept=self.read(folder))
         return kept
 
     def read(self, folder: Path) -> dict[str, Any] | None:
@@ -104,11 +123,10 @@ class Resumable:
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise InputError(f"{path} is damaged ({error}). Name another folder with -o.") from error
 
-    def _write(self, path: Path, settings: Mapping[str, Any]) -> None:
-        if path.suffix == ".yaml":
-            write_text(path, yaml.safe_dump(dict(settings), sort_keys=False))
-        else:
-            write_json(path, settings)
+    def _text(self, settings: Mapping[str, Any]) -> str:
+        if self.file.endswith(".yaml"):
+            return str(yaml.safe_dump(dict(settings), sort_keys=False))
+        return json.dumps(settings, indent=1) + "\n"
 
     def _refuse_other(self, folder: Path, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         fixed = {name: value for name, value in settings.items() if name not in self.may_differ}
@@ -122,9 +140,13 @@ class Resumable:
     def _set_aside(self, folder: Path) -> None:
         refuse_if_used(folder, overwrite=True, mark=self.file)
         if folder.is_dir():
-            with folder_lock(folder):  # no other process works in it
-                shutil.rmtree(replaced(folder), ignore_errors=True)
-                folder.rename(replaced(folder))
+            with ExitStack() as held:  # no other process works in it
+                for lock in [lock for pattern in self.locks for lock in sorted(folder.glob(pattern))]:
+                    held.enter_context(folder_lock(lock.parent))
+                if replaced(folder).is_dir():  # `folder` is a replacement that was not finished: keep what it replaces
+                    shutil.rmtree(folder)
+                else:
+                    folder.rename(replaced(folder))
 
     def _is_unfinished(self, path: Path) -> bool:
         return path.name.startswith(f".{self.file}.tmp-")
@@ -141,7 +163,11 @@ def replaced(folder: Path) -> Path:
 
 def discard_replaced(folder: Path) -> None:
     """Remove the work that `overwrite` set aside, if there is one."""
-    shutil.rmtree(replaced(folder), ignore_errors=True)
+    if replaced(folder).is_dir():
+        # Renamed first: a kill then leaves no half of it under a name that is restored.
+        gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        os.replace(replaced(folder), gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def restore_replaced(folder: Path) -> None:

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from glimpseg.runtime.temporary import REFUSALS, temporary_refused
+
 SPARE_BYTES = 2 << 30
 """Memory that a reader may use in addition to what it holds after its imports."""
+
+_SYSTEM_ERROR = re.compile(r"OSError: \[Errno (\d+)\]")
+"""Last line of a reader that could not write."""
 
 
 class SandboxError(RuntimeError):
@@ -30,6 +36,7 @@ def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: floa
 
     Raises:
         SandboxError: The subprocess ended with an exit code other than 0, or took longer.
+        OutputError: The disk did not take its results.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     try:
@@ -38,6 +45,10 @@ def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: floa
         raise SandboxError(f"it could not be read in {seconds:g} s") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
+        refused = _SYSTEM_ERROR.match(lines[-1]) if lines else None
+        if refused and int(refused[1]) in REFUSALS:
+            number = int(refused[1])
+            raise temporary_refused(OSError(number, os.strerror(number)))
         raise SandboxError(lines[-1] if lines else f"reader ended with {done.returncode}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glimpseg import methods
+from glimpseg.data.notices import warn
 from glimpseg.data.preprocess import Prepared, brain_of
 from glimpseg.errors import InputError
 from glimpseg.method import WINDOW_OVERLAP, Segmenter
@@ -23,8 +23,6 @@ from glimpseg.region import Region
 from glimpseg.segmentation.checks import refuse_no_probabilities
 from glimpseg.segmentation.uncertainty import DiceEstimate, calibrated
 from glimpseg.volume import Grid, Volume, resample, slabs
-
-log = logging.getLogger(__name__)
 
 WEIGHT_SD = 0.125
 """Standard deviation of the Gaussian weights, as a share of a window's side. nnU-Net: 1/8."""
@@ -164,9 +162,7 @@ def _with_enough_memory(
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-        log.warning(
-            "The memory of %s did not suffice for windows of %s, %d at a time.", device, _size_in_words(roi), at_once
-        )
+        warn(f"The memory of {device} did not suffice for windows of {_size_in_words(roi)}, {at_once} at a time.")
         torch.cuda.empty_cache()  # nothing without a GPU
     raise InputError(
         f"The memory of {device} does not suffice for one window of {_size_in_words(least)} voxels of an image of "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from os.path import isdir, isfile  # unlike pathlib's, False for names that are too long or closed to us
 from pathlib import Path
@@ -19,11 +18,13 @@ from glimpseg.data.dicom.read import read_series, series_title
 from glimpseg.data.dicom.study_folders import contains_dicom, find_study_folders
 from glimpseg.data.identify import identify, read_series_json
 from glimpseg.data.identify.evidence import total
+from glimpseg.data.identify.identification import description
+from glimpseg.data.identify.nifti_series import stem
 from glimpseg.data.identify.rules import packaged_rules
 from glimpseg.data.identify.verdict import judge_series
-from glimpseg.data.layouts import describe_unused, log_unused, usable_studies
+from glimpseg.data.layouts import describe_unused, usable_studies
 from glimpseg.data.layouts.layout import printable
-from glimpseg.data.notices import collected_warnings, warn
+from glimpseg.data.notices import Notices, StudyNotices, note, warn
 from glimpseg.data.series import Series
 from glimpseg.data.unpack import SUFFIXES, unpacked
 from glimpseg.errors import InputError, UsageError
@@ -31,8 +32,8 @@ from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
 from glimpseg.volume import Volume
 
-log = logging.getLogger(__name__)
-
+UNUSED = "unused.json"
+"""File of a batch that says what was found in the tree and is not used by any study."""
 MaskLike: TypeAlias = str | Path | Volume | SpatialImage
 ImageLike: TypeAlias = MaskLike | Frame
 
@@ -49,13 +50,12 @@ class StudyInput:
     series: Mapping[Modality, Series] = field(default_factory=dict)
     """DICOM series of each image. A NIfTI image, an image in memory, and an image from an archive of one series have
     none."""
-    notes: tuple[str, ...] = ()
-    """Sentences for people: which DICOM series was taken for which sequence. None if the images were named one by
-    one."""
     unused: tuple[str, ...] = ()
     """Sentences about images that were found and are not used."""
-    warnings: tuple[str, ...] = ()
-    """Warnings that were logged while DICOM was found and read."""
+    checks: tuple[str, ...] = ()
+    """Results of the checks for raw images: skull and scalp, and the alignment of each sequence."""
+    notices: StudyNotices = field(default_factory=StudyNotices, repr=False)
+    """Warnings and notes about the study, from its first file to its result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,8 @@ class TreeContents:
     """Studies, sorted by id."""
     unused: list[str] = field(default_factory=list)
     """One sentence for each image that is not used. Series of DICOM are judged later, when a study is opened."""
+    notices: Notices = field(default_factory=Notices)
+    """Warnings and notes about the tree; those on unused images are among them."""
 
 
 def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True) -> TreeContents:
@@ -90,7 +92,7 @@ def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True
     An archive is one study. With the layout `auto`, a folder is a DICOM tree if a DICOM file or an archive comes before
     any NIfTI file in it; then each folder and archive directly below it is a study, and if all folders belong to one
     study, the folder itself is that study. Anything else is read as a layout of `data.layouts`; references are ignored
-    there, and a study that cannot be used is returned with its problem. Images that no study uses are logged, each with
+    there, and a study that cannot be used is returned with its problem. Images that no study uses are told, each with
     the reason.
 
     Args:
@@ -106,6 +108,13 @@ def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True
     place = Path(place).absolute()
     if not place.exists():
         raise InputError(f"{printable(place.name)} does not exist. Check the path.")
+    told = StudyNotices(where=f"{UNUSED} has all of them")
+    with told.telling():
+        contents = _contents(place, layout, named=named)
+    return replace(contents, notices=told.as_copy())
+
+
+def _contents(place: Path, layout: str, *, named: bool) -> TreeContents:
     if _is_archive(place):
         return TreeContents([StudyEntry(_stem(place), place=place)])
     if layout == "auto" and place.is_dir() and contains_dicom(place):
@@ -115,10 +124,14 @@ def tree_contents(place: str | Path, layout: str = "auto", *, named: bool = True
                 f"No study was found below {place}: there are DICOM files, but no folder begins with MR images. Give a "
                 "folder that holds a folder of DICOM files for each study."
             )
+        if place not in places:
+            for other in sorted(path for path in place.iterdir() if path.is_dir() and path not in places):
+                note(f"{printable(other.name) if named else 'a folder'} is not used: no MR image was found in it.")
         return TreeContents([StudyEntry(_stem(below), place=below) for below in places])
     found = usable_studies(place, layout=layout)
     sentences = describe_unused(found.unused, named=named)
-    log_unused(sentences)
+    for sentence in sentences:
+        note(sentence)
     entries = [
         StudyEntry(study.id, study=study, unused=tuple(describe_unused(found.unused_of(study.id), named=named)))
         for study in found.studies
@@ -133,29 +146,48 @@ def study_entries(place: str | Path, layout: str = "auto") -> list[StudyEntry]:
 
 
 @contextmanager
-def opened_entry(entry: StudyEntry) -> Iterator[StudyInput]:
+def opened_entry(entry: StudyEntry, notices: StudyNotices | None = None) -> Iterator[StudyInput]:
     """Yield the input of an entry. Files of an archive exist as long as the context.
 
-    DICOM is read now. If two series suit one sequence equally well, a warning is logged.
+    DICOM is read now. If two series suit one sequence equally well, there is a warning.
+
+    Args:
+        entry: The study.
+        notices: Receives what is said about it. If it hides words, the names of NIfTI files are hidden, too.
 
     Raises: InputError for a study that cannot be read; UsageError for DICOM without the extra `dicom`; OutputError if
         an archive cannot be unpacked.
     """
     if entry.problem is not None:
         raise InputError(entry.problem)
+    notices = notices if notices is not None else StudyNotices()
     if entry.study is not None:
-        yield StudyInput(entry.study, unused=entry.unused)
+        for sentence in entry.unused:
+            notices.add_known("note", sentence)  # the tree was told of it
+        yield StudyInput(entry.study, unused=entry.unused, notices=notices)
         return
     assert entry.place is not None
-    with unpacked(entry.place) as folder:
-        yield with_warnings(lambda: _input_of_folder(entry.id, folder))
+    with ExitStack() as stack:
+        with notices.open():
+            folder = stack.enter_context(unpacked(entry.place))
+        if notices.hidden:
+            notices.hidden |= _image_names(folder)
+        study_input = noticed(lambda: _input_of_folder(entry.id, folder), notices)
+        yield replace(study_input, unused=tuple(map(notices.shown, study_input.unused)))
 
 
-def with_warnings(make: Callable[[], StudyInput]) -> StudyInput:
-    """Make an input, and keep the warnings that are logged meanwhile for its record."""
-    with collected_warnings() as found:
+def noticed(make: Callable[[], StudyInput], notices: StudyNotices) -> StudyInput:
+    """Make an input, and keep the warnings and notes of the making."""
+    with notices.open():
         study_input = make()
-    return replace(study_input, warnings=(*study_input.warnings, *found))
+    return replace(study_input, notices=notices)
+
+
+def _image_names(folder: Path) -> dict[str, str]:
+    """Return the names under which texts may name the NIfTI files below a folder, each with what hides it."""
+    files = [path for path in folder.rglob("*") if path.name.lower().endswith((*nifti.SUFFIXES, ".hdr"))]
+    names = (name for path in files for name in (path.name, stem(path), f"{path.parent.name} {stem(path)}"))
+    return dict.fromkeys(names, "an image")
 
 
 def _input_of_folder(name: str, folder: Path) -> StudyInput:
@@ -181,12 +213,12 @@ def input_from_series(name: str, series: Mapping[Modality, Series]) -> StudyInpu
     images: dict[Modality, Volume | Path | Frame] = {}
     for modality, one in series.items():
         images[modality] = read_series(one) if one.source == "dicom" else one.files[0]
-    notes = tuple(
-        f"{modality.title} is series {one.key} ({one.words.get('SeriesDescription') or 'no description'})."
-        for modality, one in series.items()
-        if one.source == "dicom"
-    )
-    return StudyInput(Study(name, images), {m: one for m, one in series.items() if one.source == "dicom"}, notes)
+    for modality, one in series.items():
+        found = (
+            f"series {one.key} ({description(one) or 'no description'})" if one.source == "dicom" else description(one)
+        )
+        note(f"{modality.title} is {found or one.key}.")
+    return StudyInput(Study(name, images), {m: one for m, one in series.items() if one.source == "dicom"})
 
 
 def series_named_in(path: Path) -> dict[Modality, Series]:
@@ -287,13 +319,14 @@ def _volume_or_path(image: str | Path | Volume | SpatialImage) -> Volume | Path:
 
 
 def _identified(folder: Path) -> tuple[Mapping[Modality, Series], tuple[str, ...]]:
-    """Return the chosen series, and sentences about the others, which are logged."""
+    """Return the chosen series, and sentences about the others, which are notes."""
     found = identify(folder)
-    for tie in found.tie_sentences:
-        warn(tie)
-    unused = found.unused_sentences
-    log_unused(unused)
-    return found.chosen, tuple(unused)
+    for doubt in (*found.tie_sentences, *found.notes):
+        warn(doubt)
+    unused = tuple(found.unused_sentences)
+    for sentence in unused:
+        note(sentence)
+    return found.chosen, unused
 
 
 def _is_archive(place: Path) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from glimpseg.data.notices import StudyNotices
 from glimpseg.data.preprocess import Prepared
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model
@@ -34,9 +35,15 @@ flips show a network images that no patient has, unless it was trained with them
 def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptions) -> Segmentation:
     """Segment a study that has been prepared for this model.
 
-    Of the options, only `probabilities` and `uncertainty` are used here. Raises: InputError if the memory does not
-    suffice.
+    Of the options, only `probabilities` and `uncertainty` are used here. Warnings are added to the study's `notices`.
+
+    Raises: InputError if the memory does not suffice.
     """
+    with study.study_input.notices.open():
+        return _segmented(study, model, options)
+
+
+def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) -> Segmentation:
     begun, available = time.perf_counter(), study.prepared.available
     temperatures = model.expectations.temperatures(available) if model.expectations else {}
     calibrating = options.probabilities or options.uncertainty != "none"
@@ -58,7 +65,8 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
         )
         seconds["uncertainty"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    review = review_segmentation(study.prepared, found.labels, model, uncertainty)
+    warnings = study.study_input.notices.warnings
+    review = review_segmentation(study.prepared, found.labels, model, uncertainty=uncertainty, warnings=warnings)
     seconds["review"] = time.perf_counter() - begun
     return Segmentation(
         labels=found.labels,
@@ -67,14 +75,21 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
         model=model,
         images=study.study_input.study.images,
         seconds=seconds,
-        warnings=study.prepared.warnings,
         series=study.study_input.series.get(study.grid),
-        notes=study.study_input.notes,
+        notices=_with_those_of_the_model(study.study_input.notices, model),
+        checks=study.study_input.checks,
         unused=study.study_input.unused,
         uncertainty=uncertainty,
         review=review,
         backend=backend,
     )
+
+
+def _with_those_of_the_model(notices: StudyNotices, model: Model) -> StudyNotices:
+    """Add the warnings of the model and of its backend, which were logged when they arose."""
+    for text in (*model.warnings, *filter(None, [model.backend.note])):
+        notices.add_known("warning", text)
+    return notices
 
 
 def further_passes(prepared: Prepared, model: Model, level: Level) -> Iterator[tuple[str, Volume]]:

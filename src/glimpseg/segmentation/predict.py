@@ -7,11 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from glimpseg.data.notices import StudyNotices
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model, load_model
 from glimpseg.model.shipped import BOX
 from glimpseg.runtime.device import resolved_device
-from glimpseg.segmentation.inputs import ImageLike, MaskLike, StudyInput, input_from_images, with_warnings
+from glimpseg.segmentation.inputs import ImageLike, MaskLike, StudyInput, input_from_images, noticed
 from glimpseg.segmentation.options import PLAIN, InferenceOptions
 from glimpseg.segmentation.passes import segment_prepared
 from glimpseg.segmentation.preparation import prepare_input
@@ -19,6 +20,7 @@ from glimpseg.segmentation.result import Segmentation
 from glimpseg.study import Study
 
 DEFAULT_OPTIONS = InferenceOptions()
+WHERE = "`warnings` and `notes` of the result have all of them"
 
 
 def load(
@@ -97,7 +99,7 @@ def segment(
     """
     named = {Modality.T1: t1, Modality.T1C: t1c, Modality.T2: t2, Modality.FLAIR: flair}
     images = {m: image for m, image in named.items() if image is not None}
-    given = with_warnings(lambda: input_from_images(images, brain_mask))
+    given = noticed(lambda: input_from_images(images, brain_mask), StudyNotices(where=WHERE))
     return _segmented(given, model if isinstance(model, Model) else load(model), options)
 
 
@@ -107,8 +109,11 @@ def segment_study(study: Study, model: Model, options: InferenceOptions = PLAIN)
     Raises: InputError for images that cannot be used, or when the memory does not suffice; UsageError for raw images
         without the extras that they need, or for a grid of a sequence that the study lacks.
     """
-    return _segmented(StudyInput(study), model, options)
+    return _segmented(StudyInput(study, notices=StudyNotices(where=WHERE)), model, options)
 
 
 def _segmented(study_input: StudyInput, model: Model, options: InferenceOptions) -> Segmentation:
-    return segment_prepared(prepare_input(study_input, model, options), model, options)
+    with study_input.notices.telling():
+        prepared = prepare_input(study_input, model, options)
+        study_input.notices.tell()
+        return segment_prepared(prepared, model, options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from glimpseg.data.dicom.seg import check_seg_source
 from glimpseg.data.identify.appearance import appearance_warnings
-from glimpseg.data.notices import collected_warnings, warn
+from glimpseg.data.notices import warn
 from glimpseg.data.preprocess import GRID_ORDER, Prepared, prepare, refuse_same_files
 from glimpseg.data.raw.preparation import register_and_strip
 from glimpseg.errors import InputError, UsageError
@@ -32,7 +32,7 @@ class PreparedInput:
     study_input: StudyInput
     """The study; its images are registered, and its brain mask is set, where that was needed."""
     prepared: Prepared
-    """Arrays for the network. `warnings` holds every warning that was logged while the study was read."""
+    """Arrays for the network."""
     grid: Modality
     """Sequence on whose grid results lie."""
     seconds: float
@@ -43,52 +43,48 @@ def prepare_input(study_input: StudyInput, model: Model, options: InferenceOptio
     """Read and check the images of a study, register and skull-strip raw images, and prepare them for a model.
 
     Of the options, `grid` and `raw` are used here. With `raw` of `no`, images are prepared without registration and
-    skull stripping. A sequence that looks like another one is named in a warning.
+    skull stripping. A sequence that looks like another one is named in a warning. Warnings and notes are added to the
+    input's `notices`.
 
     Raises: InputError for images that cannot be used, or that clearly need more memory than there is; UsageError where
         something is needed that is not installed, or if the study lacks the sequence of `grid`.
     """
     begun, study, grid = time.perf_counter(), study_input.study, options.grid_sequence
-    settings, warnings = model.recipe.data.preprocess, list(study_input.warnings)
-    refuse_same_files(study)
-    refuse_if_memory_short(study, settings.spacing_mm, len(model.network.labels) + 1)
-    if options.raw == "auto":
-        brought = register_and_strip(study, grid)
-        warnings += brought.warnings
-        study_input = replace(study_input, study=brought.study, notes=(*study_input.notes, *brought.notes))
-    prepared = prepare(study_input.study, settings, grid)
-    with collected_warnings() as unlike:
+    settings = model.recipe.data.preprocess
+    with study_input.notices.open():
+        refuse_same_files(study)
+        refuse_if_memory_short(study, settings.spacing_mm, len(model.network.labels) + 1)
+        if options.raw == "auto":
+            aligned = register_and_strip(study, grid)
+            study_input = replace(study_input, study=aligned.study, checks=aligned.checks)
+        prepared = prepare(study_input.study, settings, grid)
         for sentence in appearance_warnings(prepared):
             warn(f"{study.id}: {sentence}")
-    every = tuple(dict.fromkeys([*warnings, *prepared.warnings, *unlike]))
     return PreparedInput(
         study_input=study_input,
-        prepared=replace(prepared, warnings=every),
+        prepared=prepared,
         grid=grid or next(modality for modality in GRID_ORDER if modality in prepared.available),
         seconds=time.perf_counter() - begun,
     )
 
 
-def with_output_warnings(prepared: PreparedInput, types: Collection[str]) -> PreparedInput:
-    """Return the input with a warning if its headers do not allow the DICOM output that is wanted.
+def warn_of_output(prepared: PreparedInput, types: Collection[str]) -> None:
+    """Warn if the headers of a study do not allow the DICOM output that is wanted.
 
     It is called before the network runs. The NIfTI is written all the same.
 
     Raises: UsageError if no DICOM series belongs to the grid of the result.
     """
     if not set(types) & DICOM_TYPES:
-        return prepared
+        return
     series = prepared.study_input.series.get(prepared.grid)
     if series is None:
         raise UsageError(NO_SERIES)
     try:
         check_seg_source(series)
     except InputError as error:
-        said = no_dicom_output(error)
-        warn(said)
-        found = (*prepared.prepared.warnings, said)
-        return replace(prepared, prepared=replace(prepared.prepared, warnings=found))
-    return prepared
+        with prepared.study_input.notices.open():
+            warn(no_dicom_output(error))
 
 
 def no_dicom_output(error: InputError) -> str:

@@ -12,7 +12,7 @@ from glimpseg.data import nifti
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.dicom.seg import SegmentationType, write_seg
 from glimpseg.data.dicom.sr import write_sr
-from glimpseg.data.notices import warn
+from glimpseg.data.notices import StudyNotices, warn
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import ALL, Modality
@@ -62,10 +62,10 @@ class Segmentation:
     """Uncertainty of each region; None if not asked for."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Time of each step in seconds: `reading`, `network`, `review`, and `uncertainty` if it was asked for."""
-    warnings: tuple[str, ...] = ()
-    """Warnings that were logged while the study was read and prepared."""
-    notes: tuple[str, ...] = ()
-    """Sentences on the steps before the network: series that were taken, registration, skull stripping."""
+    notices: StudyNotices = field(default_factory=StudyNotices, repr=False)
+    """Warnings and notes about the study, from its first file on. Writing the output folder may add some."""
+    checks: tuple[str, ...] = ()
+    """Results of the checks for raw images."""
     unused: tuple[str, ...] = ()
     """Images that were found and not used, each with the reason."""
     series: Series | None = field(default=None, repr=False)
@@ -76,6 +76,16 @@ class Segmentation:
     backend: Mapping[str, str] | None = None
     """Record of the inference backend that computed the network (`Backend.record`); None for the model's own as it is
     now."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what is doubtful, so that a person should look."""
+        return tuple(self.notices.warnings)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what was done, moved or left out: series, unused images, registration, skull stripping."""
+        return tuple(self.notices.notes)
 
     @property
     def absent(self) -> Modality:
@@ -157,10 +167,12 @@ class Segmentation:
             nifti.write_labels(place / "seg.nii.gz", values, {number: label.name for number, label in numbers.items()})
             for region, volume in (self.probabilities or {}).items():
                 nifti.write_image(place / f"probabilities_{region.name}.nii.gz", volume)
-            warnings = self._write_dicom(place, types, pseudonyms) if set(types) & DICOM_TYPES else ()
+            if set(types) & DICOM_TYPES:
+                with self.notices.open():
+                    self._write_dicom(place, types, pseudonyms)
             record.write_tree(place / "seg.json", record.label_names(labels, numbers, self.regions))
             record.write_tree(place / record.STATISTICS, self._statistics())
-            record.write_tree(place / RECORD, self._record(labels, warnings))
+            record.write_tree(place / RECORD, self._record(labels))
             volumes, shown = self._drawn()
             self._preview(volumes, shown).savefig(place / "preview.png", dpi=PREVIEW_DPI)
             _write_thumbnail(place / THUMBNAIL, volumes, shown)
@@ -191,8 +203,8 @@ class Segmentation:
         if set(types) & DICOM_TYPES and self.series is None:
             raise UsageError(NO_SERIES)
 
-    def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> tuple[str, ...]:
-        """Write the DICOM output. Returns a warning, and leaves no file, if the headers do not allow it."""
+    def _write_dicom(self, place: Path, types: Collection[str], pseudonyms: Pseudonyms | None) -> None:
+        """Write the DICOM output. If the headers do not allow it, there is a warning and no file."""
         assert self.series is not None
         segmentation, model = place / "seg.dcm", self.model.name
         kind: SegmentationType = "LABELMAP" if "dicom-labelmap" in types else "BINARY"
@@ -206,17 +218,12 @@ class Segmentation:
         except InputError as error:
             for path in (segmentation, target):
                 path.unlink(missing_ok=True)
-            said = no_dicom_output(error)
-            if said in self.warnings:  # it was told before the network ran
-                return ()
-            warn(said)
-            return (said,)
-        return ()
+            warn(no_dicom_output(error))
 
     def _statistics(self) -> dict[str, Any]:
         return record.statistics(self.volumes_ml, self.lesions, self.uncertainty)
 
-    def _record(self, labels: str, more: tuple[str, ...] = ()) -> dict[str, Any]:
+    def _record(self, labels: str) -> dict[str, Any]:
         backend = self.backend or self.model.backend.record
         kept = self.probabilities and ("calibrated" if self.calibrated else "as the network gives them")
         return {
@@ -229,9 +236,9 @@ class Segmentation:
             "review": self.review and self.review.as_tree(),
             **record.machine(self.model, backend),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            **({"notes": list(self.notes)} if self.notes else {}),
+            **({"checks": list(self.checks)} if self.checks else {}),
             **({"unused": list(self.unused)} if self.unused else {}),
-            "warnings": [*self.warnings, *more],
+            **self.notices.as_tree(),
         }
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from glimpseg import methods, phantom
-from glimpseg.data.cache import cache_study, label_counts
+from glimpseg.data.cache import cache_study, cached_notices, label_counts
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
+from glimpseg.data.notices import TABLE, TREE, Notices, StudyNotices, write_table
 from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
@@ -34,7 +35,13 @@ log = logging.getLogger(__name__)
 
 
 def prepare(
-    studies: Sequence[Study], recipe: Recipe, folder: Path, *, device: torch.device, split: str | None = None
+    studies: Sequence[Study],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: torch.device,
+    split: str | None = None,
+    found: Notices | None = None,
 ) -> tuple[list[Path], list[Path]]:
     """Return the cache files of all studies and of their priors, made where they are missing.
 
@@ -44,6 +51,7 @@ def prepare(
         folder: Folder of the cache files.
         device: Device that makes the priors.
         split: Published list that the studies were chosen by; None for none.
+        found: Warnings and notes of the search for the studies, for `notes.csv`.
 
     Returns: The files of the studies and, if the recipe has a prior, those of the priors, in the order of the studies.
 
@@ -52,29 +60,41 @@ def prepare(
     """
     refuse_held_out(recipe.data.prior, split)
     refuse_unfit(recipe)
-    return _prepared(studies, recipe, folder, device)
+    return _prepared(studies, recipe, folder, device=device, found=found)
 
 
 def _prepared(
-    studies: Sequence[Study], recipe: Recipe, folder: Path, device: torch.device
+    studies: Sequence[Study], recipe: Recipe, folder: Path, *, device: torch.device, found: Notices | None
 ) -> tuple[list[Path], list[Path]]:
-    paths = prepare_studies(studies, recipe, folder)
+    paths = prepare_studies(studies, recipe, folder, found)
     spacing_mm = recipe.data.preprocess.spacing_mm
     return paths, make_priors(paths, recipe.data.prior, recipe.label_values, spacing_mm, folder=folder, device=device)
 
 
-def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path) -> list[Path]:
+def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path, found: Notices | None = None) -> list[Path]:
     """Return the cache files of all studies, in their order, made where they are missing.
+
+    What was said about a study that was in the cache already is counted, not told again. `notes.csv` in the folder has
+    the warnings and notes of all studies, and those of `found`.
 
     Raises: InputError naming every study that cannot be prepared, after all were tried; OutputError when the disk
         refuses.
     """
-    paths, failures = [], []
+    paths, failures, earlier, said = [], [], 0, [(TREE, found or Notices())]
     for study in studies:
+        notices = StudyNotices(name=study.id, where=f"{TABLE} in the cache has all of them")
         try:
-            paths.append(cache_study(study, recipe.data.preprocess, folder))
+            with notices.telling():
+                paths.append(cache_study(study, recipe.data.preprocess, folder))
         except InputError as error:
             failures.append(f"{study.id}: {error}")
+        else:
+            kept = cached_notices(paths[-1])
+            said.append((study.id, kept))
+            earlier += any(kept.rows()) and not any(notices.rows())
+    write_table(folder / TABLE, said)
+    if earlier:
+        log.info("%d studies of the cache have warnings or notes: %s in the cache has all of them.", earlier, TABLE)
     if failures:
         raise InputError(
             f"{len(failures)} of {len(studies)} studies cannot be used; repair them or move them away.\n"
@@ -121,7 +141,9 @@ def labelled_share(studies: Sequence[Study], share: float, seed: int) -> list[St
     return [studies[number] for number in sorted(first.tolist())]
 
 
-def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOptions) -> tuple[Cases, dict[str, Any]]:
+def open_cases(
+    recipe: Recipe, run: Path, studies: list[Study], options: TrainOptions, *, found: Notices | None = None
+) -> tuple[Cases, dict[str, Any]]:
     """Return the source of training samples, and the field `data` of the provenance as a dict.
 
     Args:
@@ -129,6 +151,7 @@ def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOp
         run: The run folder; holds the cache if `options.cache` names no other folder.
         studies: The studies to learn from; none for the recipe's stream of phantoms.
         options: `split`, `cache` and `device` are used.
+        found: Warnings and notes of the search for the studies, for `notes.csv` in the cache.
 
     Raises: InputError as `prepare_studies`; UsageError if a prior cannot be made; OutputError when the disk refuses.
     """
@@ -139,7 +162,7 @@ def open_cases(recipe: Recipe, run: Path, studies: list[Study], options: TrainOp
         stream = PhantomStream(recipe.data.stream, settings, make_prior, options.device)
         return stream, {"data": {"stream": phantom.NAME, **_prior_record(prior, [])}}
     folder = Path(options.cache) if options.cache else run / "cache"
-    paths, prior_paths = _prepared(studies, recipe, folder, options.device)
+    paths, prior_paths = _prepared(studies, recipe, folder, device=options.device, found=found)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
     convention = studies[0].convention

@@ -18,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from glimpseg.runtime.atomic import atomic_file, write_text
+from glimpseg.runtime.json_lines import append_json_line, read_json_lines
 
 log = logging.getLogger(__name__)
 
+METRICS, PICTURE = "metrics.jsonl", "progress.png"
 LINES = 20
 """Number of log lines of a whole run, about, where there is no terminal."""
 PICTURE_EVERY = 5
@@ -44,8 +46,8 @@ class TrainingLogger:
     def __init__(self, run: Path, steps: range, *, tensorboard: bool = False, quiet: bool = False) -> None:
         self.run = run
         self.steps = steps.stop
-        self.path = run / "metrics.jsonl"
-        self.records = [record for record in _read_records(self.path) if record["step"] <= steps.start]
+        self.path = run / METRICS
+        self.records = [record for record in read_json_lines(self.path) if record["step"] <= steps.start]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._board = _tensorboard_writer(run) if tensorboard else None
         self._bar = _progress_bar() if sys.stderr.isatty() and not quiet else None
@@ -71,11 +73,12 @@ class TrainingLogger:
         Args:
             step: Number of steps done.
             values: Mean of each value since the last record, as from `StepAverages.means`.
+
+        Raises: OutputError when the disk refuses.
         """
         record = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
         self.records.append(record)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_json_line(self.path, record)
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -105,7 +108,7 @@ class TrainingLogger:
         time.set(xlabel="step", ylabel="s per step", ylim=(0, None))
         for axes in (losses, time):
             axes.spines[["top", "right"]].set_visible(False)
-        with atomic_file(self.run / "progress.png") as temporary:
+        with atomic_file(self.run / PICTURE) as temporary:
             figure.savefig(temporary, dpi=100)
 
     def _line(self, record: Mapping[str, Any]) -> str:
@@ -187,14 +190,3 @@ def _tensorboard_writer(run: Path) -> Any:
 
         raise UsageError("TensorBoard is not installed. Run: pip install 'glimpseg[tensorboard]'") from error
     return SummaryWriter(run / "tensorboard")
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a line that is cut short, by a kill, is dropped."""
-    records = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records

@@ -23,13 +23,14 @@ from torch import Tensor
 from glimpseg import methods
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Cases, Schedule, batches
+from glimpseg.data.notices import TABLE, StudyNotices
 from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.method import Learner, Progress
 from glimpseg.model.checkpoint import load_state, newest_valid, save_checkpoint
 from glimpseg.model.folder import PROVENANCE, RECIPE, save_model
 from glimpseg.model.transfer import initialise
 from glimpseg.recipe import Recipe
-from glimpseg.runtime.atomic import atomic_file, folder_lock
+from glimpseg.runtime.atomic import atomic_file, folder_lock, remove_unfinished
 from glimpseg.runtime.distributed import any_rank, first_rank_first, mean_over_ranks, process_group, rank_and_world
 from glimpseg.runtime.precision import resolve_precision
 from glimpseg.runtime.preemption import deferred_sigterm
@@ -38,12 +39,14 @@ from glimpseg.runtime.selftest import require_correct_convolutions
 from glimpseg.training.checks import refuse_unfit, refuse_unfit_weights
 from glimpseg.training.compiling import should_compile
 from glimpseg.training.dataset import find_training_studies, open_cases
-from glimpseg.training.logger import StepAverages, TrainingLogger
+from glimpseg.training.logger import METRICS, PICTURE, StepAverages, TrainingLogger
 from glimpseg.training.options import TrainOptions
 from glimpseg.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
+WRITTEN = (RECIPE, METRICS, PICTURE, "model")
+"""Files and folders directly in a run folder that a training writes."""
 RUN = Resumable(noun="run", file=RECIPE, among_files=True)
 """Run folder as an output that can be resumed. It may hold other files before the training begins, such as a cache."""
 
@@ -64,13 +67,17 @@ def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
     run = Path(run)
     refuse_unfit(recipe)
     refuse_unfit_weights(recipe, run)
-    studies, note = find_training_studies(recipe, options)  # refused before anything is written
+    found = StudyNotices(where=f"{TABLE} in the cache has all of them")
+    with found.telling():
+        studies, note = find_training_studies(recipe, options)  # refused before anything is written
     if note:
         log.info("%s.", note)
     with process_group(options.device), _run_lock(run):
         _open_run(run, recipe, options.resume)
+        if rank_and_world()[0] == 0:
+            remove_unfinished(run, WRITTEN)
         with first_rank_first():
-            cases, described = open_cases(recipe, run, studies, options)
+            cases, described = open_cases(recipe, run, studies, options, found=found)
         return fit(recipe, cases, run, options, provenance={**described, "dataset": note} if note else described)
 
 

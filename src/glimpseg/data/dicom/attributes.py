@@ -8,19 +8,17 @@ date of the source.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glimpseg.data.dicom.geometry import is_enhanced
 from glimpseg.data.dicom.headers import value
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-log = logging.getLogger(__name__)
 
 UID_KEYWORDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 FILING_KEYWORDS = (
@@ -61,7 +59,7 @@ def inherited_headers(datasets: Sequence[Dataset], pseudonyms: Pseudonyms | None
     refused: set[str] = set()
     headers = [_inherited_header(dataset, pseudonyms, refused) for dataset in datasets]
     if refused:
-        log.warning("Attributes written empty, because the source's values are invalid: %s.", sorted(refused))
+        warn(f"Attributes written empty, because the source's values are invalid: {', '.join(sorted(refused))}.")
     return headers
 
 

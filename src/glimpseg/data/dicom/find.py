@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from glimpseg.data.dicom import libraries
-from glimpseg.data.notices import warn
+from glimpseg.data.notices import note, warn
 from glimpseg.data.series import Series
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
-
-log = logging.getLogger(__name__)
+from glimpseg.runtime.temporary import temporary_folder
 
 READING_SECONDS = 1800
 """Time limit for reading all headers of a folder, seconds. Ten thousand headers take a minute."""
@@ -25,7 +22,7 @@ def find_series(folder: str | Path) -> list[Series]:
 
     A SeriesInstanceUID that holds several stacks (orientations, echoes, time points) gives one `Series` for each stack.
     Files that are not DICOM, other DICOM objects (reports, segmentations, other modalities) and damaged files are
-    counted in the log. Duplicate files are used once. Headers are parsed in a separate process; only the fields of
+    counted in notes. Duplicate files are used once. Headers are parsed in a separate process; only the fields of
     `Series` leave it. `Series.words` and `Series.numbers` hold the attributes listed in `headers.TEXT_KEYWORDS` and
     `headers.NUMBER_KEYWORDS`. Enhanced multi-frame files use the same attribute names.
 
@@ -45,7 +42,7 @@ def find_series(folder: str | Path) -> list[Series]:
     if "refused" in answer:
         raise InputError(f"{folder.name}: {answer['refused']}")
     series = [_as_series(fields) for fields in answer["series"]]
-    _log_counts(answer, series)
+    _tell_counts(answer, series)
     if not series:
         raise InputError(
             f"{folder.name} holds no MR image in DICOM ({answer['foreign']} files are no DICOM, {answer['other']} are "
@@ -55,11 +52,13 @@ def find_series(folder: str | Path) -> list[Series]:
 
 
 def _run_header_reader(folder: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
-        target = Path(place) / "series.json"
+    with temporary_folder() as place:
+        target = place / "series.json"
         try:
             run_sandboxed("glimpseg.data.dicom.stacks", [folder.absolute(), target], seconds=READING_SECONDS)
             return json.loads(target.read_text("ascii"))
+        except OutputError:
+            raise
         except (SandboxError, OSError, ValueError) as error:
             # The reader's message is not quoted: it could hold header values.
             raise InputError(
@@ -75,17 +74,17 @@ def _as_series(fields: dict[str, Any]) -> Series:
     return Series(**{**fields, **tuples, "files": files, "source": "dicom"})
 
 
-def _log_counts(answer: dict[str, Any], series: list[Series]) -> None:
+def _tell_counts(answer: dict[str, Any], series: list[Series]) -> None:
     images = sum(len(one.files) for one in series)
-    log.info("%d MR series in %d files.", len(series), images)
+    note(f"{len(series)} MR series in {images} files.")
     if answer["foreign"] or answer["other"]:
-        log.info("Ignored: %d files that are not DICOM, %d other DICOM objects.", answer["foreign"], answer["other"])
-    for note in answer["notes"]:
-        warn(note)
+        note(f"Ignored: {answer['foreign']} files that are not DICOM, {answer['other']} other DICOM objects.")
+    for sentence in answer["notes"]:
+        warn(sentence)
     if answer["repeated"]:
         warn(f"{answer['repeated']} duplicate files were ignored.")
     if answer["damaged"]:
         warn(f"{answer['damaged']} damaged DICOM files were ignored.")
     studies = len({one.study for one in series})
     if studies > 1:
-        log.warning("%d studies of one patient. Choose the series of one study.", studies)
+        warn(f"{studies} studies of one patient. Choose the series of one study.")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from glimpseg.data.notices import warn
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.runtime.sandbox import SandboxError, run_sandboxed
+from glimpseg.runtime.temporary import temporary_folder
 from glimpseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ def decode(kind: ContentKind, files: Sequence[Path], shape: Sequence[int], name:
 
     Raises:
         InputError: begins with `name`.
+        OutputError: if the disk of temporary files refuses.
     """
-    with tempfile.TemporaryDirectory() as place:
-        request, target = Path(place) / "request.json", Path(place) / "volume.npz"
+    with temporary_folder() as place:
+        request, target = place / "request.json", place / "volume.npz"
         wanted = {"kind": kind, "files": [str(path.absolute()) for path in files], "shape": list(shape)}
         request.write_text(json.dumps(wanted), encoding="ascii")
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +16,9 @@ from glimpseg.data.dicom import libraries, stacks, unify
 from glimpseg.data.dicom.headers import begins_as_dicom
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
-from glimpseg.errors import InputError
+from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
+from glimpseg.runtime.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -51,14 +51,17 @@ def find_study_folders(folder: Path) -> list[Path]:
     Raises:
         InputError: if the headers cannot be read.
         UsageError: without the extra `dicom`.
+        OutputError: if the disk of temporary files refuses.
     """
     libraries.require()
     archives = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().endswith(SUFFIXES)]
-    with tempfile.TemporaryDirectory() as place:
-        target = Path(place) / "studies.json"
+    with temporary_folder() as place:
+        target = place / "studies.json"
         try:
             run_sandboxed(__name__, [folder.absolute(), target], seconds=READING_SECONDS)
             known: dict[str, str] = json.loads(target.read_text("utf-8"))
+        except OutputError:
+            raise
         except (SandboxError, OSError, ValueError) as error:
             raise InputError(
                 f"{folder.name}: the process that reads the DICOM headers failed. Give a folder that holds a folder of "

@@ -6,11 +6,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 
 from glimpseg.data.identify.verdict import SeriesVerdict, Tie
+from glimpseg.data.notices import Notices
 from glimpseg.data.series import Series
 from glimpseg.modality import Modality, union
 from glimpseg.runtime.atomic import write_text
@@ -43,6 +44,8 @@ class Identification:
     """Sequences that several series fit, with the rule that decided."""
     notes: tuple[str, ...] = ()
     """Further notes: files that were ignored, sequences that only a reformatted series shows."""
+    notices: Notices = field(default_factory=Notices)
+    """Warnings and notes of reading the headers, for series.json."""
 
     @property
     def available(self) -> Modality:
@@ -89,6 +92,8 @@ class Identification:
             "folder": relative,
             "series": [self._entry(verdict) for verdict in self.verdicts],
             "ties": [_tie_sentence(tie) for tie in self.ties],
+            "warnings": [*self.notices.warnings, *self.notes],
+            "notes": list(self.notices.notes),
             "files": {verdict.series.key: self._files(verdict.series) for verdict in self.verdicts},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -16,11 +15,10 @@ import numpy as np
 
 from glimpseg.data import nifti
 from glimpseg.data.dicom.headers import SHORTEST_NAME, scrubbed
+from glimpseg.data.notices import warn
 from glimpseg.data.series import Plane, Series, digest
 from glimpseg.errors import InputError
 from glimpseg.volume import Grid
-
-log = logging.getLogger(__name__)
 
 WORDS = (
     "SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName", "PulseSequenceDetails",
@@ -126,7 +124,7 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
             raise ValueError("it is too long")
         content = json.loads(beside.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("The JSON beside an image is not used: %s.", type(error).__name__)
+        warn(f"The JSON beside an image is not used: {type(error).__name__}.")
         return {}
     return content if isinstance(content, dict) else {}
 

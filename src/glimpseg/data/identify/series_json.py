@@ -15,7 +15,7 @@ from glimpseg.modality import ALIASES, Modality
 
 FILE_BYTES = 64 << 20
 """Largest series.json that is read: room for half a million file names."""
-DOCUMENT_KEYS = ("schema", "how_to", "folder", "series", "ties", "files")
+DOCUMENT_KEYS = ("schema", "how_to", "folder", "series", "ties", "warnings", "notes", "files")
 """Keys of the document."""
 ENTRY_KEYS = (
     "key", "number", "description", "sequence", "could_be", "why", "score", "geometry", "source", "study", "evidence",

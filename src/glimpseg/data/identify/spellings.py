@@ -14,7 +14,8 @@ _PLANES = (
 )
 _AGENTS = (
     "gd gad gado gadolinium gadovist dotarem km kl kontrast kontrastmittel contrast contraste contrasto post "
-    "postcontrast postgd postgad postgado postkm postinj enhanced enh inj"
+    "postcontrast postgd postgad postgado postkm postinj enhanced enh inj "
+    "withcontrast withgd withgad plusc plusgd gddtpa gddota gdbopta"
 )
 _PLAIN = "pre precontrast pregd pregad prekm nativ native nativa nativo plain noncontrast nonenhanced unenhanced nongd"
 _METHODS = (

@@ -9,7 +9,6 @@ from glimpseg.data.layouts.find import (
     describe_unused,
     find_studies,
     find_usable,
-    log_unused,
     usable_studies,
 )
 from glimpseg.data.layouts.layout import Layout
@@ -27,7 +26,6 @@ __all__ = [
     "describe_unused",
     "find_studies",
     "find_usable",
-    "log_unused",
     "release_named",
     "survey",
     "usable_studies",

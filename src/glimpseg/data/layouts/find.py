@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +26,12 @@ from glimpseg.data.layouts.layout import (
     stem_of,
 )
 from glimpseg.data.layouts.patients import with_joined_ids, without_derived
+from glimpseg.data.notices import note, warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.region import Convention, convention_named, detect_convention
 from glimpseg.results.folder import COMPARISON, RECORD
 from glimpseg.study import Frame, Study
 from glimpseg.volume import Volume
-
-log = logging.getLogger(__name__)
 
 AUTO = "auto"
 _AUTO_LAYOUTS = (
@@ -94,7 +92,7 @@ def find_studies(
     """Find all studies below `folder`, sorted by id, each with the files that exist.
 
     The label convention is taken from the dataset if it defines its labels. Otherwise it is detected from the layout
-    and the label numbers of *all* references together.
+    and the label numbers of *all* references together. Images and studies that are not used are named in notes.
 
     Args:
         folder: folder of studies, or a manifest (a table of studies).
@@ -109,12 +107,14 @@ def find_studies(
         UsageError: for an unknown `layout` or `labels`.
     """
     found = read_folder(Path(folder), layout)
-    for note in found.notes:
-        log.warning("%s", note)
+    _tell_notes(found)
     if found.problems:
         raise InputError(join_problems(found.problems))
     entries = found.entries
     if references == "required":
+        for entry in entries:
+            if entry.study.reference is None:
+                note(f"{entry.study.id} has no reference and is left out.")
         entries = [entry for entry in entries if entry.study.reference is not None]
     if references == "ignored":
         entries = [
@@ -128,6 +128,8 @@ def find_studies(
         ]
     if not entries:
         raise InputError(_nothing_found(found, layout, " with a reference" if references == "required" else ""))
+    for sentence in describe_unused(found.unused_images()):
+        note(sentence)
     return sorted(with_conventions(entries, labels, found.folder), key=lambda study: study.id)
 
 
@@ -160,8 +162,7 @@ def usable_studies(folder: str | Path, *, layout: str = AUTO) -> UsableStudies:
     found = read_folder(Path(folder), layout)
     if not found.entries:
         raise InputError(_nothing_found(found, layout, ""))
-    for note in found.notes:
-        log.warning("%s", note)
+    _tell_notes(found)
     good = [replace(e.study, reference=None, convention=None) for e in found.entries if not e.problem]
     return UsableStudies(
         sorted(good, key=lambda study: study.id),
@@ -187,13 +188,9 @@ def describe_unused(unused: Mapping[Path, str], *, named: bool = True) -> list[s
     return [f"{printable(p.name) if named else 'an image'} is not used: {why}." for p, why in unused.items()]
 
 
-def log_unused(sentences: Sequence[str]) -> None:
-    """Log the sentences about unused images: at most ten, then a count."""
-    for sentence in sentences[:MOST_LISTED]:
-        log.info("%s", sentence)
-    rest = len(sentences) - MOST_LISTED
-    if rest > 0:
-        log.info("... and %d more images are not used.", rest)
+def _tell_notes(found: FolderContents) -> None:
+    for sentence in found.notes:
+        warn(sentence)
 
 
 def read_folder(folder: Path, layout: str) -> FolderContents:
@@ -223,7 +220,7 @@ def read_folder(folder: Path, layout: str) -> FolderContents:
         folder,
         _mark_duplicates(entries, folder),
         {**set_aside, **tree.set_aside},
-        _deduplicated([*notes, *tree.notes, *joined]),
+        list(dict.fromkeys([*notes, *tree.notes, *joined])),
     )
 
 
@@ -285,7 +282,7 @@ def walk_folders(folder: Path) -> Iterator[tuple[FolderListing, list[str]]]:
 
 
 def _warn_unreadable(error: OSError) -> None:
-    log.warning("%s could not be opened (%s).", printable(Path(str(error.filename)).name), error.strerror)
+    warn(f"{printable(Path(str(error.filename)).name)} could not be opened ({error.strerror}).")
 
 
 def _readings(folder: Path, known: Sequence[Layout]) -> Iterator[tuple[Layout, Path, ReadResult]]:
@@ -320,13 +317,6 @@ def _refuse_mixed_layouts(readings: Sequence[tuple[Layout, Path, ReadResult]], f
             f"Studies of several layouts were found: {places}. Read each apart, or name the one that is meant "
             "(--layout)."
         )
-
-
-def _deduplicated(notes: Sequence[str]) -> list[str]:
-    """Return each note once; notes beyond the first ten are only counted."""
-    unique = list(dict.fromkeys(notes))
-    rest = len(unique) - MOST_LISTED
-    return [*unique[:MOST_LISTED], *([f"... and {rest} more notes of this kind."] if rest > 0 else [])]
 
 
 def _mark_duplicates(entries: Sequence[StudyEntry], folder: Path) -> list[StudyEntry]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glimpseg.data import nifti
-from glimpseg.data.layouts.find import AUTO, read_folder, with_conventions
+from glimpseg.data.layouts.find import AUTO, describe_unused, read_folder, with_conventions
 from glimpseg.data.layouts.layout import printable
+from glimpseg.data.notices import Notices
 from glimpseg.errors import InputError
 from glimpseg.modality import SUBSETS, Modality
 from glimpseg.region import Convention
@@ -56,6 +57,11 @@ class Survey:
     """Problems to solve before the studies can be used."""
     notes: Sequence[str]
     """Messages about ignored files."""
+
+    @property
+    def notices(self) -> Notices:
+        """Its notes as warnings, and the ignored images as notes, as `find_studies` says them."""
+        return Notices(list(self.notes), describe_unused(self.ignored))
 
     def text(self) -> str:
         """Return the survey as a plain table."""

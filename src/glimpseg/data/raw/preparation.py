@@ -7,8 +7,7 @@ interpolation. The brain mask uses the same affines. To return a result to a seq
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from glimpseg.data import nifti
-from glimpseg.data.notices import collected_warnings, warn
+from glimpseg.data.notices import collected, note, warn
 from glimpseg.data.preprocess import GRID_ORDER
 from glimpseg.data.raw.alignment import ALIGNED_MM, check_alignment, shared_brain_interior
 from glimpseg.data.raw.check import RawCheck, Verdict
@@ -32,8 +31,6 @@ from glimpseg.metrics import dice
 from glimpseg.modality import Modality
 from glimpseg.study import Frame, Study
 from glimpseg.volume import Grid, Volume, downsample_large, resample, resample_labels, same_grid
-
-log = logging.getLogger(__name__)
 
 LARGEST_TURN_DEGREES = 45.0
 """Largest plausible rotation between two sequences of one study. Beyond it the registration failed."""
@@ -72,10 +69,21 @@ class StudyChecks:
         return sure or (unsure and find_spec("SimpleITK") is not None)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """Results of all checks, one sentence for each."""
-        head = () if self.head is None else (f"Skull and scalp visible? {self.head.text}.",)
-        return head + tuple(f"{m.title} misaligned? {check.text}." for m, check in self.alignment.items())
+        return tuple(self._sentences(tuple(Verdict)))
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Results of the checks that found something, or are unsure."""
+        return tuple(self._sentences((Verdict.YES, Verdict.UNSURE)))
+
+    def _sentences(self, verdicts: Collection[Verdict]) -> Iterator[str]:
+        if self.head is not None and self.head.verdict in verdicts:
+            yield f"Skull and scalp visible? {self.head.text}."
+        for modality, check in self.alignment.items():
+            if check.verdict in verdicts:
+                yield f"{modality.title} misaligned? {check.text}."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,10 +99,12 @@ class AlignedStudy:
     """Original grid of each image, as given."""
     motions: Mapping[Modality, Float[np.ndarray, "4 4"]]
     """Rigid transform of each sequence, in RAS millimetres: from the world coordinates of the reference to its own."""
+    checks: tuple[str, ...] = ()
+    """Results of all checks, for `run.json`."""
     notes: tuple[str, ...] = ()
-    """Results of the checks and the steps that were done, for people and `run.json`."""
+    """Checks that found something, and the steps that were done."""
     warnings: tuple[str, ...] = ()
-    """Warnings that were logged during the checks and steps."""
+    """Warnings of the checks and steps."""
 
     def labels_on_given_grid(self, labels: Volume, modality: Modality | None = None) -> Volume:
         """Resample a label map of the study to the original grid of one sequence.
@@ -159,16 +169,18 @@ def register_and_strip(study: Study, reference: Modality | None = None) -> Align
     Raises: UsageError that says what to install or run, when something needed is not installed, or if the study lacks
         the reference; InputError for images that cannot be used, or no sequence.
     """
-    with collected_warnings() as warnings:
+    with collected() as found:
         aligned = _register_and_strip(study, reference)
-    return replace(aligned, warnings=tuple(warnings))
+    return replace(aligned, warnings=tuple(found.warnings), notes=tuple(found.notes))
 
 
 def _register_and_strip(study: Study, reference: Modality | None) -> AlignedStudy:
     begun = _read_thinned(study, reference)
     checks = check_study(begun.study, begun.reference)
     together = all(check.verdict is Verdict.NO for check in checks.alignment.values())
-    aligned = replace(begun, study=replace(begun.study, registered=together), notes=checks.notes)
+    aligned = replace(begun, study=replace(begun.study, registered=together), checks=checks.sentences)
+    for finding in checks.findings:
+        note(finding)
     # Raw scans are always registered, because the check does not detect a shift of a millimetre.
     if checks.needs_registration or (checks.needs_brain and find_spec("SimpleITK") is not None):
         aligned = register(aligned)
@@ -196,11 +208,11 @@ def register(aligned: AlignedStudy) -> AlignedStudy:
     """Register every sequence rigidly to the reference, with SimpleITK; keep a motion only if it helps.
 
     A sequence is left alone if the motion is within a voxel, or does not raise the similarity over the overlap clearly
-    (`similarity.LEAST_RISE`). What is moved is logged, with its distance and angle.
+    (`similarity.LEAST_RISE`). What is moved is noted, with its distance and angle.
 
     Raises: UsageError without SimpleITK; InputError for sheared images, or where the result cannot be right.
     """
-    images, motions, notes = _volumes(aligned.study), dict(aligned.motions), list(aligned.notes)
+    images, motions = _volumes(aligned.study), dict(aligned.motions)
     fixed = images[aligned.reference]
     for modality, image in images.items():
         if modality is aligned.reference:
@@ -208,29 +220,29 @@ def register(aligned: AlignedStudy) -> AlignedStudy:
         motion = register_rigidly(fixed, image, within=shared_brain_interior(fixed, image))
         moved = _Motion(modality, aligned.reference, motion, _middle(fixed.grid))
         if moved.distance_mm <= _within_a_voxel(fixed.grid, image.grid):
-            notes.append(f"{modality.title} agrees with {aligned.reference.title} within a voxel; it was not moved.")
+            note(f"{modality.title} agrees with {aligned.reference.title} within a voxel; it was not moved.")
             continue
         similarity = similarity_of_motion(fixed, image, motion)
         if similarity is not None and not similarity.rises:
-            notes.append(
+            note(
                 f"{modality.title} was not moved: a registration to {aligned.reference.title} ({moved.text}) does not "
                 f"raise the similarity over the overlap clearly ({similarity.text})."
             )
-            log.info("%s: %s", aligned.study.id, notes[-1])
             continue
         _refuse_large_rotation(modality, aligned.reference, motion)
-        notes.append(f"{modality.title} was registered to {aligned.reference.title}: {moved.text}.")
-        log.info("%s: %s", aligned.study.id, notes[-1])
+        said = f"{modality.title} was registered to {aligned.reference.title}: {moved.text}."
         if moved.distance_mm > FAR_MM:
-            notes.append(
-                f"That is further than a patient moves during a scan: check that {modality.title} belongs here."
+            warn(
+                f"{aligned.study.id}: {said} That is further than a patient moves during a scan: check that "
+                f"{modality.title} belongs here."
             )
-            warn(f"{aligned.study.id}: {notes[-2]} {notes[-1]}")
+        else:
+            note(said)
         images[modality] = Volume(image.voxels, moved_grid(image.grid, motion).affine)
         motions[modality] = aligned.motions[modality] @ motion
     brain = _moved_brain_mask(aligned, motions)
     study = replace(aligned.study, images=images, brain=brain, registered=True)
-    return replace(aligned, study=study, motions=motions, notes=tuple(notes))
+    return replace(aligned, study=study, motions=motions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,8 +282,8 @@ def add_brain_mask(aligned: AlignedStudy) -> AlignedStudy:
     source = skull_strip_source(images)
     brain = brain_mask(images[source])
     size = float(brain.voxels.sum()) * brain.grid.voxel_ml
-    note = f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask is used for all sequences."
-    return replace(aligned, study=replace(aligned.study, brain=brain), notes=(*aligned.notes, note))
+    note(f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask is used for all sequences.")
+    return replace(aligned, study=replace(aligned.study, brain=brain))
 
 
 def _share_grid_and_mask(fixed: Volume, others: Iterable[Volume]) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
+from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, UsageError
 from glimpseg.study import Study
-
-log = logging.getLogger(__name__)
 
 SPLITS = (
     "brats2015", "brats2018-1", "brats2018-2", "brats2018-3", "brats2020", "brats2021", "brats2023-imfuse",
@@ -67,7 +65,7 @@ def select_studies(studies: Sequence[Study], name: str) -> list[Study]:
     missing = set(listed) - set(matched.values())
     if missing:
         some = ", ".join(sorted(missing)[:NAMED_AT_MOST]) + (" and others" if len(missing) > NAMED_AT_MOST else "")
-        log.warning(
+        warn(
             f"Only {len(selected)} of the {len(listed)} cases of {name} were found; missing: {some}. Scores on part of "
             "a list cannot be compared with scores on the whole list."
         )

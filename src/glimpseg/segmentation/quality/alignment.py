@@ -151,4 +151,4 @@ def _thinned(values: np.ndarray, step: int) -> Float[np.ndarray, "i j k"]:
     """Average over cubes of `step` voxels; what is left over at the ends is dropped."""
     i, j, k = (n // step for n in values.shape)
     cut = values[: i * step, : j * step, : k * step]
-    return np.asarray(cut.reshape(i, step, j, step, k, step).mean((1, 3, 5)), np.float32)
+    return np.asarray(cut.reshape((i, step, j, step, k, step)).mean((1, 3, 5)), np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -102,8 +102,8 @@ class Evidence:
         return all(side >= least for side, least in zip(self.extent_mm, (120.0, 150.0, 110.0), strict=True))
 
 
-def evidence_of(prepared: Prepared, labels: Volume) -> Evidence:
-    """Return the evidence of a prepared study and its label map on the native grid."""
+def evidence_of(prepared: Prepared, labels: Volume, warnings: Collection[str] = ()) -> Evidence:
+    """Return the evidence of a prepared study, its label map on the native grid, and the warnings about it."""
     step = max(round(REVIEW_MM / prepared.grid.spacing_mm[0]), 1)
     own = prepared.own.ras()
     x, y, z = (float(side * n) for side, n in zip(own.spacing_mm, own.shape, strict=True))
@@ -117,7 +117,7 @@ def evidence_of(prepared: Prepared, labels: Volume) -> Evidence:
         spacing_mm=prepared.grid.spacing_mm[0] * step,
         measures=dict(zip(channels, measures, strict=True)),
         extent_mm=(x, y, z),
-        warnings=prepared.warnings,
+        warnings=tuple(warnings),
     )
 
 

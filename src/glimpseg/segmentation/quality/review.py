@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from glimpseg import metrics
 from glimpseg.data.preprocess import Prepared
 from glimpseg.model.loading import Model
@@ -38,7 +40,14 @@ def review_evidence(evidence: Evidence) -> dict[str, list[Finding] | str]:
     return {rule.__name__: rule(evidence) for rule in RULES}
 
 
-def review_segmentation(prepared: Prepared, labels: Volume, model: Model, uncertainty: Uncertainty | None) -> Review:
+def review_segmentation(
+    prepared: Prepared,
+    labels: Volume,
+    model: Model,
+    *,
+    uncertainty: Uncertainty | None,
+    warnings: Collection[str] = (),
+) -> Review:
     """Return the review of a segmentation.
 
     Args:
@@ -46,6 +55,7 @@ def review_segmentation(prepared: Prepared, labels: Volume, model: Model, uncert
         labels: Label map on the study's native grid.
         model: Model that made it.
         uncertainty: Uncertainty of the result; None if it was not estimated.
+        warnings: Warnings that were given while the study was read and prepared.
     """
     box = bounding_box(labels.voxels > 0) or (slice(0, 0),) * 3
     tumour, voxel = labels.voxels[box], labels.grid.voxel_ml
@@ -53,7 +63,7 @@ def review_segmentation(prepared: Prepared, labels: Volume, model: Model, uncert
     expected = model.expectations.of(prepared.available) if model.expectations else {}
     return review_of(
         {
-            **review_evidence(evidence_of(prepared, labels)),
+            **review_evidence(evidence_of(prepared, labels, warnings)),
             "volume_range": result_rules.volume_range(volumes, largest_volumes(model.provenance)),
             "estimated_dice": trust_rules.estimated_dice(uncertainty, expected),
             "passes_disagree": trust_rules.passes_disagree(uncertainty),
