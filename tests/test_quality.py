@@ -82,7 +82,7 @@ def test_a_review_without_findings_gives_no_reason_to_look():
 
 def test_findings_at_their_threshold_are_sorted_and_said():
     review = review_of(
-        {"a": [finding("a", 1.0, "first reason"), finding("a", 0.9, "none")], "b": [finding("b", 2, "x")]}
+        {"a": [finding("a", 1.0, "first reason"), finding("a", 0.9, "less")], "b": [finding("b", 2, "x")]}
     )
     assert [one.code for one in review.findings] == ["b", "a"]
     assert review.sentences == ["Look at this one: x.", "Look at this one: first reason."]
@@ -365,7 +365,7 @@ def test_an_image_that_looks_like_another_sequence():
     images = {T1: np.zeros(SHAPE), T1C: np.zeros(SHAPE)}
     (found,) = image_rules.sequence_name(evidence(NOTHING, BRAIN, images, warnings=(warning,)))
     assert found.look
-    assert found.sentence == "the image named T1c looks like another sequence"
+    assert found.sentence == "the voxels of T1c look like another sequence than the name says"
     assert not image_rules.sequence_name(evidence(NOTHING, BRAIN, images))[0].look
 
 
@@ -537,7 +537,7 @@ def record_of(folder, name, review):
 
 
 def test_studies_are_sorted_by_look_then_score_then_name(tmp_path):
-    doubtful = review_of({"a": [finding("a", 1.5, "first"), finding("a", 1.2, "second")]})
+    doubtful = review_of({"a": [finding("a", 1.5, "first")], "b": [finding("b", 1.2, "second")]})
     record_of(tmp_path, "d", doubtful)
     record_of(tmp_path, "c", doubtful)
     record_of(tmp_path, "b", review_of({"a": [finding("a", 0.9, "none")]}))
@@ -548,7 +548,7 @@ def test_studies_are_sorted_by_look_then_score_then_name(tmp_path):
     assert [row["study"] for row in rows] == ["e", "c", "d", "b", "a"]
     assert [row["look"] for row in rows] == ["yes", "yes", "yes", "no", ""]
     assert rows[1]["reasons"] == "first; second"
-    assert rows[1]["rules"] == "a a"
+    assert rows[1]["rules"] == "a b"
     assert rows[0]["WT_volume_ml"] == "4.0"
     assert rows[0]["WT_estimated_dice"] == ""
     page = (tmp_path / PAGE).read_text("utf-8")

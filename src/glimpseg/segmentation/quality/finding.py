@@ -34,7 +34,7 @@ class Review:
     """Review of one segmentation: is there a reason to look at it?"""
 
     findings: tuple[Finding, ...]
-    """Findings that reach their threshold, the highest score first."""
+    """Findings that reach their threshold, at most one of each rule, the highest score first."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Highest score of each rule that could judge, by its code."""
     not_judged: Mapping[str, str] = field(default_factory=dict)
@@ -79,15 +79,15 @@ class Review:
 
 def finding(code: str, score: float, sentence: str) -> Finding:
     """Return a finding, with its score limited to 0 to `HIGHEST_SCORE`."""
-    return Finding(code=code, score=min(max(score, 0.0), HIGHEST_SCORE), sentence=sentence)
+    return Finding(code=code, score=float(min(max(score, 0.0), HIGHEST_SCORE)), sentence=sentence)
 
 
 def review_of(findings: Mapping[str, list[Finding] | str]) -> Review:
     """Return the review that the findings of each rule make; a text is the reason why a rule could not judge."""
     judged = {code: found for code, found in findings.items() if not isinstance(found, str)}
-    looks = [one for found in judged.values() for one in found if one.look]
+    highest = [max(found, key=lambda one: one.score) for found in judged.values() if found]
     return Review(
-        findings=tuple(sorted(looks, key=lambda one: -one.score)),
+        findings=tuple(sorted((one for one in highest if one.look), key=lambda one: -one.score)),
         scores={code: max((one.score for one in found), default=0.0) for code, found in judged.items()},
         not_judged={code: found for code, found in findings.items() if isinstance(found, str)},
     )

@@ -90,7 +90,7 @@ def bright_rim(evidence: Evidence) -> list[Finding] | str:
 def sequence_name(evidence: Evidence) -> list[Finding] | str:
     """Judge the warnings that an image looks like another sequence."""
     alike = [m.title for m in evidence.images if any(f"named {m.title} looks" in one for one in evidence.warnings)]
-    said = f"the image named {' and '.join(alike) or 'so'} looks like another sequence"
+    said = f"the voxels of {' and '.join(alike) or 'no image'} look like another sequence than the name says"
     return [finding("sequence_name", 1.5 if alike else 0.0, said)]
 
 
