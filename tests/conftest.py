@@ -225,6 +225,18 @@ def run_here(module, arguments, *, seconds):
             logging.disable(logging.NOTSET)
 
 
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Let the system refuse files beyond `size` bytes, as a full disk does, here and in processes that are started."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.fixture
 def readers_here(monkeypatch):
     """Foreign files are read in this process, which saves a second or two for each. Tests of the process go without."""

@@ -4,13 +4,13 @@ import errno
 import os
 import sys
 import tempfile
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
+from conftest import files_of_at_most
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime import atomic
 from glimpseg.runtime.atomic import (
@@ -129,18 +129,6 @@ def test_an_input_that_vanished_is_not_called_an_output(tmp_path):
         open("/nonexistent/input")  # noqa: SIM115
 
 
-@contextmanager
-def files_of_at_most(size):
-    """The system refuses to let a file of this process grow beyond `size` bytes, as a full disk does."""
-    resource = pytest.importorskip("resource", reason="limits of POSIX")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 WRITERS = {
     "safetensors": lambda path: save_file({"zeros": np.zeros(10_000)}, path),
     "torch": lambda path: torch.save(torch.zeros(10_000), path),
@@ -243,7 +231,11 @@ def test_a_reader_that_cannot_write_is_not_called_a_damaged_file(tmp_path, monke
     (tmp_path / "full.py").write_text("raise OSError(28, 'No space left on device')")
     (tmp_path / "broken.py").write_text("raise ValueError('[Errno 28] in a header')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    with pytest.raises(OutputError, match="TMPDIR"):
-        run_sandboxed("full", [], seconds=60)
+    (tmp_path / "also_full.py").write_text(
+        "class SafetensorError(Exception): ...\nraise SafetensorError('x (os error 28)')"
+    )
+    for module in ("full", "also_full"):
+        with pytest.raises(OutputError, match="TMPDIR"):
+            run_sandboxed(module, [], seconds=60)
     with pytest.raises(SandboxError):
         run_sandboxed("broken", [], seconds=60)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from conftest import write_head
 from glimpseg.batch import job
+from glimpseg.batch import tree as batch_tree
 from glimpseg.batch import tree as tree_module
 from glimpseg.batch.folder import PLAN, STATISTICS
 from glimpseg.batch.job import BatchOptions
@@ -190,6 +191,21 @@ def test_a_study_that_was_written_but_not_logged_gets_its_line(tree, model, fini
     log.write_text("".join(lines[:2]) + lines[2][:10])  # a kill, or a full disk, after the third study's folder
     segment_tree(study_entries(tree), model, finished, BatchOptions(), resume=True)
     assert sorted(journal(finished)) == ["P0", "P2", "P3", "P4"]
+
+
+def test_a_folder_that_another_batch_has_taken_meanwhile_is_left_alone(tree, model, tmp_path, monkeypatch):
+    begin, out = batch_tree.begin, tmp_path / "out"
+
+    def late(*args, **kwargs):
+        begun = begin(*args, **kwargs)
+        plan = json.loads((out / PLAN).read_text())
+        (out / PLAN).write_text(json.dumps({**plan, "model": "theirs"}))  # by --overwrite of another process
+        return begun
+
+    monkeypatch.setattr(batch_tree, "begin", late)
+    with pytest.raises(UsageError, match="begun otherwise"):
+        segment_tree(study_entries(tree), model, out, BatchOptions())
+    assert studies_in(out) == []
 
 
 def test_a_kill_between_the_two_outputs_of_a_study_loses_none(tree, model, tmp_path, monkeypatch):

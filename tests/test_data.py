@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -266,6 +267,37 @@ def test_a_flipped_bit_in_the_cache_is_noticed(archive, tmp_path):
     content[-5000] ^= 16
     path.write_bytes(content)
     with pytest.raises(InputError, match="checksum differs"):
+        CachedCase(path)
+
+
+def rewritten(path, name, **changes):
+    """Change the header of one array in a safetensors file: 8 bytes of length, JSON, then the data."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header[name].update(changes)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    return header[name]["shape"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("image", "BF16"), ("image", "I16"), ("target", "I8"), ("levels", "I32"), ("seeds", "F32")]
+)
+def test_another_type_of_number_in_the_cache_is_noticed(archive, tmp_path, name, kind):
+    """The bytes are the same, and so is their digest; numpy has no bfloat16."""
+    path = cache_study(find_studies(archive)[0], SETTINGS, tmp_path)
+    rewritten(path, name, dtype=kind)
+    with pytest.raises(InputError, match="is damaged"):
+        CachedCase(path)
+
+
+@pytest.mark.parametrize("name", ["image", "target", "seeds"])
+def test_another_shape_in_the_cache_is_noticed(archive, tmp_path, name):
+    path = cache_study(find_studies(archive)[0], SETTINGS, tmp_path)
+    shape = rewritten(path, name)
+    rewritten(path, name, shape=[shape[1], shape[0], *shape[2:]] if name != "target" else [*shape, 1])
+    with pytest.raises(InputError, match="is damaged"):
         CachedCase(path)
 
 

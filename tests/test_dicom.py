@@ -24,7 +24,7 @@ import highdicom
 import pydicom
 
 import dicom_phantoms as phantoms
-from conftest import run_here
+from conftest import files_of_at_most, run_here
 from glimpseg.data.dicom import attributes, codes, find, geometry, headers, libraries, pixels, read, stacks
 from glimpseg.data.dicom.find import find_series
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
@@ -135,6 +135,12 @@ def test_readers_run_in_a_process_of_their_own(axial, tmp_path):
     write_seg(tmp_path / "seg.dcm", some_labels(), series, model=MODEL)
     assert np.array_equal(read_series(series).ras().voxels, VOXELS)
     assert np.array_equal(read_seg(tmp_path / "seg.dcm", some_labels().grid).voxels, some_labels().voxels)
+
+
+def test_a_full_disk_of_temporary_files_is_not_called_a_damaged_series(axial):
+    series = one_series(axial)
+    with files_of_at_most(2500), pytest.raises(OutputError, match="TMPDIR"):
+        read_series(series)
 
 
 def test_the_slope_is_applied(tmp_path, here):

@@ -254,8 +254,18 @@ def test_a_tree_of_studies_tells_of_no_headers(scans, model_folder, tmp_path):
 
 # Some hundred of the fuzzer's files
 
+COUNTS = {
+    "nifti": 60, "pair": 60, "metaimage": 60, "archive": 60, "dataset": 60, "manifest": 60, "result": 60, "weights": 40,
+    "model": 20, "recipe": 20, "dicom": 8,
+}  # fmt: skip
+"""Files of each kind; the slow kinds have fewer, since the whole should take some seconds."""
 
-@pytest.mark.parametrize(("kind", "count"), [("nifti", 60), ("archive", 60), ("dicom", 8)])
+
+def test_every_kind_of_damaged_file_is_tried():
+    assert COUNTS.keys() == fuzz_makers.MAKERS.keys() == fuzz_makers.READERS.keys()
+
+
+@pytest.mark.parametrize(("kind", "count"), COUNTS.items())
 def test_damaged_files_are_read_or_refused_and_nothing_else(kind, count):
     if fuzz_makers.missing(kind):
         pytest.skip(fuzz_makers.missing(kind))
@@ -264,3 +274,20 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(kind, count):
     assert tally.outcomes.total() == count
     assert 0 < tally.outcomes["refused"] < count
     assert tally.peak_mb < 1500
+
+
+@pytest.mark.parametrize(
+    ("text", "unfit"),
+    [
+        ("t1c.nii has 3 voxels. Export it again.\nAnd a second line.", False),
+        ("caf\udce9.nii is damaged", False),
+        ("<Series object at 0x7f12aa34>", True),
+        ("in <class 'int'>", True),
+        ("PosixPath('/data/x')", True),
+        ("Traceback (most recent call last)", True),
+        ("a\x1b[31mb", True),
+        ("x" * 2001, True),
+    ],
+)
+def test_the_fuzzer_knows_words_that_nobody_should_see(text, unfit):
+    assert fuzz_files.is_unfit(text) is unfit

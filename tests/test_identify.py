@@ -501,6 +501,7 @@ FAULTS = [
     (_files("..\\outside.nii.gz"), "outside its folder"),
     (_files("C:/outside.nii.gz"), "outside its folder"),
     (_files("link.nii.gz"), "outside its folder"),
+    (_files("x" * 5000), "not there"),
 ]
 
 
@@ -511,7 +512,7 @@ def test_a_fault_in_series_json_is_named(written, converted, change, said):
         read_series_json(written(change))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '"t1"', "\x00", "[" * 10_000])
+@pytest.mark.parametrize("content", ["", "[]", "{", '"t1"', "\x00", "[" * 10_000, "9" * 5000])
 def test_what_is_no_series_json_is_refused(tmp_path, content):
     path = tmp_path / "series.json"
     path.write_text(content, "utf-8")

@@ -441,6 +441,8 @@ def test_an_mha_is_read_as_its_format_says(tmp_path, deflate):
         ({"voxels": bytes(2000)}, "goes on after the last voxel"),
         ({"voxels": bytes(2000), "deflate": True}, "goes on after the last voxel"),
         ({"CompressedData": "True"}, "failed"),
+        ({"ElementSpacing": "1e-200 1e-200 1e-200"}, "singular"),
+        ({"TransformMatrix": "inf 0 0 0 1 0 0 0 1"}, "not finite"),
     ],
 )
 def test_an_mha_that_is_rare_or_broken_is_refused(tmp_path, changes, why):
@@ -572,12 +574,36 @@ def test_labels_in_doubt_matter_only_where_they_are_used(tmp_path):
     assert len(find_usable(tmp_path)[0]) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"labels": 1, "labels": 2}',
+        b'{"numTraining": ' + b"9" * 5000 + b"}",
+    ],
+)
 def test_a_broken_dataset_json_is_refused(tmp_path, content):
     tree(tmp_path / "tree", "nnunet")
     (tmp_path / "tree" / "dataset.json").write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as JSON"):
         find_studies(tmp_path)
+
+
+def test_a_listed_file_with_a_name_that_no_file_can_have_is_a_problem_of_its_study(tmp_path):
+    with_tree(tmp_path, dataset={"S1": {"images": ["x" * 300 + ".nii.gz"]}})
+    _, problems = find_usable(tmp_path)
+    assert "which is not there" in problems["S1"]
+
+
+def test_a_channel_of_a_long_name_is_shortened_in_the_log(tmp_path, caplog):
+    with_tree(tmp_path, channel_names={"0": "T1", "1": "y" * 5000})
+    find_usable(tmp_path)
+    assert f"were ignored: {'y' * 100}..." in caplog.text
+    assert "y" * 101 not in caplog.text
 
 
 # BIDS
@@ -715,6 +741,10 @@ def test_a_manifest_is_read_however_it_was_saved(tmp_path, text):
         ("study,t1\nA,0.nii.gz\nA,1.nii.gz\n", "Two studies are called A"),
         (b"\xff\xfes\0t\0u\0d\0y\0", "A manifest has|cannot be read as a table"),
         ('study,t1\nA,"0.nii.gz\n', "cannot be read as a table"),
+        ("study,t1" + "," * 999 + "\nA,0.nii.gz\n", "has 1,001 columns; at most 1000 are read"),
+        ("study,t1\n=1+1,0.nii.gz\n", "would take it for a formula"),
+        ("study,t1\n@SUM(1),0.nii.gz\n", "would take it for a formula"),
+        ("study,t1\nA," + "x" * 300 + ".nii.gz\n", "is no file"),
     ],
 )
 def test_a_manifest_that_is_wrong_says_where(tmp_path, text, why):
@@ -764,6 +794,12 @@ def test_a_table_of_something_else_is_no_manifest(tmp_path):
     tree(tmp_path / "tree", "brats2021")
     (tmp_path / "tree" / "survival.csv").write_text("id,age,t1,t2\nS00,61,812.5,93.1\n")
     assert len(find_studies(tmp_path)) == 6
+
+
+def test_a_thousand_columns_are_read_and_the_first_unused_are_named(tmp_path, caplog):
+    names = ",".join(f"c{n}" for n in range(998))
+    assert [study.id for study in find_studies(table(tmp_path, f"study,t1,{names}\nA,0.nii.gz\n"))] == ["A"]
+    assert "c18, c19 and 978 more" in caplog.text
 
 
 def test_columns_that_were_not_used_are_named(tmp_path):

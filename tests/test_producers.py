@@ -49,7 +49,7 @@ TRIGGERS = {
     "data/preprocess.py:_warn_of_slab": ("noisy_slab", r"study: FLAIR has 6 slices along one axis, 18 mm in all"),
     "data/raw/itk.py:perpendicular_axes": ("sheared", r"The axes of an image are not quite perpendicular"),
     "data/raw/preparation.py:_register_and_strip": ("moved", r"FLAIR misaligned\? yes: it is said so\."),
-    "data/raw/preparation.py:add_brain_mask": ("raw_head", r"deepbet found the brain in T1 \(38\d ml\)"),
+    "data/raw/preparation.py:add_brain_mask": ("raw_head", r"deepbet found the brain in T1 \(38\d ml; 700 to 2300 are"),
     "data/raw/preparation.py:register": ("within_a_voxel", r"FLAIR agrees with T1c within a voxel"),
     "data/raw/preparation.py:register#2": ("not_better", r"FLAIR was not moved: .* \(6\.0 mm and 0\.0 degrees\)"),
     "data/raw/preparation.py:register#3": ("far_away", r"study: FLAIR was registered to T1c: 33\.0 mm .* further than"),
@@ -104,10 +104,10 @@ COSTLY = {
 }  # fmt: skip
 """Calls that another test triggers, because a scene would need more than a test run has."""
 BESIDE = {
-    "batch/folder.py:write_notes": "counts what notes.csv has",
     "batch/on_slurm.py:segment_on_slurm": "a job of the cluster; its studies are in failures.json",
     "batch/progress.py:fail": "an error: failures.json has it",
     "cli/about.py:doctor": "the machine",
+    "cli/app.py:handleError": "the log file itself",
     "evaluation/calibrate.py:_count_all": "an error: notes.csv has it, too",
     "evaluation/compare.py:_common_cases": "evaluations, no studies: comparison.json names the cases",
     "evaluation/compare.py:_common_metrics": "evaluations, no studies",
@@ -202,7 +202,7 @@ def test_notices_of_a_study_in_the_cache_are_counted_and_stay_in_the_table(tmp_p
     stage = Stage(tmp_path, tmp_path, pytest.MonkeyPatch())
     prepared(stage)
     again = stage.run("prepare", tmp_path / "data", "-o", stage.out, "--recipe", "unet/phantom")
-    assert "1 studies of the cache have warnings or notes: notes.csv in the cache has all of them." in again.terminal
+    assert "1 studies of the cache have warnings or notes: notes.csv there has all of them." in again.terminal
     assert not [line for line in again.terminal if "another grid" in line]
     assert [text for text in again.recorded if text.startswith("S0: T2 lies on another grid")]
 

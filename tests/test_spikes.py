@@ -41,6 +41,15 @@ def test_statistics_with_spikes_equal_those_without(seed, count, factor):
     assert after.std() == pytest.approx(before.std(), rel=0.05)
 
 
+def test_an_image_near_the_end_of_float32_is_repaired_as_the_same_image_of_usual_numbers():
+    """A factor of 2^118 changes no digit of a float32; 1000 * 2^118 is 3.3e38, and float32 ends at 3.4e38."""
+    image, inside = ball(0)
+    image[tuple(np.argwhere(inside)[50])] = 1000
+    usual, large = (repair(image * np.float32(factor), inside, 0.0) for factor in (1, 2.0**118))
+    assert usual.spikes == large.spikes == 1
+    assert np.array_equal(usual.voxels, large.voxels / np.float32(2.0**118))
+
+
 @given(seed=SEEDS, radius=st.floats(1, 3), level=st.sampled_from([1e4, 3e6, -1e5]))
 def test_a_group_of_spikes_is_filled_from_its_surroundings(seed, radius, level):
     image, inside = ball(seed)

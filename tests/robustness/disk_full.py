@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ import workbench
 from workbench import Bench, Done, Word, settings
 
 PAGE = 4096
+EVERY = 3
+"""A command that leaves nothing is run again after every third failure; one that goes on, after each."""
 LARGE = "512m"
 REFUSED = re.compile(
     r"glimpseg: (\S+ could not be written|.* could not be written to \S+|The log cannot be written to \S+) "
@@ -80,10 +82,10 @@ def main() -> int:
                 messages[message] = messages.get(message, 0) + 1
             yield (
                 case.name, f"{tried.need / 1024:.0f} kB, {tried.files} files", str(tried.refused), str(tried.sufficed),
-                str(tried.equal), str(len(tried.findings)),
+                f"{tried.equal} of {tried.compared}", str(len(tried.findings)),
             )  # fmt: skip
 
-    head = ("command", "need", "refused", "sufficed", "equal after more space", "findings")
+    head = ("command", "need", "refused", "sufficed", "then equal", "findings")
     workbench.table(head, rows())
     print(f"\n{runs} runs, {len(findings)} findings")
     for message, count in sorted(messages.items()) if arguments.messages else ():
@@ -100,7 +102,7 @@ class Trial:
         self.elsewhere = bench.fresh("elsewhere")
         self.findings: list[str] = []
         self.messages: list[str] = []
-        self.refused = self.sufficed = self.equal = self.need = self.files = 0
+        self.refused = self.sufficed = self.equal = self.compared = self.need = self.files = 0
 
     def run(self, sizes: int, inodes: int) -> None:
         """Measures the need, and runs the command with less."""
@@ -122,10 +124,10 @@ class Trial:
         first, first_files = used
         for number in range(sizes):
             size = max(first + (self.need - first) * number // sizes, PAGE)
-            self._on_disk(f"size={-(-size // PAGE) * PAGE}", f"{size / 1024:.0f} kB", filled=not number)
+            self._on_disk(f"size={-(-size // PAGE) * PAGE}", f"{size / 1024:.0f} kB", number=number)
         for number in range(inodes):
             files = first_files + (self.files - first_files) * number // inodes
-            self._on_disk(f"size={LARGE},nr_inodes={max(files, 1)}", f"{files} files")
+            self._on_disk(f"size={LARGE},nr_inodes={max(files, 1)}", f"{files} files", number=number)
 
     def _before(self) -> tuple[int, int]:
         if self.case.before is not None:
@@ -148,8 +150,8 @@ class Trial:
         most, most_files = (max(pair) for pair in zip((most, most_files), used_on(self.disk), strict=True))
         return command.done(), most, most_files
 
-    def _on_disk(self, options: str, shown: str, *, filled: bool = False) -> None:
-        """Runs the command on one disk, enlarges the disk, and runs it again; `filled`: its last page is taken."""
+    def _on_disk(self, options: str, shown: str, *, number: int) -> None:
+        """Runs the command on one disk, enlarges it, and runs the command again. The smallest disk is full already."""
         if self.case.before is not None:
             options, smaller = f"size={LARGE}", options
         with mounted(self.disk, options.removeprefix("size=")):
@@ -157,8 +159,9 @@ class Trial:
                 self._before()
                 subprocess.run(["mount", "-o", f"remount,{smaller}", self.disk], check=True)
             filler = self.disk / "filler"
-            if filled:
-                filler.write_bytes(bytes(os.statvfs(self.disk).f_bavail * PAGE))
+            if not number:
+                with suppress(OSError):  # a disk that takes no file
+                    filler.write_bytes(bytes(os.statvfs(self.disk).f_bavail * PAGE))
             ended = self._command().done()
             filler.unlink(missing_ok=True)
             self._judge(ended, shown)
@@ -168,6 +171,8 @@ class Trial:
                 self._compare(shown)
             else:
                 self.refused += 1
+                if self.case.before is None and not self.case.again and number % EVERY:
+                    return  # nothing is there, as if the command had never run
                 again = self._command(*self.case.again).done()
                 if again.code:
                     self.findings.append(f"{self.case.name}, {shown}: again, with space: {again.said[-300:]}")
@@ -205,6 +210,7 @@ class Trial:
 
     def _compare(self, shown: str) -> None:
         found = self._content()
+        self.compared += 1
         if found == self.whole and not workbench.temporary_left(self.disk):
             self.equal += 1
         else:

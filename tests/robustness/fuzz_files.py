@@ -1,11 +1,13 @@
-"""Read thousands of damaged NIfTI, DICOM and archive files, each made from a seed, and counts how that ends.
+"""Read thousands of damaged files, each made from a seed, and counts how that ends.
 
-    python tests/robustness/fuzz_files.py [--nifti 1000] [--dicom 1000] [--archives 1000] [--seed 0]
+    python tests/robustness/fuzz_files.py [--files nifti=1000 recipe=500] [--seed 0] [-o findings.md]
 
-A file may be read, or refused with one of glimpseg's own errors. Anything else is a finding: another exception, a
-Python warning, a process that dies, more than 5 s of a processor, a file left behind. Memory is limited to 1 GB beyond
-the imports. Each finding names the number of its file; `--only nifti:123` makes and reads that one again in this
-process, and shows the trace.
+The kinds are those of `fuzz_makers.py`. A file may be read, or refused with one of glimpseg's own errors. Anything else
+is a finding: another exception, a Python warning, a process that dies, more than 5 s of a processor, a file left
+behind, memory beyond what a file of that size can need, or words that should not be there. Such words are the text of
+an object, a traceback, control characters or more than 2,000 characters in a message, and a path of the input in a log
+line. Memory is limited to 1 GB beyond the imports. Each finding names the number of its file; `--only nifti:123` makes
+and reads that one again in this process, and shows the trace.
 
 The files are read by a process that is replaced when it dies or hangs. Where glimpseg itself would start a reading
 process (DICOM), the reader is forked from this one instead, which spares its imports.
@@ -15,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import re
 import resource
 import runpy
 import select
@@ -27,7 +31,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +45,18 @@ PATIENCE_S = 30.0
 """Clock time of one file, on a machine that may be busy with other things."""
 SPARE_BYTES = 1 << 30
 """Memory that the reading process may take beyond its imports."""
+SPARE_MB, SPARE_RATIO = 128.0, 64
+"""Memory that a file may take: so much, and so many times its size."""
 SETTLE_SECONDS = 300.0
 """For imports, before the first file."""
-KINDS = {"nifti": makers.nifti, "dicom": makers.dicom, "archive": makers.archive}
+LONGEST = 2000
+"""Most characters of a message."""
+OUTCOMES = ("read", "refused", "exception", "warning", "words", "memory", "died", "hang", "left behind")
+GOOD = ("read", "refused")
+OBJECT = re.compile(
+    r"\bat 0x[0-9a-f]{6,}|<(class|function|module|unicode string|byte string|_io)\b|PosixPath\(|Traceback"
+)
+"""Text of a Python object, or a traceback."""
 
 
 class Hang(Exception):
@@ -57,6 +70,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     peak_mb: float = 0.0
+    grown_mb: float = 0.0
     slowest_s: float = 0.0
     seconds: float = 0.0
 
@@ -64,19 +78,19 @@ class Tally:
         """Counts one answer."""
         self.outcomes[answer["outcome"]] += 1
         self.peak_mb = max(self.peak_mb, answer.get("peak_mb", 0.0))
+        self.grown_mb = max(self.grown_mb, answer.get("grown_mb", 0.0))
         self.slowest_s = max(self.slowest_s, answer["seconds"])
-        if answer["outcome"] not in ("read", "refused"):
-            self.findings.append(f"{name}: {answer['outcome']}: {answer['text']}")
+        if answer["outcome"] not in GOOD:
+            self.findings.append(f"{name}: {answer['outcome']}: {answer['text'][:400]}")
 
 
 def main() -> int:
     """Prints a table and the findings; the exit code says whether there were any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nifti", type=int, default=1000)
-    parser.add_argument("--dicom", type=int, default=1000)
-    parser.add_argument("--archives", type=int, default=1000)
+    parser.add_argument("--files", nargs="+", default=[f"{kind}=300" for kind in makers.MAKERS], metavar="KIND=COUNT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="Kind and number of one file.")
+    parser.add_argument("-o", "--output", type=Path, help="File for the table and the findings, beside the terminal.")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -84,22 +98,27 @@ def main() -> int:
         return 0
     if arguments.only:
         return once(arguments.only, arguments.seed)
-    wanted = {"nifti": arguments.nifti, "dicom": arguments.dicom, "archive": arguments.archives}
-    tallies = {kind: fuzz(kind, range(count), arguments.seed) for kind, count in wanted.items() if count}
-    print(table(tallies))
-    for kind, tally in tallies.items():
-        for finding in tally.findings:
-            print(f"{kind}:{finding}")
+    tallies = {}
+    for kind, count in (words.split("=") for words in arguments.files):
+        tallies[kind] = fuzz(kind, range(int(count)), arguments.seed)
+        lines = [f"seed {arguments.seed}", table(tallies)]
+        lines += [f"{kind}:{finding}" for kind, tally in tallies.items() for finding in tally.findings]
+        if arguments.output:
+            arguments.output.write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    print("\n".join(lines))
     return int(any(tally.findings for tally in tallies.values()))
 
 
 def table(tallies: dict[str, Tally]) -> str:
     """One line for each kind, as Markdown."""
-    heads = ["read", "refused", "exception", "warning", "died", "hang", "left behind"]
-    lines = [f"| kind | files | {' | '.join(heads)} | peak MB | slowest s | s |", "|---" * (len(heads) + 5) + "|"]
+    lines = [
+        f"| kind | files | {' | '.join(OUTCOMES)} | peak MB | most MB for a file | slowest s | s |",
+        "|---" * (len(OUTCOMES) + 6) + "|",
+    ]
     for kind, tally in tallies.items():
-        counts = " | ".join(str(tally.outcomes[head]) for head in heads)
-        times = f"{tally.peak_mb:.0f} | {tally.slowest_s:.2f} | {tally.seconds:.0f}"
+        counts = " | ".join(str(tally.outcomes[outcome]) for outcome in OUTCOMES)
+        times = f"{tally.peak_mb:.0f} | {tally.grown_mb:.0f} | {tally.slowest_s:.2f} | {tally.seconds:.0f}"
         lines.append(f"| {kind} | {tally.outcomes.total()} | {counts} | {times} |")
     return "\n".join(lines)
 
@@ -113,9 +132,11 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int) -> Tally:
         return tally
     with tempfile.TemporaryDirectory() as place:
         worker = Worker(Path(place), kind)
-        for number in numbers:
-            tally.take(str(number), worker.ask(kind, number, seed))
-        worker.end()
+        try:
+            for number in numbers:
+                tally.take(str(number), worker.ask(kind, number, seed))
+        finally:
+            worker.end()
     tally.seconds = time.monotonic() - begun
     return tally
 
@@ -159,6 +180,8 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # torch makes this folder once; in the folder that is watched it would count as left behind.
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "torchinductor-fuzz")
         command = [sys.executable, __file__, "--work", str(self.place), "--only", self.kind]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         if self._line(self.process, SETTLE_SECONDS) is None:
@@ -179,19 +202,31 @@ class Worker:
 # The process that reads
 
 
+class Lines(logging.Handler):
+    """Collects the log lines of glimpseg."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps one line."""
+        self.lines.append(record.getMessage())
+
+
 def work(place: Path, only: str) -> None:
     """Reads the files that are asked for on stdin, one answer a line on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    prepare_process(only)
+    prepare_process(only, place)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         kind, number, seed = json.loads(line)
         print(json.dumps(ended(kind, number, seed, place)), file=answers, flush=True)
 
 
-def prepare_process(only: str) -> None:
+def prepare_process(only: str, place: Path) -> None:
     """Imports, limits, and a reader that is forked rather than started."""
     from glimpseg.data import nifti, preprocess, unpack  # noqa: F401
     from glimpseg.runtime import sandbox
@@ -202,6 +237,8 @@ def prepare_process(only: str) -> None:
         from glimpseg.data.dicom import find, read, stacks  # noqa: F401
 
         find.run_sandboxed = read.run_sandboxed = forked  # type: ignore[assignment]
+    for number in range(3):  # imports that the first files bring are not theirs
+        ended(only, number, 1 << 30, place)
     sandbox.limit_memory(SPARE_BYTES)
     warnings.simplefilter("error")
 
@@ -213,24 +250,42 @@ def ended(kind: str, number: int, seed: int, place: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     tempfile.tempdir = str(scratch)
-    path = KINDS[kind](np.random.default_rng([seed, number]), case)
+    path = makers.MAKERS[kind](np.random.default_rng([seed, number]), case)
     before = set(place.rglob("*"))
-    begun = _processor_s()
+    size_mb = sum(file.stat().st_size for file in before if file.is_file()) / 2**20
+    lines = Lines()
+    logging.getLogger("glimpseg").addHandler(lines)
+    memory_mb, children_mb, begun = _memory_mb("VmRSS"), _children_mb(), _processor_s()
+    _forget_peak()
     outcome, text = _read(kind, path)
     answer = {"outcome": outcome, "text": text, "seconds": _processor_s() - begun}
+    logging.getLogger("glimpseg").removeHandler(lines)
+    child_mb = _children_mb() if _children_mb() > children_mb else 0.0
+    grown_mb = max(_memory_mb("VmHWM"), child_mb) - memory_mb
     left = set(place.rglob("*")) - before
-    if left and outcome in ("read", "refused"):
+    unfit = [f"log: {line}" for line in lines.lines if is_unfit(line) or str(place) in line]
+    if outcome in GOOD and left:
         answer |= {"outcome": "left behind", "text": ", ".join(str(path.relative_to(place)) for path in left)}
-    return {
-        **answer,
-        "peak_mb": max(_own_peak_kilobytes(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024,
-    }
+    elif outcome in GOOD and unfit:
+        answer |= {"outcome": "words", "text": unfit[0]}
+    elif outcome in GOOD and grown_mb > SPARE_MB + SPARE_RATIO * size_mb:
+        answer |= {"outcome": "memory", "text": f"{grown_mb:.0f} MB for {size_mb:.3f} MB: {outcome} {text}"}
+    return {**answer, "peak_mb": max(_memory_mb("VmHWM"), _children_mb()), "grown_mb": grown_mb}
 
 
-def _own_peak_kilobytes() -> int:
-    """Largest memory of this process. `ru_maxrss` would count the memory of the process that started it, too."""
+def _memory_mb(name: str) -> float:
+    """Memory of this process now (VmRSS) or at most (VmHWM). `ru_maxrss` would count its parent's memory, too."""
     words = Path("/proc/self/status").read_text("ascii").split()
-    return int(words[words.index("VmHWM:") + 1])
+    return int(words[words.index(f"{name}:") + 1]) / 1024
+
+
+def _forget_peak() -> None:
+    """Lets VmHWM begin again at what this process has now."""
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def _children_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
 def _processor_s() -> float:
@@ -238,20 +293,26 @@ def _processor_s() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
+def is_unfit(text: str) -> bool:
+    """True for words that a person should not see, or that a terminal would obey."""
+    plain = re.sub("[\n\udc80-\udcff]", "", text)  # bytes of file names that are no UTF-8 are shown as \\udcff
+    return len(text) > LONGEST or not plain.isprintable() or OBJECT.search(text) is not None
+
+
 def _read(kind: str, path: Path) -> tuple[str, str]:
-    from glimpseg.errors import InputError
+    from glimpseg.errors import InputError, ModelError, UsageError
 
     try:
         makers.READERS[kind](path)
-    except InputError as error:
+    except (InputError, ModelError, UsageError) as error:
         text = str(error)
-        return ("refused", text) if len(text) > 20 else ("exception", f"a message without words: {text!r}")
+        return ("words" if len(text) <= 20 or is_unfit(text) else "refused"), text
     except Hang:
         return "hang", "the forked reader"
     except Warning as error:
         return "warning", f"{type(error).__name__}: {error} {_where(error)}"
     except Exception as error:
-        return "exception", f"{type(error).__name__}: {error} {_where(error)}"
+        return "exception", f"{type(error).__name__}: {str(error)[:200]} {_where(error)}"
     return "read", ""
 
 
@@ -314,16 +375,12 @@ def once(name: str, seed: int) -> int:
     """One file again, in this process, with its trace. The file is kept."""
     kind, _, number = name.partition(":")
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    path = KINDS[kind](np.random.default_rng([seed, int(number)]), place)
+    path = makers.MAKERS[kind](np.random.default_rng([seed, int(number)]), place)
     print(path)
+    warnings.simplefilter("error")
     makers.READERS[kind](path)
     print("read")
     return 0
-
-
-def counted(kind: str, numbers: Sequence[int], seed: int = 0) -> Iterator[str]:
-    """The findings among some files: what the tests ask for."""
-    yield from fuzz(kind, numbers, seed).findings
 
 
 if __name__ == "__main__":

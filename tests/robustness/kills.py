@@ -93,7 +93,7 @@ def main() -> int:
     arguments = options.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     workbench.imports()
-    bench, findings = Bench(place=arguments.output), list[str]()
+    bench, findings = Bench(place=arguments.output, studies=2), list[str]()
 
     def rows() -> Iterator[tuple[str, ...]]:
         for verb in arguments.verb:
@@ -146,6 +146,7 @@ def kill_many(bench: Bench, verb: str, count: int, *, terms: float, rng: random.
             other = sorted(name for name in names if found.get(name) != expected.get(name))
             tally.findings.append(f"{verb}: {output.name} differs from the undisturbed run in {other[:5]}")
         tally.left += len(workbench.temporary_left(output))
+        print(f"{verb}: {tally.kills} kills, {tally.outputs} outputs, {tally.equal} equal", file=sys.stderr, flush=True)
         shutil.rmtree(output, ignore_errors=True)
     return tally
 

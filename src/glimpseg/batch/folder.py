@@ -138,7 +138,7 @@ def write_notes(output: Path) -> None:
         doubtful += [path.parent.name] if studies[-1][1].warnings else []
     write_table(output / TABLE, [(TREE, tree), *studies])
     if doubtful:
-        log.warning("%d of %d studies have warnings; %s lists them.", len(doubtful), len(studies), TABLE)
+        log.info("%d of %d studies have warnings; %s lists them.", len(doubtful), len(studies), TABLE)
 
 
 def _notices_in(path: Path) -> Notices:

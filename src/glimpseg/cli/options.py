@@ -142,7 +142,7 @@ def changes_of(texts: list[str] | None, option: str = "--set") -> dict[str, Any]
     Raises: UsageError for a text without `=`, or for a value that is no YAML. `option` is the name of the option in its
         message.
     """
-    import yaml
+    from glimpseg.runtime.documents import DocumentError, parse_yaml
 
     changes: dict[str, Any] = {}
     for text in texts or []:
@@ -150,7 +150,7 @@ def changes_of(texts: list[str] | None, option: str = "--set") -> dict[str, Any]
         if not equals:
             raise UsageError(f"{option} takes field=value, not '{text}'.")
         try:
-            changes[path] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{option} {path} takes a value in YAML, not '{value}'.") from error
+            changes[path] = parse_yaml(value)
+        except DocumentError as error:
+            raise UsageError(f"{option} {path} takes a value in YAML, not '{value}' ({error}).") from error
     return changes

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from glimpseg.errors import InputError
 from glimpseg.modality import Modality, parse
 from glimpseg.region import Label
 from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.documents import parse_json
 from glimpseg.study import Frame, Study
 
 NOTICES = "notices"
@@ -107,7 +108,14 @@ class CachedCase(Case):
                 digest, study, available = (metadata[name] for name in ("digest", "id", "available"))
                 seeds = file.get_tensor("seeds")
                 arrays = {name: file.get_tensor(name) for name in ("image", "target", "levels")}
-        except (SafetensorError, OSError, KeyError) as error:
+            _check_forms({**arrays, "seeds": seeds}, parse(available))
+        except (
+            SafetensorError,
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # TypeError: a type that numpy lacks
             raise InputError(
                 f"The cache entry {path} is damaged ({error}). Delete it; it will be made again."
             ) from error
@@ -169,7 +177,7 @@ def cached_notices(path: Path) -> Notices:
     """
     try:
         with safe_open(path, "np") as file:
-            return Notices(**json.loads((file.metadata() or {}).get(NOTICES, "{}")))
+            return Notices(**parse_json((file.metadata() or {}).get(NOTICES, "{}")))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InputError(f"The cache entry {path} is damaged ({error}). Delete it; it will be made again.") from error
 
@@ -257,6 +265,21 @@ def _seeds(prepared: Prepared) -> Int[np.ndarray, "n 4"]:
         seeds.append(np.concatenate([np.full((len(chosen), 1), label), chosen], axis=1))
     # In C order, because safetensors writes an array in its memory order and reads it back in C order.
     return np.ascontiguousarray(np.concatenate(seeds), np.int32) if seeds else np.zeros((0, 4), np.int32)
+
+
+def _check_forms(arrays: Mapping[str, Shaped[np.ndarray, "..."]], available: Modality) -> None:
+    """Check types and shapes of an entry's arrays; the digest covers their bytes only. Raises: ValueError."""
+    grid = arrays["image"].shape[1:]
+    wanted = {
+        "image": ("float16", (len(available), *grid)),
+        "levels": ("float32", (len(available),)),
+        "target": ("uint8", grid if arrays["target"].size else (0, 0, 0)),
+        "seeds": ("int32", (len(arrays["seeds"]), 4)),
+    }
+    for name, (kind, shape) in wanted.items():
+        found = arrays[name]
+        if len(grid) != 3 or found.dtype != kind or found.shape != shape:
+            raise ValueError(f"{name} is {found.dtype} of the shape {found.shape}, not {kind} of {shape}")
 
 
 def _padded(

@@ -301,7 +301,8 @@ def _opened(path: Path) -> AbstractContextManager[io.BufferedIOBase]:
 def _metaimage(path: Path) -> nibabel.Nifti1Pair:
     _check_file(path)
     try:
-        return metaimage.load(path)
+        with np.errstate(all="ignore"):  # the affine is checked by the caller
+            return metaimage.load(path)
     except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as MetaImage ({_first_line(error)}). Export it again.") from error
 

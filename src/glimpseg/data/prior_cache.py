@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from glimpseg.data.cache import CachedCase, Slices
 from glimpseg.errors import InputError
 from glimpseg.runtime.atomic import atomic_file
+from glimpseg.runtime.documents import parse_json
 
 SUFFIX = ".prior.safetensors"
 """End of the file name."""
@@ -50,7 +51,9 @@ def open_case(case: Path, prior: Path | None) -> CachedCase:
     try:
         with safe_open(prior, "np") as file:
             labels, digest = file.get_tensor("prior"), file.metadata()["digest"]
-            study = json.loads(file.metadata()["record"])["study"]
+            study = parse_json(file.metadata()["record"])["study"]
+        if labels.dtype != np.uint8:
+            raise TypeError(f"its numbers are {labels.dtype}, not uint8")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The prior {prior} is damaged ({error}). Delete it; it will be made again.") from error
     if _digest(labels) != digest:

@@ -81,6 +81,7 @@ def warn_of_repair(sound: Repaired, name: str) -> None:
         warn(f"{name}: {sound.spikes:,} intensities that no tissue has (spikes) were replaced by their neighbours.")
 
 
+@np.errstate(over="ignore")  # a limit beyond float32 is infinite, and no voxel is above it
 def repair(voxels: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], background: float) -> Repaired:
     """Replace voxels that no tissue can have by the median of their sound neighbours.
 

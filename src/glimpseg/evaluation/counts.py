@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
 from glimpseg.region import Region
 from glimpseg.results.scores import Score
+from glimpseg.runtime.documents import BROKEN, parse_json
 from glimpseg.runtime.pipeline import ahead
 from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.study import Study
@@ -32,6 +34,18 @@ NOTICES = "notices"
 """Name of the array that holds the warnings and notes, as JSON."""
 COUNTED_LATER = 2
 """Predictions that may wait to be counted; each holds probabilities on the native grid."""
+
+_UNREADABLE = (
+    *BROKEN,
+    OSError,
+    EOFError,
+    MemoryError,
+    SyntaxError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Errors of reading an NPZ file, and of using content that is not what it should be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +138,9 @@ def read_counts(path: Path) -> Counts:
     """Read the counts of one study. Raises: InputError if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            lines = [Score(*line) for line in json.loads(str(arrays["lines"]))]
+            lines = [Score(*line) for line in parse_json(str(arrays["lines"]), finite=False)]
             histograms = {}
-            notices = Notices(**json.loads(str(arrays[NOTICES]))) if NOTICES in arrays.files else Notices()
+            notices = Notices(**parse_json(str(arrays[NOTICES]))) if NOTICES in arrays.files else Notices()
             for name in arrays.files:
                 if name in ("lines", NOTICES):
                     continue
@@ -139,6 +153,6 @@ def read_counts(path: Path) -> Counts:
                     predicted=predicted.astype(np.int64),
                     studies=int(studies),
                 )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path} does not hold counts ({error}). Remove it, and calibrate again.") from error
     return Counts(lines, histograms, notices)

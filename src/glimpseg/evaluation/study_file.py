@@ -25,6 +25,7 @@ from glimpseg.region import Region
 from glimpseg.results.folder import LABELS, STUDIES
 from glimpseg.results.scores import Score
 from glimpseg.runtime.atomic import atomic_file, write_text
+from glimpseg.runtime.documents import BROKEN, read_json
 from glimpseg.segmentation.inference import Prediction
 from glimpseg.study import Study
 from glimpseg.volume import Volume
@@ -128,7 +129,7 @@ def read_scored_study(folder: Path, study: str) -> ScoredStudy:
     """Read the file of a scored study. Raises: InputError if it is missing or damaged."""
     path = _path(folder, study)
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = read_json(path, finite=False)
         reliability = {
             (subset, region): Reliability.from_lists(lists)
             for subset, regions in tree["reliability"].items()
@@ -142,7 +143,7 @@ def read_scored_study(folder: Path, study: str) -> ScoredStudy:
             reliability=reliability,
             notices=Notices(tree.get("warnings", []), tree.get("notes", [])),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BROKEN as error:
         raise InputError(f"{path} is not the file of a scored study ({error}).") from error
 
 

@@ -19,9 +19,8 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args, get_type_hints
 
-import yaml
-
 from glimpseg.errors import ModelError, UsageError
+from glimpseg.runtime.documents import DocumentError, read_yaml
 
 if TYPE_CHECKING:  # the names of the methods are listed without torch
     from pydantic import ValidationError
@@ -277,9 +276,9 @@ def find_recipe(name: str, changes: Mapping[str, Any] | None = None, backbone: s
     """
     if name.endswith((".yaml", ".yml")):
         try:
-            tree = _upgraded(yaml.safe_load(Path(name).read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"The recipe {name} cannot be read: {error}") from error
+            tree = _upgraded(read_yaml(Path(name)))
+        except DocumentError as error:
+            raise UsageError(f"The recipe {name} cannot be read ({error}). Correct it, or copy it again.") from error
     else:
         method, _, key = name.partition("/")
         if method not in names() or key not in module(method).RECIPES:
@@ -371,6 +370,10 @@ def from_tree(tree: Any) -> Recipe:
             backbone = replace(backbone, config=own)
     except ValidationError as error:
         raise UsageError(f"Recipe field {_wrong_field(error, place)}") from error
+    except ArithmeticError as error:  # of a check in `__post_init__`
+        raise UsageError(
+            f"Recipe field '{place or 'config.'}': its numbers do not suit each other ({error})."
+        ) from error
     return replace(recipe, config=config, backbone=backbone)
 
 

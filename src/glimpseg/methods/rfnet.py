@@ -95,6 +95,9 @@ class Config:
             raise ValueError(
                 f"width should be a multiple of 4 and levels at least 2, not {self.width} and {self.levels}."
             )
+        for name in ("coarse_width", "gate_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1, not {getattr(self, name)}.")
 
     @property
     def widths(self) -> list[int]:

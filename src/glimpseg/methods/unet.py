@@ -77,6 +77,8 @@ class Config:
     """Share of samples that see all their modalities; the others see a random subset. RFNet: 0."""
 
     def __post_init__(self) -> None:
+        if min(self.width, self.channels_per_group, *self.blocks) < 1:
+            raise ValueError("width, channels_per_group and blocks should be at least 1.")
         if self.width % self.channels_per_group:
             raise ValueError(f"width ({self.width}) should be a multiple of channels_per_group; change either.")
         if not 1 <= self.heads < len(self.blocks):

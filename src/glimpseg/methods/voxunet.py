@@ -66,6 +66,8 @@ class Config:
     """Probability that a batch is blended with itself in another order (mixup). Authors' code: 0.5."""
 
     def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width should be at least 1, not {self.width}.")
         if not 1 <= self.heads < len(self.dropout):
             raise ValueError(f"heads should lie between 1 and {len(self.dropout) - 1} for {len(self.dropout)} levels.")
 

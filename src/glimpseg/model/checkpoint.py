@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glimpseg.errors import ModelError
 from glimpseg.model.folder import save_model, storable, verified
 from glimpseg.recipe import Recipe
+from glimpseg.runtime.documents import BROKEN, read_json
 
 STATE, STATE_SCALARS = "state.safetensors", "state.json"
 KEPT = 2
@@ -63,9 +65,12 @@ def load_state(folder: Path) -> tuple[SavedState, dict[str, Any]]:
     Raises: ModelError if a file is missing, damaged or of another format.
     """
     record = verified(folder)
-    scalars = json.loads((folder / STATE_SCALARS).read_text("utf-8"))
-    step = scalars.pop("step")
-    return SavedState(step, load_file(folder / STATE), scalars), record
+    try:
+        scalars = read_json(folder / STATE_SCALARS, finite=False)
+        step = int(scalars.pop("step"))
+        return SavedState(step, load_file(folder / STATE), scalars), record
+    except (*BROKEN, SafetensorError, OSError) as error:
+        raise ModelError(f"The state in {folder} is damaged ({error}). Resume from an earlier checkpoint.") from error
 
 
 def checkpoints(run: Path) -> list[Path]:

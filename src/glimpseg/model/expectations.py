@@ -5,7 +5,6 @@ The numbers are stored as `expectations.json` in the model folder. `evaluation.c
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from glimpseg.errors import ModelError, UsageError
 from glimpseg.modality import ALL, Modality, parse
 from glimpseg.region import Region
 from glimpseg.results.statistics import CONFIDENCE, RESAMPLES, Interval
+from glimpseg.runtime.documents import read_json
 
 EXPECTATIONS = "expectations.json"
 FORMAT = 1
@@ -175,8 +175,8 @@ class Expectations:
 def read_expectations(folder: Path) -> Expectations:
     """Read the `expectations.json` of a model folder. Raises: ModelError if the file cannot be read."""
     try:
-        return Expectations.from_tree(json.loads((folder / EXPECTATIONS).read_text("utf-8")))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        return Expectations.from_tree(read_json(folder / EXPECTATIONS))
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise ModelError(
             f"{folder / EXPECTATIONS} cannot be used ({error}). Make it again with `glimpseg calibrate`."
         ) from error

@@ -25,6 +25,7 @@ from glimpseg.model.digests import sha256_of
 from glimpseg.model.provenance import environment
 from glimpseg.recipe import Recipe
 from glimpseg.runtime.atomic import atomic_folder
+from glimpseg.runtime.documents import DocumentError, read_json, read_yaml
 from glimpseg.version import __version__
 
 FORMAT = 1
@@ -101,7 +102,7 @@ def save_model(
 def read_model(folder: Path) -> StoredModel:
     """Read a model folder without building the network. Weights stored in fp16 are returned in fp32.
 
-    Raises: ModelError if a file is missing or damaged, or of another format or method.
+    Raises: ModelError if a file is missing or damaged, or of another format or method, or if a weight is not finite.
     """
     record = verified(folder)
     recipe = _recipe(folder)
@@ -109,6 +110,7 @@ def read_model(folder: Path) -> StoredModel:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ModelError(f"{StoredModel({}, recipe, record, folder).mismatch}: {error}") from error
+    refuse_not_finite(weights, folder)
     return StoredModel(_single_precision(weights), recipe, record, folder)
 
 
@@ -122,9 +124,9 @@ def verified(folder: Path) -> dict[str, Any]:
             f"{folder} is not a glimpseg model: it has no {PROVENANCE}. Give the folder that `train` wrote."
         )
     try:
-        record = json.loads((folder / PROVENANCE).read_text("utf-8"))
+        record = read_json(folder / PROVENANCE)
         digests = dict(record["sha256"])
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (DocumentError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / PROVENANCE} is damaged ({error}). Copy the model again.") from error
     if record.get("format") != FORMAT:
         raise ModelError(
@@ -151,10 +153,20 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
+def refuse_not_finite(weights: Mapping[str, Tensor], place: Path) -> None:
+    """Check that all weights are finite. Raises: ModelError if not; `place` is the folder or file in its message."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise ModelError(
+                f"The weights of {place} hold NaN or infinite values, first in {name}. The training diverged, or the "
+                "file is damaged. Copy it again, or give an earlier checkpoint."
+            )
+
+
 def _recipe(folder: Path) -> Recipe:
     try:
-        return methods.from_tree(yaml.safe_load((folder / RECIPE).read_text("utf-8")))
-    except (UsageError, yaml.YAMLError) as error:
+        return methods.from_tree(read_yaml(folder / RECIPE))
+    except (UsageError, DocumentError) as error:
         raise ModelError(f"{folder / RECIPE} does not suit glimpseg {__version__}: {error}") from error
 
 

@@ -6,7 +6,6 @@ import logging
 import pickle
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,10 @@ from torch import Tensor
 from glimpseg import methods
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.model.digests import sha256_of
-from glimpseg.model.folder import PROVENANCE, save_model
+from glimpseg.model.folder import PROVENANCE, refuse_not_finite, save_model
 from glimpseg.runtime.atomic import refuse_if_used
 from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
+from glimpseg.runtime.temporary import temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,23 @@ def import_model(
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """Return the tensors of the state dict in a file that other code wrote. Raises: ModelError if it cannot be read."""
+    """Return the tensors of the state dict in a file that other code wrote.
+
+    Raises: ModelError if it cannot be read, or holds NaN or infinite values.
+    """
+    weights = _tensors_of(source)
+    refuse_not_finite(weights, source)
+    return weights
+
+
+def _tensors_of(source: Path) -> dict[str, Tensor]:
     if source.suffix.lower() == ".safetensors":
         try:
             return load_file(source)
         except SafetensorError as error:
             raise ModelError(f"{source} is not a whole safetensors file ({error}). Copy it again.") from error
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "weights.safetensors"
+    with temporary_folder() as folder:
+        target = folder / "weights.safetensors"
         try:
             run_sandboxed(__name__, [source, target], seconds=READING_SECONDS)
         except SandboxError as error:

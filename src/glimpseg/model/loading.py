@@ -15,15 +15,17 @@ from torch import Tensor
 
 from glimpseg import methods
 from glimpseg.data.notices import collected, warn
-from glimpseg.errors import ModelError
-from glimpseg.method import Segmenter
+from glimpseg.errors import ModelError, UsageError
+from glimpseg.method import Learner, Segmenter
 from glimpseg.model.backend import Backend, resolved_backend
 from glimpseg.model.checkpoint import newest_valid
 from glimpseg.model.expectations import EXPECTATIONS, Expectations, read_expectations
-from glimpseg.model.folder import WEIGHTS, StoredModel, read_model
+from glimpseg.model.folder import RECIPE, WEIGHTS, StoredModel, read_model
+from glimpseg.model.outline import outline
 from glimpseg.model.shipped import place_of
 from glimpseg.recipe import Recipe
 from glimpseg.runtime.precision import precision_context, resolve_precision
+from glimpseg.version import __version__
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +112,9 @@ def load_model(
             f"glimpseg train METHOD/RECIPE --init {stored.path}"
         )
     recipe = methods.with_choices(stored.recipe, choices)
-    network = methods.build(recipe)
-    assert isinstance(network, Segmenter), "only a pretraining does not segment"
+    network = _fitting_network(stored, recipe)
     spacing_mm = recipe.data.preprocess.spacing_mm
     computed_by = resolved_backend(backend, torch.device(device), spacing_mm, network.whole_up_to)
-    if not any(name.startswith(network.training_only) for name in stored.weights):
-        network.drop_training_parts()
-    try:
-        network.load_state_dict(stored.weights)
-    except RuntimeError as error:
-        raise ModelError(f"{stored.mismatch}: {_misfit(network, stored.weights)}") from error
     model = Model(
         network.to(device).eval(),
         recipe,
@@ -132,6 +127,32 @@ def load_model(
         return model
     expectations = read_expectations(stored.path)
     return replace(model, expectations=expectations) if expectations.choices == model.chosen else model
+
+
+def _fitting_network(stored: StoredModel, recipe: Recipe) -> Segmenter:
+    """Return the network of a recipe with the stored weights.
+
+    It takes memory only if they fit. Raises: ModelError if they do not, or if there is no such network.
+    """
+    try:
+        empty = outline(recipe)
+    except UsageError as error:
+        raise ModelError(f"{stored.path / RECIPE} does not suit glimpseg {__version__}: {error}") from error
+    _without_unused_parts(empty, stored.weights)
+    misfit = _misfit(empty, stored.weights)
+    if misfit:
+        raise ModelError(f"{stored.mismatch}: {misfit}.")
+    network = _without_unused_parts(methods.build(recipe), stored.weights)
+    network.load_state_dict(stored.weights)
+    return network
+
+
+def _without_unused_parts(network: Learner, weights: Mapping[str, Tensor]) -> Segmenter:
+    """Drop the parts that only training uses, if the weights have none of them; return the network."""
+    assert isinstance(network, Segmenter), "only a pretraining does not segment"
+    if not any(name.startswith(network.training_only) for name in weights):
+        network.drop_training_parts()
+    return network
 
 
 def stored_model(path: str | Path) -> StoredModel:
@@ -152,15 +173,21 @@ def stored_model(path: str | Path) -> StoredModel:
 
 
 def _misfit(network: Segmenter, weights: Mapping[str, Tensor]) -> str:
-    """Return the names of weights that are missing, unexpected or of another shape, the first few of each."""
+    """Return the names of weights that are missing, unexpected, or of another shape or type, the first few of each.
+
+    The text is empty if there are none.
+    """
     own = network.state_dict()
     shared = [name for name in own if name in weights]
     kinds = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
         "of another shape": [name for name in shared if own[name].shape != weights[name].shape],
+        "of another type": [
+            name for name in shared if own[name].is_floating_point() != weights[name].is_floating_point()
+        ],
     }
-    return "; ".join(f"{kind}: {_first_few(names)}" for kind, names in kinds.items() if names) + "."
+    return "; ".join(f"{kind}: {_first_few(names)}" for kind, names in kinds.items() if names)
 
 
 def _first_few(names: Sequence[str], most: int = 3) -> str:

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from glimpseg import methods
 from glimpseg.errors import ModelError
 from glimpseg.method import Learner, Segmenter, names_by_role
 from glimpseg.model.folder import WEIGHTS, StoredModel
 from glimpseg.model.loading import stored_model
+from glimpseg.model.outline import outline
 from glimpseg.recipe import Init, Recipe
 
 log = logging.getLogger(__name__)
@@ -70,8 +69,7 @@ def weights_by_role(source: StoredModel) -> Mapping[str, Tensor]:
     """
     if source.recipe.backbone is not None:
         return source.weights
-    with torch.device("meta"):
-        network = methods.build(source.recipe)
+    network = outline(source.recipe)
     assert isinstance(network, Segmenter), "only a pretraining does not segment"
     stored = {role: [n for n in names if n in source.weights] for role, names in names_by_role(network).items()}
     return {role: source.weights[names[0]] for role, names in stored.items() if names}

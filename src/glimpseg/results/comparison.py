@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from glimpseg.results.folder import CASES, COMPARISON, COMPARISONS, MEAN
 from glimpseg.results.scores import METRICS, REGIONS
 from glimpseg.results.statistics import Interval
 from glimpseg.runtime.atomic import write_json
+from glimpseg.runtime.documents import BROKEN, read_json
 
 LEVEL = 0.05
 """Significance level of the adjusted p value."""
@@ -200,7 +200,7 @@ def read_comparison(folder: str | Path) -> Comparison:
     """Read the files that `compare` wrote. Raises: InputError if they are missing or damaged."""
     folder = Path(folder)
     try:
-        record = json.loads((folder / COMPARISON).read_text("utf-8"))
+        record = read_json(folder / COMPARISON, finite=False)
         tests, cases = (_rows(folder / name) for name in (COMPARISONS, CASES))
         return Comparison(
             glimpseg=record["glimpseg"],
@@ -215,7 +215,7 @@ def read_comparison(folder: str | Path) -> Comparison:
             tests=[_test(row) for row in tests],
             case_values=_case_values(cases, record),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*BROKEN, OSError, csv.Error) as error:
         raise InputError(f"{folder} is not a comparison ({error}). Make one with `glimpseg compare`.") from error
 
 

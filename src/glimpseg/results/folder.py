@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from glimpseg.errors import InputError
 from glimpseg.results.scores import Scores, read_scores
+from glimpseg.runtime.documents import BROKEN, read_json
 
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.json", "evaluation.json"
 STUDIES, LABELS = "studies", "labels"
@@ -67,11 +67,11 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     """
     folder = Path(folder)
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record = read_json(folder / RECORD, finite=False)
         finished = record["finished"]
-        summary = json.loads((folder / SUMMARY).read_text("utf-8")) if finished else {}
+        summary = read_json(folder / SUMMARY, finite=False) if finished else {}
         digest = hashlib.sha256((folder / SCORES).read_bytes()).hexdigest() if finished else ""
-    except (OSError, ValueError, KeyError) as error:
+    except (*BROKEN, OSError) as error:
         raise InputError(f"{folder} is not an evaluation ({error}). Make one with `glimpseg evaluate`.") from error
     if not finished:
         raise InputError(f"The evaluation in {folder} is not finished. Go on with `glimpseg evaluate ... --resume`.")

@@ -243,7 +243,7 @@ def read_scores(path: Path) -> Scores:
             )
             for row in rows
         ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} does not hold scores ({error}). Make them with `glimpseg evaluate`.") from error
     if not lines:
         raise InputError(f"{path} has no score. Run `glimpseg evaluate` again.")

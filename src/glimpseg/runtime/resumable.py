@@ -24,6 +24,7 @@ import yaml
 
 from glimpseg.errors import InputError, UsageError
 from glimpseg.runtime.atomic import folder_lock, refuse_if_used, write_text_once
+from glimpseg.runtime.documents import read_json, read_yaml
 
 LONGEST_VALUE = 60
 """Characters of a setting's value in a message."""
@@ -118,9 +119,8 @@ class Resumable:
         if not path.is_file():
             return None
         try:
-            text = path.read_text("utf-8")
-            return dict(yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            return dict(read_yaml(path) if path.suffix == ".yaml" else read_json(path, finite=False))
+        except (ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}). Name another folder with -o.") from error
 
     def _text(self, settings: Mapping[str, Any]) -> str:

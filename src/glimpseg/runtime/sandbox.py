@@ -18,7 +18,7 @@ from glimpseg.runtime.temporary import REFUSALS, temporary_refused
 SPARE_BYTES = 2 << 30
 """Memory that a reader may use in addition to what it holds after its imports."""
 
-_SYSTEM_ERROR = re.compile(r"OSError: \[Errno (\d+)\]")
+_SYSTEM_ERROR = re.compile(r"OSError: \[Errno (\d+)\]|.*SafetensorError: .*\(os error (\d+)\)$")
 """Last line of a reader that could not write."""
 
 
@@ -46,8 +46,8 @@ def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: floa
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         refused = _SYSTEM_ERROR.match(lines[-1]) if lines else None
-        if refused and int(refused[1]) in REFUSALS:
-            number = int(refused[1])
+        number = int(refused[1] or refused[2]) if refused else 0
+        if number in REFUSALS:
             raise temporary_refused(OSError(number, os.strerror(number)))
         raise SandboxError(lines[-1] if lines else f"reader ended with {done.returncode}")
 

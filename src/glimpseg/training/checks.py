@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from glimpseg import methods
 from glimpseg.errors import UsageError
 from glimpseg.method import Segmenter
 from glimpseg.model.checkpoint import newest_valid
+from glimpseg.model.outline import outline
 from glimpseg.model.transfer import find_initial_weights
 from glimpseg.priors.making import refuse_unready
 from glimpseg.recipe import Recipe
@@ -21,8 +19,7 @@ def refuse_unfit(recipe: Recipe) -> None:
     A method cannot use the recipe's prior if it needs one and the recipe has none, or the other way round. The prior
     cannot be made if its weights or the package for them are not there.
     """
-    with torch.device("meta"):
-        learner = methods.build(recipe)
+    learner = outline(recipe)
     patch, kind = recipe.data.sampling.patch, recipe.data.prior.kind
     stride, smallest = learner.stride, learner.smallest
     if any(side % stride or side < smallest for side in patch):
@@ -47,8 +44,7 @@ def refuse_unfit_weights(recipe: Recipe, run: Path) -> None:
     """
     if recipe.init.weights is None or newest_valid(run) is not None:
         return
-    with torch.device("meta"):
-        learner = methods.build(recipe)
+    learner = outline(recipe)
     if not isinstance(learner, Segmenter):
         raise UsageError(f"This {recipe.method} is pretraining, which begins with random weights. Leave init out.")
     find_initial_weights(learner, recipe)

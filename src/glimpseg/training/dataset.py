@@ -27,6 +27,7 @@ from glimpseg.priors.sam import weights_digest, weights_path
 from glimpseg.priors.settings import Prior
 from glimpseg.recipe import Recipe
 from glimpseg.region import Region
+from glimpseg.runtime.distributed import rank_and_world
 from glimpseg.study import Study
 from glimpseg.training.checks import refuse_unfit
 from glimpseg.training.options import TrainOptions
@@ -86,15 +87,16 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path, foun
         try:
             with notices.telling():
                 paths.append(cache_study(study, recipe.data.preprocess, folder))
+            kept = cached_notices(paths[-1])
         except InputError as error:
             failures.append(f"{study.id}: {error}")
         else:
-            kept = cached_notices(paths[-1])
             said.append((study.id, kept))
             earlier += any(kept.rows()) and not any(notices.rows())
-    write_table(folder / TABLE, said)
-    if earlier:
-        log.info("%d studies of the cache have warnings or notes: %s in the cache has all of them.", earlier, TABLE)
+    if rank_and_world()[0] == 0:
+        write_table(folder / TABLE, said)
+        if earlier:
+            log.info("%d studies of the cache have warnings or notes: %s there has all of them.", earlier, TABLE)
     if failures:
         raise InputError(
             f"{len(failures)} of {len(studies)} studies cannot be used; repair them or move them away.\n"

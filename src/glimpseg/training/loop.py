@@ -23,7 +23,7 @@ from torch import Tensor
 from glimpseg import methods
 from glimpseg.data.crops import Batch
 from glimpseg.data.loader import Cases, Schedule, batches
-from glimpseg.data.notices import TABLE, StudyNotices
+from glimpseg.data.notices import TABLE, StudyNotices, collected
 from glimpseg.errors import Preempted, TrainingError, UsageError
 from glimpseg.method import Learner, Progress
 from glimpseg.model.checkpoint import load_state, newest_valid, save_checkpoint
@@ -68,7 +68,8 @@ def train(recipe: Recipe, run: str | Path, options: TrainOptions) -> Path:
     refuse_unfit(recipe)
     refuse_unfit_weights(recipe, run)
     found = StudyNotices(where=f"{TABLE} in the cache has all of them")
-    with found.telling():
+    # Every rank finds the same studies; the first tells.
+    with found.telling() if rank_and_world()[0] == 0 else collected():
         studies, note = find_training_studies(recipe, options)  # refused before anything is written
     if note:
         log.info("%s.", note)

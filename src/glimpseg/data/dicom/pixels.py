@@ -22,6 +22,7 @@ from glimpseg.data.dicom.headers import DeflatedError, NotDicom, read_dataset, v
 from glimpseg.errors import InputError
 from glimpseg.region import Label
 from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
+from glimpseg.runtime.temporary import REFUSALS
 
 if TYPE_CHECKING:
     import highdicom
@@ -198,6 +199,8 @@ def main(request: str, target: str) -> None:
             f"{MESSAGE_PREFIX}it takes more memory than such an image should. Its header or its compression is wrong."
         )
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            raise  # a full disk, which is no fault of the image
         sys.exit(
             f"{MESSAGE_PREFIX}its pixels cannot be decoded ({type(error).__name__}). Export it again, uncompressed."
         )

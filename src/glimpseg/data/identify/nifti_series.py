@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from glimpseg.data.dicom.headers import SHORTEST_NAME, scrubbed
 from glimpseg.data.notices import warn
 from glimpseg.data.series import Plane, Series, digest
 from glimpseg.errors import InputError
+from glimpseg.runtime.documents import DocumentError, read_json
 from glimpseg.volume import Grid
 
 WORDS = (
@@ -120,11 +120,9 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
     if not beside.is_file():
         return {}
     try:
-        if beside.stat().st_size > SIDECAR_BYTES:
-            raise ValueError("it is too long")
-        content = json.loads(beside.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        warn(f"The JSON beside an image is not used: {type(error).__name__}.")
+        content = read_json(beside, most_bytes=SIDECAR_BYTES, finite=False)
+    except DocumentError as error:
+        warn(f"The JSON beside an image is not used: {error}.")
         return {}
     return content if isinstance(content, dict) else {}
 

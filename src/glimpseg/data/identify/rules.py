@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from glimpseg.errors import UsageError
+from glimpseg.runtime.documents import DocumentError, read_yaml
 
 Vote: TypeAlias = Literal["t1", "t2", "flair", "drop", "contrast", "plain", "second"]
 """Conclusion that evidence supports. `t1`, `t2`, `flair`: the weighting. `drop`: not a structural image of a head.
@@ -127,8 +128,8 @@ def _read_extra(path: Path) -> Mapping[str, list[str]]:
     try:
         if path.stat().st_size > EXTRA_BYTES:
             raise UsageError(f"{path.name} is longer than a table of words can be. Give {wanted}.")
-        content: Any = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, DocumentError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"The table of words {path.name} cannot be read ({said}). Give YAML: {wanted}.") from error
     try:

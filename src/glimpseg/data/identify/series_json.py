@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +11,7 @@ from glimpseg.data.identify.identification import SCHEMA
 from glimpseg.data.series import Series
 from glimpseg.errors import InputError
 from glimpseg.modality import ALIASES, Modality
+from glimpseg.runtime.documents import DocumentError, read_json
 
 FILE_BYTES = 64 << 20
 """Largest series.json that is read: room for half a million file names."""
@@ -69,13 +69,10 @@ def read_series_json(path: str | Path, folder: str | Path | None = None) -> dict
 
 def _document(path: Path) -> Mapping[str, Any]:
     try:
-        if path.stat().st_size > FILE_BYTES:
-            raise InputError(f"{path.name} is longer than a series.json can be. Run glimpseg identify again.")
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        document = read_json(path, most_bytes=FILE_BYTES, names_files=True)
+    except DocumentError as error:
         raise InputError(
-            f"{path.name} cannot be read as JSON ({said}). Mend it, or run glimpseg identify again."
+            f"{path.name} cannot be read as JSON ({error}). Mend it, or run glimpseg identify again."
         ) from error
     if not isinstance(document, dict):
         raise InputError(
@@ -149,8 +146,12 @@ def _file_below(name: str, place: Path, path: Path) -> Path:
     pure = PurePosixPath(name)
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
     file = place if outside else place / pure
-    if outside or not file.resolve().is_relative_to(place.resolve()):
+    try:
+        inside, there = not outside and file.resolve().is_relative_to(place.resolve()), file.is_file()
+    except OSError:  # a name that is too long
+        inside, there = True, False
+    if not inside:
         raise InputError(f"{path.name} names the file {name!r:.80}, which lies outside its folder. It is not read.")
-    if not file.is_file():
+    if not there:
         raise InputError(f"{path.name} names the file {name!r:.80}, which is not there. Run glimpseg identify again.")
     return file

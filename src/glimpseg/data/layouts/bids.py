@@ -8,7 +8,6 @@ numbers. A label map whose names are no parts of a tumour is anatomical and igno
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from glimpseg.data.layouts.layout import (
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 from glimpseg.region import Convention
+from glimpseg.runtime.documents import DocumentError, read_json
 from glimpseg.study import Study
 
 _SUFFIXES = {"T1w": Modality.T1, "T2w": Modality.T2, "FLAIR": Modality.FLAIR}
@@ -271,9 +271,9 @@ def _derivative_folders(root: Path) -> Iterator[Path]:
 
 def _is_glimpseg_output(folder: Path) -> bool:
     try:
-        tree = json.loads((folder / DESCRIPTION).read_text("utf-8-sig"))
+        tree = read_json(folder / DESCRIPTION)
         return any(maker.get("Name") == GENERATOR for maker in tree["GeneratedBy"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DocumentError, KeyError, TypeError, AttributeError):
         return False
 
 

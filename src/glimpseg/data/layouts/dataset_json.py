@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,10 +10,11 @@ from typing import Any
 
 from glimpseg.data.identify.names import read_name
 from glimpseg.data.layouts.label_names import BACKGROUND_NAMES, convention_of_labels, convention_of_regions
-from glimpseg.data.layouts.layout import FolderListing, printable
+from glimpseg.data.layouts.layout import FolderListing, listed, printable
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality
 from glimpseg.region import Convention
+from glimpseg.runtime.documents import DocumentError, read_json
 
 NAME = "dataset.json"
 FOLDERS, LABELS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}, "labels"
@@ -54,7 +54,7 @@ def missing_in(path: Path) -> str:
     ]
     if not missing:
         return ""
-    keys = ", ".join(printable(str(key)) for key in list(tree)[:12]) or "none"
+    keys = listed(tree) or "none"
     return f"{path.name} lacks {' and '.join(missing)}; its keys are: {keys}."
 
 
@@ -122,7 +122,7 @@ def read_description(path: Path) -> Description:
             channels[int(number)] = modality
     if not channels:
         raise InputError(
-            f"{printable(path.name)} names the channels {', '.join(map(printable, others))}, none of which is T1, T1c, "
+            f"{printable(path.name)} names the channels {listed(others)}, none of which is T1, T1c, "
             "T2 or FLAIR. Name the sequences by one of these words."
         )
     convention, label_problem = _convention(tree, path)
@@ -138,12 +138,10 @@ def read_description(path: Path) -> Description:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAXIMAL_BYTES:
-            raise ValueError("it is too long")
-        tree = json.loads(path.read_text("utf-8-sig"))
+        tree = read_json(path, most_bytes=MAXIMAL_BYTES)
         if not isinstance(tree, dict):
             raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (DocumentError, TypeError) as error:
         raise InputError(f"{printable(path.name)} cannot be read as JSON ({error}). Correct it.") from error
     return tree
 
@@ -162,8 +160,11 @@ def _convention(tree: Mapping[str, Any], path: Path) -> tuple[Convention | None,
     except InputError as error:
         return None, f"{where}: {error}"
     if found is None:
-        names = ", ".join(repr(printable(name)) for name in labels)
-        return None, f"{where} names the labels {names}. Say what each number means: --labels 1=NCR,2=ED,3=ET."
+        return (
+            None,
+            f"{where} names the labels {listed(map(repr, labels))}. Say what each number means: "
+            "--labels 1=NCR,2=ED,3=ET.",
+        )
     return found, ""
 
 

@@ -13,6 +13,7 @@ from glimpseg.data.layouts.layout import (
     StudyEntry,
     broken_link_notes,
     is_broken_link,
+    listed,
     printable,
     stem_of,
 )
@@ -50,9 +51,7 @@ def read(listing: FolderListing) -> ReadResult:
             reference = listing.path / labels / path.name
             entries.append(_entry(path, reference if reference.is_file() else None, description))
     if description.others:
-        notes.append(
-            f"Channels other than the four sequences were ignored: {', '.join(map(printable, description.others))}."
-        )
+        notes.append(f"Channels other than the four sequences were ignored: {listed(description.others)}.")
     return ReadResult(entries, notes=[*notes, *broken_link_notes(broken_links)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from glimpseg.study import Study
 NIFTI = (".nii.gz", ".nii")
 IMAGES = (*NIFTI, ".mha")
 """File endings of images that are read."""
+MOST_NAMES, LONGEST_NAME = 20, 100
+"""Most names that a message lists, and most characters of each."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,16 @@ def printable(name: str) -> str:
     return "".join(char if char.isprintable() else f"_x{ord(char) & 0xFF:02x}" for char in name)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names that a file holds, for messages: printable, the first `MOST_NAMES`, each at most `LONGEST_NAME`."""
+    all_names = list(names)
+    shown = ", ".join(
+        printable(name[:LONGEST_NAME] + "..." * (len(name) > LONGEST_NAME)) for name in all_names[:MOST_NAMES]
+    )
+    more = len(all_names) - MOST_NAMES
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
 def place_below(path: Path, folder: Path) -> str:
     """Return a path for messages: what lies below the given folder, without the folders above it."""
     inside = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
@@ -105,7 +117,20 @@ def usable_id(name: str) -> str:
         raise InputError(
             f"'{printable(name)}' cannot be a study's id: files are named by it. Use letters, digits, '-', '_' and '.'."
         )
+    if name.startswith(("=", "+", "@")):
+        raise InputError(
+            f"'{name}' cannot be a study's id: tables of results hold it, and a spreadsheet would take it for a "
+            "formula. Begin it with a letter or a digit."
+        )
     return name
+
+
+def is_file(path: Path) -> bool:
+    """True if a file has this path; False also for a name that no file can have (too long, or with a NUL)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def is_broken_link(path: Path) -> bool:

@@ -18,7 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glimpseg.data.identify.names import read_name, says_nothing_else
-from glimpseg.data.layouts.layout import IMAGES, FolderListing, Layout, ReadResult, StudyEntry, printable, usable_id
+from glimpseg.data.layouts.layout import (
+    IMAGES,
+    FolderListing,
+    Layout,
+    ReadResult,
+    StudyEntry,
+    is_file,
+    listed,
+    printable,
+    usable_id,
+)
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import Modality
 from glimpseg.region import convention_named
@@ -38,6 +48,8 @@ ABSENT = frozenset({"na", "n/a", "nan", "none", "null", "nil", "-", "--", "."})
 """Words in a cell for a file that is not there, in lower case, as R, pandas, BIDS and people write them."""
 _HEAD_BYTES = 1 << 16
 """Bytes read from the beginning of a table to recognise it."""
+MOST_COLUMNS = 1000
+"""Most columns of a table."""
 _HEAD_LINES = 20
 """Lines of them that are parsed."""
 
@@ -54,7 +66,7 @@ def read(listing: FolderListing) -> ReadResult:
     """
     found = _find_manifests(listing)
     if len(found) > 1:
-        names = ", ".join(printable(path.name) for path in found)
+        names = listed(path.name for path in found)
         raise InputError(f"{printable(listing.path.name)} holds {len(found)} manifests: {names}. Give the path of one.")
     return read_manifest(found[0])
 
@@ -83,8 +95,8 @@ def read_manifest(path: Path) -> ReadResult:
         except (InputError, UsageError) as error:
             problem = printable(f"{path.name}, row {number}: {error}")
             entries.append(StudyEntry(Study(f"row-{number}", {}), "manifest", "brats", problem=problem))
-    unused = [printable(name) for index, name in enumerate(rows[0]) if index not in columns]
-    notes = [f"{printable(path.name)}: unused columns: {', '.join(unused)}."] if unused else []
+    unused = [name for index, name in enumerate(rows[0]) if index not in columns]
+    notes = [f"{printable(path.name)}: unused columns: {listed(unused)}."] if unused else []
     notes += [
         f"{printable(path.name)} {note}" for note in (*table.notes, *_notes_of_cells(rows[1:], columns, path.parent))
     ]
@@ -145,9 +157,8 @@ def _notes_of_cells(
     cells = [row[at].strip() for row in rows for at, what in columns.items() if at < len(row) and _names_file(what)]
     absent = [cell for cell in cells if cell and _is_absent(cell, folder)]
     if absent:
-        words = ", ".join(sorted({printable(cell) for cell in absent}))
-        yield f"has {len(absent)} cells with {words}; they count as blank."
-    if any("\\" in cell and not _is_file(folder / cell) and _is_file(folder / _slashed(cell)) for cell in cells):
+        yield f"has {len(absent)} cells with {listed(sorted(set(absent)))}; they count as blank."
+    if any("\\" in cell and not is_file(folder / cell) and is_file(folder / _slashed(cell)) for cell in cells):
         yield "has paths with backslashes; they were read as slashes."
 
 
@@ -157,7 +168,7 @@ def _names_file(what: str | Modality) -> bool:
 
 def _is_absent(cell: str, folder: Path) -> bool:
     """True if a cell says in a word that there is no file."""
-    return cell.lower() in ABSENT and not _is_file(folder / cell)
+    return cell.lower() in ABSENT and not is_file(folder / cell)
 
 
 def _slashed(cell: str) -> str:
@@ -212,6 +223,10 @@ def _rows(file: Iterable[str], delimiter: str = "") -> Iterator[list[str]]:
 
 def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
     """Return the meaning of each known column by its index."""
+    if len(names) > MOST_COLUMNS:
+        raise InputError(
+            f"{printable(path.name)} has {len(names):,} columns; at most {MOST_COLUMNS} are read. {_EXPECTED}"
+        )
     found: dict[int, str | Modality] = {}
     for index, name in enumerate(names):
         plain = name.strip().lower()
@@ -221,7 +236,7 @@ def _columns(names: Sequence[str], path: Path) -> dict[int, str | Modality]:
         if what is not None:
             found[index] = what
     if _STUDY not in found.values() or not any(isinstance(what, Modality) for what in found.values()):
-        raise InputError(f"{printable(path.name)} has the columns {', '.join(map(printable, names))}. {_EXPECTED}")
+        raise InputError(f"{printable(path.name)} has the columns {listed(names)}. {_EXPECTED}")
     return found
 
 
@@ -246,14 +261,14 @@ def _entry(row: Sequence[str], columns: Mapping[int, str | Modality], folder: Pa
 def _image(folder: Path, cell: str) -> Path | Frame:
     """Return the file, or one volume of it: `a.nii.gz#2` is the third volume, unless a file has this name."""
     name, _, number = cell.rpartition("#")
-    if name and number.isdecimal() and not any(_is_file(folder / spelt) for spelt in _spellings(cell)):
+    if name and number.isdecimal() and not any(is_file(folder / spelt) for spelt in _spellings(cell)):
         return Frame(_file(folder, name), int(number))
     return _file(folder, cell)
 
 
 def _file(folder: Path, cell: str) -> Path:
     for spelt in _spellings(cell):
-        if _is_file(folder / spelt):
+        if is_file(folder / spelt):
             return folder / spelt
     if re.match(r"[A-Za-z]:[\\/]", cell):
         raise InputError(
@@ -268,20 +283,13 @@ def _spellings(cell: str) -> Iterator[str]:
         yield from dict.fromkeys((text, _slashed(text)))
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or with a NUL
-        return False
-
-
 def _find_manifests(listing: FolderListing) -> list[Path]:
     return [listing.path / name for name in sorted(listing.files) if _is_manifest(listing.path / name)]
 
 
 def _is_manifest(path: Path) -> bool:
     """True if a table has the expected columns and image names in a column of a sequence."""
-    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in SUFFIXES or not is_file(path):
         return False
     try:
         with path.open("rb") as file:

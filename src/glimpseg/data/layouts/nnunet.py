@@ -26,6 +26,8 @@ from glimpseg.data.layouts.layout import (
     StudyEntry,
     broken_link_notes,
     is_broken_link,
+    is_file,
+    listed,
     printable,
     stem_of,
 )
@@ -80,7 +82,7 @@ def read(listing: FolderListing) -> ReadResult:
                     entries.append(
                         _entry(name, there, listing.path / labels / f"{name}{description.ending}", description)
                     )
-    notes = [f"Channels other than the four sequences were ignored: {', '.join(map(printable, description.others))}."]
+    notes = [f"Channels other than the four sequences were ignored: {listed(description.others)}."]
     return ReadResult(entries, notes=[*(notes if description.others else []), *broken_link_notes(broken_links)])
 
 
@@ -103,8 +105,8 @@ def _entry(name: str, images: dict[Modality, Path], reference: Path, description
 def _listed_entry(name: str, files: list[Path], label: Path | None, description: Description) -> StudyEntry:
     """Return a study whose files the key `dataset` names. A file that is not there is a problem of the study."""
     images = {description.channels[n]: path for n, path in enumerate(files) if n in description.channels}
-    gone = [path for path in [*images.values(), *([label] if label else [])] if not path.is_file()]
-    study = Study(printable(name), {m: p for m, p in images.items() if p.is_file()}, label, description.convention)
+    gone = [path for path in [*images.values(), *([label] if label else [])] if not is_file(path)]
+    study = Study(printable(name), {m: p for m, p in images.items() if is_file(p)}, label, description.convention)
     problem = (
         f"{NAME} names {printable(gone[0].name)} for {printable(name)} under 'dataset', which is not there. Correct "
         "the path; it is relative to the file."

@@ -23,7 +23,7 @@ from glimpseg.data.raw.check import RawCheck, Verdict
 from glimpseg.data.raw.head import check_study_head
 from glimpseg.data.raw.register import displacement_mm, moved_grid, register_rigidly, shift_mm, turn_degrees
 from glimpseg.data.raw.similarity import similarity_of_motion
-from glimpseg.data.raw.strip import brain_mask, skull_strip_source
+from glimpseg.data.raw.strip import LARGEST_ML, SMALLEST_ML, brain_mask, skull_strip_source
 from glimpseg.data.spikes import without_spikes
 from glimpseg.errors import InputError, UsageError
 from glimpseg.foreground import foreground
@@ -282,7 +282,10 @@ def add_brain_mask(aligned: AlignedStudy) -> AlignedStudy:
     source = skull_strip_source(images)
     brain = brain_mask(images[source])
     size = float(brain.voxels.sum()) * brain.grid.voxel_ml
-    note(f"deepbet found the brain in {source.title} ({size:.0f} ml); its mask is used for all sequences.")
+    note(
+        f"deepbet found the brain in {source.title} ({size:.0f} ml; {SMALLEST_ML:.0f} to {LARGEST_ML:.0f} are "
+        "plausible); its mask is used for all sequences."
+    )
     return replace(aligned, study=replace(aligned.study, brain=brain))
 
 
