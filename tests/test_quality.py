@@ -72,7 +72,6 @@ NOTHING = np.zeros(SHAPE, bool)
 def test_a_review_without_findings_gives_no_reason_to_look():
     review = review_of({"one": [finding("one", 0.4, "a")], "two": "no FLAIR"})
     assert not review.look
-    assert review.headline is None
     assert review.sentences == []
     assert review.score == 0.4
     assert review.as_tree() == {
@@ -86,7 +85,6 @@ def test_findings_at_their_threshold_are_sorted_and_said():
     )
     assert [one.code for one in review.findings] == ["b", "a"]
     assert review.sentences == ["Look at this one: x.", "Look at this one: first reason."]
-    assert review.headline == "Look at this one: x (and one more reason)."
     assert review.scores == {"a": 1.0, "b": 2.0}
 
 
@@ -504,8 +502,11 @@ class Cards(HTMLParser):
 
 
 def test_the_review_of_a_study_is_in_its_record(whole):
-    review = json.loads((whole / "Müller 2" / RECORD).read_text("utf-8"))["review"]
+    run = json.loads((whole / "Müller 2" / RECORD).read_text("utf-8"))
+    review = run["review"]
     assert review["look"]
+    said = [f"Look at this one: {one['sentence']}." for one in review["findings"]]
+    assert [text for text in run["warnings"] if text.startswith("Look at this one")] == said
     assert any("FLAIR shows" in one["sentence"] for one in review["findings"])
     assert review["score"] == max(review["scores"].values())
     assert "not known" in review["not_judged"]["volume_range"]  # the model of the tests names no volumes

@@ -77,8 +77,6 @@ class WrittenStudy:
     """Volume of each region, in words."""
     outlook: tuple[str, ...] = ()
     """Sentences on the expected performance; none for a study that an earlier run wrote."""
-    look: str | None = None
-    """First reason to look at the study, as a sentence; None without one, and for a study that an earlier run wrote."""
     notices: Notices = field(default_factory=Notices)
     """Its warnings and notes."""
 
@@ -149,7 +147,6 @@ class StudyJob:
             used=segmentation.used,
             volumes=volumes_in_words(segmentation.volumes_ml),
             outlook=tuple(segmentation.outlook),
-            look=segmentation.review.headline if segmentation.review else None,
             notices=segmentation.notices.as_copy(),
         )
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glimpseg.batch.job import StudyJob, WrittenStudy
-from glimpseg.data.notices import warn
 from glimpseg.errors import Preempted, UsageError
 from glimpseg.modality import Modality
 from glimpseg.runtime.atomic import remove_unfinished, write_json
@@ -132,8 +131,6 @@ class BatchProgress:
         self._log(written, time.localtime())
         self.done.append(written.study)
         log.info("%s: used %s. %s.", written.study, written.used.title, written.volumes)
-        if written.look:
-            warn(f"{written.study}: {written.look}")
         if written.used not in self.explained:
             self.explained |= {written.used}
             for sentence in written.outlook:

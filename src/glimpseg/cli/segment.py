@@ -154,7 +154,6 @@ def _refuse_ambiguous(*, images: bool, source: Path | None, series: Path | None)
 def _write(found: Segmentation, output: Path, outputs: OutputOptions, *, overwrite: bool) -> None:
     """Write the folder of one study, log its summary, and print the path of the label map."""
     from glimpseg.data.dicom.pseudonyms import Pseudonyms
-    from glimpseg.data.notices import warn
     from glimpseg.segmentation.result import volumes_in_words
 
     pseudonyms = Pseudonyms() if outputs.deidentify else None
@@ -163,6 +162,4 @@ def _write(found: Segmentation, output: Path, outputs: OutputOptions, *, overwri
     log.info("Used %s%s. %s.", found.used.title, f", without {found.absent.title}" if found.absent else "", volumes)
     for sentence in found.trust:
         log.info("%s", sentence)
-    for sentence in found.review.sentences if found.review else ():
-        warn(sentence)
     typer.echo(output / "seg.nii.gz")

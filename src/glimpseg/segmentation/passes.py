@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from glimpseg.data.notices import StudyNotices
+from glimpseg.data.notices import StudyNotices, warn
 from glimpseg.data.preprocess import Prepared
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.options import InferenceOptions, Level
 from glimpseg.segmentation.preparation import PreparedInput
+from glimpseg.segmentation.quality.finding import Review
 from glimpseg.segmentation.quality.review import review_segmentation
 from glimpseg.segmentation.result import Segmentation
 from glimpseg.segmentation.uncertainty import Uncertainty, uncertainty_of
@@ -65,8 +66,7 @@ def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) ->
         )
         seconds["uncertainty"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    warnings = study.study_input.notices.warnings
-    review = review_segmentation(study.prepared, found.labels, model, uncertainty=uncertainty, warnings=warnings)
+    review = _reviewed(study, found.labels, model, uncertainty)
     seconds["review"] = time.perf_counter() - begun
     return Segmentation(
         labels=found.labels,
@@ -83,6 +83,15 @@ def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) ->
         review=review,
         backend=backend,
     )
+
+
+def _reviewed(study: PreparedInput, labels: Volume, model: Model, uncertainty: Uncertainty | None) -> Review:
+    """Return the review of a result, and warn of each reason to look at it."""
+    warnings = study.study_input.notices.warnings
+    review = review_segmentation(study.prepared, labels, model, uncertainty=uncertainty, warnings=warnings)
+    for sentence in review.sentences:
+        warn(sentence)
+    return review
 
 
 def _with_those_of_the_model(notices: StudyNotices, model: Model) -> StudyNotices:

@@ -55,15 +55,6 @@ class Review:
         """One sentence for each finding: `Look at this one: ...`; empty if there is no reason to look."""
         return [f"{LOOK}{finding.sentence}." for finding in self.findings]
 
-    @property
-    def headline(self) -> str | None:
-        """One sentence with the first reason and the number of the others; None if there is no reason to look."""
-        if not self.findings:
-            return None
-        others = len(self.findings) - 1
-        more = {0: "", 1: " (and one more reason)"}.get(others, f" (and {others} more reasons)")
-        return f"{LOOK}{self.findings[0].sentence}{more}."
-
     def as_tree(self) -> dict[str, Any]:
         """Return the content for JSON; scores have three decimals."""
         return {
