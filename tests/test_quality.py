@@ -429,7 +429,7 @@ def smooth_image(seed):
     [
         (lambda image: image, None),
         (lambda image: np.roll(image, 4, 1), "displaced by about 12 mm"),
-        (lambda image: np.flip(image, 0), "better if it is mirrored"),
+        (lambda image: np.flip(image, 0), "fit better if one of them is mirrored"),
         (lambda image: smooth_image(9), "another patient, or not registered"),
     ],
 )

@@ -68,7 +68,7 @@ def _findings(modality: Modality, pairs: Mapping[frozenset[Modality], Match], le
     unlike = f"the edges of {modality.title} do not lie where those of the other sequences lie"
     said = {
         "moved": f"{modality.title} and {other.title} are displaced by about {moved:.0f} mm",
-        "mirrored": f"{modality.title} fits {other.title} better if it is mirrored left-right",
+        "mirrored": f"{modality.title} and {other.title} fit better if one of them is mirrored left-right",
         "unlike": f"{unlike} (correlation {near:.2f}): another patient, or not registered",
     }
     scores = {
