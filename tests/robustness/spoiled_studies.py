@@ -425,8 +425,8 @@ def true_dice(output: Path, study: Made) -> float | None:
     path = output / study.name / "seg.nii.gz"
     if study.reference is None or not path.is_file() or not study.reference.voxels.any():
         return None
-    found = read_labels(path, convention_named("brats2024"))
-    return dice(Region.WT.mask(found.voxels), Region.WT.mask(study.reference.voxels))
+    found, reference = read_labels(path, convention_named("brats2024")).ras(), study.reference.ras()
+    return dice(Region.WT.mask(found.voxels), Region.WT.mask(reference.voxels))
 
 
 def main() -> None:

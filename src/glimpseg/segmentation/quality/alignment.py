@@ -53,7 +53,7 @@ def alignment(evidence: Evidence) -> list[Finding] | str:
     if min(int((edge != 0).sum()) for edge in maps.values()) < FEWEST_VOXELS:
         return "too little normal brain is left"
     spacing = evidence.spacing_mm * _step(evidence)
-    pairs = {frozenset(pair): match(*(maps[m] for m in pair), spacing) for pair in itertools.combinations(maps, 2)}
+    pairs = {frozenset((a, b)): match(maps[a], maps[b], spacing) for a, b in itertools.combinations(maps, 2)}
     least = LEAST_CORRELATION[len(maps)]
     return [one for modality in maps for one in _findings(modality, pairs, least)]
 
