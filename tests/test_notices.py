@@ -124,7 +124,7 @@ STAGE = st.lists(st.tuples(st.sampled_from(["warning", "note"]), st.integers(0, 
 
 @given(early=STAGE, late=STAGE)
 def test_at_most_ten_lines_and_no_warning_behind_a_note(early, late):
-    """At most ten lines for a study; the rest is counted; early notes leave three lines for later warnings."""
+    """At most ten lines for a study; the rest is counted; early notes leave five lines for later warnings."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append((record.levelno, record.getMessage()))
@@ -153,13 +153,13 @@ def test_at_most_ten_lines_and_no_warning_behind_a_note(early, late):
     assert len(shown) == len(set(shown)) <= 10
     assert len(shown) == min(10, len(every))
     assert counts == ([f"... and {len(every) - 10} more: run.json has all of them."] if len(every) > 10 else [])
-    # Before the network: all warnings that fit, and then notes, which leave three lines.
+    # Before the network: all warnings that fit, and then notes, which leave five lines.
     assert [text for level, text in first if level == logging.WARNING] == first_warnings[:10]
-    assert len(first) <= max(7, min(10, len(first_warnings)))
-    # A warning without a line stands behind ten others, or behind at least three later ones.
+    assert len(first) <= max(5, min(10, len(first_warnings)))
+    # A warning without a line stands behind ten others, or behind at least five later ones.
     hidden = [text for text in study.warnings if text not in shown]
     later_shown = [text for text in shown if text in study.warnings and text not in first_warnings]
-    assert not hidden or len(first_warnings) >= 10 or len(later_shown) >= 3 or not set(shown) & set(study.notes)
+    assert not hidden or len(first_warnings) >= 10 or len(later_shown) >= 5 or not set(shown) & set(study.notes)
 
 
 def test_what_the_tree_was_told_of_is_kept_and_not_told_again(lines):

@@ -35,7 +35,7 @@ TRIGGERS = {
     "data/dicom/find.py:_tell_counts#5": ("dicom_tree", r"1 damaged DICOM files were ignored\."),
     "data/dicom/find.py:_tell_counts#6": ("dixon", r"2 studies of one patient\."),
     "data/dicom/read.py:read_series": ("dicom_tree", r"Series 1 \(t1_se_tra_km\): 1 slice .* Rows 7 against 48\."),
-    "data/identify/nifti_series.py:_sidecar": ("archive", r"The JSON beside an image is not used: JSONDecodeError\."),
+    "data/identify/nifti_series.py:_sidecar": ("archive", r"The JSON beside an image is not used: "),
     "data/layouts/find.py:_tell_notes": ("unused_columns", r"studies\.csv: unused columns: site\."),
     "data/layouts/find.py:_warn_unreadable": ("tree", r"closed could not be opened \(Permission denied\)\."),
     "data/layouts/find.py:find_studies": ("trained", r"S1 has no reference and is left out\."),

@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 MOST_LINES = 10
 """Most lines on the terminal for one study, before the line that counts the rest."""
-MOST_EARLY_NOTES = 7
+MOST_EARLY_NOTES = 5
 """Most lines that hold notes or follow one while a study is still worked on. The rest is kept for later warnings."""
 LEVELS: Mapping[Kind, int] = {"warning": logging.WARNING, "note": logging.INFO}
 TABLE = "notes.csv"
@@ -99,7 +99,7 @@ class StudyNotices(Notices):
     """Notices of one study, told on the terminal: at most ten lines, warnings before notes, then a count.
 
     A warning is told at once. Notes wait for `tell` or `finish`, so that they take no line from a warning of the same
-    stage. `tell` may be called before the network runs; it leaves three lines for warnings that come later.
+    stage. `tell` may be called before the network runs; it leaves five lines for warnings that come later.
     """
 
     name: str = ""
@@ -128,7 +128,7 @@ class StudyNotices(Notices):
         super().add(kind, text)
 
     def tell(self) -> None:
-        """Tell the notes so far. Three lines are left for warnings that come later."""
+        """Tell the notes so far. Five lines are left for warnings that come later."""
         self._show_notes(MOST_EARLY_NOTES)
 
     def finish(self) -> None:
