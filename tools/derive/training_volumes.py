@@ -1,8 +1,8 @@
 """Measure the largest tumours in the phantoms of the shipped model's training.
 
-`python tools/derive/training_volumes.py [--model box] [--cases 300] [-o FILE]` writes
+`python tools/derive/training_volumes.py [--model box] [--cases 60] [-o FILE]` writes
 `src/glimpseg/model/training_volumes.json`. The phantoms are the first of the model's stream (the same seeds and
-population), in voxels of 4 mm. Deterministic; about two minutes of one core.
+population), in voxels of 4 mm. Deterministic; a minute of one core.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     """Generate the phantoms and write the largest volume of each region."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="box")
-    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("-o", "--output", type=Path, default=TARGET)
     wanted = parser.parse_args()
     stream = load_model(wanted.model).recipe.data.stream

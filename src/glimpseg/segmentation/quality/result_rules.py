@@ -44,6 +44,9 @@ MISSED_ML = 12.0
 """Volume of the largest lesion-bright part outside the tumour from which on a person should look."""
 MISSED_EMPTY_ML = 4.0
 """The same if no tumour was found."""
+BEYOND = 1.25
+"""Volume, as a multiple of the largest in training, from which on a person should look. The largest of a sample of the
+training is smaller than the largest of all."""
 SUPPORTING = (Modality.FLAIR, Modality.T2)
 """Sequences in which tumour and oedema are bright."""
 TOO_SMALL = "too little tumour was found"
@@ -196,7 +199,7 @@ def volume_range(volumes_ml: Mapping[Region, float], largest_ml: Mapping[Region,
     return [
         finding(
             "volume_range",
-            volumes_ml[region] / most,
+            volumes_ml[region] / most / BEYOND,
             f"the {region.title} has {volumes_ml[region]:.0f} ml, the largest in the model's training {most:.0f} ml",
         )
         for region, most in largest_ml.items()
