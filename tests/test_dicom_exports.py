@@ -195,6 +195,14 @@ def test_a_slice_of_another_size_is_named(tmp_path):
     assert first.warnings[0] == "1 slice of this series not read with it: Rows 7 against 14"
 
 
+def test_a_size_of_thousands_of_numbers_is_shortened(tmp_path):
+    phantoms.change(series_in(tmp_path / "in")[0], Rows=[10] * 3000)
+    shown = "[" + "10, " * 9 + "10,"  # 40 characters
+    begin = "of this series not read with it: Rows"
+    told = {text for series in find_series(tmp_path / "in") for text in series.warnings if begin in text}
+    assert told == {f"1 slice {begin} {shown} against 14", f"38 slices {begin} 14 against {shown}"}
+
+
 # J. DICOM as exported
 
 

@@ -68,11 +68,11 @@ def test_whole_numbers_are_no_weights(model):
 
 
 def test_a_network_that_does_not_fit_its_weights_is_built_without_memory_alone(model, monkeypatch):
-    """16,384 channels: the convolutions of the first level would take 27 * 2^28 * 4 bytes, 29 GB, each."""
+    """1,024 channels: a convolution of the third level, of 4,096 channels, would take 27 * 2^24 * 4 bytes, 1.8 GB."""
     devices, build = [], methods.build
     monkeypatch.setattr(methods, "build", lambda recipe: devices.append(torch.empty(0).device.type) or build(recipe))
     with pytest.raises(ModelError, match=r"do not fit the method unet.*of another shape"):
-        load_model(with_config(model, width=1 << 14))
+        load_model(with_config(model, width=1 << 10))
     assert devices == ["meta"]
 
 
@@ -101,6 +101,19 @@ def test_a_recipe_of_an_impossible_network_is_refused_soon(model, changes, said)
 def test_no_method_has_layers_of_no_channels(method, field):
     with pytest.raises(UsageError, match="should be at least 1"):
         small_recipe(method, **{f"config__{field}": 0})
+
+
+@pytest.mark.parametrize("method", ["rfnet", "mmformer"])
+def test_a_network_has_ten_levels_at_most(method):
+    """With 2^31 levels, the computation of the stride alone would take hours."""
+    for levels in (1, 11, 1 << 31):
+        with pytest.raises(UsageError, match=r"between 2 and 10"):
+            small_recipe(method, config__levels=levels)
+
+
+def test_heads_are_at_least_one():
+    with pytest.raises(UsageError, match="heads should be at least 1"):
+        small_recipe("mmformer", config__heads=0)
 
 
 def test_an_outline_has_shapes_and_no_values():

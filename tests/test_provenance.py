@@ -230,6 +230,15 @@ def test_the_commit_of_the_checkout_stands_in_provenance(repository, tmp_path, m
     assert record_of(tmp_path / "m")["commit"] == head_of(repository)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"step": "x"}', '{"step": ' + "9" * 5000 + "}", "[" * 100_000])
+def test_a_state_that_is_none_is_refused_also_if_it_is_vouched_for(folder, content):
+    (folder / "state.json").write_text(content)
+    digests = {**record_of(folder)["sha256"], "state.json": sha256_of(folder / "state.json")}
+    _changed(sha256=digests)(folder)
+    with pytest.raises(ModelError, match=r"The state in .* is damaged"):
+        load_state(folder)
+
+
 def test_a_checkpoint_holds_state_and_step(folder):
     state, record = load_state(folder)
     assert (state.step, state.scalars) == (7, {"seed": 3})

@@ -107,7 +107,7 @@ def test_a_lost_settings_file_is_written_again(tmp_path):
     assert RUN.read(tmp_path) == SETTINGS
 
 
-@pytest.mark.parametrize("content", [b"{", b"3", b"\xff"])
+@pytest.mark.parametrize("content", [b"{", b"3", b"\xff", b"[" * 100_000, b"9" * 5000])
 def test_a_damaged_settings_file_is_named(begun, content):
     (begun / "batch.json").write_bytes(content)
     with pytest.raises(InputError, match=r"batch\.json is damaged"):

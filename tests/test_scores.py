@@ -152,8 +152,9 @@ def test_columns_are_read_by_their_names(tmp_path):
             f"{HEADER}\nS1,t1c,WT,dice,clinical,0.5,1\n",
             "float() argument must be a string or a real number, not 'NoneType'",
         ),
+        (f"{HEADER}\n{'S' * 140_000},t1c,WT,dice,clinical,0.5,1,2\n", "field larger than field limit (131072)"),
     ],
-    ids=["a column is missing", "a word for a number", "a line is cut"],
+    ids=["a column is missing", "a word for a number", "a line is cut", "a cell without end"],
 )
 def test_a_damaged_file_is_refused(tmp_path, text, reason):
     path = tmp_path / "scores.csv"

@@ -52,6 +52,7 @@ from glimpseg.nets.authors import take_weights
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.pyramid import (
     CHANNELS,
+    MOST_LEVELS,
     ORDER,
     Encoder,
     SingleDecoder,
@@ -91,9 +92,10 @@ class Config:
     """True keeps the biases before an instance norm, which cancels them. Authors' code: true."""
 
     def __post_init__(self) -> None:
-        if self.width < 4 or self.width % 4 or self.levels < 2:
+        if self.width < 4 or self.width % 4 or not 2 <= self.levels <= MOST_LEVELS:
             raise ValueError(
-                f"width should be a multiple of 4 and levels at least 2, not {self.width} and {self.levels}."
+                f"width should be a multiple of 4 and levels between 2 and {MOST_LEVELS}, not {self.width} and "
+                f"{self.levels}."
             )
         for name in ("coarse_width", "gate_width"):
             if getattr(self, name) < 1:

@@ -135,10 +135,10 @@ def _fitting_network(stored: StoredModel, recipe: Recipe) -> Segmenter:
     It takes memory only if they fit. Raises: ModelError if they do not, or if there is no such network.
     """
     try:
-        empty = outline(recipe)
+        learner = outline(recipe)
     except UsageError as error:
         raise ModelError(f"{stored.path / RECIPE} does not suit glimpseg {__version__}: {error}") from error
-    _without_unused_parts(empty, stored.weights)
+    empty = _without_unused_parts(learner, stored.weights)
     misfit = _misfit(empty, stored.weights)
     if misfit:
         raise ModelError(f"{stored.mismatch}: {misfit}.")

@@ -38,7 +38,15 @@ def outline(recipe: Recipe) -> Learner:
             learner = methods.build(recipe)
     except _TooLarge as error:
         raise UsageError(_refusal(recipe, f"a network of more than {MOST_MODULES:,} parts")) from error
-    except (RuntimeError, ArithmeticError, MemoryError) as error:  # a negative or immense number of channels
+    except UsageError:
+        raise
+    except (
+        RuntimeError,
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        MemoryError,
+    ) as error:  # impossible numbers of channels
         raise UsageError(_refusal(recipe, f"a network that cannot be built ({_first_line(error)})")) from error
     weights = sum(parameter.numel() for parameter in learner.parameters())
     if weights > MOST_WEIGHTS:

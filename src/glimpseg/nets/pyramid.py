@@ -23,6 +23,8 @@ ORDER = (Modality.FLAIR, Modality.T1C, Modality.T1, Modality.T2)
 """Order of the modalities in the authors' codes, and inside these networks, because their weights depend on it."""
 CHANNELS = [list(Modality).index(modality) for modality in ORDER]
 """Indices that bring `Modality`'s order into `ORDER`."""
+MOST_LEVELS = 10
+"""Most resolution levels: a voxel of the tenth covers 512 voxels along each axis, half of the largest image."""
 
 
 def zero_absent(features: Float[Tensor, "b m c x y z"], available: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c x y z"]:

@@ -22,6 +22,7 @@ from glimpseg.nets.attention import Perceptron, SelfAttention
 from glimpseg.nets.layers import Pointwise, convolution, upsampled
 from glimpseg.nets.positions import resampled_positions
 from glimpseg.nets.pyramid import (
+    MOST_LEVELS,
     ORDER,
     Encoder,
     SingleDecoder,
@@ -68,8 +69,10 @@ class Config:
     """True keeps the biases before an instance norm, which cancels them. Authors' code: true."""
 
     def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise ValueError(f"levels should be at least 2, not {self.levels}.")
+        if not 2 <= self.levels <= MOST_LEVELS:
+            raise ValueError(f"levels should lie between 2 and {MOST_LEVELS}, not {self.levels}.")
+        if self.heads < 1:
+            raise ValueError(f"heads should be at least 1, not {self.heads}.")
         if any(side % self.stride or side < 2 * self.stride for side in self.crop):
             raise ValueError(
                 f"crop should be multiples of {self.stride} and at least {2 * self.stride} for {self.levels} levels, "

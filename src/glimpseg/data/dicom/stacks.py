@@ -197,7 +197,7 @@ def _lattice_difference(image: Slice, other: Slice) -> str:
     for keyword in ("Rows", "Columns"):
         sizes = [value(one.header, keyword) for one in (other, image)]
         if sizes[0] != sizes[1]:
-            return f"{keyword} {sizes[0]} against {sizes[1]}"
+            return f"{keyword} {sizes[0]!s:.40} against {sizes[1]!s:.40}"
     try:
         ours = _edges(image)
     except Exception as error:  # any invalid header
