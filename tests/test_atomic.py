@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 
@@ -162,6 +163,22 @@ def test_a_file_that_a_folder_could_not_take_is_named_by_its_place(tmp_path):
     ):
         write_text(inner / "a.txt", "a" * 2000)
     assert str(caught.value.strerror).startswith(f"{tmp_path}/out/study/a.txt could not be written")
+
+
+def test_a_copy_that_the_disk_refuses_is_an_output_error(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.bin").write_bytes(bytes(2000))
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OutputError, match="out could not be written"),
+        atomic_folder(tmp_path / "below" / "out") as place,
+    ):
+        shutil.copyfile(tmp_path / "in" / "a.bin", place / "a.bin")
+
+
+def test_a_stream_of_c_that_failed_is_an_output_error_also_where_there_is_space_again(tmp_path):
+    with pytest.raises(OutputError, match="Input/output error"), atomic_folder(tmp_path / "out"):
+        raise RuntimeError("basic_ios::clear: iostream error")
 
 
 def test_an_error_of_a_library_stays_where_the_disk_takes_more(tmp_path):

@@ -14,8 +14,9 @@ from scipy import stats
 
 from conftest import AFFINE, head, small_recipe, write_head
 from glimpseg import methods
+from glimpseg.cli.entry import app
 from glimpseg.data.layouts import find_studies
-from glimpseg.errors import InputError, UsageError
+from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.evaluation.compare import compare
 from glimpseg.evaluation.evaluate import evaluate
 from glimpseg.evaluation.options import EvaluationOptions
@@ -54,6 +55,19 @@ def model(runs):
 def rows(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def test_a_report_that_the_disk_refuses_leaves_no_comparison_in_the_way(runs, tmp_path, monkeypatch):
+    def full(*args):
+        raise OutputError(28, "full")
+
+    words = ["compare", *map(str, runs), "--metrics", "dice", "-o", str(tmp_path / "out")]
+    with monkeypatch.context() as patched, pytest.raises(OutputError):
+        patched.setattr("glimpseg.report.write_html", full)
+        app(words, standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+    app(words, standalone_mode=False)
+    assert {"comparison.json", "report.html"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_model_of_imported_weights_is_reported_and_compared_as_such(runs, archive, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from conftest import small, small_recipe
+from conftest import files_of_at_most, small, small_recipe
 from glimpseg import methods
 from glimpseg.cli import app
 from glimpseg.cli.entry import EXIT_CODES
@@ -178,3 +178,10 @@ def test_a_file_that_is_no_export_is_not_replaced_by_a_folder(model, tmp_path):
     with pytest.raises(UsageError):
         export(model, tmp_path / "net", "openvino", overwrite=True)
     assert (tmp_path / "net" / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("to", EACH)
+def test_a_full_disk_is_an_output_error_in_every_format(to, model, tmp_path):
+    with files_of_at_most(20_000), pytest.raises(OutputError, match="could not be written"):
+        export(model, tmp_path / FORMATS[to], to)
+    assert not list(tmp_path.iterdir())

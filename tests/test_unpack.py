@@ -375,3 +375,12 @@ def test_sigterm_removes_what_was_unpacked(tmp_path, scratch):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 143
     assert not os.path.exists(folder)
+
+
+def test_a_disk_that_takes_no_more_files_is_not_called_a_damaged_archive(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unpack._Receiver, "_new_file", refuse)
+    with pytest.raises(OutputError, match="TMPDIR"), unpacked(make_zip(tmp_path / "a.zip", FILES)):
+        pass

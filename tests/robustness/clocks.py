@@ -99,7 +99,7 @@ def real(words: list[Word], variables: dict[str, str], until: Callable[[], bool]
 def main() -> int:
     """Prints a row for each circumstance; the exit code is 1 if there is a finding."""
     options = workbench.parser(__doc__)
-    options.add_argument("--only", default="", help="Rows whose name has these words.")
+    options.add_argument("--only", nargs="+", default=[""], help="Rows whose name has one of these words.")
     arguments = options.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     workbench.imports()
@@ -108,7 +108,7 @@ def main() -> int:
 
     def rows() -> Iterator[tuple[str, str]]:
         for row in ROWS:
-            if arguments.only in row.name:
+            if any(word in row.name for word in arguments.only):
                 found = row.run(bench)
                 findings.extend(f"{row.name}: {text}" for text in found)
                 yield row.name, "; ".join(found) or "equal"
@@ -175,8 +175,8 @@ def _jumps(verb: str) -> Callable[[Bench], list[str]]:
     """The clock jumps to and fro while the command runs."""
 
     def run(bench: Bench) -> list[str]:
-        expected, output = _whole(bench, verb), bench.fresh(verb)
-        assert expected
+        _whole(bench, verb)
+        output = bench.fresh(verb)
         with jumping(bench.place) as variables:
             ended = real(WORDS[verb](bench, output), variables)
         return _compare(bench, verb, output, ended)

@@ -154,6 +154,12 @@ def _length(rng: np.random.Generator, content: bytes) -> bytes:
     return struct.pack("<Q", max(length, 0)) + content[8:]
 
 
+def _numbers(values: Any) -> list[int]:
+    """Return a list of whole numbers; an empty one for anything else, as an earlier damage may have left it."""
+    good = isinstance(values, list) and all(isinstance(value, int) for value in values)
+    return list(values) if good else []
+
+
 def _header(rng: np.random.Generator, content: bytes) -> bytes:
     """Return the file with another type, shape, place or name of a tensor."""
     header, data = _parts(content)
@@ -162,7 +168,7 @@ def _header(rng: np.random.Generator, content: bytes) -> bytes:
         return content
     name = names[int(rng.integers(len(names)))]
     tensor = header[name]
-    offsets, shape = list(tensor.get("data_offsets", [0, 0])), list(tensor.get("shape", []))
+    offsets, shape = (_numbers(tensor.get(name)) for name in ("data_offsets", "shape"))
     match int(rng.integers(12)):
         case 0:
             tensor["dtype"] = str(rng.choice(DTYPES))
@@ -183,12 +189,12 @@ def _header(rng: np.random.Generator, content: bytes) -> bytes:
             header[str(rng.choice(["", "x" * 5000, "a\0b", "\x1b[1m", name.upper(), f"{name} "]))] = header.pop(name)
         case 8:
             header["__metadata__"] = damaged_tree(rng, header.get("__metadata__") or {"a": "b"})
-        case 9:
-            half = (offsets[1] - offsets[0]) // 2 if len(offsets) == 2 else 0
+        case 9 if len(offsets) == 2:
+            half = (offsets[1] - offsets[0]) // 2
             tensor |= {"dtype": "F16" if half % 2 == 0 else "U8", "data_offsets": [offsets[0], offsets[0] + half]}
             return _joined(json.dumps(header).encode(), data)
         case 10:  # NaN and infinity among the values
-            begin = int(offsets[0]) if offsets and isinstance(offsets[0], int) else 0
+            begin = offsets[0] if offsets else 0
             value = [np.nan, np.inf, -np.inf, 3e38][int(rng.integers(4))]
             data = data[:begin] + struct.pack("<f", value) + data[begin + 4 :]
         case _:

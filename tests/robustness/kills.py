@@ -28,8 +28,8 @@ STOPPED = (75, 128 + signal.SIGTERM)
 """Exit codes after SIGTERM: with the state saved, and with nothing left."""
 GROWS = re.compile(r"jsonl|failures\.json|evaluation\.json|progress\.png|statistics\.csv|summary\.json|scores\.csv")
 """Files that change while the work goes on."""
-TIMED = re.compile(r"progress\.png")
-"""Pictures that show times."""
+TIMED = re.compile(r"progress\.png|step-0000000[1-7]/")
+"""Pictures that show times, and checkpoints before the last: SIGTERM saves one at whatever step it comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,9 @@ class Tally:
     left: int = 0
     """Temporary files that kills left and that the finished work did not remove."""
     seconds: float = 0.0
+    """Time of the undisturbed run."""
+    horizon: float = 0.0
+    """A kill comes at any moment within this time."""
     findings: list[str] = field(default_factory=list)
 
 
@@ -104,7 +107,7 @@ def main() -> int:
             yield (verb, f"{tally.seconds:.1f} s", *map(str, counts), str(len(tally.findings)))
 
     head = (
-        "verb", "undisturbed", "kills", "of them SIGTERM", "outputs", "resumed", "equal", "temporary files left",
+        "verb", "undisturbed", "kills", "of them SIGTERM", "outputs", "killed ones", "equal", "temporary files left",
         "findings",
     )  # fmt: skip
     workbench.table(head, rows())
@@ -119,21 +122,21 @@ def kill_many(bench: Bench, verb: str, count: int, *, terms: float, rng: random.
     words = work.words(bench, whole)  # inputs are made now
     begun = time.perf_counter()
     workbench.must(words)
-    tally.seconds = time.perf_counter() - begun
+    tally.seconds = tally.horizon = time.perf_counter() - begun
     expected = workbench.content(whole, without=_timed)
     while tally.kills < count:
         output = bench.fresh(verb)
         tally.outputs += 1
         words = work.words(bench, output)
-        finished = False
+        finished, before = False, tally.kills
         for _ in range(min(MOST, count - tally.kills)):
             finished = _killed_once(words, tally, rng, terms)
             words = [*work.words(bench, output), *work.again]
             if finished:
                 break
             _refuse_halves(verb, output, expected, tally)
+        tally.resumed += tally.kills > before
         if not finished:
-            tally.resumed += 1
             ended = workbench.run(words)
             if ended.code:
                 tally.findings.append(f"{verb}: resumed, it ends with {ended.code}: {ended.said[-300:]}")
@@ -154,8 +157,9 @@ def kill_many(bench: Bench, verb: str, count: int, *, terms: float, rng: random.
 def _killed_once(words: list[Word], tally: Tally, rng: random.Random, terms: float) -> bool:
     """Runs the command and kills it at a random moment; True if it ended before."""
     number = signal.SIGTERM if rng.random() < terms else signal.SIGKILL
-    command = workbench.Forked(words)
-    if command.wait(rng.uniform(0, tally.seconds)):
+    command, begun = workbench.Forked(words), time.perf_counter()
+    if command.wait(rng.uniform(0, tally.horizon)):
+        tally.horizon = min(tally.horizon, time.perf_counter() - begun)  # the machine is less busy now
         ended = command.done()
         if ended.code:
             tally.findings.append(f"{words[1]}: before a kill, it ends with {ended.code}: {ended.said[-300:]}")
@@ -186,7 +190,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _timed(path: Path) -> bool:
-    return bool(TIMED.search(path.name)) or any(".tmp-" in part for part in path.parts)
+    return bool(TIMED.search(path.as_posix())) or any(".tmp-" in part for part in path.parts)
 
 
 if __name__ == "__main__":

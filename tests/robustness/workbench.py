@@ -28,8 +28,8 @@ SMALL = ("config.width=8", "data.sampling.patch=[32,32,32]", "optim.precision=fp
 """Changes to the recipe unet/phantom, for steps of a tenth of a second."""
 WITH_PRIOR = ("config.refinement=1", "config.agreement=1", "config.feature=0", "data.prior.kind=synthetic")
 """Changes to the recipe smml/phantom, for prior maps that need no weights."""
-TIMES = frozenset({"seconds", "seconds_per_step", "waiting", "at"})
-"""Fields of JSON that hold times, and differ from run to run."""
+TIMES = frozenset({"seconds", "seconds_per_step", "waiting", "at", "commit"})
+"""Fields of JSON that hold times, or the commit of the source, which may move on while a script runs."""
 LOCKS = (".lock",)
 
 

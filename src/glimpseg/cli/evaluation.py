@@ -146,13 +146,15 @@ def compare(
     """Compare evaluations case by case: paired tests, effect sizes, wins and losses; with published tables."""
     from glimpseg.evaluation import compare as comparison
     from glimpseg.report import comparison_text, write_html
+    from glimpseg.results.folder import COMPARISON
     from glimpseg.results.scores import metrics_named
+    from glimpseg.runtime.atomic import atomic_folder
 
-    done = comparison.compare(
-        evaluations, output, metrics=metrics_named(metrics), published=published, overwrite=overwrite
-    )
+    with atomic_folder(output, overwrite=overwrite, mark=COMPARISON) as place:  # with its report, or not at all
+        done = comparison.compare(evaluations, place, metrics=metrics_named(metrics), published=published)
+        page = write_html(place)
     log.info("%s", comparison_text(done))
-    typer.echo(write_html(output))
+    typer.echo(output / page.name)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from typing import IO, Protocol
 from glimpseg.data.notices import warn
 from glimpseg.errors import InputError, OutputError
 from glimpseg.runtime.preemption import exit_on_sigterm
-from glimpseg.runtime.temporary import temporary_refused
+from glimpseg.runtime.temporary import REFUSALS, temporary_refused
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Suffixes of the archives that are read."""
@@ -293,6 +293,8 @@ def _explained(place: Path) -> Iterator[None]:
     except (InputError, OutputError):
         raise
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:  # of making a file or folder
+            raise _not_written(error) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{place} cannot be unpacked ({reason}). It is damaged: copy or export it again.") from error
 

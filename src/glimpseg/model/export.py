@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -200,7 +201,10 @@ def _write_openvino(program: ExportedProgram, description: str, place: Path) -> 
 
 
 def _write_pt2(program: ExportedProgram, description: str, place: Path) -> None:
-    torch.export.save(program, place, extra_files={KEY: description})
+    # Into memory first: torch ends the process (abort) where it writes to a disk that becomes full.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={KEY: description})
+    place.write_bytes(content.getbuffer())
 
 
 def _read_pt2(place: Path) -> Program:

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from glimpseg.errors import OutputError, UsageError
 from glimpseg.runtime.preemption import exit_on_sigterm
 
+_STREAM_ERROR = "iostream error"
+"""Words of C++ for a file that could not be written, in a message of OpenVINO."""
 PROBE_BYTES = 1 << 20
 """Bytes that are written to find out if a disk is full."""
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
@@ -253,7 +255,8 @@ def as_output_error(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno is None or (error.filename and not _inside(error.filename, path.parent)):
+        names = [name for name in (error.filename, error.filename2) if name]  # two of a copy or a renaming
+        if error.errno is None or (names and not any(_inside(name, path.parent) for name in names)):
             raise  # an error with another file, for example an input that vanished
         raise OutputError(
             error.errno,
@@ -284,6 +287,8 @@ def _as_system_error(folder: Path) -> Iterator[None]:
             raise OSError(refusal.errno, refusal.strerror) from error
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        if _STREAM_ERROR in str(error):  # the library has removed its half of the file, so there is space again
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
         raise
 
 
