@@ -155,7 +155,7 @@ def write_head(folder, name="S1", seed=0, modalities=tuple(Modality), affine=AFF
 def no_pictures(monkeypatch):
     """`preview.png` is an empty figure and `progress.png` is not drawn, for tests that do not look at them: pictures
     take two thirds of the time of a small study, and two fifths of that of a short training."""
-    monkeypatch.setattr(Segmentation, "preview", lambda found: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(Segmentation, "_preview", lambda *_: Figure(figsize=(1, 1)))
     monkeypatch.setattr(TrainingLogger, "draw", lambda logger: None)
 
 

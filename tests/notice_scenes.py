@@ -137,7 +137,7 @@ def noisy_slab(stage):
 
 
 def swapped(stage):
-    images = as_study(phantom.generate(60001, phantom.Settings.at_spacing(3.0))).images
+    images = as_study(phantom.generate(60001, phantom.Settings.at_spacing(4.0))).images
     return stage.images({T1: images[T2]})
 
 

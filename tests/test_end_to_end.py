@@ -86,7 +86,7 @@ def test_segment_writes_the_files_that_it_promises(study, model_folder, tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(out / "seg.nii.gz")
     assert {path.name for path in out.iterdir()} == {
-        "seg.nii.gz", "seg.json", "statistics.json", "preview.png", "run.json",
+        "seg.nii.gz", "seg.json", "statistics.json", "preview.png", "thumbnail.jpg", "run.json",
         "probabilities_WT.nii.gz", "probabilities_TC.nii.gz", "probabilities_ET.nii.gz",
     }  # fmt: skip
     record = json.loads((out / "run.json").read_text())

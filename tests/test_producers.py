@@ -73,6 +73,7 @@ TRIGGERS = {
     "segmentation/inputs.py:_identified#2": ("archive", r"series S1-adc is not used: 'adc' in the file name"),
     "segmentation/inputs.py:_only_series": ("dixon", r"T1c: series 1 \(.*\) in the same folder was left out"),
     "segmentation/inputs.py:input_from_series": ("dicom_tree", r"FLAIR is series \w+ \(t2_tirm_tra_dark-fluid\)\."),
+    "segmentation/passes.py:_reviewed": ("swapped", r"Look at this one: the voxels of T1 look like another sequence"),
     "segmentation/preparation.py:prepare_input": ("swapped", r"study: The image named T1 looks like T2\."),
     "segmentation/preparation.py:warn_of_output": ("no_dicom_output", r"No DICOM output.* no FrameOfReferenceUID"),
     "segmentation/result.py:_write_dicom": ("late_refusal", r"No DICOM output .* only NIfTI: The writer refuses\."),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from conftest import small_recipe
+from glimpseg.data.notices import StudyNotices
 from glimpseg.data.preprocess import Prepared, prepare
 from glimpseg.errors import InputError, UsageError
 from glimpseg.evaluation import evaluate
@@ -105,7 +106,7 @@ def test_an_evaluation_weighs_windows_by_its_protocol(prepared, model, monkeypat
     protocol = replace(protocol_named(name), prepare=lambda study, settings: prepared)
     monkeypatch.setattr(evaluate, "protocol_named", {name: protocol}.get)
     plan = {"protocol": name, "subsets": ["t1"], "metrics": list(evaluate.OF_PROBABILITIES)}
-    evaluate._score_remaining(model, [Study("S", {})], tmp_path, plan)
+    evaluate._score_remaining(model, [Study("S", {})], tmp_path, plan, tree=StudyNotices())
     assert scored == [pytest.approx(shared, abs=1e-6)]
 
 
@@ -119,7 +120,7 @@ def test_an_evaluation_prepares_by_its_protocol(model, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "study_digest", lambda study: "")
     monkeypatch.setattr(evaluate, "protocol_named", {"rfnet": protocol}.get)
     plan = {"protocol": "rfnet", "subsets": [], "metrics": []}
-    failures = evaluate._score_remaining(model, [Study("S", {})], tmp_path, plan)
+    failures = evaluate._score_remaining(model, [Study("S", {})], tmp_path, plan, tree=StudyNotices())
     assert failures == {"S": "not today"}
     assert asked == [("S", model.recipe.data.preprocess)]
 

@@ -1,4 +1,4 @@
-"""Preview figure of a study: three planes through the tumour for each sequence, with contours.
+"""Pictures of a study: the preview figure, three planes for each sequence with contours, and a thumbnail.
 
 Orientation is radiological: the patient's right is on the left of the figure. Letters at the edges of each plane name
 the directions. Arrays are RAS.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
-from matplotlib.colors import to_rgba
+from jaxtyping import Float, Integer, UInt8
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.lines import Line2D
+from scipy import ndimage
 
 from glimpseg.modality import Modality
 from glimpseg.region import COLOURS, TITLES
@@ -25,6 +28,12 @@ _EDGE_LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 """Directions at the left, right, top and bottom edge of each plane, in this order."""
 _AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
 """RAS axis perpendicular to each plane."""
+THUMBNAIL_ORDER = (Modality.FLAIR, Modality.T2, Modality.T1C, Modality.T1)
+"""Order of sequences for the thumbnail: the first available one is drawn. Whole tumours show best in FLAIR and T2."""
+THUMBNAIL_PIXELS = 240
+"""Longer side of a thumbnail."""
+THUMBNAIL_QUALITY = 80
+"""JPEG quality of a thumbnail: 4 to 12 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,3 +190,35 @@ def legend_lines(labels: np.ndarray, reference: np.ndarray | None) -> list[Line2
     if reference is not None:
         lines.append(Line2D([], [], color="white", linestyle="dashed", label="reference (whole)"))
     return lines
+
+
+def thumbnail(
+    image: Float[np.ndarray, "x y z"], labels: Integer[np.ndarray, "x y z"], spacing_mm: Sequence[float]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw the axial slice with most tumour as an RGB array, in radiological view, with the outline of each label.
+
+    Args:
+        image: Image, RAS.
+        labels: Label map (`Label` values) on the image's grid. If it is empty, the largest slice of the head is drawn.
+        spacing_mm: Voxel size along x, y and z.
+    """
+    box = _head_box([image])
+    image, labels = image[box], labels[box]
+    black, white = grey_window(image)
+    voxel = largest_slices(labels, image)
+    grey, flat = plane_image(image, "axial", voxel), plane_image(labels, "axial", voxel)
+    sides_mm = np.array(grey.shape) * (spacing_mm[1], spacing_mm[0])
+    factors = THUMBNAIL_PIXELS * sides_mm / sides_mm.max() / grey.shape
+    share = np.clip((ndimage.zoom(grey.astype(np.float32), factors, order=1) - black) / (white - black), 0, 1)
+    picture = np.repeat(np.round(255 * share).astype(np.uint8)[..., None], 3, 2)
+    large = ndimage.zoom(flat, factors, order=0)
+    for label, colour in COLOURS.items():
+        mask = large == label
+        outline = mask & ~ndimage.binary_erosion(mask)
+        picture[outline] = np.round(255 * np.array(to_rgb(colour)))
+    return picture
+
+
+def write_thumbnail(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write an RGB array as a JPEG."""
+    imsave(path, picture, format="jpeg", pil_kwargs={"quality": THUMBNAIL_QUALITY, "optimize": True})

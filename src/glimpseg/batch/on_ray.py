@@ -14,6 +14,7 @@ from glimpseg.batch.folder import confirm_folder, write_notes, write_statistics
 from glimpseg.batch.job import StudyJob, WrittenStudy
 from glimpseg.batch.job_spec import JobSpec
 from glimpseg.batch.progress import WHOLE, BatchProgress, Outcome
+from glimpseg.batch.review import write_review
 from glimpseg.batch.tree import begin
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.notices import StudyNotices
@@ -75,6 +76,7 @@ def segment_on_ray(spec: JobSpec, workers: Workers, *, resume: bool = False, ove
         with _started(ray, workers, spec, job) as started:
             _Dispatcher(ray, job.names, progress).run(started, waiting, stopped)
         write_statistics(spec.output)
+        write_review(spec.output)
         write_notes(spec.output)
     log.info("%s", NOT_A_DEVICE)
     progress.refuse_unfinished(stopped=bool(stopped))

@@ -20,6 +20,7 @@ from glimpseg.batch.folder import (
 )
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
+from glimpseg.batch.review import write_review
 from glimpseg.errors import OutputError
 from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import folder_lock
@@ -54,7 +55,7 @@ def segment_tree(
     While the network works, a thread reads the next study and another writes the last. At most three studies are in
     memory. A study that fails does not stop the others; `failures.json` says why it failed (`failures-0-of-4.json` for
     the first of four shards). `statistics.csv` holds the volumes of all studies that are there at the end, from all
-    shards, and `notes.csv` their warnings and notes.
+    shards, and `notes.csv` their warnings and notes. `review.csv` and `review.html` show the most doubtful ones first.
 
     Args:
         entries: All studies of the tree; with what else was found in it, that is written to `unused.json`.
@@ -79,6 +80,7 @@ def segment_tree(
         progress, waiting = BatchProgress.begin(job, shard.select(studies_of(entries), job.names), shard)
         _segment_all(job, progress, waiting, stopped)
         write_statistics(output)
+        write_review(output)
         write_notes(output)
     log.info("%s", NOT_A_DEVICE)
     progress.refuse_unfinished(stopped=bool(stopped))
@@ -121,7 +123,7 @@ def begin(
 
 
 def combine(job: StudyJob, entries: TreeContents | Collection[StudyEntry]) -> Outcome:
-    """Write `statistics.csv` and one `failures.json` for all shards after they have ended; return the outcome.
+    """Write the tables of all studies and one `failures.json` after all shards have ended; return the outcome.
 
     A study whose folder is not there, and that no shard's failures file names, is listed as failed, too. In the outcome
     every study that is there counts as `kept`.
@@ -134,6 +136,7 @@ def combine(job: StudyJob, entries: TreeContents | Collection[StudyEntry]) -> Ou
     failed = {name: reasons.get(name, UNREACHED) for name in names if name not in set(kept)}
     write_failures(output / FAILURES, failed)
     write_statistics(output)
+    write_review(output)
     write_notes(output)
     return Outcome(done=(), kept=kept, failed=failed)
 

@@ -25,6 +25,7 @@ from glimpseg.data.notices import Notices, collected
 from glimpseg.data.preprocess import Prepared, Preprocess, prepare
 from glimpseg.errors import InputError
 from glimpseg.modality import Modality, parse
+from glimpseg.region import Label
 from glimpseg.runtime.atomic import atomic_file
 from glimpseg.runtime.documents import parse_json
 from glimpseg.study import Frame, Study
@@ -179,6 +180,22 @@ def cached_notices(path: Path) -> Notices:
             return Notices(**parse_json((file.metadata() or {}).get(NOTICES, "{}")))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InputError(f"The cache entry {path} is damaged ({error}). Delete it; it will be made again.") from error
+
+
+def label_counts(path: Path) -> tuple[Int[np.ndarray, "n"], float]:
+    """Return the number of voxels of each label in a cache file, and the volume of a voxel in ml.
+
+    Only the reference is read. There are 0 voxels without a reference.
+
+    Raises: InputError if the file is damaged.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            target, affine = file.get_tensor("target"), np.array(json.loads((file.metadata() or {})["affine"]))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"The cache entry {path} is damaged ({error}). Delete it; it will be made again.") from error
+    voxel = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    return np.bincount(target.ravel(), minlength=max(Label) + 1), voxel
 
 
 def cache_key(study: Study, settings: Preprocess) -> str:

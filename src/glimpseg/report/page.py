@@ -6,16 +6,14 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from glimpseg.results import html
 from glimpseg.results.tables import Table
 from glimpseg.runtime.atomic import write_text
 
@@ -25,15 +23,7 @@ PAPER_SHARE = 0.55
 
 def render(template: str, **values: Any) -> str:
     """Return the page made from a template in this folder; `values` are its variables."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: resources.files("glimpseg.report").joinpath(name).read_text("utf-8")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["data_uri"] = lambda text, kind: f"data:{kind};charset=utf-8,{quote(text)}"
-    return environment.get_template(template).render(**values)
+    return html.render("glimpseg.report", template, **values)
 
 
 def svg(figure: Figure) -> str:

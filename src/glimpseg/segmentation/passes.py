@@ -9,13 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from glimpseg.data.notices import StudyNotices
+from glimpseg.data.notices import StudyNotices, warn
 from glimpseg.data.preprocess import Prepared
 from glimpseg.modality import Modality
 from glimpseg.model.loading import Model
 from glimpseg.segmentation.inference import infer
 from glimpseg.segmentation.options import InferenceOptions, Level
 from glimpseg.segmentation.preparation import PreparedInput
+from glimpseg.segmentation.quality.finding import Review
+from glimpseg.segmentation.quality.review import review_segmentation
 from glimpseg.segmentation.result import Segmentation
 from glimpseg.segmentation.uncertainty import Uncertainty, uncertainty_of
 from glimpseg.volume import Grid, Volume
@@ -63,6 +65,9 @@ def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) ->
             found.labels, found.estimates, members, level=options.uncertainty, calibrated=bool(temperatures)
         )
         seconds["uncertainty"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    review = _reviewed(study, found.labels, model, uncertainty)
+    seconds["review"] = time.perf_counter() - begun
     return Segmentation(
         labels=found.labels,
         probabilities=found.probabilities,
@@ -75,8 +80,18 @@ def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) ->
         checks=study.study_input.checks,
         unused=study.study_input.unused,
         uncertainty=uncertainty,
+        review=review,
         backend=backend,
     )
+
+
+def _reviewed(study: PreparedInput, labels: Volume, model: Model, uncertainty: Uncertainty | None) -> Review:
+    """Return the review of a result, and warn of each reason to look at it."""
+    warnings = study.study_input.notices.warnings
+    review = review_segmentation(study.prepared, labels, model, uncertainty=uncertainty, warnings=warnings)
+    for sentence in review.sentences:
+        warn(sentence)
+    return review
 
 
 def _with_those_of_the_model(notices: StudyNotices, model: Model) -> StudyNotices:

@@ -23,6 +23,7 @@ from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import ImageLike, volume_of
 from glimpseg.segmentation.options import DICOM_TYPES, refuse_unknown_types
 from glimpseg.segmentation.preparation import NO_SERIES, no_dicom_output
+from glimpseg.segmentation.quality.finding import Review
 from glimpseg.segmentation.uncertainty import Uncertainty
 from glimpseg.version import NOT_A_DEVICE
 from glimpseg.volume import Volume, downsample_large, resample
@@ -34,6 +35,8 @@ UNMEASURED = (
     "that has one from labelled studies: glimpseg calibrate MODEL --data STUDIES -o NEW_MODEL"
 )
 PREVIEW_DPI = 110
+THUMBNAIL = "thumbnail.jpg"
+"""Picture of one slice, at most 15 kB."""
 
 
 def volumes_in_words(volumes_ml: Mapping[Region, float]) -> str:
@@ -58,7 +61,7 @@ class Segmentation:
     uncertainty: Uncertainty | None = None
     """Uncertainty of each region; None if not asked for."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time of each step in seconds: `reading`, `network`, and `uncertainty` if it was asked for."""
+    """Time of each step in seconds: `reading`, `network`, `review`, and `uncertainty` if it was asked for."""
     notices: StudyNotices = field(default_factory=StudyNotices, repr=False)
     """Warnings and notes about the study, from its first file on. Writing the output folder may add some."""
     checks: tuple[str, ...] = ()
@@ -68,6 +71,8 @@ class Segmentation:
     series: Series | None = field(default=None, repr=False)
     """DICOM series on whose grid the labels lie; None for a NIfTI image, an image in memory, or an archive of one
     series."""
+    review: Review | None = None
+    """Reasons to look at the result; None for a segmentation that was made without rules."""
     backend: Mapping[str, str] | None = None
     """Record of the inference backend that computed the network (`Backend.record`); None for the model's own as it is
     now."""
@@ -135,8 +140,8 @@ class Segmentation:
     ) -> Path:
         """Write the output folder, whole or not at all, and return its path.
 
-        Always written: `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `run.json`. If probabilities were
-        kept: `probabilities_<region>.nii.gz`.
+        Always written: `seg.nii.gz`, `seg.json`, `statistics.json`, `preview.png`, `thumbnail.jpg`, `run.json`. If
+        probabilities were kept: `probabilities_<region>.nii.gz`.
 
         Args:
             folder: Folder to make.
@@ -168,7 +173,9 @@ class Segmentation:
             record.write_tree(place / "seg.json", record.label_names(labels, numbers, self.regions))
             record.write_tree(place / record.STATISTICS, self._statistics())
             record.write_tree(place / RECORD, self._record(labels))
-            self.preview().savefig(place / "preview.png", dpi=PREVIEW_DPI)
+            volumes, shown = self._drawn()
+            self._preview(volumes, shown).savefig(place / "preview.png", dpi=PREVIEW_DPI)
+            _write_thumbnail(place / THUMBNAIL, volumes, shown)
         return Path(folder)
 
     def preview(self) -> Any:
@@ -176,10 +183,18 @@ class Segmentation:
 
         Files of images are read again. Raises: InputError if that fails.
         """
+        return self._preview(*self._drawn())
+
+    def _drawn(self) -> tuple[dict[Modality, Volume], Volume]:
+        """Return the images and the labels on the grid of the pictures; files are read again."""
+        labels = downsample_large(self.labels)
+        return {
+            m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used
+        }, labels
+
+    def _preview(self, volumes: Mapping[Modality, Volume], labels: Volume) -> Any:
         from glimpseg.picture import preview  # matplotlib, for whoever draws
 
-        labels = downsample_large(self.labels)
-        volumes = {m: resample(volume_of(self.images[m], m.title), labels.grid) for m in Modality if m in self.used}
         absent = f"   absent: {self.absent.title}" if self.absent else ""
         return preview(volumes, labels, title=f"{self.used.title}{absent}   ({self.model.name})")
 
@@ -218,9 +233,18 @@ class Segmentation:
             "labels": labels,
             "probabilities": kept,
             "trust": record.trust(self.model.expectations, self.used, self.uncertainty),
+            "review": self.review and self.review.as_tree(),
             **record.machine(self.model, backend),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             **({"checks": list(self.checks)} if self.checks else {}),
             **({"unused": list(self.unused)} if self.unused else {}),
             **self.notices.as_tree(),
         }
+
+
+def _write_thumbnail(path: Path, volumes: Mapping[Modality, Volume], labels: Volume) -> None:
+    """Write the slice with most tumour of one sequence as a small picture, for the contact sheet of a batch."""
+    from glimpseg.picture import THUMBNAIL_ORDER, thumbnail, write_thumbnail  # matplotlib, for whoever draws
+
+    image = volumes[next(modality for modality in THUMBNAIL_ORDER if modality in volumes)].ras()
+    write_thumbnail(path, thumbnail(image.voxels, labels.ras().voxels, image.grid.spacing_mm))

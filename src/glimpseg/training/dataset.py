@@ -13,18 +13,20 @@ import numpy as np
 import torch
 
 from glimpseg import methods, phantom
-from glimpseg.data.cache import cache_study, cached_notices
+from glimpseg.data.cache import cache_study, cached_notices, label_counts
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
 from glimpseg.data.notices import TABLE, TREE, Notices, StudyNotices, write_table
 from glimpseg.data.splits import select_studies
 from glimpseg.errors import InputError, UsageError
 from glimpseg.modality import SUBSETS
+from glimpseg.model.training_volumes import FIELD
 from glimpseg.phantom.training_stream import PhantomStream
 from glimpseg.priors.making import make_priors, phantom_prior, refuse_held_out
 from glimpseg.priors.sam import weights_digest, weights_path
 from glimpseg.priors.settings import Prior
 from glimpseg.recipe import Recipe
+from glimpseg.region import Region
 from glimpseg.runtime.distributed import rank_and_world
 from glimpseg.study import Study
 from glimpseg.training.checks import refuse_unfit
@@ -166,7 +168,9 @@ def open_cases(
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
     log.info("%d studies: %s", len(studies), ", ".join(f"{count} with {key}" for key, count in have.items() if count))
     convention = studies[0].convention
-    return CachedStudies(paths, prior_paths), {
+    cases, largest = CachedStudies(paths, prior_paths), largest_in_cache(paths)
+    return cases, {
+        **({FIELD: largest} if largest else {}),
         "data": {
             "studies": len(studies),
             "split": options.split,
@@ -174,8 +178,22 @@ def open_cases(
             "labels": convention.name if convention else None,
             "digest": _names_digest(paths),
             **_prior_record(prior, prior_paths),
-        }
+        },
     }
+
+
+def largest_in_cache(paths: Sequence[Path]) -> dict[str, float]:
+    """Return the largest volume of each region in cached studies, in ml, by the region's name; empty if none has one.
+
+    The review of a segmentation compares volumes with it. Only the references are read.
+    """
+    largest: dict[str, float] = {}
+    for path in paths:
+        counts, voxel = label_counts(path)
+        for region in Region:
+            ml = voxel * sum(int(counts[label]) for label in region.value)
+            largest[region.name] = max(largest.get(region.name, 0.0), round(ml, 1))
+    return {name: ml for name, ml in largest.items() if ml > 0}
 
 
 def _prior_record(prior: Prior, files: Sequence[Path]) -> dict[str, Any]:
