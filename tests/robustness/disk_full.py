@@ -183,7 +183,9 @@ class Trial:
     def _judge(self, ended: Done, shown: str) -> None:
         where = f"{self.case.name}, {shown}"
         if self.case.log_only:
-            if ended.code or (ended.said.count("ends here") != 1 and "log.txt" not in ended.said):
+            said = ended.said[ended.said.find("glimpseg: ") :].strip()
+            told = ended.said.count("ends here") <= 1 if ended.code == 0 else bool(REFUSED.fullmatch(said))
+            if not told or "Traceback" in ended.said or not (ended.code or (self.disk / "log.txt").exists()):
                 self.findings.append(f"{where}: code {ended.code}: {ended.said[-300:]}")
             return
         if ended.code == 0:

@@ -125,7 +125,9 @@ def together(
     if len(refused) < 2 and found not in expected.contents:
         names = sorted({n for n in {*found, *expected.contents[0]} if found.get(n) != expected.contents[0].get(n)})
         findings.append(f"after {share:.2f} of the time, {[one.code for one in done]}: no result of one: {names[:5]}")
-    left = workbench.temporary_left(output) + [path.name for path in output.parent.glob(f".{output.name}*")]
+    left = workbench.temporary_left(output) + [
+        path.name for path in output.parent.glob(f".{output.name}*") if not path.name.endswith(".lock")
+    ]
     findings += [f"left behind: {left[:4]}"] if left else []
     shutil.rmtree(output, ignore_errors=True)
     return findings
