@@ -261,6 +261,8 @@ def readers_here(stage):
         stage.monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_sandboxed", run_here)
     for name in ("stacks", "pixels", "study_folders"):
         stage.monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
+    # A reader silences the loggers of its process. Here the terminal of other threads would miss lines.
+    stage.monkeypatch.setattr("logging.disable", lambda *_: None)
 
 
 def dicom_tree(stage):
