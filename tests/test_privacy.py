@@ -136,8 +136,9 @@ def test_deidentified_warnings_name_the_number_of_the_study(tree, tmp_path, mode
     assert not files_that_name(tmp_path / "out")
     for number in ("study-00001", "study-00002"):
         assert f"{number}: T2 lies on another grid" in texts[1]
-        (warning,) = json.loads((tmp_path / "out" / number / "run.json").read_text())["warnings"]
-        assert warning.startswith(f"{number}: T2 lies on another grid")
+        warnings = json.loads((tmp_path / "out" / number / "run.json").read_text())["warnings"]
+        assert warnings[0].startswith(f"{number}: T2 lies on another grid")
+        assert all(text.startswith("Look at this one: ") for text in warnings[1:])
         assert f"{number},warning,{number}: T2" in (tmp_path / "out" / "notes.csv").read_text().replace('"', "")
 
 
