@@ -256,13 +256,15 @@ def test_a_file_of_another_form_is_refused_with_what_is_wrong(tmp_path, path, va
     with pytest.raises(kind, match=f"^{re.escape(why)}$"):
         Expectations.from_tree(tree)
     (tmp_path / EXPECTATIONS).write_text(json.dumps(tree))
+    number = isinstance(value, float) and not math.isfinite(value)
+    why = f"it has the number {value}; numbers are finite here" if number else why
     message = f"{tmp_path / EXPECTATIONS} cannot be used ({why}). Make it again with `glimpseg calibrate`."
     with pytest.raises(ModelError, match=f"^{re.escape(message)}$"):
         read_expectations(tmp_path)
 
 
 def test_a_file_that_is_not_there_or_no_tree_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"cannot be used \(\[Errno 2\] No such file"):
+    with pytest.raises(ModelError, match=r"cannot be used \(No such file"):
         read_expectations(tmp_path)
     (tmp_path / EXPECTATIONS).write_text("[]")
     with pytest.raises(ModelError, match="cannot be used"):

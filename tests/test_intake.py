@@ -249,8 +249,9 @@ def test_what_makes_a_seg_impossible_is_told_before_the_network_runs_and_nifti_i
     assert "No DICOM output is written, only NIfTI: The source series has no FrameOfReferenceUID" in told[0]
     assert sorted(path.suffix for path in output.iterdir() if path.suffix == ".dcm") == []
     assert (output / "seg.nii.gz").is_file()
-    (warning,) = json.loads((output / "run.json").read_text())["warnings"]
+    warning, *reasons = json.loads((output / "run.json").read_text())["warnings"]
     assert warning.startswith("No DICOM output is written")
+    assert all(reason.startswith("Look at this one: ") for reason in reasons)  # the network is untrained
 
 
 def test_a_seg_of_nifti_is_refused_before_the_network_runs(model_folder, tmp_path, monkeypatch):
@@ -270,5 +271,6 @@ def test_what_dicom_warned_of_stands_in_the_record(model_folder, tmp_path):
     copy.write_bytes(first.read_bytes())
     change(copy, SOPInstanceUID=uid("copy"))
     run("segment", "--t1c", folder, "-m", model_folder, "-o", tmp_path / "out")
-    (warning,) = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    warning, *reasons = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
     assert "1 file has the same pixels as another at the same position" in warning
+    assert all(reason.startswith("Look at this one: ") for reason in reasons)  # the network is untrained

@@ -177,8 +177,13 @@ def _compared(ended: Done, code: int) -> str:
 
 def _other_words(ended: Done, message: re.Pattern[str]) -> str:
     """In what an error, or all warnings of a quiet command, are not the message."""
-    said = ended.said.partition("glimpseg: ")[2] if ended.code else ended.said
+    said = ended.said.partition("glimpseg: ")[2] if ended.code else _without_review(ended.said)
     return "" if message.fullmatch(said.strip()) else f"says '{said}' and should say '{message.pattern}'"
+
+
+def _without_review(said: str) -> str:
+    """Text of the terminal without the reasons to look, which a model of six training steps gives for every study."""
+    return "\n".join(line for line in said.splitlines() if "Look at this one: " not in line)
 
 
 def _together(group: str, members: Sequence[Row]) -> Row:
