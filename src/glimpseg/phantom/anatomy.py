@@ -1,25 +1,31 @@
-"""Anatomy of the head: a random deformation of the atlas, and the tissue of each voxel.
+"""Anatomy of the head: a random deformation of an atlas, and the tissue of each voxel.
 
-The atlas is the average brain of `data.atlas`. Displacements that are not affine are computed on a lattice of 4 mm. The
-atlas itself is interpolated once, at full resolution.
+The atlas is the average brain or an individual's. Displacements that are not affine are computed on a lattice of 4 mm.
+The atlas itself is interpolated once, at full resolution.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 from torch import Tensor
 
-from glimpseg.data.atlas import average_brain
-from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
-from glimpseg.phantom.plan import Head, Plan
+from glimpseg.phantom.atlas import (
+    NUCLEI_MM,
+    OUTSIDE_MM,
+    Atlas,
+    inside_ellipsoid,
+    interpolate,
+    load_atlas,
+)
+from glimpseg.phantom.individuals import load_individual
+from glimpseg.phantom.lattice import Box, Fields, Lattice, enlarge
+from glimpseg.phantom.plan import Head, Plan, Structures
 
 WARP_SPACING_MM = 4.0
 DISPLACEMENTS_MM = ((70.0, 4.0), (30.0, 1.5), (14.0, 1.0))
@@ -28,8 +34,10 @@ HEAD_OFFSET_MM = (0.0, -9.0, -3.0)
 """Position of the middle of the brain relative to the middle of the field of view, as in BraTS."""
 BORDER_MM = 0.5
 """Depth of the outermost voxels that can be brain."""
-NEAR_MM = 5.0
-"""Standard deviation of the blur that gives the nearness of grey matter."""
+DURA_DEPTH_MM = 1.2
+"""Height above the outermost brain voxels up to which dura and outer sinuses are kept."""
+REMAINS_LEVEL = 1.2
+"""Level of a random field above which tissue outside the brain is left; about one place in nine."""
 FOLD_MM = 11.0
 FOLD_LEVELS = 1.4
 """Correlation length of the random field of the small sulci, and distance between its sulcus levels.
@@ -49,48 +57,6 @@ CORTEX_MM = 20.0
 """Depth at which small sulci end."""
 RIBBON_WIDTH, SULCUS_WIDTH = 0.45, 0.21
 """Half widths of cortex and sulcus in units of the field, which changes by about 0.12 per millimetre."""
-CHUNKS = 8
-"""Number of chunks that points are split into for interpolation; torch parallelises over chunks only."""
-
-
-@dataclass(frozen=True, eq=False)
-class Atlas:
-    """Average brain as float tensors on one device; axes RAS."""
-
-    maps: Float[Tensor, "4 x y z"]
-    """Depth (mm below the surface, down to -2 outside), grey and white matter (probabilities), T1 (0 to 1).
-
-    Voxels of 1 mm.
-    """
-    smooth: Float[Tensor, "5 x2 y2 z2"]
-    """Lateral ventricles, nearness of grey matter (both 0 to 1), and direction of ventricle growth (3 channels).
-
-    Voxels of 2 mm.
-    """
-    centre: np.ndarray
-    """Voxel of `maps` in the middle of the head."""
-
-
-@functools.lru_cache(maxsize=4)
-def load_atlas(device: torch.device) -> Atlas:
-    """Load the atlas onto a device; cached, so it is read once per process."""
-    brain = average_brain()
-    slope = np.stack([np.gradient(brain.ventricles, 2.0, axis=axis) for axis in range(3)])
-    near_grey = blur(torch.from_numpy(brain.maps[1, ::2, ::2, ::2]), NEAR_MM / 2).numpy()
-    pools = np.stack([brain.ventricles, near_grey])
-    smooth = np.concatenate([pools, slope / np.abs(slope).max()]).astype(np.float32)
-    return Atlas(torch.from_numpy(brain.maps).to(device), torch.from_numpy(smooth).to(device), brain.centre)
-
-
-def interpolate(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: float = 0.0) -> Float[Tensor, "c n"]:
-    """Interpolate `maps` linearly at the voxel coordinates `at`; points outside get `fill`."""
-    count = at.shape[1]
-    sizes = torch.tensor(maps.shape[1:], dtype=at.dtype, device=at.device)
-    unit = nnf.pad((2 * at.T / (sizes - 1) - 1).flip(1), (0, 0, 0, -count % CHUNKS))  # n 3, as z y x
-    points = unit.reshape((CHUNKS, 1, 1, -1, 3))
-    source = (maps - fill if fill else maps).expand(CHUNKS, *maps.shape)
-    values = nnf.grid_sample(source, points, align_corners=True)  # chunk c 1 1 n
-    return values.permute((1, 0, 2, 3, 4)).flatten(1)[:, :count] + fill
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +69,8 @@ class Warp:
     lattice: Lattice
     offset: Float[Tensor, "3 x y z"]
     """Offset in voxels of the atlas; on the CPU."""
+    atlas: Atlas
+    """On the CPU."""
 
     def coordinates(self, lattice: Lattice, device: torch.device) -> Float[Tensor, "3 x y z"]:
         """Return the atlas voxel coordinates of every voxel of a lattice."""
@@ -127,7 +95,8 @@ def draw_warp(plan: Plan) -> Warp:
     extent = plan.settings.extent_mm
     lattice = Lattice.over(extent, WARP_SPACING_MM)
     fields = Fields(plan.seed, extent, cpu)
-    matrix, source = _affine(plan.head), load_atlas(cpu)
+    source = _load_source(plan)
+    matrix = _affine(plan.head) * source.size
     offset = torch.stack(
         [
             sum(
@@ -138,10 +107,18 @@ def draw_warp(plan: Plan) -> Warp:
         ]
     )
     origin = source.centre - matrix @ (np.array(HEAD_OFFSET_MM) + plan.head.shift_mm)
-    smooth = Warp(matrix, origin, lattice, offset)
+    smooth = Warp(matrix, origin, lattice, offset, source)
     # The maps of the ventricles have voxels of 2 mm.
     growth = interpolate(source.smooth[2:], smooth.coordinates(lattice, cpu).flatten(1) / 2)
     return replace(smooth, offset=offset + plan.head.ventricles_mm * growth.reshape(offset.shape))
+
+
+def _load_source(plan: Plan) -> Atlas:
+    """Load the atlas of the plan on the CPU: an individual, or the average brain."""
+    folder = plan.settings.anatomies
+    if plan.head.anatomy is None or folder is None:
+        return load_atlas(torch.device("cpu"))
+    return load_individual(folder, plan.head.anatomy, pool=max(1, round(plan.settings.spacing_mm)))
 
 
 def _affine(head: Head) -> np.ndarray:
@@ -150,7 +127,22 @@ def _affine(head: Head) -> np.ndarray:
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_x @ about_y @ about_z @ np.diag(1 / np.array(head.scales))
+    side = np.diag([-1.0, 1.0, 1.0]) if head.mirrored else np.eye(3)
+    return side @ about_x @ about_y @ about_z @ np.diag(1 / np.array(head.scales))
+
+
+@dataclass(frozen=True, eq=False)
+class Regional:
+    """Place of each brain voxel among the parts of the brain, as vectors of length n."""
+
+    parts: Float[Tensor, "6 n"]
+    """Shares of `atlas.PARTS`."""
+    at_mm: Float[Tensor, "3 n"]
+    """Position in the atlas: from the midline, and from the atlas's centre along y and z."""
+    tentorium_mm: Float[Tensor, "n"]
+    """Distance from the tentorium; positive above it."""
+    stem_mm: Float[Tensor, "n"]
+    """Distance from the brainstem."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +163,8 @@ class Brain:
     """Lateral ventricles, smoothed: 0.4 in their middle, 0 far away."""
     near_grey: Float[Tensor, "n"]
     """Share of grey matter near the voxel, in the atlas."""
+    regional: Regional | None = None
+    """What `phantom-2` knows of the place of a voxel; None in `phantom-1`."""
 
     def gather(self, volume: Float[Tensor, "x y z"]) -> Float[Tensor, "n"]:
         """Return the brain voxels of an array over the box."""
@@ -198,19 +192,21 @@ def build_brain(plan: Plan, warp: Warp, fields: Fields) -> Brain:
         fields: Random fields of the case.
     """
     grid = Lattice.over(plan.settings.extent_mm, plan.settings.spacing_mm)
-    source = load_atlas(fields.device)
+    source = warp.atlas.on(fields.device)
     box = _bounding_box(warp, grid)
     lattice = grid.crop(box)
     at = warp.coordinates(lattice, fields.device).flatten(1)
-    depth = interpolate(source.maps[:1], at, fill=-2.0)[0]
+    depth = source.sample(source.maps[:1], at, fill=OUTSIDE_MM)[0]
     border = (0.5 * fields.on(lattice, "skull strip", 12.0)).flatten()
     candidate = (depth > BORDER_MM) & (depth + border > plan.head.strip_mm)
     if plan.head.bites_mm or plan.head.rind_mm:
         here = fields.on(lattice, "strip error", 28.0).flatten()
         candidate &= depth > plan.head.bites_mm * (here - 0.6).clamp(0, 1.5)
         candidate |= (depth > BORDER_MM - plan.head.rind_mm) & (-here > 0.4)
+    if plan.structures is not None:
+        candidate |= _kept_outside(plan.structures, depth, lattice, fields)
     inside = large_components(candidate.reshape(lattice.shape), share=0.5).flatten().nonzero()[:, 0]
-    grey, white, t1 = interpolate(source.maps[1:], at[:, inside])
+    grey, white, t1 = source.sample(source.maps[1:], at[:, inside])
     pools, near_grey = interpolate(source.smooth[:2], at[:, inside] / 2)
     average = torch.stack([white, grey, 1 - white - grey])
     bare = Brain(
@@ -223,13 +219,45 @@ def build_brain(plan: Plan, warp: Warp, fields: Fields) -> Brain:
         ventricles=pools,
         near_grey=near_grey,
     )
-    return replace(bare, normal=_tissue_shares(plan, bare, fields))
+    if source.parts is None:
+        bare = replace(bare, normal=_tissue_shares(plan, bare, fields))
+    else:
+        bare = replace(bare, normal=average.clamp(0, 1))
+    return bare if plan.structures is None else replace(bare, regional=_regional(bare, source, at[:, inside]))
+
+
+def _kept_outside(structures: Structures, depth: Tensor, lattice: Lattice, fields: Fields) -> Bool[Tensor, "n"]:
+    """Return the voxels near the surface that skull-stripping leaves although they are not brain."""
+    kept = fields.on(lattice, "2 dura kept", 30.0).flatten() > structures.dura_kept
+    remains = fields.on(lattice, "2 remains", 22.0).flatten() > REMAINS_LEVEL
+    return ((depth > BORDER_MM - DURA_DEPTH_MM) & kept) | ((depth > BORDER_MM - structures.remains_mm) & remains)
+
+
+def _regional(brain: Brain, source: Atlas, at: Float[Tensor, "3 n"]) -> Regional:
+    places, middle = source.places, torch.tensor(source.centre, dtype=at.dtype, device=at.device)
+    y, z = at[1] - middle[1], at[2] - middle[2]
+    constant, along_y, along_z = places.midline
+    place = torch.stack([at[0] - (constant + along_y * y + along_z * z), y, z])
+    tentorium, stem = interpolate(torch.stack([places.tentorium_mm, places.stem_mm]), at / 2)
+    parts = _average_parts(brain, place, tentorium, stem) if source.parts is None else source.sample(source.parts, at)
+    return Regional(parts=parts, at_mm=place, tentorium_mm=tentorium, stem_mm=stem)
+
+
+def _average_parts(brain: Brain, place: Tensor, tentorium: Tensor, stem: Tensor) -> Float[Tensor, "6 n"]:
+    """Return the shares of `PARTS` in the average brain, by position."""
+    white, grey, _ = brain.normal
+    brainstem = torch.sigmoid(3.0 - 2 * stem)
+    behind = torch.sigmoid(-(place[1] + 18) / 2)
+    cerebellum = torch.sigmoid(-2 * tentorium) * behind * (1 - brainstem)
+    nuclei = inside_ellipsoid(place, NUCLEI_MM) * (1 - brainstem)
+    none = torch.zeros_like(white)
+    return torch.stack([nuclei * grey, cerebellum * grey, cerebellum * white, brainstem * white, none, none])
 
 
 def _bounding_box(warp: Warp, grid: Lattice) -> Box:
     """Return the part of `grid` that can hold brain."""
     cpu = torch.device("cpu")
-    coarse = interpolate(load_atlas(cpu).maps[:1], warp.coordinates(warp.lattice, cpu).flatten(1), fill=-2.0)
+    coarse = warp.atlas.sample(warp.atlas.maps[:1], warp.coordinates(warp.lattice, cpu).flatten(1), fill=OUTSIDE_MM)
     found = (coarse[0] > -1.5).reshape(warp.lattice.shape).numpy()
     return grid.box_around(warp.lattice, found, margin_mm=WARP_SPACING_MM)
 

@@ -83,7 +83,7 @@ def write_phantoms(
             names.append(name)
             records.append(_record(name, case, present.available))
             log.info("%s: %.1f s", name, time.perf_counter() - begun)
-        manifest = {"generator": phantom.NAME, "settings": asdict(settings), "layout": release, "studies": records}
+        manifest = {"generator": settings.name, "settings": settings.record(), "layout": release, "studies": records}
         write_json(temporary / MANIFEST, manifest)
     return [Path(folder) / name for name in names]
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from glimpseg.modality import Modality
 from glimpseg.phantom.anatomy import Brain, build_brain, draw_warp
 from glimpseg.phantom.draw_standard import draw_standard_plan
+from glimpseg.phantom.draw_traits import apply_traits
 from glimpseg.phantom.draw_variety import apply_variety
 from glimpseg.phantom.growth import Growth, grow
 from glimpseg.phantom.lattice import Fields, Lattice
 from glimpseg.phantom.plan import Coverage, Plan
 from glimpseg.phantom.scan import brain_signal, scan_images
-from glimpseg.phantom.settings import NAME, Settings, checked_seed
+from glimpseg.phantom.settings import Settings, checked_seed
 from glimpseg.phantom.tumour import make_lesion
 from glimpseg.region import Label
 
@@ -63,7 +64,7 @@ def draw_plan(seed: int, settings: Settings) -> Plan:
     >>> plan.tumour.kind
     'low-grade'
     """
-    return apply_variety(draw_standard_plan(seed, settings))
+    return apply_traits(apply_variety(draw_standard_plan(seed, settings)))
 
 
 def generate(seed: int, settings: Settings | None = None, device: str | torch.device = "cpu") -> Phantom:
@@ -185,7 +186,7 @@ def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str,
         for focus, place in zip(tumour.foci, growth.origins_mm, strict=True)
     ] if tumour and growth else []  # fmt: skip
     return {
-        "name": NAME,
+        "name": plan.settings.name,
         "seed": plan.seed,
         "kind": tumour.kind if tumour else "healthy",
         "post_operative": bool(tumour and tumour.post_operative),
@@ -197,5 +198,5 @@ def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str,
             {"modality": modality.key, "kind": type(acquisition.sequence).__name__, **asdict(acquisition)}
             for modality, acquisition in zip(Modality, plan.scanner.acquisitions, strict=True)
         ],
-        "settings": asdict(plan.settings),
+        "settings": plan.settings.record(),
     }

@@ -7,7 +7,7 @@ are small, and the tumour is then the same on every device that renders the case
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
-from glimpseg.phantom.anatomy import Warp, interpolate, load_atlas
+from glimpseg.phantom.anatomy import Warp
+from glimpseg.phantom.atlas import interpolate
 from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
-from glimpseg.phantom.plan import Focus, Plan
+from glimpseg.phantom.plan import Focus, Placement, Plan
+from glimpseg.phantom.shapes import PlacedShape, place_shape
+from glimpseg.region import Label
 
 SPACING_MM = 2.5
 BRAIN_DEPTH_MM = 0.5
@@ -41,6 +44,12 @@ GREY_DIFFUSION = 0.12
 OEDEMA_REACH_MM = 14.0
 OUTSIDE_MM, DRY = -40.0, -5.0
 """Core distance and oedema level far from any tumour."""
+OEDEMA_PER_MM = 0.05
+"""Oedema level of a real shape for each millimetre inside its border."""
+HELD = 0.8
+"""Share of a real shape's volume that has to lie in white and grey matter at its place."""
+SIDE_MM = 25.0
+"""Distance from the midline of the place towards which a real shape is moved until enough of it lies in the brain."""
 MAXIMAL_STEPS = 1500
 OEDEMA_STEPS = 160
 
@@ -58,6 +67,8 @@ class Growth:
     """Position of each focus's origin, from the middle of the field of view."""
     push_mm: Float[Tensor, "3 i j k"]
     """Displacement of the head (mass effect), on the lattice of the warp."""
+    shape: PlacedShape | None = None
+    """Real shape at its place; None for a grown tumour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +115,8 @@ def grow(plan: Plan, warp: Warp) -> Growth | None:
     if tumour is None:
         return None
     medium = _make_medium(plan, warp)
+    if tumour.placement is not None:
+        return _place_real_shape(plan, tumour.placement, medium, warp)
     core = torch.full(medium.lattice.shape, OUTSIDE_MM)
     oedema = torch.full(medium.lattice.shape, DRY)
     origins: list[tuple[int, int, int]] = []
@@ -123,14 +136,58 @@ def grow(plan: Plan, warp: Warp) -> Growth | None:
     )
 
 
+def _place_real_shape(plan: Plan, placement: Placement, medium: _Medium, warp: Warp) -> Growth:
+    """Return the tumour whose shape a label map gives."""
+    assert plan.settings.shapes is not None
+    cpu, h = torch.device("cpu"), medium.lattice.spacing_mm
+    shape = place_shape(plan.settings.shapes, placement, Fields(plan.seed, plan.settings.extent_mm, cpu))
+    shape = _moved_inside(shape, medium)
+    shares = shape.shares(medium.lattice, cpu)
+    core_share = shares[Label.NCR - 1] + shares[Label.ET - 1] + shares[Label.RC - 1]
+    core = core_share > min(0.5, 0.9 * float(core_share.max()))
+    whole = core | (shares.sum(0) > 0.5)
+    core_mm = blur(_signed_distance(core), 0.8) * h if core.any() else torch.full(medium.lattice.shape, OUTSIDE_MM)
+    push = _mass_effect(plan, medium, core_mm, warp.lattice)
+    return Growth(
+        lattice=medium.lattice,
+        core_mm=core_mm,
+        oedema=OEDEMA_PER_MM * h * blur(_signed_distance(whole), 0.5),
+        origins_mm=(shape.origin_mm,),
+        push_mm=push,
+        shape=shape,
+    )
+
+
+def _moved_inside(placed: PlacedShape, medium: _Medium) -> PlacedShape:
+    """Return the shape at the nearest place, on the way to the middle of the white matter, that holds enough of it."""
+    cpu = torch.device("cpu")
+    axes = torch.meshgrid(*(torch.from_numpy(axis.astype(np.float32)) for axis in medium.lattice.axes), indexing="ij")
+    weight = medium.white / medium.white.sum()
+    side = torch.sign(torch.tensor(placed.origin_mm[0])) * SIDE_MM
+    middle = [float((axis * weight).sum()) + (float(side) if k == 0 else 0.0) for k, axis in enumerate(axes)]
+    tissue = (medium.white + medium.grey).clamp(0, 1)
+    best, most = placed, -1.0
+    for way in np.arange(0, 0.9, 0.15):
+        origin = tuple(float(o + way * (m - o)) for o, m in zip(placed.origin_mm, middle, strict=True))
+        moved = replace(placed, origin_mm=(origin[0], origin[1], origin[2]))
+        share = moved.shares(medium.lattice, cpu).sum(0)
+        held = float((share * tissue).sum()) / max(float(placed.volume_ml) * 1000 / medium.lattice.spacing_mm**3, 1e-6)
+        if held > most:
+            best, most = moved, held
+        if held > HELD:
+            break
+    return best
+
+
 def _make_medium(plan: Plan, warp: Warp) -> _Medium:
     cpu = torch.device("cpu")
     lattice = Lattice.over(plan.settings.extent_mm, max(SPACING_MM, plan.settings.spacing_mm))
     at = warp.coordinates(lattice, cpu)
-    depth, grey, white, _ = interpolate(load_atlas(cpu).maps, at.flatten(1), fill=0.0).reshape(4, *lattice.shape)
+    atlas = warp.atlas
+    depth, grey, white, _ = atlas.sample(atlas.maps, at.flatten(1)).reshape(4, *lattice.shape)
     brain = depth > BRAIN_DEPTH_MM
     below = torch.from_numpy(ndimage.distance_transform_edt(brain.numpy()).astype(np.float32)) * lattice.spacing_mm
-    x, y, z = (at[k] - float(c) for k, c in enumerate(load_atlas(cpu).centre))
+    x, y, z = (at[k] - float(c) for k, c in enumerate(atlas.centre))
     low = ((y < -20) & (z < -20)) | ((x.abs() < 18) & (z < -12) & (y < 12))
     eligible = white * brain * (below > DEPTHS_MM[0]) * (below < DEPTHS_MM[1])
     eligible = torch.where(low, INFRATENTORIAL * eligible, eligible) * _inside_margin(plan, lattice)

@@ -16,8 +16,10 @@ from glimpseg.phantom.signal import (
     Sequence,
     Tissue,
 )
+from glimpseg.region import Label
 
 Three = tuple[float, float, float]
+Four = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class Head:
     """Depth of the places where skull-stripping removes brain by mistake."""
     rind_mm: float = 0.0
     """Thickness of the membranes that skull-stripping leaves in places."""
+    anatomy: str | None = None
+    """File name of an individual's label map; None for the average brain."""
+    mirrored: bool = False
+    """True if left and right are exchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,35 @@ class Focus:
 
     Its length is the change of the logarithm of the oedema's strength over one radius of the focus.
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Shape of a real tumour, and how it is placed in the head."""
+
+    name: str
+    """File name of the label map."""
+    mirrored: bool
+    """True if left and right are exchanged."""
+    angles_degrees: Three
+    scale: float
+    """Size relative to the file."""
+    shift_mm: Three
+    """Displacement from the place that the tumour has in the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Signal of one label region in the four sequences, in robust standard deviations of the normal brain."""
+
+    means: Four
+    """Mean difference from the median of the normal brain."""
+    coarse: Four
+    """Standard deviation inside the region of the variation over 8 mm."""
+    fine: Four
+    """Standard deviation inside the region of the texture of a few millimetres."""
+    together: tuple[Four, Four, Four, Four]
+    """Correlation of the variation inside the region between the sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +131,10 @@ class Tumour:
     """Unevenness of the lesion's tissues, relative to the standard population."""
     cyst: float = 0.0
     """Similarity of the necrosis to fluid, from 0 (necrosis) to 1 (fluid)."""
+    placement: Placement | None = None
+    """Real shape that takes the place of the grown foci; None for grown foci."""
+    looks: Mapping[Label, Look] = field(default_factory=dict)
+    """Measured signal of label regions; regions that are not named keep the signal of their tissues."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +165,30 @@ class Distractors:
     """Thickness of vessels, relative to the standard population."""
     veins: float = 0.0
     """Amount of blood in fine veins in the sulci."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structures:
+    """Normal structures that take up contrast agent, and what skull-stripping leaves of them."""
+
+    sinus_mm: float
+    """Half width of the superior sagittal sinus at the back of the head; 0 for no venous sinuses."""
+    right: float
+    """Share of the blood that flows through the right transverse sinus, from 0 to 1."""
+    dura_mm: float
+    """Thickness of the dura over the convexity; 0 for none."""
+    dura_kept: float
+    """Level of a random field; above it, skull-stripping has left the dura and the outer sinuses."""
+    sheets: float
+    """Share of a voxel that the falx and the tentorium take; 0 for none."""
+    cortical_veins: float
+    """Amount of blood in veins of the brain surface, near the sinus."""
+    plexus: float
+    """Share of the choroid plexus that takes up contrast agent."""
+    remains_mm: float
+    """Thickness of tissue outside the brain (dura, bone, fat) that skull-stripping leaves in places."""
+    lesions: float
+    """Strength of the white-matter lesions in an individual's label map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +250,8 @@ class Acquisition:
     sampled: bool = False
     """True if the sequence is sampled in its own voxels and interpolated back; False if it is only blurred accordingly.
     """
+    gap_mm: float = 0.0
+    """Gap between neighbouring slices, if `sampled`."""
     ghost: Ghost | None = None
     ringing_mm: float = 0.0
     """Voxel size whose highest spatial frequency is where the spectrum is cut; 0 for no cut."""
@@ -232,3 +297,5 @@ class Plan:
     scanner: Scanner
     coverage: Coverage | None = None
     """None if the whole head is scanned."""
+    structures: Structures | None = None
+    """None for `phantom-1`, which has none of them."""

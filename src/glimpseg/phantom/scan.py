@@ -12,11 +12,14 @@ from torch import Tensor
 from glimpseg.modality import Modality
 from glimpseg.phantom.anatomy import Brain
 from glimpseg.phantom.artefacts import axis_matrices
+from glimpseg.phantom.atlas import PARTS as PARTS_OF_BRAIN
 from glimpseg.phantom.distractors import infarct_shares, vessel_share, white_matter_lesion_share
 from glimpseg.phantom.lattice import Fields, separable
+from glimpseg.phantom.looks import apply_looks
 from glimpseg.phantom.plan import Acquisition, Brightening, Plan, Scanner
 from glimpseg.phantom.settings import keyed_generator
 from glimpseg.phantom.signal import tissue_signal
+from glimpseg.phantom.structures import STRUCTURES, structure_shares
 from glimpseg.phantom.tumour import PARTS, Lesion
 
 TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
@@ -24,6 +27,10 @@ TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
 RESIDUAL_MEAN = 0.7
 """Mean of the atlas's average T1 image inside the brain."""
 INT16_CEILING = 32000
+REGIONS = PARTS_OF_BRAIN[:4]
+"""Parts of the brain with a signal of their own."""
+GREY_REGIONS = ("nuclei", "cerebellar_grey")
+"""Those that are grey matter."""
 
 
 def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields) -> Float[Tensor, "m n"]:
@@ -38,13 +45,14 @@ def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields
     basis, names = _tissue_shares(plan, brain, fields)
     textures = torch.stack(
         [share * sd * brain.gather(fields.on(brain.lattice, f"texture {name}", length))
-         for share, (name, (sd, length)) in zip(basis[:2], TEXTURE.items(), strict=True)]
+         for share, (name, (sd, length)) in zip(_textured(basis, names), TEXTURE.items(), strict=True)]
     )  # fmt: skip
     weights, slopes = _normal_signals(plan.scanner, names)
     total = weights.to(fields.device) @ basis + slopes.to(fields.device) @ textures
     if lesion is not None:
         total[:, lesion.touched] *= 1 - lesion.shares.sum(0)
         total[:, lesion.touched] += _lesion_signal(plan.scanner, lesion)
+        total = apply_looks(plan, brain, lesion, total, fields)
     for channel, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True)):
         nuclei = acquisition.nuclei * (brain.t1 - RESIDUAL_MEAN)
         total[channel] *= 1 + nuclei if modality in Modality.T1 | Modality.T1C else 1 - nuclei
@@ -55,6 +63,8 @@ def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tens
     """Return the shares of all tissues except the tumour's, which sum to 1, and the names of the tissues."""
     white, grey, fluid = brain.normal
     ill, vessel = white_matter_lesion_share(plan, brain, fields), vessel_share(plan, brain, fields)
+    if brain.regional is not None and plan.structures is not None:
+        ill = torch.maximum(ill, plan.structures.lesions * brain.regional.parts[PARTS_OF_BRAIN.index("lesions")])
     kept = (1 - ill) * (1 - vessel)
     basis = torch.stack([white * kept, grey * kept, fluid * kept, ill * (1 - vessel), vessel])
     if plan.distractors.infarct is not None:
@@ -62,7 +72,38 @@ def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tens
         basis = basis * (1 - swollen - hollow)
         basis[2] += hollow
         basis[3] += swollen
-    return basis, ("white", "grey", "fluid", "oedema", "vessel")
+    names = ("white", "grey", "fluid", "oedema", "vessel")
+    if brain.regional is None:
+        return basis, names
+    return _regional_shares(plan, brain, basis, fields), (*names, *REGIONS, *STRUCTURES)
+
+
+def _regional_shares(plan: Plan, brain: Brain, basis: Float[Tensor, "5 n"], fields: Fields) -> Float[Tensor, "13 n"]:
+    """Return the shares with those of `REGIONS` and `STRUCTURES`, which displace the others."""
+    assert brain.regional is not None
+    structures = structure_shares(plan, brain, fields)
+    free = 1 - structures.sum(0)
+    basis = basis * free
+    regions = brain.regional.parts[: len(REGIONS)] * free
+    taken = torch.zeros_like(basis[:2])
+    shares = []
+    for name, region in zip(REGIONS, regions, strict=True):
+        of = 1 if name in GREY_REGIONS else 0
+        share = torch.minimum(region, basis[of] - taken[of]).clamp(min=0)
+        taken[of] += share
+        shares.append(share)
+    basis[:2] -= taken
+    return torch.cat([basis, torch.stack(shares), structures])
+
+
+def _textured(basis: Tensor, names: tuple[str, ...]) -> Float[Tensor, "2 n"]:
+    """Return the shares of all white and of all grey matter."""
+    if REGIONS[0] not in names:
+        return basis[:2]
+    white, grey = basis[0].clone(), basis[1].clone()
+    for name in REGIONS:
+        (grey if name in GREY_REGIONS else white).add_(basis[names.index(name)])
+    return torch.stack([white, grey])
 
 
 def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m 2"]]:
@@ -81,7 +122,9 @@ def _normal_signals(scanner: Scanner, names: tuple[str, ...]) -> tuple[Float[Ten
         ]
         weights[channel] = torch.stack(signal) / signal[0]
         if acquisition.flatness != 1:
-            weights[channel, 1] **= acquisition.flatness
+            for name in ("grey", *GREY_REGIONS):
+                if name in names:
+                    weights[channel, names.index(name)] **= acquisition.flatness
         slopes[channel] = (torch.stack(longer) / torch.stack(signal[: len(TEXTURE)]) - 1) / 0.01
     return weights, slopes * weights[:, : len(TEXTURE)]
 

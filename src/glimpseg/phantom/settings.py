@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
+from glimpseg.phantom.folders import folder_summary, label_map_names
+from glimpseg.phantom.traits import Traits
 from glimpseg.phantom.variety import STANDARD, Variety
 
 VERSION: int = 1
 """Version of the generator; it changes whenever voxels change."""
 NAME: str = f"phantom-{VERSION}"
 """Name of the benchmark."""
+
+NAME_2: str = "phantom-2"
+"""Name of the generator with `Settings.traits`. It shares the random numbers of `phantom-1` and adds its own."""
+FOLDERS = {
+    "anatomies": "label maps of whole heads with FreeSurfer's numbers",
+    "shapes": "label maps of tumours with BraTS's numbers",
+}
+"""Settings that name a folder, and what its files are."""
 
 FIELD_OF_VIEW_MM = (240.0, 240.0, 155.0)
 """Field of view of BraTS images."""
@@ -69,6 +80,12 @@ class Settings:
     """Probability that a two-dimensional sequence has slices of 2.5 to 5 mm."""
     variety: Variety = STANDARD
     """Variation beyond this population; none by default."""
+    traits: Traits | None = None
+    """What `phantom-2` adds; None for `phantom-1`."""
+    anatomies: str | None = None
+    """Folder of individuals' label maps (FreeSurfer's or SynthSeg's numbers); None for the average brain."""
+    shapes: str | None = None
+    """Folder of real tumours' label maps (BraTS); None for grown tumours."""
 
     def __post_init__(self) -> None:
         """Check all fields.
@@ -87,6 +104,12 @@ class Settings:
                 raise ValueError(
                     f"{name} is a range (low, high) with 0 <= low <= high; ({low}, {high}) came. Order it."
                 )
+        for name, needed in FOLDERS.items():
+            folder = getattr(self, name)
+            if folder is not None:
+                if self.traits is None:
+                    raise ValueError(f"{name} need phantom-2: give a population such as `patients`, or leave {name} out.")
+                label_map_names(folder, name, needed)
         if not 1 <= self.core_ml[0] <= self.core_ml[1] <= 150:
             raise ValueError(f"core_ml must lie within 1 and 150 ml; {self.core_ml} came. Narrow the range.")
         if not 0 <= self.mass_effect_mm <= 15:
@@ -109,6 +132,32 @@ class Settings:
                 f"The field of view must measure {MINIMAL_EXTENT_MM:g} to {max(FIELD_OF_VIEW_MM):g} mm along an axis; "
                 f"{self.shape} voxels of {self.spacing_mm:g} mm came. Use Settings.at_spacing({self.spacing_mm:g})."
             )
+
+    @property
+    def name(self) -> str:
+        """Name of the generator: `phantom-1`, or `phantom-2` with traits."""
+        return NAME if self.traits is None else NAME_2
+
+    @property
+    def anatomy_names(self) -> tuple[str, ...]:
+        """File names of the anatomies; empty without a folder."""
+        return label_map_names(self.anatomies, "anatomies", FOLDERS["anatomies"]) if self.anatomies else ()
+
+    @property
+    def shape_names(self) -> tuple[str, ...]:
+        """File names of the shapes; empty without a folder."""
+        return label_map_names(self.shapes, "shapes", FOLDERS["shapes"]) if self.shapes else ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings for a JSON file; folders are told by the number of their files and a digest, not by path.
+        """
+        fields = asdict(self)
+        if self.traits is None:
+            return {name: value for name, value in fields.items() if name not in ("traits", *FOLDERS)}
+        for name, names in (("anatomies", self.anatomy_names), ("shapes", self.shape_names)):
+            folder = getattr(self, name)
+            fields[name] = folder_summary(folder, names) if folder else None
+        return fields
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:

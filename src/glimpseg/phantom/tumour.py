@@ -15,6 +15,7 @@ from glimpseg.phantom.anatomy import Brain, large_components
 from glimpseg.phantom.growth import Growth
 from glimpseg.phantom.lattice import Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Plan, Tumour
+from glimpseg.phantom.shapes import PlacedShape
 from glimpseg.region import Label
 
 CONTOUR_MM = 0.75
@@ -28,6 +29,8 @@ ENGULFED_MM = 3.0
 REACH_MM, REACH = -8.0, -0.45
 """Core distance and oedema level beyond which roughness creates no tumour."""
 
+LITTLE_ENHANCEMENT = 0.05
+"""Share of a real core that enhances, below which the rest of it is solid tumour and not necrosis."""
 SLIGHT = 1e-3
 """Largest share of lesion tissue that is ignored."""
 
@@ -99,7 +102,10 @@ def make_lesion(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Les
     """
     assert plan.tumour is not None
     site = _make_site(growth, brain, fields)
-    parts = _part_masks(plan.tumour, site)
+    if growth.shape is None:
+        parts = _part_masks(plan.tumour, site)
+    else:
+        parts = _real_parts(plan.tumour, growth.shape, site)
     sigma = max(CONTOUR_MM / plan.settings.spacing_mm, MINIMAL_BLUR)
     soft = blur(torch.stack([parts[name].float() for name in PARTS]), sigma)
     labels = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
@@ -152,6 +158,26 @@ def _part_masks(tumour: Tumour, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]
     parts = {"cavity": none, "blood": none, "necrosis": none} | parts
     solid = parts["enhancing"] | parts["necrosis"] | parts["solid"] | parts["cavity"]
     return parts | {"oedema": oedema | (core & ~solid)}
+
+
+def _real_parts(tumour: Tumour, placed: PlacedShape, site: _Site) -> dict[str, Bool[Tensor, "x y z"]]:
+    """Return a mask of each part of a real shape. The masks do not overlap, except for blood."""
+    shares = placed.shares(site.lattice, site.fields.device)
+    number = torch.cat([1 - shares.sum(0, keepdim=True), shares]).argmax(0)
+    brain = site.number >= 0
+    core = brain & ((number == Label.NCR) | (number == Label.ET)) & (site.tissue | (site.depth_mm > 0))
+    enhancing = core & (number == Label.ET)
+    dark = core & ~enhancing
+    solid = dark & (site.field("lobes", 18.0) > tumour.lobes) if placed.shape.enhancing > LITTLE_ENHANCEMENT else dark
+    blood = torch.zeros_like(core) if tumour.blood is None else core & (site.field("blood", 9.0) > tumour.blood)
+    return {
+        "necrosis": dark & ~solid,
+        "solid": solid,
+        "enhancing": enhancing,
+        "cavity": brain & (number == Label.RC),
+        "oedema": site.tissue & (number == Label.ED),
+        "blood": blood,
+    }
 
 
 def _high_grade_parts(tumour: Tumour, site: _Site, core: Tensor, patchy: Tensor) -> dict[str, Tensor]:

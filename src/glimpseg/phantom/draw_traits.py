@@ -1,0 +1,188 @@
+"""Random draws of `phantom-2`: heads of individuals, real shapes, enhancing structures, measured signal, scans."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from glimpseg.modality import Modality
+from glimpseg.phantom.measured import LOOKS, SHARED, MeasuredLook
+from glimpseg.phantom.plan import Acquisition, Four, Head, Look, Placement, Plan, Scanner, Structures, Three, Tumour
+from glimpseg.phantom.settings import keyed_generator
+from glimpseg.phantom.signal import REGIONAL, InversionSpinEcho, Tissue, draw_tissue, nulling_inversion_ms
+from glimpseg.phantom.traits import Traits
+from glimpseg.region import Label
+
+SHAPE_ANGLES, SHAPE_SCALE, SHAPE_SHIFT_MM = 8.0, 0.12, 7.0
+"""Standard deviations of a real shape's rotation (degrees), logarithm of its size, and displacement."""
+LIMIT = 2.0
+"""Largest deviate of a measured signal."""
+SMALL_OEDEMA = 0.12
+"""Oedema of a low-grade core that fills its lesion, relative to the core."""
+PATCHY = (1.3, 2.0)
+"""Factor on the unevenness of patchy oedema."""
+
+
+class _Dice:
+    """Random numbers of one decision."""
+
+    def __init__(self, plan: Plan, name: str) -> None:
+        self.rng = keyed_generator(plan.seed, f"2 {name}")
+
+    def happens(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def normal(self, sd: float, limit: float = LIMIT) -> float:
+        return sd * float(np.clip(self.rng.normal(), -limit, limit))
+
+    def three(self, sd: float) -> Three:
+        return self.normal(sd), self.normal(sd), self.normal(sd)
+
+
+def apply_traits(plan: Plan) -> Plan:
+    """Return the plan with the traits of its settings; the same object for `phantom-1`."""
+    traits = plan.settings.traits
+    if traits is None:
+        return plan
+    tumour = None if plan.tumour is None else _with_looks(_with_shape(plan.tumour, plan, traits), plan, traits)
+    return replace(
+        plan,
+        head=_with_anatomy(plan.head, plan, traits),
+        tumour=tumour,
+        structures=_draw_structures(_Dice(plan, "structures"), traits),
+        scanner=_with_acquisitions(_with_regions(plan.scanner, plan, traits), plan, traits),
+    )
+
+
+def _with_anatomy(head: Head, plan: Plan, traits: Traits) -> Head:
+    dice, names = _Dice(plan, "anatomy"), plan.settings.anatomy_names
+    mirrored, number = dice.happens(0.5), int(dice.rng.integers(1_000_000))
+    if not names or not dice.happens(traits.individuals):
+        return head
+    return replace(head, anatomy=names[number % len(names)], mirrored=mirrored)
+
+
+def _with_shape(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
+    dice, names = _Dice(plan, "shape"), plan.settings.shape_names
+    if tumour.kind == "low-grade" and dice.happens(traits.filling):
+        foci = tuple(replace(f, oedema_ml=min(f.oedema_ml, SMALL_OEDEMA * f.core_ml)) for f in tumour.foci)
+        tumour = replace(tumour, foci=foci)
+    if not names or tumour.post_operative or not dice.happens(traits.real_shapes):
+        return tumour
+    placement = Placement(
+        name=names[int(dice.rng.integers(len(names)))],
+        mirrored=dice.happens(0.5),
+        angles_degrees=dice.three(SHAPE_ANGLES),
+        scale=math.exp(dice.normal(SHAPE_SCALE)),
+        shift_mm=dice.three(SHAPE_SHIFT_MM),
+    )
+    return replace(tumour, placement=placement, foci=tumour.foci[:1], mass_effect_mm=0.6 * tumour.mass_effect_mm)
+
+
+def _with_looks(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
+    dice = _Dice(plan, "looks")
+    if not dice.happens(traits.looks):
+        return tumour
+    low = tumour.kind == "low-grade"
+    shared = np.clip(dice.rng.normal(size=4), -LIMIT, LIMIT)
+    looks = {}
+    for label in (Label.NCR, Label.ED, Label.ET):
+        patchy = dice.happens(traits.patchy)
+        factor = dice.between(*PATCHY)
+        looks[label] = _draw_look(
+            LOOKS[label, low],
+            dice,
+            shared,
+            spread=traits.spread,
+            unevenness=traits.unevenness * (factor if patchy and label is Label.ED else 1.0),
+        )
+    return replace(tumour, looks=looks)
+
+
+def _draw_look(measured: MeasuredLook, dice: _Dice, shared: np.ndarray, *, spread: float, unevenness: float) -> Look:
+    own = np.clip(dice.rng.normal(size=4), -LIMIT, LIMIT)
+    mixed = math.sqrt(SHARED) * shared + math.sqrt(1 - SHARED) * own
+    deviates = np.linalg.cholesky(np.array(measured.correlation)) @ mixed
+    inside = unevenness * math.exp(dice.normal(0.3))
+    return Look(
+        means=_four(np.array(measured.means) + spread * np.array(measured.between) * deviates),
+        coarse=_four(inside * np.array(measured.coarse)),
+        fine=_four(inside * np.array(measured.fine)),
+        together=measured.together,
+    )
+
+
+def _four(values: np.ndarray) -> Four:
+    a, b, c, d = (float(v) for v in values)
+    return a, b, c, d
+
+
+def _draw_structures(dice: _Dice, traits: Traits) -> Structures:
+    sinus, dura, sheets, plexus, remains, lesions = (
+        dice.happens(p)
+        for p in (traits.sinuses, traits.dura, traits.sheets, traits.plexus, traits.remains, traits.lesions)
+    )
+    return Structures(
+        sinus_mm=float(np.clip(math.exp(math.log(2.4) + dice.normal(0.45)), 0.8, 6.0)) * sinus,
+        right=float(np.clip(0.6 + dice.normal(0.25), 0.05, 0.95)),
+        dura_mm=dice.between(0.5, 1.6) * dura,
+        dura_kept=dice.between(-0.3, 1.6) if dura or sinus else 9.0,
+        sheets=dice.between(0.15, 0.8) * sheets,
+        cortical_veins=dice.between(0.1, 0.9) * traits.veins,
+        plexus=dice.between(0.3, 1.0) * plexus,
+        remains_mm=dice.between(1.0, 5.0) * remains,
+        lesions=dice.between(0.4, 1.0) * lesions,
+    )
+
+
+def _with_regions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
+    """Return the scanner with the tissues of `REGIONAL`."""
+    tissues: dict[str, Tissue] = dict(scanner.tissues)
+    for name, kind in REGIONAL.items():
+        dice = _Dice(plan, f"tissue {name}")
+        tissue = draw_tissue(dice.rng, kind, scanner.field_strength)
+        t1, t2 = math.exp(dice.normal(traits.regions)), math.exp(dice.normal(traits.regions))
+        tissues[name] = replace(tissue, t1_ms=tissue.t1_ms * t1, t2_ms=tissue.t2_ms * t2)
+    if not traits.regions:
+        for name, same in (("nuclei", "grey"), ("cerebellar_grey", "grey"), ("cerebellar_white", "white"), ("brainstem", "white")):
+            tissues[name] = scanner.tissues[same]
+    return replace(scanner, tissues=tissues)
+
+
+def _with_acquisitions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
+    acquisitions = tuple(
+        _vary(acquisition, modality, scanner, _Dice(plan, f"acquisition {modality.key}"), traits)
+        for modality, acquisition in zip(Modality, scanner.acquisitions, strict=True)
+    )
+    return replace(scanner, acquisitions=acquisitions)
+
+
+def _vary(acquisition: Acquisition, modality: Modality, scanner: Scanner, dice: _Dice, traits: Traits) -> Acquisition:
+    turned, gapped, open_, twice, few = (
+        dice.happens(p)
+        for p in (traits.planes, traits.gaps, traits.unsuppressed, traits.twice, traits.coarse_numbers)
+    )
+    axis, thickness, gap = int(dice.rng.integers(2)), dice.between(3.0, 6.0), dice.between(0.1, 0.3)
+    if turned and acquisition.sequence.planar:
+        acquisition = replace(acquisition, slice_axis=axis, slice_mm=thickness, sampled=True)
+    if gapped and acquisition.sampled:
+        acquisition = replace(
+            acquisition, slice_mm=acquisition.slice_mm * (1 - gap), gap_mm=acquisition.slice_mm * gap
+        )
+    share = dice.between(0.55, 0.85)
+    if open_ and modality is Modality.FLAIR and isinstance(acquisition.sequence, InversionSpinEcho):
+        tr = acquisition.sequence.tr_ms
+        inversion = share * nulling_inversion_ms(tr, scanner.tissues["fluid"].t1_ms)
+        acquisition = replace(acquisition, sequence=replace(acquisition.sequence, ti_ms=inversion))
+    more = dice.between(0.3, 0.7)
+    if twice:
+        acquisition = replace(acquisition, in_plane_mm=math.hypot(acquisition.in_plane_mm, more))
+    level = dice.between(12, 60)
+    if few:
+        acquisition = replace(acquisition, scale=level)
+    return acquisition
