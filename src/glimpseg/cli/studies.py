@@ -29,8 +29,19 @@ def phantom(
     ] = None,
     healthy: Annotated[float, typer.Option(help="Share of studies without a tumour.")] = 0.0,
     population: Annotated[
-        str, typer.Option(help="standard; wide (the shipped model is trained on it); shifted (outside of wide).")
+        str,
+        typer.Option(
+            help="phantom-1: standard; wide (the shipped model is trained on it); shifted (outside of wide). "
+            "phantom-2: patients; beyond (held out)."
+        ),
     ] = "standard",
+    anatomies: Annotated[
+        Path | None,
+        typer.Option(help="Folder of label maps of whole heads (FreeSurfer's numbers), for phantom-2."),
+    ] = None,
+    shapes: Annotated[
+        Path | None, typer.Option(help="Folder of label maps of tumours (BraTS's numbers), for phantom-2.")
+    ] = None,
     incomplete: Annotated[float, typer.Option(help="Share of studies that lack one to three sequences.")] = 0.0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -41,11 +52,13 @@ def phantom(
     from glimpseg.runtime.device import resolved_device
 
     share = post_operative if post_operative is not None else 0.7 if layout == "brats2024" else 0.0
-    if population not in generator.VARIETIES:
-        raise UsageError(f"--population is {', '.join(generator.VARIETIES)}, not '{population}'.")
-    variety = generator.VARIETIES[population]
+    if population not in generator.POPULATIONS:
+        raise UsageError(f"--population is {', '.join(generator.POPULATIONS)}, not '{population}'.")
+    folders = {name: str(folder) for name, folder in (("anatomies", anatomies), ("shapes", shapes)) if folder}
     try:
-        settings = generator.Settings.at_spacing(spacing, post_operative=share, healthy=healthy, variety=variety)
+        settings = generator.Settings.at_spacing(
+            spacing, post_operative=share, healthy=healthy, **folders, **generator.POPULATIONS[population]
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
     seeds = range(seed, seed + count)

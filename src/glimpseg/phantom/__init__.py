@@ -12,11 +12,14 @@ torch.Size([4, 60, 60, 39])
 
 from glimpseg.phantom.generate import Phantom, draw_plan, generate, render, stream
 from glimpseg.phantom.plan import Plan
+from glimpseg.phantom.populations import POPULATIONS
 from glimpseg.phantom.settings import NAME, VERSION, Settings
+from glimpseg.phantom.traits import Traits
 from glimpseg.phantom.variety import SHIFTED, STANDARD, VARIETIES, WIDE, Variety
 
 __all__ = [
     "NAME",
+    "POPULATIONS",
     "SHIFTED",
     "STANDARD",
     "VARIETIES",
@@ -25,6 +28,7 @@ __all__ = [
     "Phantom",
     "Plan",
     "Settings",
+    "Traits",
     "Variety",
     "draw_plan",
     "generate",

@@ -30,7 +30,10 @@ def axis_matrices(acquisition: Acquisition, shape: Sequence[int], spacing_mm: fl
     ]
     if acquisition.sampled:
         axis = acquisition.slice_axis
-        matrices[axis] = slice_sampling_matrix(shape[axis], (acquisition.slice_mm + acquisition.gap_mm) / spacing_mm) @ matrices[axis]
+        matrices[axis] = (
+            slice_sampling_matrix(shape[axis], (acquisition.slice_mm + acquisition.gap_mm) / spacing_mm)
+            @ matrices[axis]
+        )
     if acquisition.ringing_mm:
         matrices = [
             matrix

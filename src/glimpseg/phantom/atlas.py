@@ -133,7 +133,9 @@ def interpolate(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: 
 def _average_places(shape: tuple[int, ...], centre: np.ndarray, device: torch.device) -> Places:
     """Return the places of the average brain, read off its T1 image."""
     x, y, z = (
-        torch.from_numpy((2.0 * np.arange(n) - middle).astype(np.float32)).reshape([-1 if k == i else 1 for k in range(3)])
+        torch.from_numpy((2.0 * np.arange(n) - middle).astype(np.float32)).reshape(
+            [-1 if k == i else 1 for k in range(3)]
+        )
         for i, (n, middle) in enumerate(zip(shape, centre, strict=True))
     )
     edge_y, edge_z, slope = TENTORIUM_TOP

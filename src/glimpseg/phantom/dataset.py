@@ -6,7 +6,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 

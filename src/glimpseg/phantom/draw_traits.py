@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from glimpseg.modality import Modality
 from glimpseg.phantom.measured import LOOKS, SHARED, MeasuredLook
 from glimpseg.phantom.plan import Acquisition, Four, Head, Look, Placement, Plan, Scanner, Structures, Three, Tumour
 from glimpseg.phantom.settings import keyed_generator
+from glimpseg.phantom.shapes import LITTLE_ENHANCEMENT, load_shape
 from glimpseg.phantom.signal import REGIONAL, InversionSpinEcho, Tissue, draw_tissue, nulling_inversion_ms
 from glimpseg.phantom.traits import Traits
 from glimpseg.region import Label
@@ -21,6 +23,8 @@ LIMIT = 2.0
 """Largest deviate of a measured signal."""
 SMALL_OEDEMA = 0.12
 """Oedema of a low-grade core that fills its lesion, relative to the core."""
+PUSH = 0.6
+"""Mass effect of a real shape, relative to that of a grown tumour; its own head has moved already."""
 PATCHY = (1.3, 2.0)
 """Factor on the unevenness of patchy oedema."""
 
@@ -81,7 +85,15 @@ def _with_shape(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
         scale=math.exp(dice.normal(SHAPE_SCALE)),
         shift_mm=dice.three(SHAPE_SHIFT_MM),
     )
-    return replace(tumour, placement=placement, foci=tumour.foci[:1], mass_effect_mm=0.6 * tumour.mass_effect_mm)
+    assert plan.settings.shapes is not None
+    shape = load_shape(str(Path(plan.settings.shapes) / placement.name))
+    return replace(
+        tumour,
+        kind="low-grade" if shape.enhancing < LITTLE_ENHANCEMENT else "high-grade",
+        placement=placement,
+        foci=tumour.foci[:1],
+        mass_effect_mm=PUSH * tumour.mass_effect_mm,
+    )
 
 
 def _with_looks(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
@@ -149,7 +161,12 @@ def _with_regions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
         t1, t2 = math.exp(dice.normal(traits.regions)), math.exp(dice.normal(traits.regions))
         tissues[name] = replace(tissue, t1_ms=tissue.t1_ms * t1, t2_ms=tissue.t2_ms * t2)
     if not traits.regions:
-        for name, same in (("nuclei", "grey"), ("cerebellar_grey", "grey"), ("cerebellar_white", "white"), ("brainstem", "white")):
+        for name, same in (
+            ("nuclei", "grey"),
+            ("cerebellar_grey", "grey"),
+            ("cerebellar_white", "white"),
+            ("brainstem", "white"),
+        ):
             tissues[name] = scanner.tissues[same]
     return replace(scanner, tissues=tissues)
 
@@ -164,16 +181,13 @@ def _with_acquisitions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
 
 def _vary(acquisition: Acquisition, modality: Modality, scanner: Scanner, dice: _Dice, traits: Traits) -> Acquisition:
     turned, gapped, open_, twice, few = (
-        dice.happens(p)
-        for p in (traits.planes, traits.gaps, traits.unsuppressed, traits.twice, traits.coarse_numbers)
+        dice.happens(p) for p in (traits.planes, traits.gaps, traits.unsuppressed, traits.twice, traits.coarse_numbers)
     )
     axis, thickness, gap = int(dice.rng.integers(2)), dice.between(3.0, 6.0), dice.between(0.1, 0.3)
     if turned and acquisition.sequence.planar:
         acquisition = replace(acquisition, slice_axis=axis, slice_mm=thickness, sampled=True)
     if gapped and acquisition.sampled:
-        acquisition = replace(
-            acquisition, slice_mm=acquisition.slice_mm * (1 - gap), gap_mm=acquisition.slice_mm * gap
-        )
+        acquisition = replace(acquisition, slice_mm=acquisition.slice_mm * (1 - gap), gap_mm=acquisition.slice_mm * gap)
     share = dice.between(0.55, 0.85)
     if open_ and modality is Modality.FLAIR and isinstance(acquisition.sequence, InversionSpinEcho):
         tr = acquisition.sequence.tr_ms

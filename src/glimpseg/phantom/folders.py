@@ -26,7 +26,9 @@ def label_map_names(folder: str, option: str, needed: str) -> tuple[str, ...]:
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"{option} needs a folder of {needed}; there is no such folder. Check the path.")
-    names = tuple(sorted(f.name for f in place.iterdir() if f.is_file() and f.name.endswith(ENDINGS) and f.name[0] != "."))
+    names = tuple(
+        sorted(f.name for f in place.iterdir() if f.is_file() and f.name.endswith(ENDINGS) and f.name[0] != ".")
+    )
     if not names:
         raise InputError(f"{option} needs a folder of {needed} (.nii or .nii.gz); this folder has none.")
     return names

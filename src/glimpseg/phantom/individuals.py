@@ -32,10 +32,9 @@ FREESURFER: dict[str, tuple[int, ...]] = {
     "plexus": (31, 63, 136, 137, 163, 164),
     "lesions": (25, 57, 77, 78, 79),
 }
-"""Numbers of FreeSurfer's table (aseg) for each class, and those that SynthSeg's maps add (25, 57, 136, 137, 163, 164).
-
-Cortical parcels (aparc+aseg: 1000 to 2999) are grey matter, white-matter parcels (3000 to 4999) are white matter. Numbers
-from 500 to 999 are outside the brain.
+"""Numbers of FreeSurfer's table (aseg) for each class, and those that SynthSeg's maps add (25, 57, 136, 137, 163 and
+164). Cortical parcels (aparc+aseg: 1000 to 2999) are grey matter, white-matter parcels (3000 to 4999) are white matter.
+Numbers from 500 to 999 are outside the brain.
 """
 OUTSIDE = (500, 999)
 CORTEX, PARCELS = (1000, 2999), (3000, 4999)
@@ -101,7 +100,11 @@ def _as_atlas(folder: str, name: str, pool: int) -> Atlas:
     drawn = load_label_map(str(Path(folder) / name))
     classes = torch.from_numpy(drawn.classes)
     depth = torch.from_numpy(drawn.smooth[:1])
-    one = {label: _pooled((classes == k).float(), pool) for k, label in enumerate(CLASSES) if label not in ("outside", "fluid")}
+    one = {
+        label: _pooled((classes == k).float(), pool)
+        for k, label in enumerate(CLASSES)
+        if label not in ("outside", "fluid")
+    }
     white = one["white"] + one["cerebellar_white"] + one["brainstem"] + one["lesions"]
     grey = one["grey"] + one["cerebellar_grey"] + one["nuclei"]
     at_one_mm = _enlarged(depth, classes.shape, pool)[0]

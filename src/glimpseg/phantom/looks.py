@@ -92,13 +92,11 @@ def _varied(
 
 def _variation(brain: Brain, lesion: Lesion, fields: Fields) -> Float[Tensor, "2 4 t"]:
     """Return a coarse and a fine random field for each sequence, in the voxels of the lesion."""
-    x, y, z = brain.lattice.shape
+    _, y, z = brain.lattice.shape
     flat = brain.inside[lesion.touched]
     at = torch.stack([flat // (y * z), flat // z % y, flat % z])
     low, high = at.amin(1).tolist(), at.amax(1).tolist()
-    lattice = brain.lattice.crop(
-        (slice(low[0], high[0] + 1), slice(low[1], high[1] + 1), slice(low[2], high[2] + 1))
-    )
+    lattice = brain.lattice.crop((slice(low[0], high[0] + 1), slice(low[1], high[1] + 1), slice(low[2], high[2] + 1)))
     i, j, k = (at[axis] - low[axis] for axis in range(3))
     fine = max(FINE_MM, 1.5 * brain.lattice.spacing_mm)
     return torch.stack(

@@ -108,7 +108,9 @@ class Settings:
             folder = getattr(self, name)
             if folder is not None:
                 if self.traits is None:
-                    raise ValueError(f"{name} need phantom-2: give a population such as `patients`, or leave {name} out.")
+                    raise ValueError(
+                        f"{name} need phantom-2: give a population such as `patients`, or leave {name} out."
+                    )
                 label_map_names(folder, name, needed)
         if not 1 <= self.core_ml[0] <= self.core_ml[1] <= 150:
             raise ValueError(f"core_ml must lie within 1 and 150 ml; {self.core_ml} came. Narrow the range.")
@@ -149,8 +151,7 @@ class Settings:
         return label_map_names(self.shapes, "shapes", FOLDERS["shapes"]) if self.shapes else ()
 
     def record(self) -> dict[str, Any]:
-        """Return the settings for a JSON file; folders are told by the number of their files and a digest, not by path.
-        """
+        """Return the settings for a JSON file. Of a folder it has the number of files and a digest, not the path."""
         fields = asdict(self)
         if self.traits is None:
             return {name: value for name, value in fields.items() if name not in ("traits", *FOLDERS)}

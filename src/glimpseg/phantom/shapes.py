@@ -21,6 +21,8 @@ from glimpseg.volume import Volume, bounding_box, resample_labels
 
 SMALLEST_ML = 0.2
 """Smallest whole tumour that a shape file may hold."""
+LITTLE_ENHANCEMENT = 0.05
+"""Share of a real core that enhances, below which the tumour is low-grade: its core is solid and not necrotic."""
 KEPT = 128
 """Shapes that stay in memory, about 1 MB each."""
 BENDS_MM = ((28.0, 2.5), (12.0, 1.0))
@@ -65,7 +67,8 @@ def load_shape(path: str) -> Shape:
     box = bounding_box(labels > 0)
     if box is None or (labels > 0).sum() < SMALLEST_ML * 1000:
         raise InputError(
-            f"{name}: a tumour of at least {SMALLEST_ML:g} ml is needed; this map holds {(labels > 0).sum() / 1000:.2f} ml. "
+            f"{name}: a tumour of at least {SMALLEST_ML:g} ml is needed; this map holds "
+            f"{(labels > 0).sum() / 1000:.2f} ml. "
             "Take the file out of the folder of shapes."
         )
     cropped = np.pad(labels[box], BORDER)
@@ -115,7 +118,10 @@ class PlacedShape:
     def _coordinates(self, lattice: Lattice, device: torch.device) -> Float[Tensor, "3 x y z"]:
         bend = [
             sum(
-                (sd * self.fields.on(lattice, f"2 bend {length:g} {axis}", length).to(device) for length, sd in BENDS_MM),
+                (
+                    sd * self.fields.on(lattice, f"2 bend {length:g} {axis}", length).to(device)
+                    for length, sd in BENDS_MM
+                ),
                 start=torch.zeros(lattice.shape, device=device),
             )
             for axis in "xyz"
@@ -141,7 +147,10 @@ def place_shape(folder: str | Path, placement: Placement, fields: Fields) -> Pla
         InputError: As `load_shape`.
     """
     shape = load_shape(str(Path(folder) / placement.name))
-    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(placement.angles_degrees)), np.sin(np.deg2rad(placement.angles_degrees))
+    (cx, cy, cz), (sx, sy, sz) = (
+        np.cos(np.deg2rad(placement.angles_degrees)),
+        np.sin(np.deg2rad(placement.angles_degrees)),
+    )
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
@@ -150,4 +159,3 @@ def place_shape(folder: str | Path, placement: Placement, fields: Fields) -> Pla
     x, y, z = shape.place_mm
     dx, dy, dz = placement.shift_mm
     return PlacedShape(shape, matrix, (float(side * x + dx), float(y + dy), float(z + dz)), fields)
-

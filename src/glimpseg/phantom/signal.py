@@ -69,17 +69,17 @@ TISSUES: dict[str, TissueRange] = {
 REGIONAL: dict[str, TissueRange] = {
     name: TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
     for name, density, t1_3t, t1_15t, t2, spread, gadolinium in (
-        ("nuclei", 0.78, 1130, 860, 76, 0.05, (0.008, 0.02)),
-        ("cerebellar_grey", 0.83, 1290, 980, 94, 0.05, (0.012, 0.03)),
-        ("cerebellar_white", 0.71, 890, 670, 80, 0.05, (0.004, 0.012)),
-        ("brainstem", 0.74, 960, 730, 82, 0.05, (0.006, 0.014)),
+        ("nuclei", 0.78, 1130, 860, 76, 0.03, (0.008, 0.02)),
+        ("cerebellar_grey", 0.83, 1290, 980, 94, 0.03, (0.012, 0.03)),
+        ("cerebellar_white", 0.71, 890, 670, 80, 0.03, (0.004, 0.012)),
+        ("brainstem", 0.74, 960, 730, 82, 0.03, (0.006, 0.014)),
         ("plexus", 0.88, 1700, 1400, 180, 0.15, (0.10, 0.50)),
         ("sinus", 0.55, 1650, 1400, 75, 0.30, (0.25, 1.30)),
         ("dura", 0.62, 1050, 850, 48, 0.20, (0.10, 0.60)),
         ("remains", 0.72, 520, 420, 62, 0.35, (0.02, 0.15)),
     )
 }
-"""Tissues that `phantom-2` adds: parts of the brain, venous blood, dura, and what stripping leaves outside the brain."""
+"""Tissues that `phantom-2` adds: parts of the brain, venous blood, dura, and remains outside the brain."""
 
 NORMAL = ("white", "grey", "fluid", "vessel")
 LESION = ("necrosis", "solid", "enhancing", "cavity", "oedema", "blood")

@@ -53,7 +53,8 @@ def structure_shares(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, 
         fields: Random fields of the case.
     """
     drawn, place = plan.structures, brain.regional
-    assert drawn is not None and place is not None
+    assert drawn is not None
+    assert place is not None
     fluid = brain.normal[2]
     edge = max(EDGE_MM, 0.35 * plan.settings.spacing_mm)
     soft = _Soft(edge)
@@ -133,7 +134,7 @@ def _sheets(drawn: Structures, brain: Brain, place: Regional, fields: Fields, so
 
 
 def _plexus(drawn: Structures, brain: Brain, place: Regional, fields: Fields) -> Float[Tensor, "n"]:
-    """Return the share of choroid plexus that takes up contrast agent: an individual's, else tufts in the ventricles."""
+    """Return the share of enhancing choroid plexus: an individual's own, else tufts in the ventricles."""
     own = place.parts[4]
     if not bool((own > 0).any()):
         tufts = (3 * (brain.gather(fields.on(brain.lattice, "2 plexus", 5.0)) - 1.3)).clamp(0, 1)

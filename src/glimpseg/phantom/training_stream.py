@@ -33,6 +33,21 @@ class Stream:
     """Probability that there is no tumour."""
     variety: phantom.Variety = phantom.STANDARD
     """Variation beyond the standard population."""
+    traits: phantom.Traits | None = None
+    """What `phantom-2` adds; null for `phantom-1`."""
+    low_grade: float = 0.22
+    """Probability of a low-grade tumour."""
+    noise: tuple[float, float] = (0.015, 0.05)
+    """Range of the standard deviation of the noise, as in `Settings`."""
+    anatomies: str | None = None
+    """Folder of individuals' label maps; null for the average brain."""
+    shapes: str | None = None
+    """Folder of real tumours' label maps; null for grown tumours."""
+
+    @property
+    def name(self) -> str:
+        """Name of the generator: `phantom-1`, or `phantom-2` with traits."""
+        return self.settings(4.0).name
 
     def settings(self, spacing_mm: float) -> phantom.Settings:
         """Return the settings that the phantoms are drawn from, with the field of view of BraTS.
@@ -44,7 +59,15 @@ class Stream:
             ValueError: The spacing, or a field, is out of range.
         """
         return phantom.Settings.at_spacing(
-            spacing_mm, post_operative=self.post_operative, healthy=self.healthy, variety=self.variety
+            spacing_mm,
+            post_operative=self.post_operative,
+            healthy=self.healthy,
+            variety=self.variety,
+            traits=self.traits,
+            low_grade=self.low_grade,
+            noise=self.noise,
+            anatomies=self.anatomies,
+            shapes=self.shapes,
         )
 
 

@@ -34,7 +34,7 @@ class Traits:
     remains: float = 0.0
     """Probability that skull-stripping leaves tissue outside the brain, up to 5 mm thick."""
     lesions: float = 0.0
-    """Probability that the white-matter lesions in an individual's label map are lesions; else they are white matter."""
+    """Probability that the white-matter lesions in an individual's label map are lesions, not white matter."""
     looks: float = 0.0
     """Probability that the label regions of a tumour have the measured signal, instead of that of the tissue tables."""
     spread: float = 0.0

@@ -15,7 +15,7 @@ from glimpseg.phantom.anatomy import Brain, large_components
 from glimpseg.phantom.growth import Growth
 from glimpseg.phantom.lattice import Fields, Lattice, blur, enlarge
 from glimpseg.phantom.plan import Plan, Tumour
-from glimpseg.phantom.shapes import PlacedShape
+from glimpseg.phantom.shapes import LITTLE_ENHANCEMENT, PlacedShape
 from glimpseg.region import Label
 
 CONTOUR_MM = 0.75
@@ -29,8 +29,6 @@ ENGULFED_MM = 3.0
 REACH_MM, REACH = -8.0, -0.45
 """Core distance and oedema level beyond which roughness creates no tumour."""
 
-LITTLE_ENHANCEMENT = 0.05
-"""Share of a real core that enhances, below which the rest of it is solid tumour and not necrosis."""
 SLIGHT = 1e-3
 """Largest share of lesion tissue that is ignored."""
 
@@ -102,10 +100,7 @@ def make_lesion(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Les
     """
     assert plan.tumour is not None
     site = _make_site(growth, brain, fields)
-    if growth.shape is None:
-        parts = _part_masks(plan.tumour, site)
-    else:
-        parts = _real_parts(plan.tumour, growth.shape, site)
+    parts = _part_masks(plan.tumour, site) if growth.shape is None else _real_parts(plan.tumour, growth.shape, site)
     sigma = max(CONTOUR_MM / plan.settings.spacing_mm, MINIMAL_BLUR)
     soft = blur(torch.stack([parts[name].float() for name in PARTS]), sigma)
     labels = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from glimpseg import methods, phantom
+from glimpseg import methods
 from glimpseg.data.cache import cache_study, cached_notices, label_counts
 from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
@@ -162,7 +162,7 @@ def open_cases(
         assert recipe.data.stream is not None
         make_prior = phantom_prior(prior, settings.spacing_mm)
         stream = PhantomStream(recipe.data.stream, settings, make_prior, options.device)
-        return stream, {"data": {"stream": phantom.NAME, **_prior_record(prior, [])}}
+        return stream, {"data": {"stream": recipe.data.stream.name, **_prior_record(prior, [])}}
     folder = Path(options.cache) if options.cache else run / "cache"
     paths, prior_paths = _prepared(studies, recipe, folder, device=options.device, found=found)
     have = {subset.key: sum(study.available == subset for study in studies) for subset in SUBSETS}
