@@ -34,6 +34,10 @@ HEAD_OFFSET_MM = (0.0, -9.0, -3.0)
 """Position of the middle of the brain relative to the middle of the field of view, as in BraTS."""
 BORDER_MM = 0.5
 """Depth of the outermost voxels that can be brain."""
+SULCAL_FLUID = 0.55
+"""Share of the fluid in the sulci of a label map that is kept, at typical atrophy."""
+SULCI_MM = 18.0
+"""Depth at which sulci end in label maps."""
 DURA_DEPTH_MM = 1.2
 """Height above the outermost brain voxels up to which dura and outer sinuses are kept."""
 REMAINS_LEVEL = 1.2
@@ -222,8 +226,17 @@ def build_brain(plan: Plan, warp: Warp, fields: Fields) -> Brain:
     if source.parts is None:
         bare = replace(bare, normal=_tissue_shares(plan, bare, fields))
     else:
-        bare = replace(bare, normal=average.clamp(0, 1))
+        bare = replace(bare, normal=_narrower_sulci(plan.head, average.clamp(0, 1), depth[inside]))
     return bare if plan.structures is None else replace(bare, regional=_regional(bare, source, at[:, inside]))
+
+
+def _narrower_sulci(head: Head, shares: Float[Tensor, "3 n"], depth_mm: Float[Tensor, "n"]) -> Float[Tensor, "3 n"]:
+    """Return the shares with less fluid in the sulci: label maps call all fluid that is no named tissue."""
+    white, grey, fluid = shares
+    kept = min(max(SULCAL_FLUID * math.exp(head.atrophy), 0.2), 1.0)
+    near = ((SULCI_MM - depth_mm) / 4).clamp(0, 1)
+    less = (1 - kept) * near * fluid
+    return torch.stack([white, grey + less, fluid - less])
 
 
 def _kept_outside(structures: Structures, depth: Tensor, lattice: Lattice, fields: Fields) -> Bool[Tensor, "n"]:

@@ -13,7 +13,14 @@ from glimpseg.phantom.measured import LOOKS, SHARED, MeasuredLook
 from glimpseg.phantom.plan import Acquisition, Four, Head, Look, Placement, Plan, Scanner, Structures, Three, Tumour
 from glimpseg.phantom.settings import keyed_generator
 from glimpseg.phantom.shapes import LITTLE_ENHANCEMENT, load_shape
-from glimpseg.phantom.signal import REGIONAL, InversionSpinEcho, Tissue, draw_tissue, nulling_inversion_ms
+from glimpseg.phantom.signal import (
+    REGIONAL,
+    InversionGradientEcho,
+    InversionSpinEcho,
+    Tissue,
+    draw_tissue,
+    nulling_inversion_ms,
+)
 from glimpseg.phantom.traits import Traits
 from glimpseg.region import Label
 
@@ -21,6 +28,14 @@ SHAPE_ANGLES, SHAPE_SCALE, SHAPE_SHIFT_MM = 8.0, 0.12, 7.0
 """Standard deviations of a real shape's rotation (degrees), logarithm of its size, and displacement."""
 LIMIT = 2.0
 """Largest deviate of a measured signal."""
+SIZE = 1.05
+"""Size of the head relative to `phantom-1`; stripped brains of BraTS 2021 measure 134 x 167 mm and 1.25 to 1.47 litres."""
+GREY_CONTRAST = {InversionGradientEcho: 0.6, InversionSpinEcho: 0.75}
+"""Exponent on the contrast of grey and white matter in T1 with inversion, whose contrast the tissue table overstates."""
+T1C_CONTRAST = 0.75
+"""The same for T1c: in patients its contrast is weaker than that of T1."""
+SINUS_ON_FLAIR = (0.4, 1.0)
+"""Factor on the signal of venous blood on FLAIR: flowing blood is darker than still blood."""
 SMALL_OEDEMA = 0.12
 """Oedema of a low-grade core that fills its lesion, relative to the core."""
 PUSH = 0.6
@@ -66,9 +81,12 @@ def apply_traits(plan: Plan) -> Plan:
 def _with_anatomy(head: Head, plan: Plan, traits: Traits) -> Head:
     dice, names = _Dice(plan, "anatomy"), plan.settings.anatomy_names
     mirrored, number = dice.happens(0.5), int(dice.rng.integers(1_000_000))
+    x, y, z = (SIZE * scale for scale in head.scales)
+    head = replace(head, scales=(x, y, z))
     if not names or not dice.happens(traits.individuals):
         return head
-    return replace(head, anatomy=names[number % len(names)], mirrored=mirrored)
+    own, wider = 0.6 * head.ventricles_mm, 0.5
+    return replace(head, anatomy=names[number % len(names)], mirrored=mirrored, ventricles_mm=own - wider)
 
 
 def _with_shape(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
@@ -140,7 +158,7 @@ def _draw_structures(dice: _Dice, traits: Traits) -> Structures:
         for p in (traits.sinuses, traits.dura, traits.sheets, traits.plexus, traits.remains, traits.lesions)
     )
     return Structures(
-        sinus_mm=float(np.clip(math.exp(math.log(2.4) + dice.normal(0.45)), 0.8, 6.0)) * sinus,
+        sinus_mm=float(np.clip(math.exp(math.log(3.2) + dice.normal(0.4)), 0.8, 7.0)) * sinus,
         right=float(np.clip(0.6 + dice.normal(0.25), 0.05, 0.95)),
         dura_mm=dice.between(0.5, 1.6) * dura,
         dura_kept=dice.between(-0.3, 1.6) if dura or sinus else 9.0,
@@ -193,6 +211,11 @@ def _vary(acquisition: Acquisition, modality: Modality, scanner: Scanner, dice: 
         tr = acquisition.sequence.tr_ms
         inversion = share * nulling_inversion_ms(tr, scanner.tissues["fluid"].t1_ms)
         acquisition = replace(acquisition, sequence=replace(acquisition.sequence, ti_ms=inversion))
+    flat = GREY_CONTRAST.get(type(acquisition.sequence), 1.0) * (T1C_CONTRAST if modality is Modality.T1C else 1.0)
+    if modality in Modality.T1 | Modality.T1C:
+        acquisition = replace(acquisition, flatness=acquisition.flatness * flat)
+    if modality is Modality.FLAIR:
+        acquisition = replace(acquisition, gains={**acquisition.gains, "sinus": dice.between(*SINUS_ON_FLAIR)})
     more = dice.between(0.3, 0.7)
     if twice:
         acquisition = replace(acquisition, in_plane_mm=math.hypot(acquisition.in_plane_mm, more))

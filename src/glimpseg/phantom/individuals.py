@@ -48,7 +48,7 @@ NEEDED: dict[str, tuple[int, ...]] = {
 }
 CLOSING_MM = 8.0
 """Sulci and fissures up to twice this wide belong to the head's volume (morphological closing)."""
-FLUID_MM = 0.8
+FLUID_MM = 0.2
 """Thickness of the fluid around the brain."""
 MARGIN_MM = 10
 """Voxels around the brain that are kept."""

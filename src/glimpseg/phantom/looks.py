@@ -28,6 +28,11 @@ LEAST_VARIATION = 0.4
 """Smallest factor on the variation that the tissue tables give."""
 DARKEST = 0.03
 """Lowest signal, relative to normal white matter."""
+WIDEST = (0.31, 0.30, 0.60, 0.18)
+"""Largest robust standard deviation of the normal brain relative to its median, in the measured patients; T1, T1c, T2,
+FLAIR. A head with much fluid has a wider one, but its tumour is not brighter."""
+BRIGHTEST = (1.3, 2.4, 2.6, 2.4)
+"""Largest mean of a region relative to the median of the normal brain (measured: 1.1, 1.9, 2.2, 2.1)."""
 MEMBERS = {Label.NCR: ("necrosis", "solid", "blood"), Label.ED: ("oedema",), Label.ET: ("enhancing",)}
 """Parts of each label region."""
 FULL_SHARE = 0.7
@@ -58,6 +63,7 @@ def apply_looks(
     normal[lesion.touched] = False
     values = signal[:, normal]
     middle, scale = robust_scale(values[:, :: max(1, values.shape[1] // SAMPLE)])
+    scale = torch.minimum(scale, middle * torch.tensor(WIDEST, device=middle.device))
     here, labels = signal[:, lesion.touched], lesion.labels[lesion.touched]
     fields_here = _variation(brain, lesion, fields)
     changed = here.clone()
@@ -87,7 +93,8 @@ def _varied(
     coarse, fine = torch.einsum("k,lkt->lt", torch.from_numpy(mixing).to(fields.device), fields)
     field = (look.coarse[channel] * coarse + look.fine[channel] * fine) / max(wanted, 1e-6)
     away = (values - mean).clamp(-3 * float(spread), 3 * float(spread))
-    return middle + look.means[channel] * scale - mean + (kept - 1) * away + missing * field.clamp(-2.5, 2.5)
+    target = torch.minimum(middle + look.means[channel] * scale, BRIGHTEST[channel] * middle)
+    return target - mean + (kept - 1) * away + missing * field.clamp(-2.5, 2.5)
 
 
 def _variation(brain: Brain, lesion: Lesion, fields: Fields) -> Float[Tensor, "2 4 t"]:

@@ -25,8 +25,8 @@ POPULATIONS: Mapping[str, Mapping[str, Any]] = {
     "standard": {"variety": STANDARD},
     "wide": {"variety": WIDE},
     "shifted": {"variety": SHIFTED},
-    "patients": {"variety": PATIENTS_VARIETY, "traits": PATIENTS_TRAITS, "low_grade": 0.35, "noise": (0.004, 0.025)},
-    "beyond": {"variety": BEYOND_VARIETY, "traits": BEYOND_TRAITS, "low_grade": 0.35, "noise": (0.004, 0.025)},
+    "patients": {"variety": PATIENTS_VARIETY, "traits": PATIENTS_TRAITS, "low_grade": 0.35, "noise": (0.006, 0.03)},
+    "beyond": {"variety": BEYOND_VARIETY, "traits": BEYOND_TRAITS, "low_grade": 0.35, "noise": (0.006, 0.03)},
 }
 """Changes of `Settings`. `standard`, `wide` and `shifted` are populations of `phantom-1`, the others of `phantom-2`.
 

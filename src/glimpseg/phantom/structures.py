@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glimpseg.phantom.anatomy import BORDER_MM, Brain, Regional
 from glimpseg.phantom.lattice import Fields
-from glimpseg.phantom.plan import Plan, Structures
+from glimpseg.phantom.plan import Plan, Structures, Three
 
 STRUCTURES = ("sinus", "dura", "plexus", "remains")
 """Tissues whose shares `structure_shares` returns."""
@@ -28,8 +28,15 @@ TRANSVERSE_DEPTH_MM = 3.0
 """Depth of the middle of a transverse sinus."""
 NARROW = 0.7
 """Half width of a transverse sinus relative to that of the sagittal sinus, if it takes half of the blood."""
-STRAIGHT = 0.45
+STRAIGHT = 0.65
 """Half width of the straight sinus relative to that of the sagittal sinus."""
+DEEP_VEINS_MM = (
+    ((2.0, 2.0, 7.0), (1.0, -27.0, 8.0), 0.9),
+    ((0.0, -26.0, 8.0), (0.0, -37.0, 11.0), 1.4),
+    ((13.0, -6.0, -14.0), (3.0, -29.0, 5.0), 0.7),
+)
+"""Internal cerebral veins, great vein, and basal veins: both ends in the atlas, and the radius for a sagittal sinus of
+half width 3 mm. The first and the last run on both sides."""
 BEHIND_MM = -20.0
 """The tentorium lies behind this y."""
 STEM_MM = 5.0
@@ -83,7 +90,7 @@ class _Soft:
 
 
 def _sinuses(drawn: Structures, brain: Brain, place: Regional, fields: Fields, soft: _Soft) -> Float[Tensor, "n"]:
-    """Return the share of venous sinus: sagittal, transverse, straight, and their confluence."""
+    """Return the share of venous sinuses (sagittal, transverse, straight, their confluence) and of deep veins."""
     x, y, z = place.at_mm
     wander = 0.6 * brain.gather(fields.on(brain.lattice, "2 sinus course", 24.0))
     width = drawn.sinus_mm * (1 + 0.2 * brain.gather(fields.on(brain.lattice, "2 sinus width", 30.0)))
@@ -100,7 +107,19 @@ def _sinuses(drawn: Structures, brain: Brain, place: Regional, fields: Fields, s
     transverse = width * NARROW * (2 * side).clamp(min=0).sqrt() - apart
     share = torch.maximum(share, soft.above(transverse) * behind * (place.stem_mm > STEM_MM))
     straight = width * STRAIGHT - torch.hypot(place.tentorium_mm, x + wander)
-    return torch.maximum(share, soft.above(straight) * (y < BEHIND_MM - 3) * (place.stem_mm > STEM_MM))
+    share = torch.maximum(share, soft.above(straight) * (y < BEHIND_MM - 3) * (place.stem_mm > STEM_MM))
+    at = torch.stack([x.abs() + wander, y, z + wander])
+    for start, end, radius in DEEP_VEINS_MM:
+        share = torch.maximum(share, soft.above(width / 3 * radius - _distance_mm(at, start, end)))
+    return share
+
+
+def _distance_mm(at_mm: Float[Tensor, "3 n"], start: Three, end: Three) -> Float[Tensor, "n"]:
+    """Return the distance of each point from the line between two points."""
+    first, last = (torch.tensor(point, device=at_mm.device)[:, None] for point in (start, end))
+    along = last - first
+    t = (((at_mm - first) * along).sum(0) / along.square().sum()).clamp(0, 1)
+    return (at_mm - first - along * t).norm(dim=0)
 
 
 def _surface_veins(drawn: Structures, brain: Brain, fields: Fields, spacing_mm: float) -> Float[Tensor, "n"]:
