@@ -44,7 +44,7 @@ from glimpseg.method import Progress, Segmenter, blanked, draw_subsets
 from glimpseg.modality import Modality
 from glimpseg.nets.recompute import outermost
 from glimpseg.nets.segresnet import ResidualBlock, SegResNet
-from glimpseg.phantom import WIDE
+from glimpseg.phantom import POPULATIONS, WIDE
 from glimpseg.phantom.training_stream import Stream
 from glimpseg.recipe import BUDGET, Data, Optim, Recipe
 from glimpseg.region import Label, Region
@@ -273,6 +273,19 @@ RECIPES = {
             stream=Stream(first_seed=40_000_000, crops=2, post_operative=0.08, healthy=0.04, variety=WIDE),
         ),
         optim=Optim(steps=1400, learning_rate=4e-4, warmup=100, ema=0.999, save_every=100, log_every=20),
+    ),
+    # The shipped network on phantom-2, with the cavity as a fourth label. Folders of label maps are added by
+    # data.stream.anatomies and data.stream.shapes.
+    "box-patients": Recipe(
+        method="unet",
+        config=BOX,
+        labels=("NCR", "ED", "ET", "RC"),
+        data=Data(
+            preprocess=Preprocess(spacing_mm=2.0),
+            sampling=Sampling(patch=(48, 64, 48), batch=2, tumour_share=0.5, augment=ONE_SIDED),
+            stream=Stream(first_seed=60_000_000, crops=3, post_operative=0.12, healthy=0.12, **POPULATIONS["patients"]),
+        ),
+        optim=Optim(steps=3000, learning_rate=8e-4, warmup=60, ema=0.999, save_every=100, log_every=20),
     ),
     # BraTS at 1 mm with nnU-Net's number of crops; about a day on one GPU.
     "brats": Recipe(

@@ -29,9 +29,9 @@ SHAPE_ANGLES, SHAPE_SCALE, SHAPE_SHIFT_MM = 8.0, 0.12, 7.0
 LIMIT = 2.0
 """Largest deviate of a measured signal."""
 SIZE = 1.05
-"""Size of the head relative to `phantom-1`; stripped brains of BraTS 2021 measure 134 x 167 mm and 1.25 to 1.47 litres."""
+"""Size of the head relative to `phantom-1`. Stripped brains of BraTS 2021 measure 134 x 167 mm, 1.25 to 1.47 litres."""
 GREY_CONTRAST = {InversionGradientEcho: 0.6, InversionSpinEcho: 0.75}
-"""Exponent on the contrast of grey and white matter in T1 with inversion, whose contrast the tissue table overstates."""
+"""Exponent on the contrast of grey and white matter in T1 with inversion, which the tissue table overstates."""
 T1C_CONTRAST = 0.75
 """The same for T1c: in patients its contrast is weaker than that of T1."""
 SINUS_ON_FLAIR = (0.4, 1.0)
