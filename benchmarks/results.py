@@ -225,6 +225,7 @@ def main() -> None:
     parts = [HEAD, _table(records), DETAILS]
     for stem, record in records.items():
         parts += [_section(Contest(**contest)) for contest in record["contests"]]
+        parts += [f"## {page['heading']}\n\n{page['text']}" for page in record.get("pages", [])]
         parts.append(_foot(stem, record))
     write_text(RESULTS, "\n".join(parts))
 

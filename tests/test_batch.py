@@ -193,6 +193,35 @@ def test_a_study_that_was_written_but_not_logged_gets_its_line(tree, model, fini
     assert sorted(journal(finished)) == ["P0", "P2", "P3", "P4"]
 
 
+@pytest.mark.parametrize("name", [RECORD, "statistics.json"])
+def test_a_batch_with_a_damaged_study_is_refused_before_anything_is_segmented(
+    tree, model_folder, finished, name, monkeypatch
+):
+    path = finished / "P0" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    shutil.rmtree(finished / "P2")
+    words = ["segment", "-i", str(tree), "-m", str(model_folder), "-o", str(finished), "--resume", "--device", "cpu"]
+    ended = CliRunner().invoke(app, words)
+    assert isinstance(ended.exception, InputError)
+    assert str(path) in str(ended.exception)
+    assert not (finished / "P2").exists()
+    shutil.rmtree(finished / "P0")  # what the message says
+    ended = CliRunner().invoke(app, words)
+    said = "4 of 5 studies are there; 1 could not be segmented"  # P1 is cut short
+    assert str(ended.exception).startswith(said)
+    assert studies_in(finished) == ["P0", "P2", "P3", "P4"]
+    assert path.read_bytes()[: len(whole) // 8] == whole[: len(whole) // 8]
+
+
+def test_damaged_failures_of_a_shard_are_refused_when_shards_are_combined(tree, model, finished):
+    (finished / "failures-0-of-2.json").write_text('{"failed": [{"study"')
+    entries = study_entries(tree)
+    job = tree_module.begin(entries, model, finished, BatchOptions(), resume=True)
+    with pytest.raises(InputError, match=r"failures-0-of-2\.json is damaged .* Delete it and run again with --resume"):
+        tree_module.combine(job, entries)
+
+
 def test_a_folder_that_another_batch_has_taken_meanwhile_is_left_alone(tree, model, tmp_path, monkeypatch):
     begin, out = batch_tree.begin, tmp_path / "out"
 
@@ -321,9 +350,8 @@ def test_warnings_of_a_study_that_fails_are_told(doubtful, model, tmp_path, monk
 
 def test_the_command_says_how_many_failed_and_where_to_look(tree, model_folder, tmp_path):
     done = CliRunner().invoke(app, ["segment", "-i", str(tree), "-m", str(model_folder), "-o", str(tmp_path / "out")])
-    assert "1 studies could not be segmented" in str(done.exception)
+    assert "4 of 5 studies are there; 1 could not be segmented, and" in str(done.exception)
     assert FAILURES in str(done.exception)
-    assert "The 4 others are there" in str(done.exception)
 
 
 def test_images_and_a_tree_at_once_are_refused(tree, model_folder, tmp_path):

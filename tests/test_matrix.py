@@ -88,7 +88,7 @@ def test_only_deprecated_calls_of_our_modules_are_errors(module, category, fails
     with warnings.catch_warnings():
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
-        exec(matrix.WARNINGS)
+        exec(matrix.WARNINGS, {}, {})  # as site.py does: two scopes
         if not fails:
             warnings.warn_explicit("old", category, "file.py", 1, module=module)
             return

@@ -120,6 +120,7 @@ BESIDE = {
     "model/transfer.py:initialise#2": "a model that training begins from",
     "model/transfer.py:initialise#3": "a model that training begins from",
     "priors/crossfit.py:train_decoder": "a fold of the training of priors",
+    "runtime/json_lines.py:read_json_lines": "a log, which names studies that are there or steps that were made",
     "runtime/selftest.py:require_correct_convolutions": "the machine",
     "training/compiling.py:compile_networks": "the machine",
     "training/compiling.py:compile_networks#2": "the machine",

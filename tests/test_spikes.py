@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glimpseg.data.notices import collected
 from glimpseg.data.preprocess import Preprocess, prepare
-from glimpseg.data.spikes import repair
+from glimpseg.data.spikes import Repaired, repair, warn_of_repair
 from test_foreground import DISTANCE, SEEDS, ball, study
 
 
@@ -104,3 +105,26 @@ def test_no_scale_is_moved_by_spikes(scale, spacing):
     told = f"S: T1: {len(places)} intensities that no tissue has (spikes) were replaced by their neighbours."
     assert told in other.warnings
     assert told not in one.warnings
+
+
+@pytest.mark.parametrize(
+    ("spikes", "unwrapped", "told"),
+    [
+        (0, 0, []),
+        (1, 0, ["T1: 1 intensity that no tissue has (a spike) was replaced by its neighbours."]),
+        (0, 1, ["T1: 1 voxel was too bright for 16 bits and had become negative; repaired."]),
+        (
+            1200,
+            2,
+            [
+                "T1: 2 voxels were too bright for 16 bits and had become negative; repaired.",
+                "T1: 1,200 intensities that no tissue has (spikes) were replaced by their neighbours.",
+            ],
+        ),
+    ],
+)
+def test_one_repaired_voxel_is_told_as_one(spikes, unwrapped, told):
+    image, inside = ball(1)
+    with collected() as notices:
+        warn_of_repair(Repaired(voxels=image, inside=inside, spikes=spikes, unwrapped=unwrapped), "T1")
+    assert notices.warnings == told

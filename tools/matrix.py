@@ -40,11 +40,17 @@ RESOLUTION = {LOWEST: "lowest-direct", NEWEST: "highest", TESTED: "highest"}
 WITHOUT_WHEEL = {"medpy": PYTHONS, "surface-distance": PYTHONS, "pyjpegls": ("3.14",)}
 """Packages without a wheel, and for which Pythons; pyjpegls, which highdicom needs, takes a compiler. Of all others
 only wheels are taken: a release without one for a Python is older than it."""
-WARNINGS = (
-    'import warnings; [warnings.filterwarnings("error", category=one, module=r"glimpseg(\\.|$)") '
-    "for one in (DeprecationWarning, PendingDeprecationWarning, FutureWarning)]\n"
+WARNINGS = "; ".join(
+    [
+        "import warnings",
+        *(
+            f'warnings.filterwarnings("error", category={kind}, module=r"glimpseg(\\.|$)")'
+            for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
+        ),
+    ]
 )
-"""Line of a .pth file: each process of the environment takes deprecated calls in glimpseg for errors."""
+"""Line of a .pth file: each process of the environment takes deprecated calls in glimpseg for errors. Before Python
+3.12 a comprehension in such a line does not see what the line imported."""
 SINGLE = ("dicom", "sam", "onnx", "openvino", "register", "skullstrip", "fast", "tensorboard", "slurm", "ray")
 """Extras that `all` brings together."""
 CHECKS = {"all": SINGLE}
@@ -181,7 +187,7 @@ def install(row: Row, interpreter: Path, wheel: Path, environment: Path) -> None
     )
     uv("pip", "install", "--quiet", "--python", python_of(environment), "--no-deps", wheel)
     (packages,) = environment.glob("lib/python*/site-packages")
-    (packages / "glimpseg_warnings.pth").write_text(WARNINGS, "utf-8")
+    (packages / "glimpseg_warnings.pth").write_text(f"{WARNINGS}\n", "utf-8")
 
 
 def checked(row: Row, environment: Path, files: Path, reference: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_files import WORDS, Scans, Word, command, plain, segment
-
-PATIENCE_S = 1200.0
-USUAL = ("Used ", "The performance with ", "Research software", "layout ")
-"""Beginnings of lines that are no warning."""
+from workbench import PATIENCE_S, Done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,45 +42,6 @@ class Tools:
     def run(self, words: Sequence[str], **options: Any) -> Done:
         """The same, waited for."""
         return done(self.start(words, **options))
-
-    def run_forked(self, words: Sequence[str]) -> Done:
-        """The command line in a copy of this process, which has its imports already: seconds less for each row."""
-        from glimpseg.cli import entry
-
-        with tempfile.TemporaryFile() as said:
-            child = os.fork()
-            if not child:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                os.dup2(said.fileno(), 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", errors="backslashreplace")
-                sys.argv = ["glimpseg", *words]
-                code: Any = 70
-                try:
-                    entry.main()
-                    code = 0
-                except SystemExit as stop:
-                    code = stop.code
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code if isinstance(code, int) else int(code is not None))
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            said.seek(0)
-            return Done(code, said.read().decode("utf-8", "replace"))
-
-
-@dataclass(frozen=True)
-class Done:
-    """Result of a finished command."""
-
-    code: int
-    said: str
-
-    @property
-    def message(self) -> str:
-        """The line that says what was wrong, or the first warning."""
-        lines = [line for line in self.said.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("glimpseg: ")]
-        return (errors or [line for line in lines if not line.startswith(USUAL)] or [""])[0]
 
 
 def done(process: subprocess.Popen[bytes]) -> Done:

@@ -23,9 +23,11 @@ from typing import IO
 
 import nibabel
 import numpy as np
-from fault_conditions import CONDITIONS, Condition, Done, Skipped, Tools, shown
+import workbench
+from fault_conditions import CONDITIONS, Condition, Skipped, Tools, shown
 from fault_files import FAULTS, Fault, command, pattern_of, plain, save, segment, voxels, whole_message
 from fault_sources import SOURCES
+from workbench import Done
 
 FILES = {"files": FAULTS, "sources": SOURCES}
 PARTS = (*FILES, "conditions")
@@ -52,8 +54,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="Rows whose name has these words.")
     parser.add_argument("-o", "--output", type=Path, help="Write the table there, too, line by line.")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _imports()
+    workbench.imports()
     rows = []
     with tempfile.TemporaryDirectory() as name, open(arguments.output or os.devnull, "w", encoding="utf-8") as file:
         _tell("| fault | command | message | code |\n|---|---|---|---|", file)
@@ -103,7 +104,7 @@ class Table:
         found = {}
         for words in (one, two):
             output = place / str(len(words))
-            ended = self.tools.run_forked(command(words, self.tools.model, output))
+            ended = workbench.run(command(words, self.tools.model, output))
             if ended.code:
                 raise RuntimeError(ended.said)
             found[len(words)] = nibabel.load(output / "seg.nii.gz")
@@ -113,7 +114,7 @@ class Table:
         place = Path(tempfile.mkdtemp(dir=self.place))
         words = fault.make(place, self.tools.scans)
         whole = command(words, self.tools.model, place / "out")
-        ended = self.tools.run_forked(["-q", *whole])
+        ended = workbench.run(["-q", *whole])
         wrong = _compared(ended, fault.code) or _other_words(ended, whole_message(fault, place, self.tools.scans))
         if not wrong and list(self.place.rglob("outside*")):
             wrong = "a file outside"
@@ -151,19 +152,6 @@ class Table:
         text = text.encode("utf-8", "backslashreplace").decode()
         text = re.sub(r"\.tmp-\w+", ".tmp-...", re.sub(r"x{40,}", "xxx...", text)).replace("|", "\\|")
         return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-
-
-def _imports() -> None:
-    """Once, for all copies of this process."""
-    import torch
-
-    from glimpseg import report  # noqa: F401
-    from glimpseg.batch import tree  # noqa: F401
-    from glimpseg.cli import entry  # noqa: F401
-    from glimpseg.evaluation import evaluate  # noqa: F401
-    from glimpseg.segmentation import predict  # noqa: F401
-
-    torch.set_num_threads(1)
 
 
 def _compared(ended: Done, code: int) -> str:

@@ -31,6 +31,8 @@ WITH_PRIOR = ("config.refinement=1", "config.agreement=1", "config.feature=0", "
 TIMES = frozenset({"seconds", "seconds_per_step", "waiting", "at", "commit"})
 """Fields of JSON that hold times, or the commit of the source, which may move on while a script runs."""
 LOCKS = (".lock",)
+USUAL = ("Used ", "The performance with ", "Research software", "layout ")
+"""Beginnings of lines that are no warning."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Done:
         """The line that says what was wrong, or the first warning."""
         lines = [line for line in self.said.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("glimpseg: ")]
-        return (errors or [line for line in lines if not line.startswith("Used ")] or [""])[0]
+        return (errors or [line for line in lines if not line.startswith(USUAL)] or [""])[0]
 
 
 class Forked:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from glimpseg.batch.progress import FAILURES, Shard
+from glimpseg.batch.written import StudyFolder, read_key, read_study_folder, read_tree_notices
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
-from glimpseg.data.notices import TABLE, TREE, Notices, write_table
+from glimpseg.data.notices import TABLE, TREE, write_table
 from glimpseg.runtime.atomic import atomic_file, file_lock, write_json
 from glimpseg.runtime.resumable import Resumable, discard_replaced
-from glimpseg.segmentation import record
 from glimpseg.segmentation.inputs import UNUSED, StudyEntry, TreeContents
 from glimpseg.segmentation.result import RECORD
 
@@ -88,14 +88,14 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
         names: Name of each study's output folder, by the study's id.
 
     Raises:
+        InputError: The key file is damaged; it is left as it is.
         OutputError: When the disk refuses.
         UsageError: Another process holds the lock of the key file for `LONGEST_WAIT_S`.
     """
     path = output.with_name(f"{output.name}.key.json")
     # Shards may begin at the same time.
     with file_lock(path.with_name(f".{path.name}.lock"), longest_wait_s=LONGEST_WAIT_S):
-        old = json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
-        pseudonyms = Pseudonyms() if old is None else Pseudonyms(bytes.fromhex(old))
+        pseudonyms = Pseudonyms(read_key(path)) if path.is_file() else Pseudonyms()
         with atomic_file(path, mode=0o600) as temporary:
             tree = {"key": pseudonyms.key.hex(), "studies": {name: study for study, name in sorted(names.items())}}
             temporary.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
@@ -105,10 +105,11 @@ def pseudonyms_of(output: Path, names: Mapping[str, str]) -> Pseudonyms:
 def write_statistics(output: Path) -> None:
     """Write `statistics.csv`: one row for each region of each study folder below `output` that holds `run.json`.
 
-    Rows are in the order of the folders' names. They include the studies of all shards and of earlier runs. Raises:
-    OutputError.
+    Rows are in the order of the folders' names. They include the studies of all shards and of earlier runs.
+
+    Raises: OutputError; InputError if a file of a study is damaged.
     """
-    rows = list(_statistics(output))
+    rows = [row for study in _studies(output) for row in _statistics(study)]
     with atomic_file(output / STATISTICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("study", "sequences", "region", *NUMBERS), lineterminator="\n")
         writer.writeheader()
@@ -129,27 +130,21 @@ def write_unused(output: Path, contents: TreeContents) -> None:
 def write_notes(output: Path) -> None:
     """Write `notes.csv`: the warnings and notes of each study folder below `output`, and those about the tree.
 
-    Log the number of studies that have warnings. Raises: OutputError.
+    Log the number of studies that have warnings. Raises: OutputError; InputError if a file of the batch is damaged.
     """
-    doubtful, studies = [], list[tuple[str, Notices]]()
-    tree = _notices_in(output / UNUSED) if (output / UNUSED).is_file() else Notices()
-    for path in sorted(output.glob(f"*/{RECORD}")):
-        studies.append((path.parent.name, _notices_in(path)))
-        doubtful += [path.parent.name] if studies[-1][1].warnings else []
-    write_table(output / TABLE, [(TREE, tree), *studies])
+    studies = [(study.name, study.notices) for study in _studies(output)]
+    write_table(output / TABLE, [(TREE, read_tree_notices(output / UNUSED)), *studies])
+    doubtful = sum(bool(notices.warnings) for _, notices in studies)
     if doubtful:
-        log.info("%d of %d studies have warnings; %s lists them.", len(doubtful), len(studies), TABLE)
+        log.info("%d of %d studies have warnings; %s lists them.", doubtful, len(studies), TABLE)
 
 
-def _notices_in(path: Path) -> Notices:
-    tree = json.loads(path.read_text("utf-8"))
-    return Notices(tree.get("warnings", []), tree.get("notes", []))
-
-
-def _statistics(output: Path) -> Iterator[dict[str, Any]]:
+def _studies(output: Path) -> Iterator[StudyFolder]:
     for path in sorted(output.glob(f"*/{RECORD}")):
-        used = "+".join(json.loads(path.read_text("utf-8"))["sequences"]["used"])
-        regions = json.loads((path.parent / record.STATISTICS).read_text("utf-8"))
-        for region, values in regions.items():
-            numbers = {name: values.get(name) for name in NUMBERS}
-            yield {"study": path.parent.name, "sequences": used, "region": region, **numbers}
+        yield read_study_folder(path.parent)
+
+
+def _statistics(study: StudyFolder) -> Iterator[dict[str, Any]]:
+    for region, values in study.regions.items():
+        numbers = {name: values.get(name) for name in NUMBERS}
+        yield {"study": study.name, "sequences": study.used.key, "region": region, **numbers}

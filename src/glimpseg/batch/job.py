@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,21 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glimpseg.batch.written import read_study_folder
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.layouts import write_derivative
 from glimpseg.data.notices import Notices, StudyNotices
 from glimpseg.errors import InputError, OutputError, UsageError
-from glimpseg.modality import Modality, parse
+from glimpseg.modality import Modality
 from glimpseg.model.expectations import EXPECTATIONS
 from glimpseg.model.folder import WEIGHTS
 from glimpseg.model.loading import Model
-from glimpseg.region import Region
 from glimpseg.runtime.atomic import remove_unfinished
 from glimpseg.segmentation.inputs import StudyEntry, opened_entry
 from glimpseg.segmentation.options import BIDS, InferenceOptions, OutputOptions
 from glimpseg.segmentation.passes import segment_prepared
 from glimpseg.segmentation.preparation import PreparedInput, prepare_input, warn_of_output
-from glimpseg.segmentation.record import STATISTICS
 from glimpseg.segmentation.result import RECORD, Segmentation, volumes_in_words
 from glimpseg.study import without_folders
 from glimpseg.version import __version__
@@ -196,16 +194,16 @@ class StudyJob:
 
         Args:
             name: Name of its output folder.
+
+        Raises: InputError if a file of the folder is damaged.
         """
-        folder = self.output / name
-        run = json.loads((folder / RECORD).read_text("utf-8"))
-        statistics = json.loads((folder / STATISTICS).read_text("utf-8"))
+        written = read_study_folder(self.output / name)
         return WrittenStudy(
-            study=folder.name,
-            seconds=sum(run["seconds"].values()),
-            used=parse("+".join(run["sequences"]["used"])),
-            volumes=volumes_in_words({Region[name]: values["volume_ml"] for name, values in statistics.items()}),
-            notices=Notices(run.get("warnings", []), run.get("notes", [])),
+            study=written.name,
+            seconds=written.seconds,
+            used=written.used,
+            volumes=volumes_in_words(written.volumes_ml),
+            notices=written.notices,
         )
 
 

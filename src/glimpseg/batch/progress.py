@@ -111,16 +111,19 @@ class BatchProgress:
             job: The job that segments the entries.
             entries: The entries of the shard.
             shard: The shard.
+
+        Raises: InputError if a file of a study that is done is damaged.
         """
         # Of several shards, the others may be writing.
         remove_unfinished(job.output, None if shard.of == 1 else {job.names[entry.id] for entry in entries})
         kept = [entry for entry in entries if (job.output / job.names[entry.id] / RECORD).is_file()]
         done = {entry.id for entry in kept}
         waiting = [entry for entry in entries if entry.id not in done]
+        written = [job.read_back(job.names[entry.id]) for entry in kept]  # all tables need them: before work begins
         log.info("%d studies%s.", len(entries), f", {len(kept)} of them already done" if kept else "")
-        progress = cls(job.output, shard, [job.names[entry.id] for entry in kept], len(waiting))
+        progress = cls(job.output, shard, [study.study for study in written], len(waiting))
         progress.write_failures()
-        progress._complete_log(job)
+        progress._complete_log(written)
         return progress, waiting
 
     def add(self, written: WrittenStudy) -> None:
@@ -146,14 +149,14 @@ class BatchProgress:
         }
         append_json_line(self.output / self.shard.file(STUDY_LOG), line)
 
-    def _complete_log(self, job: StudyJob) -> None:
+    def _complete_log(self, kept: Sequence[WrittenStudy]) -> None:
         stem, suffix = os.path.splitext(STUDY_LOG)
         logs = [path for path in self.output.glob(f"{stem}*{suffix}") if path.is_file()]
-        logged = {line["study"] for path in logs for line in read_json_lines(path)}
-        for name in self.kept:
-            if name not in logged:
-                written_at = (self.output / name / RECORD).stat().st_mtime
-                self._log(job.read_back(name), time.localtime(written_at))
+        logged = [line.get("study") for path in logs for line in read_json_lines(path)]
+        for written in kept:
+            if written.study not in logged:
+                written_at = (self.output / written.study / RECORD).stat().st_mtime
+                self._log(written, time.localtime(written_at))
 
     def fail(self, name: str, reason: str) -> None:
         """Record a failed study: in the shard's failures file at once, and as an error in the log."""

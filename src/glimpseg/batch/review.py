@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from glimpseg.modality import parse
+from glimpseg.batch.written import read_study_folder
+from glimpseg.modality import Modality
 from glimpseg.results.html import render
 from glimpseg.runtime.atomic import atomic_file, write_text
-from glimpseg.segmentation import record
 from glimpseg.segmentation.result import RECORD, THUMBNAIL
 from glimpseg.version import NOT_A_DEVICE
 
@@ -43,8 +42,8 @@ class ReviewedStudy:
     """Sentences of its findings."""
     codes: tuple[str, ...]
     """Rules of its findings."""
-    sequences: str
-    """Sequences that it was segmented from, as `t1c+flair`."""
+    sequences: Modality
+    """Sequences that it was segmented from."""
     regions: Mapping[str, Mapping[str, Any]]
     """Numbers of each region, as in `statistics.json`."""
     thumbnail: str | None = None
@@ -58,7 +57,7 @@ class ReviewedStudy:
     @property
     def used(self) -> str:
         """Sequences in words: `T1c + FLAIR`."""
-        return parse(self.sequences).title
+        return self.sequences.title
 
     @property
     def volumes(self) -> str:
@@ -75,7 +74,7 @@ def write_review(output: Path) -> None:
     """Write `review.csv` and `review.html`: one row and one card for each study folder that holds `run.json`.
 
     The most doubtful studies come first. The studies of all shards and of earlier runs are among them. Their number is
-    logged. Raises: OutputError.
+    logged. Raises: OutputError; InputError if a file of a study is damaged.
     """
     studies = reviewed_studies(output, pictures=True)
     with atomic_file(output / REVIEW) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -95,23 +94,23 @@ def reviewed_studies(output: Path, *, pictures: bool = False) -> list[ReviewedSt
     Args:
         output: Output folder of the batch.
         pictures: Read the thumbnails, too.
+
+    Raises: InputError if a file of a study is damaged.
     """
     return sorted(_read(output, pictures), key=lambda study: (not study.look, -study.score, study.name))
 
 
 def _read(output: Path, pictures: bool) -> Iterator[ReviewedStudy]:
     for path in output.glob(f"*/{RECORD}"):
-        run = json.loads(path.read_text("utf-8"))
-        review = run.get("review") or {}
-        findings = review.get("findings", [])
+        written = read_study_folder(path.parent)
         yield ReviewedStudy(
-            name=path.parent.name,
-            look=review.get("look"),
-            score=review.get("score", 0.0),
-            reasons=tuple(finding["sentence"] for finding in findings),
-            codes=tuple(finding["code"] for finding in findings),
-            sequences="+".join(run["sequences"]["used"]),
-            regions=json.loads((path.parent / record.STATISTICS).read_text("utf-8")),
+            name=written.name,
+            look=written.look,
+            score=written.score,
+            reasons=tuple(finding.sentence for finding in written.findings),
+            codes=tuple(finding.code for finding in written.findings),
+            sequences=written.used,
+            regions=written.regions,
             thumbnail=_data_uri(path.parent / THUMBNAIL) if pictures else None,
         )
 
@@ -131,7 +130,7 @@ def _row(study: ReviewedStudy) -> dict[str, Any]:
     look = {True: "yes", False: "no", None: ""}[study.look]
     reasons, rules = "; ".join(study.reasons), " ".join(study.codes)
     first = {"study": study.name, "look": look, "score": study.score, "reasons": reasons, "rules": rules}
-    return {**first, "sequences": study.sequences, **numbers}
+    return {**first, "sequences": study.sequences.key, **numbers}
 
 
 def _data_uri(path: Path) -> str | None:

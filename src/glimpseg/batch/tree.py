@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -21,6 +20,7 @@ from glimpseg.batch.folder import (
 from glimpseg.batch.job import BatchOptions, StudyJob
 from glimpseg.batch.progress import FAILURES, WHOLE, BatchProgress, Outcome, Shard, write_failures
 from glimpseg.batch.review import write_review
+from glimpseg.batch.written import read_failures
 from glimpseg.errors import OutputError
 from glimpseg.model.loading import Model
 from glimpseg.runtime.atomic import folder_lock
@@ -70,6 +70,7 @@ def segment_tree(
 
     Raises:
         UsageError: For an output folder of another batch, or in use.
+        InputError: A file that the batch wrote before is damaged; then nothing is segmented.
         OutputError: When the disk refuses.
         Preempted: SIGTERM came and studies are left. All written studies are complete; `resume` continues.
     """
@@ -127,10 +128,12 @@ def combine(job: StudyJob, entries: TreeContents | Collection[StudyEntry]) -> Ou
 
     A study whose folder is not there, and that no shard's failures file names, is listed as failed, too. In the outcome
     every study that is there counts as `kept`.
+
+    Raises: InputError if a file of the batch is damaged; OutputError when the disk refuses.
     """
     output, reasons = job.output, dict[str, str]()
     for path in sorted(output.glob(f"{Path(FAILURES).stem}-*-of-*.json")):
-        reasons |= {entry["study"]: entry["reason"] for entry in json.loads(path.read_text("utf-8"))["failed"]}
+        reasons |= read_failures(path)
     names = sorted(job.names[entry.id] for entry in studies_of(entries))
     kept = tuple(name for name in names if (output / name / RECORD).is_file())
     failed = {name: reasons.get(name, UNREACHED) for name in names if name not in set(kept)}

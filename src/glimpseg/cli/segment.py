@@ -137,9 +137,10 @@ def conclude(output: Path, outcome: Outcome, failures: str) -> None:
     """
     typer.echo(output)
     if outcome.failed:
+        there, failed = len(outcome.done) + len(outcome.kept), len(outcome.failed)
         raise InputError(
-            f"{len(outcome.failed)} studies could not be segmented; {output / failures} says why. "
-            f"The {len(outcome.done) + len(outcome.kept)} others are there. Repair them and run again with --resume."
+            f"{there} of {there + failed} studies are there; {failed} could not be segmented, and {output / failures} "
+            "says why. Repair the input and run again with --resume."
         )
 
 

@@ -76,9 +76,12 @@ def without_spikes(volume: Volume, name: str) -> Volume:
 def warn_of_repair(sound: Repaired, name: str) -> None:
     """Warn of the voxels that were repaired, if there are any."""
     if sound.unwrapped:
-        warn(f"{name}: {sound.unwrapped:,} voxels were too bright for 16 bits and had become negative; repaired.")
+        found = "1 voxel was" if sound.unwrapped == 1 else f"{sound.unwrapped:,} voxels were"
+        warn(f"{name}: {found} too bright for 16 bits and had become negative; repaired.")
     if sound.spikes:
-        warn(f"{name}: {sound.spikes:,} intensities that no tissue has (spikes) were replaced by their neighbours.")
+        one = f"{name}: 1 intensity that no tissue has (a spike) was replaced by its neighbours."
+        many = f"{name}: {sound.spikes:,} intensities that no tissue has (spikes) were replaced by their neighbours."
+        warn(one if sound.spikes == 1 else many)
 
 
 @np.errstate(over="ignore")  # a limit beyond float32 is infinite, and no voxel is above it

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -35,6 +35,10 @@ _HALVES_BUT_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 class DocumentError(ValueError):
     """Document that cannot be used; the message is one line and says why."""
 
+
+Value = TypeVar("Value", bound=dict[str, Any] | list[Any] | str | float)
+
+_KINDS = {dict: "a table", list: "a list", str: "text", float: "a number", bool: "true or false"}
 
 BROKEN = (DocumentError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
 """Errors of reading a document, and of using content that is not what it should be."""
@@ -64,6 +68,44 @@ def parse_json(text: str, *, finite: bool = True, names_files: bool = False) -> 
         raise DocumentError(_too_deep()) from error
     _check(tree, finite=finite, letters=_HALVES_BUT_BYTES if names_files else _HALVES)
     return tree
+
+
+def field_of(tree: Any, name: str, kind: type[Value], default: Value | None = None) -> Value:
+    """Return a field of a table in a document that was read.
+
+    Args:
+        tree: The table.
+        name: Name of the field.
+        kind: What the field holds. `float` stands for any number, and not for true or false.
+        default: Value of a field that is not there, or null. None: the field has to be there.
+
+    Raises: DocumentError if `tree` is no table, or if the field lacks or holds something else.
+    """
+    if not isinstance(tree, dict):
+        raise DocumentError(f"there should be a table with '{name}', not {_kind_of(tree)}")
+    value: Any = tree.get(name)
+    if value is None and default is not None:
+        return default
+    if name not in tree:
+        raise DocumentError(f"it lacks '{name}'")
+    if _kind_of(value) != _KINDS[kind]:
+        raise DocumentError(f"'{name}' should be {_KINDS[kind]}, not {_kind_of(value)}")
+    return value
+
+
+def texts_of(tree: Any, name: str, default: list[str] | None = None) -> list[str]:
+    """Return a field that holds a list of texts. Raises: DocumentError as `field_of`, and for any other value in it."""
+    texts = field_of(tree, name, list, default)
+    for text in texts:
+        if not isinstance(text, str):
+            raise DocumentError(f"'{name}' should hold text, not {_kind_of(text)}")
+    return texts
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    return _KINDS[bool if isinstance(value, bool) else float if isinstance(value, int) else type(value)]
 
 
 def read_yaml(path: Path) -> Any:

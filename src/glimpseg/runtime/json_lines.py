@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from glimpseg.runtime.atomic import as_output_error
+from glimpseg.runtime.documents import parse_json
+
+log = logging.getLogger(__name__)
 
 
 def append_json_line(path: str | Path, tree: Mapping[str, Any]) -> None:
@@ -35,12 +39,26 @@ def append_json_line(path: str | Path, tree: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, none if there is no file. A line that was cut short, by a kill, is left out."""
-    trees = []
-    for line in Path(path).read_text("utf-8").splitlines() if Path(path).exists() else []:
-        with suppress(json.JSONDecodeError):
-            trees.append(json.loads(line))
-    return trees
+    """Return the lines of a file, none if there is no file.
+
+    A last line that was cut short, by a kill, is left out. So is any line that is damaged, with a warning.
+    """
+    path = Path(path)
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    found = [_tree_of(line) for line in lines]
+    damaged = found.count(None)
+    if damaged:
+        log.warning("%s: %d of %d lines are damaged and were left out.", path.name, damaged, len(found))
+    return [tree for tree in (*found, _tree_of(last)) if tree is not None]
+
+
+def _tree_of(line: bytes) -> dict[str, Any] | None:
+    """Return the content of a line, None if it is no JSON object."""
+    try:
+        tree = parse_json(line.decode("utf-8"), finite=False, names_files=True)
+    except ValueError:
+        return None
+    return tree if isinstance(tree, dict) else None
 
 
 def _size_of_lines(file: IO[bytes]) -> int:

@@ -47,7 +47,8 @@ class TrainingLogger:
         self.run = run
         self.steps = steps.stop
         self.path = run / METRICS
-        self.records = [record for record in read_json_lines(self.path) if record["step"] <= steps.start]
+        before = range(steps.start + 1)
+        self.records = [record for record in read_json_lines(self.path) if record.get("step") in before]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._board = _tensorboard_writer(run) if tensorboard else None
         self._bar = _progress_bar() if sys.stderr.isatty() and not quiet else None
