@@ -354,7 +354,7 @@ def looked_at(lesion, look, labels=(Label.ED,)):
     signal = torch.from_numpy(rng.normal(1, 0.1, (4, len(brain.inside))).astype(np.float32))
     signal[:, drawn.touched] = 1.0
     plan = replace(plan, tumour=replace(plan.tumour, looks=dict.fromkeys(labels, look)))
-    return apply_looks(plan, brain, drawn, signal, fields), drawn
+    return apply_looks(plan, brain, drawn, signal=signal, fields=fields), drawn
 
 
 def test_a_region_gets_the_measured_mean_and_spread(lesion):

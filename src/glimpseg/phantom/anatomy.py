@@ -111,7 +111,7 @@ def draw_warp(plan: Plan) -> Warp:
         ]
     )
     origin = source.centre - matrix @ (np.array(HEAD_OFFSET_MM) + plan.head.shift_mm)
-    smooth = Warp(matrix, origin, lattice, offset, source)
+    smooth = Warp(matrix=matrix, origin=origin, lattice=lattice, offset=offset, atlas=source)
     # The maps of the ventricles have voxels of 2 mm.
     growth = interpolate(source.smooth[2:], smooth.coordinates(lattice, cpu).flatten(1) / 2)
     return replace(smooth, offset=offset + plan.head.ventricles_mm * growth.reshape(offset.shape))

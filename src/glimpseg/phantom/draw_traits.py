@@ -191,13 +191,15 @@ def _with_regions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
 
 def _with_acquisitions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
     acquisitions = tuple(
-        _vary(acquisition, modality, scanner, _Dice(plan, f"acquisition {modality.key}"), traits)
+        _vary(acquisition, modality, scanner, dice=_Dice(plan, f"acquisition {modality.key}"), traits=traits)
         for modality, acquisition in zip(Modality, scanner.acquisitions, strict=True)
     )
     return replace(scanner, acquisitions=acquisitions)
 
 
-def _vary(acquisition: Acquisition, modality: Modality, scanner: Scanner, dice: _Dice, traits: Traits) -> Acquisition:
+def _vary(
+    acquisition: Acquisition, modality: Modality, scanner: Scanner, *, dice: _Dice, traits: Traits
+) -> Acquisition:
     turned, gapped, open_, twice, few = (
         dice.happens(p) for p in (traits.planes, traits.gaps, traits.unsuppressed, traits.twice, traits.coarse_numbers)
     )

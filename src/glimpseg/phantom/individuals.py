@@ -260,7 +260,7 @@ def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
 def _coarse(mask: np.ndarray) -> np.ndarray:
     """Return the share of a mask in voxels of 2 mm."""
     x, y, z = (n // 2 for n in mask.shape)
-    return mask.reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5), dtype=np.float32)
+    return mask.reshape((x, 2, y, 2, z, 2)).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def _closed(mask: Bool[np.ndarray, "x y z"], radius: float) -> Bool[np.ndarray, "x y z"]:

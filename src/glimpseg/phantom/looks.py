@@ -46,7 +46,7 @@ def robust_scale(values: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m"], Floa
 
 
 def apply_looks(
-    plan: Plan, brain: Brain, lesion: Lesion, signal: Float[Tensor, "m n"], fields: Fields
+    plan: Plan, brain: Brain, lesion: Lesion, *, signal: Float[Tensor, "m n"], fields: Fields
 ) -> Float[Tensor, "m n"]:
     """Return the signal with the measured looks of the plan's tumour; changes `signal` in place.
 
@@ -75,16 +75,28 @@ def apply_looks(
             continue
         belongs = (share / (FULL_SHARE * share[chosen].mean()).clamp(min=1e-3)).clamp(0, 1)
         for channel in range(len(Modality)):
-            varied = _varied(here[channel], chosen, look, channel, middle[channel], scale[channel], fields_here)
+            varied = _varied(
+                here[channel], chosen, look, channel=channel, unit=(middle[channel], scale[channel]), fields=fields_here
+            )
             changed[channel] += belongs * varied
     signal[:, lesion.touched] = changed.clamp(min=DARKEST)
     return signal
 
 
 def _varied(
-    values: Tensor, chosen: Tensor, look: Look, channel: int, middle: Tensor, scale: Tensor, fields: Tensor
+    values: Tensor, chosen: Tensor, look: Look, *, channel: int, unit: tuple[Tensor, Tensor], fields: Tensor
 ) -> Float[Tensor, "t"]:
-    """Return what a region's look adds to the signal of one sequence."""
+    """Return what a region's look adds to the signal of one sequence.
+
+    Args:
+        values: Signal in the voxels of the lesion.
+        chosen: True in the region.
+        look: Measured signal of the region.
+        channel: Number of the sequence.
+        unit: Median and robust standard deviation of the normal brain.
+        fields: Random fields from `_variation`.
+    """
+    middle, scale = unit
     mean, spread = values[chosen].mean(), values[chosen].std(correction=0)
     wanted = math.hypot(look.coarse[channel], look.fine[channel])
     kept = (wanted * scale / spread.clamp(min=1e-6)).clamp(LEAST_VARIATION, 1)

@@ -52,7 +52,7 @@ def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields
     if lesion is not None:
         total[:, lesion.touched] *= 1 - lesion.shares.sum(0)
         total[:, lesion.touched] += _lesion_signal(plan.scanner, lesion)
-        total = apply_looks(plan, brain, lesion, total, fields)
+        total = apply_looks(plan, brain, lesion, signal=total, fields=fields)
     for channel, (modality, acquisition) in enumerate(zip(Modality, plan.scanner.acquisitions, strict=True)):
         nuclei = acquisition.nuclei * (brain.t1 - RESIDUAL_MEAN)
         total[channel] *= 1 + nuclei if modality in Modality.T1 | Modality.T1C else 1 - nuclei

@@ -65,10 +65,10 @@ def structure_shares(plan: Plan, brain: Brain, fields: Fields) -> Float[Tensor, 
     fluid = brain.normal[2]
     edge = max(EDGE_MM, 0.35 * plan.settings.spacing_mm)
     soft = _Soft(edge)
-    sinus = _sinuses(drawn, brain, place, fields, soft) if drawn.sinus_mm > 0 else torch.zeros_like(fluid)
+    sinus = _sinuses(drawn, brain, place, fields=fields, soft=soft) if drawn.sinus_mm > 0 else torch.zeros_like(fluid)
     if drawn.cortical_veins > 0:
         sinus = torch.maximum(sinus, _surface_veins(drawn, brain, fields, plan.settings.spacing_mm))
-    dura = torch.maximum(_convexity(drawn, brain, fields, soft), _sheets(drawn, brain, place, fields, soft))
+    dura = torch.maximum(_convexity(drawn, brain, fields, soft), _sheets(drawn, brain, place, fields=fields, soft=soft))
     plexus = _plexus(drawn, brain, place, fields)
     outside = soft.above(BORDER_MM - REMAINS_DURA_MM - brain.depth_mm) if drawn.remains_mm else torch.zeros_like(fluid)
     shares, left = [], torch.ones_like(fluid)
@@ -89,7 +89,7 @@ class _Soft:
         return (0.5 + distance_mm / (2 * self.edge_mm)).clamp(0, 1)
 
 
-def _sinuses(drawn: Structures, brain: Brain, place: Regional, fields: Fields, soft: _Soft) -> Float[Tensor, "n"]:
+def _sinuses(drawn: Structures, brain: Brain, place: Regional, *, fields: Fields, soft: _Soft) -> Float[Tensor, "n"]:
     """Return the share of venous sinuses (sagittal, transverse, straight, their confluence) and of deep veins."""
     x, y, z = place.at_mm
     wander = 0.6 * brain.gather(fields.on(brain.lattice, "2 sinus course", 24.0))
@@ -139,7 +139,7 @@ def _convexity(drawn: Structures, brain: Brain, fields: Fields, soft: _Soft) -> 
     return soft.above(drawn.dura_mm - (brain.depth_mm - (BORDER_MM - 0.7))) * (4 * kept).clamp(0, 1)
 
 
-def _sheets(drawn: Structures, brain: Brain, place: Regional, fields: Fields, soft: _Soft) -> Float[Tensor, "n"]:
+def _sheets(drawn: Structures, brain: Brain, place: Regional, *, fields: Fields, soft: _Soft) -> Float[Tensor, "n"]:
     """Return the share of falx and tentorium."""
     if drawn.sheets <= 0:
         return torch.zeros_like(brain.depth_mm)
