@@ -1,13 +1,16 @@
 """Warnings and notes: each is kept whole, and told on the terminal within ten lines; no note hides a warning."""
 
 import csv
+import errno
 import logging
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import small_recipe
 from glimpseg.data import notices
 from glimpseg.data.notices import (
     Notices,
@@ -19,6 +22,8 @@ from glimpseg.data.notices import (
     warn,
     write_table,
 )
+from glimpseg.errors import OutputError
+from glimpseg.training import dataset
 
 
 @pytest.fixture
@@ -214,3 +219,37 @@ def test_the_table_has_a_row_for_each(tmp_path):
     write_table(tmp_path / "notes.csv", [("S1", Notices())])
     assert not (tmp_path / "notes.csv").exists()
     assert table_of([]) == ""
+
+
+def read_only(*_, **__):
+    """What a read-only disk does, even for a file that is not there."""
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_table_that_is_there_already_and_none_where_none_is_write_nothing(tmp_path, monkeypatch):
+    said = [("S1", Notices(["noisy"], []))]
+    write_table(tmp_path / "notes.csv", said)
+    monkeypatch.setattr(notices, "write_text", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    write_table(tmp_path / "notes.csv", said)
+    write_table(tmp_path / "other.csv", [("S1", Notices())])
+    with pytest.raises(OutputError, match=r"notes\.csv could not be written \(Read-only file system\)"):
+        write_table(tmp_path / "notes.csv", [("S1", Notices())])
+
+
+def test_a_read_only_cache_is_used_with_another_table_and_a_full_disk_is_not(tmp_path, monkeypatch, caplog):
+    for number, goes_on in ((errno.EROFS, True), (errno.EACCES, True), (errno.ENOSPC, False)):
+
+        def refuse(path, said, number=number):
+            raise OutputError(number, f"{path} could not be written")
+
+        monkeypatch.setattr(dataset, "write_table", refuse)
+        caplog.clear()
+        if goes_on:
+            assert dataset.prepare_studies([], small_recipe("unet"), tmp_path) == []
+            assert caplog.messages == [
+                "The cache is read-only, so its notes.csv stays as it is, and may be of other studies."
+            ]
+        else:
+            with pytest.raises(OutputError):
+                dataset.prepare_studies([], small_recipe("unet"), tmp_path)

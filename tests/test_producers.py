@@ -124,6 +124,7 @@ BESIDE = {
     "runtime/selftest.py:require_correct_convolutions": "the machine",
     "training/compiling.py:compile_networks": "the machine",
     "training/compiling.py:compile_networks#2": "the machine",
+    "training/dataset.py:_write_table": "the cache; its entries keep the notices of their studies",
     "training/dataset.py:find_training_studies": "the recipe, which the provenance holds",
     "training/loop.py:_restore": "the run",
     "training/state.py:begin": "the recipe",

@@ -279,7 +279,7 @@ def _read_only_cache(place: Path, tools: Tools) -> tuple[str, Done]:
     folder = place / "data" / "S1"
     folder.mkdir(parents=True)
     plain(folder, tools.scans, "S1-t1c.nii.gz")
-    words = ["prepare", str(place / "data"), "--recipe", "unet/phantom", "-o", str(place / "disk" / "cache")]
+    words = ["-q", "prepare", str(place / "data"), "--recipe", "unet/phantom", "-o", str(place / "disk" / "cache")]
     with small_disk(place / "disk", "size=2m"):
         first = tools.run(words)
         assert first.code == 0, first.said

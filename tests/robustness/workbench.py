@@ -46,8 +46,8 @@ class Done:
 
     @property
     def message(self) -> str:
-        """The line that says what was wrong, or the first warning."""
-        lines = [line for line in self.said.splitlines() if line.strip()]
+        """The line that says what was wrong, or the first warning; reasons to look at a result are left out."""
+        lines = [line for line in self.said.splitlines() if line.strip() and "Look at this one: " not in line]
         errors = [line for line in lines if line.startswith("glimpseg: ")]
         return (errors or [line for line in lines if not line.startswith(USUAL)] or [""])[0]
 

@@ -14,7 +14,7 @@ from glimpseg.batch.progress import FAILURES, Shard
 from glimpseg.batch.written import StudyFolder, read_key, read_study_folder, read_tree_notices
 from glimpseg.data.dicom.pseudonyms import Pseudonyms
 from glimpseg.data.notices import TABLE, TREE, write_table
-from glimpseg.runtime.atomic import atomic_file, file_lock, write_json
+from glimpseg.runtime.atomic import atomic_file, file_lock, remove_file, write_json
 from glimpseg.runtime.resumable import Resumable, discard_replaced
 from glimpseg.segmentation.inputs import UNUSED, StudyEntry, TreeContents
 from glimpseg.segmentation.result import RECORD
@@ -124,7 +124,7 @@ def write_unused(output: Path, contents: TreeContents) -> None:
     if any(contents.notices.rows()):
         write_json(output / UNUSED, {"unused": list(contents.unused), **contents.notices.as_tree()})
     else:
-        (output / UNUSED).unlink(missing_ok=True)  # of a tree that was tidied since
+        remove_file(output / UNUSED)  # of a tree that was tidied since
 
 
 def write_notes(output: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
-from glimpseg.runtime.atomic import write_text
+from glimpseg.runtime.atomic import remove_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -237,9 +237,12 @@ def table_of(notices: Iterable[tuple[str, Notices]]) -> str:
 def write_table(path: Path, notices: Iterable[tuple[str, Notices]]) -> None:
     """Write the table of notices (`table_of`). If there are none, no file is written, and an older one is removed.
 
+    A file that holds the same table is left alone, so the disk may be read-only then.
+
     Raises: OutputError when the disk refuses.
     """
-    if table := table_of(notices):
+    table = table_of(notices)
+    if not table:
+        remove_file(path)
+    elif not (path.is_file() and path.read_bytes() == table.encode("utf-8", "replace")):
         write_text(path, table)
-    else:
-        path.unlink(missing_ok=True)

@@ -211,6 +211,18 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def remove_file(path: str | Path) -> None:
+    """Remove a file, if it is there. A read-only disk refuses even to remove what it does not hold.
+
+    Raises:
+        OutputError: The disk is read-only or not accessible.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        with as_output_error(path):
+            path.unlink(missing_ok=True)
+
+
 def write_text_once(path: str | Path, text: str) -> bool:
     """Write a UTF-8 text file that is not there yet, complete or not at all.
 

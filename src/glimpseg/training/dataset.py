@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 from collections import Counter
@@ -18,7 +19,7 @@ from glimpseg.data.layouts import find_studies
 from glimpseg.data.loader import CachedStudies, Cases
 from glimpseg.data.notices import TABLE, TREE, Notices, StudyNotices, write_table
 from glimpseg.data.splits import select_studies
-from glimpseg.errors import InputError, UsageError
+from glimpseg.errors import InputError, OutputError, UsageError
 from glimpseg.modality import SUBSETS
 from glimpseg.model.training_volumes import FIELD
 from glimpseg.phantom.training_stream import PhantomStream
@@ -94,7 +95,7 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path, foun
             said.append((study.id, kept))
             earlier += any(kept.rows()) and not any(notices.rows())
     if rank_and_world()[0] == 0:
-        write_table(folder / TABLE, said)
+        _write_table(folder / TABLE, said)
         if earlier:
             log.info("%d studies of the cache have warnings or notes: %s there has all of them.", earlier, TABLE)
     if failures:
@@ -103,6 +104,16 @@ def prepare_studies(studies: Sequence[Study], recipe: Recipe, folder: Path, foun
             + "\n".join(failures)
         )
     return paths
+
+
+def _write_table(path: Path, said: Sequence[tuple[str, Notices]]) -> None:
+    """Write `notes.csv` of a cache; warn if the cache is read-only, as one may be that holds all that is needed."""
+    try:
+        write_table(path, said)
+    except OutputError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        log.warning("The cache is read-only, so its %s stays as it is, and may be of other studies.", TABLE)
 
 
 def find_training_studies(recipe: Recipe, options: TrainOptions) -> tuple[list[Study], str | None]:
