@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from glimpseg.modality import Modality
-from glimpseg.phantom.measured import LOOKS, SHARED, MeasuredLook
+from glimpseg.phantom.measured import LOOKS, SHARED
 from glimpseg.phantom.plan import Acquisition, Four, Head, Look, Placement, Plan, Scanner, Structures, Three, Tumour
 from glimpseg.phantom.settings import keyed_generator
 from glimpseg.phantom.shapes import LITTLE_ENHANCEMENT, load_shape
@@ -26,16 +26,30 @@ from glimpseg.region import Label
 
 SHAPE_ANGLES, SHAPE_SCALE, SHAPE_SHIFT_MM = 8.0, 0.12, 7.0
 """Standard deviations of a real shape's rotation (degrees), logarithm of its size, and displacement."""
+T1C = 1
+"""Number of T1c among the sequences."""
 LIMIT = 2.0
 """Largest deviate of a measured signal."""
 SIZE = 1.05
 """Size of the head relative to `phantom-1`. Stripped brains of BraTS 2021 measure 134 x 167 mm, 1.25 to 1.47 litres."""
 GREY_CONTRAST = {InversionGradientEcho: 0.6, InversionSpinEcho: 0.75}
 """Exponent on the contrast of grey and white matter in T1 with inversion, which the tissue table overstates."""
-T1C_CONTRAST = 0.75
+T1C_CONTRAST = 0.9
 """The same for T1c: in patients its contrast is weaker than that of T1."""
-SINUS_ON_FLAIR = (0.4, 1.0)
-"""Factor on the signal of venous blood on FLAIR: flowing blood is darker than still blood."""
+FLOW = {Modality.T1: (0.55, 1.0), Modality.T2: (0.8, 1.2), Modality.FLAIR: (0.4, 1.0)}
+"""Factor on the signal of venous blood before contrast: flowing blood is darker than still blood."""
+DURA_ON_T1, FLUID_ON_T2 = (0.55, 0.9), (1.3, 2.0)
+"""Factors on the signal of dura on T1 and of fluid on T2: the tissue tables make them too bright and too dark."""
+NOISE = {Modality.T1C: 1.8, Modality.T2: 2.5, Modality.FLAIR: 2.0}
+"""Factor on the noise, so that it matches the noise of patients' white matter."""
+IN_PLANE = {Modality.T1: 1.2, Modality.T1C: 1.0, Modality.T2: 0.6, Modality.FLAIR: 0.55}
+"""Factor on the blur within a slice, so that borders of grey and white matter are as sharp as patients'."""
+FINE_T1C = 0.4
+"""Share of T1c images with slices of at most 1.2 mm; in patients T1c is often the finest sequence."""
+LEAST_ENHANCEMENT = 1.8
+"""Lowest measured mean of enhancing tumour on T1c."""
+SPILL = -0.7
+"""Addition to the mean of necrosis on T1c: the blur of the enhancing rim raises it by about as much."""
 SMALL_OEDEMA = 0.12
 """Oedema of a low-grade core that fills its lesion, relative to the core."""
 PUSH = 0.6
@@ -125,7 +139,8 @@ def _with_looks(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
         patchy = dice.happens(traits.patchy)
         factor = dice.between(*PATCHY)
         looks[label] = _draw_look(
-            LOOKS[label, low],
+            label,
+            low,
             dice,
             shared,
             spread=traits.spread,
@@ -134,13 +149,19 @@ def _with_looks(tumour: Tumour, plan: Plan, traits: Traits) -> Tumour:
     return replace(tumour, looks=looks)
 
 
-def _draw_look(measured: MeasuredLook, dice: _Dice, shared: np.ndarray, *, spread: float, unevenness: float) -> Look:
+def _draw_look(label: Label, low: bool, dice: _Dice, shared: np.ndarray, *, spread: float, unevenness: float) -> Look:
+    measured = LOOKS[label, low]
     own = np.clip(dice.rng.normal(size=4), -LIMIT, LIMIT)
     mixed = math.sqrt(SHARED) * shared + math.sqrt(1 - SHARED) * own
     deviates = np.linalg.cholesky(np.array(measured.correlation)) @ mixed
     inside = unevenness * math.exp(dice.normal(0.3))
+    means = np.array(measured.means) + spread * np.array(measured.between) * deviates
+    if label is Label.ET:
+        means[T1C] = max(means[T1C], LEAST_ENHANCEMENT)
+    if label is Label.NCR:
+        means[T1C] += SPILL
     return Look(
-        means=_four(np.array(measured.means) + spread * np.array(measured.between) * deviates),
+        means=_four(means),
         coarse=_four(inside * np.array(measured.coarse)),
         fine=_four(inside * np.array(measured.fine)),
         together=measured.together,
@@ -216,8 +237,21 @@ def _vary(
     flat = GREY_CONTRAST.get(type(acquisition.sequence), 1.0) * (T1C_CONTRAST if modality is Modality.T1C else 1.0)
     if modality in Modality.T1 | Modality.T1C:
         acquisition = replace(acquisition, flatness=acquisition.flatness * flat)
-    if modality is Modality.FLAIR:
-        acquisition = replace(acquisition, gains={**acquisition.gains, "sinus": dice.between(*SINUS_ON_FLAIR)})
+    if modality is Modality.T1C and dice.happens(FINE_T1C):
+        acquisition = replace(acquisition, slice_mm=min(acquisition.slice_mm, 1.2), sampled=False, gap_mm=0.0)
+    gains = dict(acquisition.gains)
+    if modality in FLOW:
+        gains["sinus"] = dice.between(*FLOW[modality])
+    if modality is Modality.T1:
+        gains["dura"] = dice.between(*DURA_ON_T1)
+    if modality is Modality.T2:
+        gains["fluid"] = gains.get("fluid", 1.0) * dice.between(*FLUID_ON_T2)
+    acquisition = replace(
+        acquisition,
+        gains=gains,
+        noise=acquisition.noise * NOISE.get(modality, 1.0),
+        in_plane_mm=acquisition.in_plane_mm * IN_PLANE[modality],
+    )
     more = dice.between(0.3, 0.7)
     if twice:
         acquisition = replace(acquisition, in_plane_mm=math.hypot(acquisition.in_plane_mm, more))

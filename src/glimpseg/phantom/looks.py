@@ -28,14 +28,14 @@ LEAST_VARIATION = 0.4
 """Smallest factor on the variation that the tissue tables give."""
 DARKEST = 0.03
 """Lowest signal, relative to normal white matter."""
-WIDEST = (0.31, 0.30, 0.60, 0.18)
-"""Largest robust standard deviation of the normal brain relative to its median, in the measured patients; T1, T1c, T2,
-FLAIR. A head with much fluid has a wider one, but its tumour is not brighter."""
+WIDEST = (0.31, 0.36, 0.60, 0.18)
+"""Largest robust standard deviation of the normal brain relative to its median; T1, T1c, T2, FLAIR (measured: at most
+0.31, 0.30, 0.60 and 0.18). A head with much fluid has a wider one, but its tumour is not brighter."""
 BRIGHTEST = (1.3, 2.4, 2.6, 2.4)
 """Largest mean of a region relative to the median of the normal brain (measured: 1.1, 1.9, 2.2, 2.1)."""
 MEMBERS = {Label.NCR: ("necrosis", "solid", "blood"), Label.ED: ("oedema",), Label.ET: ("enhancing",)}
 """Parts of each label region."""
-FULL_SHARE = 0.7
+FULL_SHARE = 0.5
 """Share of a region's mean share from which a voxel belongs to it fully."""
 
 

@@ -31,9 +31,9 @@ NARROW = 0.7
 STRAIGHT = 0.65
 """Half width of the straight sinus relative to that of the sagittal sinus."""
 DEEP_VEINS_MM = (
-    ((2.0, 2.0, 7.0), (1.0, -27.0, 8.0), 0.9),
-    ((0.0, -26.0, 8.0), (0.0, -37.0, 11.0), 1.4),
-    ((13.0, -6.0, -14.0), (3.0, -29.0, 5.0), 0.7),
+    ((2.0, 2.0, 7.0), (1.0, -27.0, 8.0), 1.6),
+    ((0.0, -26.0, 8.0), (0.0, -37.0, 11.0), 2.6),
+    ((13.0, -6.0, -14.0), (3.0, -29.0, 5.0), 1.2),
 )
 """Internal cerebral veins, great vein, and basal veins: both ends in the atlas, and the radius for a sagittal sinus of
 half width 3 mm. The first and the last run on both sides."""

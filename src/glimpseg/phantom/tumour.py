@@ -105,7 +105,9 @@ def make_lesion(plan: Plan, growth: Growth, brain: Brain, fields: Fields) -> Les
     soft = blur(torch.stack([parts[name].float() for name in PARTS]), sigma)
     labels = torch.zeros(len(brain.inside), dtype=torch.uint8, device=fields.device)
     within = site.number >= 0
-    labels[site.number[within]] = _label_map(soft)[within]
+    # Real label maps are as ragged as their annotators left them; grown ones get the smoothness of a drawn contour.
+    hard = soft if growth.shape is None else torch.stack([parts[name].float() for name in PARTS])
+    labels[site.number[within]] = _label_map(hard)[within]
     return _textured_lesion(labels, _tissue_shares(soft, site), site, plan.tumour.texture)
 
 
