@@ -12,8 +12,8 @@ AXES = (62.0, 78.0, 58.0)
 
 
 def ellipsoid(centre, axes, shape=SHAPE):
-    grid = np.indices(shape).astype(np.float32)
-    return sum(((grid[k] - centre[k]) / axes[k]) ** 2 for k in range(3)) <= 1
+    x, y, z = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return ((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2 + ((z - centre[2]) / axes[2]) ** 2 <= 1
 
 
 def head(changes=None):
@@ -21,8 +21,7 @@ def head(changes=None):
 
     `changes` maps numbers to others.
     """
-    x = np.indices(SHAPE)[0]
-    left = x < 79.5
+    left = np.broadcast_to(np.arange(SHAPE[0])[:, None, None] < 79.5, SHAPE)
     numbers = np.where(ellipsoid(CENTRE, [a + 8 for a in AXES]), 515, 0)
     brain = ellipsoid(CENTRE, AXES)
     inner = ellipsoid(CENTRE, [a - 4 for a in AXES])
