@@ -24,7 +24,7 @@ from glimpseg.phantom.atlas import (
     load_atlas,
 )
 from glimpseg.phantom.individuals import load_individual
-from glimpseg.phantom.lattice import Box, Fields, Lattice, enlarge
+from glimpseg.phantom.lattice import Box, Fields, Lattice, enlarge, rotation_matrix
 from glimpseg.phantom.plan import Head, Plan, Structures
 
 WARP_SPACING_MM = 4.0
@@ -127,12 +127,8 @@ def _load_source(plan: Plan) -> Atlas:
 
 def _affine(head: Head) -> np.ndarray:
     """Return the matrix from millimetres in the head to millimetres in the atlas."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(head.angles_degrees)), np.sin(np.deg2rad(head.angles_degrees))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     side = np.diag([-1.0, 1.0, 1.0]) if head.mirrored else np.eye(3)
-    return side @ about_x @ about_y @ about_z @ np.diag(1 / np.array(head.scales))
+    return side @ rotation_matrix(head.angles_degrees) @ np.diag(1 / np.array(head.scales))
 
 
 @dataclass(frozen=True, eq=False)

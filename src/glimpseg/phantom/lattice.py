@@ -102,6 +102,15 @@ class Fields:
         return torch.from_numpy(drawn).to(self.device)
 
 
+def rotation_matrix(angles_degrees: Sequence[float]) -> np.ndarray:
+    """Return the matrix that turns about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(angles_degrees)), np.sin(np.deg2rad(angles_degrees))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_x @ about_y @ about_z
+
+
 def separable(x: Float[Tensor, "*c i j k"], matrices: Sequence[np.ndarray]) -> Float[Tensor, "*c x y z"]:
     """Apply one matrix (output by input) along each of the last three axes of `x`."""
     a, b, c = (torch.from_numpy(np.ascontiguousarray(m, np.float32)).to(x.device) for m in matrices)

@@ -14,7 +14,7 @@ from torch import Tensor
 from glimpseg.data.nifti import read_labels
 from glimpseg.errors import InputError
 from glimpseg.phantom.atlas import interpolate
-from glimpseg.phantom.lattice import Fields, Lattice
+from glimpseg.phantom.lattice import Fields, Lattice, rotation_matrix
 from glimpseg.phantom.plan import Placement
 from glimpseg.region import CONVENTIONS, Convention, Label
 from glimpseg.volume import Volume, bounding_box, resample_labels
@@ -147,15 +147,8 @@ def place_shape(folder: str | Path, placement: Placement, fields: Fields) -> Pla
         InputError: As `load_shape`.
     """
     shape = load_shape(str(Path(folder) / placement.name))
-    (cx, cy, cz), (sx, sy, sz) = (
-        np.cos(np.deg2rad(placement.angles_degrees)),
-        np.sin(np.deg2rad(placement.angles_degrees)),
-    )
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     side = -1.0 if placement.mirrored else 1.0
-    matrix = np.diag([side, 1.0, 1.0]) @ about_x @ about_y @ about_z / placement.scale
+    matrix = np.diag([side, 1.0, 1.0]) @ rotation_matrix(placement.angles_degrees) / placement.scale
     x, y, z = shape.place_mm
     dx, dy, dz = placement.shift_mm
     return PlacedShape(shape, matrix, (float(side * x + dx), float(y + dy), float(z + dz)), fields)

@@ -8,6 +8,7 @@ regions matches that of patients. They are no measurements.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,9 +47,19 @@ class TissueRange:
     gadolinium_mm: tuple[float, float]
 
 
-TISSUES: dict[str, TissueRange] = {
-    name: TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
-    for name, density, t1_3t, t1_15t, t2, spread, gadolinium in (
+Row = tuple[str, float, float, float, float, float, tuple[float, float]]
+
+
+def _tissue_ranges(rows: Iterable[Row]) -> dict[str, TissueRange]:
+    """Return the distributions of a table: name, density, T1 at 3 T and at 1.5 T, T2, spread, gadolinium."""
+    return {
+        name: TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
+        for name, density, t1_3t, t1_15t, t2, spread, gadolinium in rows
+    }
+
+
+TISSUES = _tissue_ranges(
+    (
         ("white", 0.70, 850, 640, 78, 0.04, (0.004, 0.012)),
         ("grey", 0.82, 1330, 1010, 92, 0.04, (0.012, 0.03)),
         ("fluid", 1.00, 4200, 4100, 1900, 0.04, (0.0, 0.003)),
@@ -60,15 +71,14 @@ TISSUES: dict[str, TissueRange] = {
         ("cavity", 0.98, 3400, 3200, 1100, 0.10, (0.0, 0.02)),
         ("blood", 0.78, 780, 620, 60, 0.15, (0.0, 0.03)),
     )
-}
+)
 """Tissue parameters by name.
 
 `solid` is tumour that does not enhance. `vessel` is flowing blood; its low density models the flow void.
 """
 
-REGIONAL: dict[str, TissueRange] = {
-    name: TissueRange(density=density, t1_ms=(t1_3t, t1_15t), t2_ms=t2, spread=spread, gadolinium_mm=gadolinium)
-    for name, density, t1_3t, t1_15t, t2, spread, gadolinium in (
+REGIONAL = _tissue_ranges(
+    (
         ("nuclei", 0.78, 1130, 860, 76, 0.03, (0.008, 0.02)),
         ("cerebellar_grey", 0.83, 1290, 980, 94, 0.03, (0.012, 0.03)),
         ("cerebellar_white", 0.71, 890, 670, 80, 0.03, (0.004, 0.012)),
@@ -78,7 +88,7 @@ REGIONAL: dict[str, TissueRange] = {
         ("dura", 0.70, 1050, 850, 48, 0.20, (0.20, 1.00)),
         ("remains", 0.72, 520, 420, 62, 0.35, (0.02, 0.15)),
     )
-}
+)
 """Tissues that `phantom-2` adds: parts of the brain, venous blood, dura, and remains outside the brain."""
 
 NORMAL = ("white", "grey", "fluid", "vessel")

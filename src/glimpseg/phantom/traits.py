@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from glimpseg.phantom.variety import check_shares
+
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
@@ -62,10 +64,7 @@ class Traits:
         Raises:
             ValueError: A field is out of range. The message names it.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field.name} lies between 0 and 1; {value} came. Give, say, 0.5.")
+        check_shares(self)
 
 
 FULL = Traits(**{field.name: 1.0 for field in fields(Traits)})

@@ -10,6 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def check_shares(record: DataclassInstance) -> None:
+    """Check that all fields of a dataclass are probabilities or widths.
+
+    Raises:
+        ValueError: A field is not between 0 and 1. The message names it.
+    """
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{field.name} is a probability or a width between 0 and 1; {value} came. Give, say, 0.2.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +115,7 @@ class Variety:
         Raises:
             ValueError: A field is out of range. The message names it.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value <= 1:
-                raise ValueError(
-                    f"{field.name} is a probability or a width between 0 and 1; {value} came. Give, say, 0.2."
-                )
+        check_shares(self)
 
     @property
     def is_standard(self) -> bool:
