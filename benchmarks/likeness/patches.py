@@ -251,7 +251,7 @@ def _trained(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Judge(training.width).to(memory_format=torch.channels_last_3d)
+        network = Judge(training.width)
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=training.rate, weight_decay=training.decay)
     steps = training.epochs * math.ceil(len(target) / training.batch)
