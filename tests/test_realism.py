@@ -257,7 +257,7 @@ def test_another_file_is_refused(tmp_path):
 # Patches
 
 
-def some_patches(phantoms, patients, number=8):
+def some_patches(phantoms, patients, number=6):
     """Patches of six cases each; the arguments give the values of a case's patches."""
     rng = np.random.default_rng(1)
     values = [draw(rng, (number, 8, 8, 8)).astype(np.float32) for draw in [patients] * 6 + [phantoms] * 6]
@@ -265,7 +265,7 @@ def some_patches(phantoms, patients, number=8):
     return patches.Patches(np.concatenate(values), case, case >= 6)
 
 
-TRAINING = patches.Training(folds=3, epochs=8, rate=1e-2)
+TRAINING = patches.Training(folds=2, epochs=8, rate=1e-2)
 
 
 def noisy(rng, shape):
@@ -285,7 +285,7 @@ def test_patches_that_differ_are_told_apart():
 
 
 def test_halves_of_one_population_are_not_told_apart():
-    areas = [patches.judge(some_patches(noisy, noisy), TRAINING, seed=seed).area for seed in range(3)]
+    areas = [patches.judge(some_patches(noisy, noisy), TRAINING, seed=seed).area for seed in range(2)]
     assert np.mean(areas) == pytest.approx(0.5, abs=0.12)
 
 
@@ -294,7 +294,7 @@ def test_a_case_is_never_in_training_and_test():
     def level_of_case(rng, shape):
         return np.broadcast_to(rng.normal(0, 3), shape)
 
-    areas = [patches.judge(some_patches(level_of_case, level_of_case), TRAINING, seed=seed).area for seed in range(3)]
+    areas = [patches.judge(some_patches(level_of_case, level_of_case), TRAINING, seed=seed).area for seed in range(2)]
     assert np.mean(areas) < 0.75
 
 

@@ -28,8 +28,10 @@ LIMITS = (-6.0, 10.0)
 """Intensities are clipped here, in units of normal brain."""
 OUTSIDE = -6.0
 """Intensity outside the brain, in units of normal brain."""
-SCALE = 3.0
+SCALE = 2.0
 """Intensities are divided by this before the network."""
+DETAIL = 5.0
+"""Enlargement of detail finer than 3 voxels before the network."""
 NORMAL_SHARE, BORDER_SHARE, TUMOUR_SHARE = 0.95, (0.3, 0.7), 0.25
 """Share of a patch that is brain: in a normal one at least, at the border from and to. Least share of tumour."""
 KINDS = ("normal", "border", "tumour")
@@ -54,9 +56,9 @@ class Training:
     """Training of the network that tells patches apart."""
 
     folds: int = 4
-    epochs: int = 8
+    epochs: int = 10
     batch: int = 32
-    rate: float = 3e-3
+    rate: float = 5e-3
     """Largest learning rate of Adam; it falls to 0 as a cosine."""
     decay: float = 1e-3
     """Weight decay."""
@@ -184,22 +186,34 @@ def gather(
 
 
 class Judge(nn.Module):
-    """Network of three convolutions: patch to logit, above 0 for a phantom. 14,000 parameters at width 8."""
+    """Network of three convolutions: `channels` of a patch to a logit, above 0 for a phantom; 14,617 parameters."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        channels = (1, width, 2 * width, 3 * width)
+        widths = (3, width, 2 * width, 3 * width)
         self.layers = nn.ModuleList(
-            nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in itertools.pairwise(channels)
+            nn.Sequential(nn.Conv3d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm3d(after))
+            for before, after in itertools.pairwise(widths)
         )
-        self.last = nn.Linear(channels[-1], 1)
+        self.last = nn.Linear(2 * widths[-1], 1)
 
-    def forward(self, patches: Float[Tensor, "b side side side"]) -> Float[Tensor, " b"]:
-        """Return a logit for each patch."""
-        features = patches[:, None]
+    def forward(self, features: Float[Tensor, "b 3 side side side"]) -> Float[Tensor, " b"]:
+        """Return a logit for each patch of `channels`."""
         for layer in self.layers:
             features = torch.relu(layer(features))
-        return self.last(features.mean((2, 3, 4)))[:, 0]
+        return self.last(torch.cat([features.mean((2, 3, 4)), features.amax((2, 3, 4))], 1))[:, 0]
+
+
+def channels(patches: Patch) -> Float[Tensor, "n 3 side side side"]:
+    """Return the intensity, its detail (the difference from the mean of 3 x 3 x 3 voxels, enlarged), and the mask."""
+    found = np.zeros((len(patches), 3, *patches.shape[1:]), np.float32)
+    for patch, (values, detail, inside) in zip(patches, found, strict=True):
+        inside[:] = patch > OUTSIDE
+        values[:] = patch * inside / SCALE
+        share = ndimage.uniform_filter(inside, 3, mode="nearest")
+        mean = ndimage.uniform_filter(values, 3, mode="nearest") / np.maximum(share, 1e-3)
+        detail[:] = DETAIL * (values - mean) * inside
+    return torch.from_numpy(found).contiguous(memory_format=torch.channels_last_3d)
 
 
 def judge(patches: Patches, training: Training, seed: int) -> Verdict:
@@ -212,7 +226,7 @@ def judge(patches: Patches, training: Training, seed: int) -> Verdict:
     fold_of = _folds(patches, training.folds, rng)
     fold = np.array([fold_of[int(number)] for number in patches.case])
     logits = np.zeros(len(patches.case))
-    values = torch.from_numpy(patches.values) / SCALE
+    values = channels(patches.values)
     target = torch.from_numpy(patches.phantom.astype(np.float32))
     for number in sorted(set(fold_of.values())):
         held_out = np.flatnonzero(fold == number)
@@ -232,18 +246,19 @@ def _folds(patches: Patches, count: int, rng: np.random.Generator) -> dict[int, 
 
 
 def _trained(
-    values: Float[Tensor, "n side side side"], target: Float[Tensor, " n"], training: Training, seed: int
+    values: Float[Tensor, "n 3 side side side"], target: Float[Tensor, " n"], training: Training, seed: int
 ) -> Judge:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Judge(training.width)
+    network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=training.rate, weight_decay=training.decay)
     steps = training.epochs * math.ceil(len(target) / training.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(training.epochs):
         for chosen in torch.randperm(len(target), generator=generator).split(training.batch):
-            flipped = [axis + 1 for axis in range(3) if torch.rand((), generator=generator) < 0.5]
+            flipped = [axis + 2 for axis in range(3) if torch.rand((), generator=generator) < 0.5]
             loss = nn.functional.binary_cross_entropy_with_logits(network(values[chosen].flip(flipped)), target[chosen])
             loss.backward()
             optimiser.step()

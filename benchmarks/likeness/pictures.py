@@ -47,17 +47,12 @@ def draw_easiest(verdicts: Mapping[tuple[str, Modality], Verdict], target: Path)
             line[column].imshow(_planes(values[number]), cmap="gray", vmin=low, vmax=high)
             side = "phantom" if first else "patient"
             line[column].set_title(f"{side} {verdict.logits[number]:+.1f}", color="white", fontsize=7)
-        title = f"{side_title(kind, modality)}: AUC {verdict.area:.2f}\n{line[0].get_title()}"
-        line[0].set_title(title, color="white", fontsize=8, loc="left")
+        title = f"{kind}, {modality.title}: AUC {verdict.area:.2f}\n{line[0].get_title()}"
+        line[0].set_title(title, color="white", fontsize=7)
     figure.tight_layout()
     with atomic_file(target) as path:
         figure.savefig(path, dpi=80, facecolor="black", format="png")
     pyplot.close(figure)
-
-
-def side_title(kind: str, modality: Modality) -> str:
-    """Name of a row: kind of patch and sequence."""
-    return f"{kind}, {modality.title}"
 
 
 def _planes(patch: Image) -> Float[np.ndarray, "rows columns"]:
