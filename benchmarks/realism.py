@@ -207,7 +207,9 @@ def _record(wanted: argparse.Namespace) -> None:
         f"A small network tells patches of {SIDE_MM:g} mm of phantoms from those of patients that it has not seen. 0.5 "
         f"means that it cannot.\n\n{table_of_patches(told['rows'])}"
     )
-    content = {"contests": [], "pages": [{"heading": wanted.heading, "text": text}], **surroundings()}
+    measured = json.loads(wanted.drawn.read_text("utf-8"))
+    about = {name: measured[name] for name in surroundings()}
+    content = {"contests": [], "pages": [{"heading": wanted.heading, "text": text}], **about}
     write_text(wanted.output, json.dumps(content, indent=1) + "\n")
 
 
