@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     patches = parts.add_parser("patches", help="a small network tells patches of phantoms and patients apart")
     patches.add_argument("cases", type=Path)
-    patches.add_argument("--patches", type=int, default=32, help="of each case, kind and sequence")
+    patches.add_argument("--patches", type=int, default=20, help="of each case, kind and sequence")
     patches.add_argument("--seed", type=int, default=0)
     _add_phantoms(patches, default=10)
     patches.set_defaults(run=_patches)

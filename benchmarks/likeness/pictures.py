@@ -18,6 +18,8 @@ SHOWN = 4
 """Patches of each side in a row."""
 WINDOW = (1.0, 99.5)
 """Percentiles of the brain between which a slice is shown."""
+FIELD_MM = (160.0, 194.0)
+"""Field of view of a slice, left to right and back to front."""
 SLICE_STEP_MM = 12.0
 """Distance of the two slices of a case."""
 
@@ -70,7 +72,7 @@ def draw_blind(cases: Sequence[Case], target: Path) -> None:
 
     columns = 2 * len(Modality)
     figure, axes = pyplot.subplots(
-        len(cases), columns, figsize=(columns * 1.9, 2.3 * len(cases)), squeeze=False, facecolor="black"
+        len(cases), columns, figsize=(columns * 1.6, 1.94 * len(cases)), squeeze=False, facecolor="black"
     )
     for number, (line, case) in enumerate(zip(axes, cases, strict=True), 1):
         for axis in line:
@@ -81,7 +83,7 @@ def draw_blind(cases: Sequence[Case], target: Path) -> None:
                 axis.imshow(_slice(case, modality, level), cmap="gray", vmin=0, vmax=1)
                 axis.set_title(modality.title if number == 1 else "", color="white", fontsize=9)
         line[0].text(0, 12, str(number), color="yellow", fontsize=14)
-    figure.tight_layout(pad=0.3)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=0.98, wspace=0.02, hspace=0.02)
     with atomic_file(target) as path:
         figure.savefig(path, dpi=75, facecolor="black", format="png")
     pyplot.close(figure)
@@ -99,7 +101,7 @@ def _slice(case: Case, modality: Modality, level: int) -> Float[np.ndarray, "row
     image = case.images[modality]
     low, high = np.percentile(image[case.brain], WINDOW)
     shown = np.where(case.brain, np.clip((image - low) / max(float(high - low), 1e-9), 0, 1), 0)[:, :, level]
-    sides = np.array([190, 220]) / case.spacing_mm  # one field of view for all, so that size tells nothing
+    sides = np.array(FIELD_MM) / case.spacing_mm  # one field of view for all, so that size tells nothing
     canvas = np.zeros(sides.round().astype(int))
     box = tuple(slice(max((whole - part) // 2, 0), None) for whole, part in zip(canvas.shape, shown.shape, strict=True))
     view = canvas[box]
