@@ -75,7 +75,7 @@ def test_traits_of_no_strength_change_only_size_and_the_named_corrections():
     plain, plan = draw_plan(3, Settings.at_spacing(4.0)), draw_plan(3, settings())
     assert plan.settings.name == "phantom-2"
     assert plan.tumour == plain.tumour
-    assert plan.head == replace(plain.head, scales=plan.head.scales)
+    assert plan.head == replace(plain.head, scales=plan.head.scales, angles_degrees=plan.head.angles_degrees)
     assert np.allclose(np.array(plan.head.scales) / plain.head.scales, 1.05)
     assert (plan.structures.sinus_mm, plan.structures.dura_mm, plan.structures.sheets) == (0, 0, 0)
 

@@ -38,8 +38,10 @@ T1C_CONTRAST = 0.9
 """The same for T1c: in patients its contrast is weaker than that of T1."""
 FLOW = {Modality.T1: (0.55, 1.0), Modality.T2: (0.8, 1.2), Modality.FLAIR: (0.4, 1.0)}
 """Factor on the signal of venous blood before contrast: flowing blood is darker than still blood."""
-DURA_ON_T1, FLUID_ON_T2 = (0.55, 0.9), (1.3, 2.0)
+DURA_ON_T1, FLUID_ON_T2 = (0.55, 0.9), (1.1, 1.6)
 """Factors on the signal of dura on T1 and of fluid on T2: the tissue tables make them too bright and too dark."""
+GREY_ON_FLAIR = (1.0, 1.14)
+"""Factor on the signal of grey matter on FLAIR, where patients' is as bright as white matter or brighter."""
 NOISE = {Modality.T1C: 1.8, Modality.T2: 2.5, Modality.FLAIR: 2.0}
 """Factor on the noise, so that it matches the noise of patients' white matter."""
 IN_PLANE = {Modality.T1: 1.2, Modality.T1C: 1.0, Modality.T2: 0.6, Modality.FLAIR: 0.55}
@@ -50,6 +52,8 @@ LEAST_ENHANCEMENT = 1.8
 """Lowest measured mean of enhancing tumour on T1c."""
 SPILL = -0.7
 """Addition to the mean of necrosis on T1c: the blur of the enhancing rim raises it by about as much."""
+TURN = 0.5
+"""Rotation about y and z relative to `phantom-1`; patients' heads were turned to a template."""
 SMALL_OEDEMA = 0.12
 """Oedema of a low-grade core that fills its lesion, relative to the core."""
 PUSH = 0.6
@@ -96,7 +100,8 @@ def _with_anatomy(head: Head, plan: Plan, traits: Traits) -> Head:
     dice, names = _Dice(plan, "anatomy"), plan.settings.anatomy_names
     mirrored, number = dice.happens(0.5), int(dice.rng.integers(1_000_000))
     x, y, z = (SIZE * scale for scale in head.scales)
-    head = replace(head, scales=(x, y, z))
+    about_x, about_y, about_z = head.angles_degrees
+    head = replace(head, scales=(x, y, z), angles_degrees=(about_x, TURN * about_y, TURN * about_z))
     if not names or not dice.happens(traits.individuals):
         return head
     own, wider = 0.6 * head.ventricles_mm, 0.5
@@ -246,6 +251,9 @@ def _vary(
         gains["dura"] = dice.between(*DURA_ON_T1)
     if modality is Modality.T2:
         gains["fluid"] = gains.get("fluid", 1.0) * dice.between(*FLUID_ON_T2)
+    if modality is Modality.FLAIR:
+        brighter = dice.between(*GREY_ON_FLAIR)
+        gains.update({name: gains.get(name, 1.0) * brighter for name in ("grey", "nuclei", "cerebellar_grey")})
     acquisition = replace(
         acquisition,
         gains=gains,
