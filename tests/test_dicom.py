@@ -354,6 +354,16 @@ def test_a_decoder_that_crashes_takes_nothing_with_it(ending, axial, tmp_path, m
         find_series(axial)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
+def test_a_slice_of_infinite_thickness_ends_the_search_for_its_lattice(axial, here):
+    count = len(list(axial.glob("*-i*.dcm")))
+    for path in axial.glob("*-i*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.SliceThickness = "inf"
+        dataset.save_as(path)
+    assert sum(len(series.files) for series in find_series(axial)) == count
+
+
 def test_a_deflated_bomb_is_never_inflated(axial, here, caplog):
     path = next(axial.glob("*-i0001.dcm"))
     dataset = pydicom.dcmread(path)

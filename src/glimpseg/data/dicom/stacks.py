@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -263,6 +264,8 @@ def _split_directions(slices: list[Slice]) -> list[list[Slice]]:
         if not _on_lattice(sides, middle, header)[near].any():
             middle = sides[0]
         alike = _on_lattice(sides, middle, header)
+        # A header whose tolerance is no number is like nothing, not even itself: its slice is alone.
+        alike[0] |= not alike.any()
         lattices.append([image for (image, _), same in zip(placed, alike, strict=True) if same])
         placed = [one for one, same in zip(placed, alike, strict=True) if not same]
     return lattices
@@ -271,7 +274,8 @@ def _split_directions(slices: list[Slice]) -> list[list[Slice]]:
 def _on_lattice(sides: Float[np.ndarray, "n 2 3"], middle: Float[np.ndarray, "2 3"], header: Dataset) -> np.ndarray:
     """Return which slices have the direction and pixel size of the lattice whose edges are `middle`."""
     spacing = geometry.pixel_spacing(header)
-    steps = [number for number in (headers.first_number(value(header, k)) for k in STEP_KEYWORDS) if number]
+    given = (headers.first_number(value(header, keyword)) for keyword in STEP_KEYWORDS)
+    steps = [number for number in given if number and math.isfinite(number)]
     return geometry.same_plane(
         geometry.corner_shifts(sides - middle), geometry.orientations([header])[0], spacing, max([*steps, *spacing])
     )
