@@ -440,8 +440,12 @@ def test_every_trait_changes_the_phantom(field, anatomies, shapes):
         settings(4.0, anatomies=anatomies, shapes=shapes, traits=traits, low_grade=low) for traits in (on, off)
     )
     pairs = ((draw_plan(seed, one), draw_plan(seed, other)) for seed in range(1, 12))
-    first, second = next((a, b) for a, b in pairs if replace(a, settings=one) != replace(b, settings=one))
-    assert not torch.equal(getattr(render(first), CHANGES[field]), getattr(render(second), CHANGES[field]))
+    changed = [(a, b) for a, b in pairs if replace(a, settings=one) != replace(b, settings=one)]
+    # One plan may change by less than a voxel shows; of three, one does not.
+    assert any(
+        not torch.equal(getattr(render(first), CHANGES[field]), getattr(render(second), CHANGES[field]))
+        for first, second in changed[:3]
+    )
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Traits)])
