@@ -107,16 +107,24 @@ class Atlas:
 def load_atlas(device: torch.device) -> Atlas:
     """Load the average brain onto a device; cached, so it is read once per process."""
     brain = average_brain()
-    slope = np.stack([np.gradient(brain.ventricles, 2.0, axis=axis) for axis in range(3)])
     near_grey = blur(torch.from_numpy(brain.maps[1, ::2, ::2, ::2]), NEAR_MM / 2).numpy()
     pools = np.stack([brain.ventricles, near_grey])
-    smooth = np.concatenate([pools, slope / np.abs(slope).max()]).astype(np.float32)
+    smooth = np.concatenate([pools, growth_direction(brain.ventricles)]).astype(np.float32)
     return Atlas(
         torch.from_numpy(brain.maps).to(device),
         torch.from_numpy(smooth).to(device),
         brain.centre,
         _average_places(smooth.shape[1:], brain.centre, device),
     )
+
+
+def growth_direction(ventricles: Float[np.ndarray, "x y z"]) -> Float[np.ndarray, "3 x y z"]:
+    """Return the direction in which the ventricles' walls move when they grow, on voxels of 2 mm.
+
+    Its largest component is 1.
+    """
+    slope = np.stack([np.gradient(ventricles, 2.0, axis=axis) for axis in range(3)])
+    return slope / np.abs(slope).max()
 
 
 def interpolate(maps: Float[Tensor, "c x y z"], at: Float[Tensor, "3 n"], fill: float = 0.0) -> Float[Tensor, "c n"]:

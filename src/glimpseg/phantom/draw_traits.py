@@ -11,7 +11,7 @@ import numpy as np
 from glimpseg.modality import Modality
 from glimpseg.phantom.measured import LOOKS, SHARED
 from glimpseg.phantom.plan import Acquisition, Four, Head, Look, Placement, Plan, Scanner, Structures, Three, Tumour
-from glimpseg.phantom.settings import keyed_generator
+from glimpseg.phantom.settings import Dice
 from glimpseg.phantom.shapes import LITTLE_ENHANCEMENT, load_shape
 from glimpseg.phantom.signal import (
     REGIONAL,
@@ -62,17 +62,11 @@ PATCHY = (1.3, 2.0)
 """Factor on the unevenness of patchy oedema."""
 
 
-class _Dice:
-    """Random numbers of one decision."""
+class _Dice(Dice):
+    """Random numbers of one decision of `phantom-2`."""
 
     def __init__(self, plan: Plan, name: str) -> None:
-        self.rng = keyed_generator(plan.seed, f"2 {name}")
-
-    def happens(self, probability: float) -> bool:
-        return bool(self.rng.random() < probability)
-
-    def between(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
+        super().__init__(plan.seed, f"2 {name}")
 
     def normal(self, sd: float, limit: float = LIMIT) -> float:
         return sd * float(np.clip(self.rng.normal(), -limit, limit))

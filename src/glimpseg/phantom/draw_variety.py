@@ -26,7 +26,7 @@ from glimpseg.phantom.plan import (
     Scanner,
     Tumour,
 )
-from glimpseg.phantom.settings import keyed_generator
+from glimpseg.phantom.settings import Dice, keyed_generator
 from glimpseg.phantom.signal import (
     LESION,
     NORMAL,
@@ -51,11 +51,11 @@ RESAMPLED_NOISE = -0.75
 """Exponent of the spacing in the noise that remains after resampling (measured at 2 mm: 0.5 to 0.7 remains)."""
 
 
-class Draws:
+class Draws(Dice):
     """Random numbers of one decision, inside the usual range or, for a share of them (`Variety.outer`), outside."""
 
     def __init__(self, plan: Plan, name: str) -> None:
-        self.rng = keyed_generator(plan.seed, f"wider {name}")
+        super().__init__(plan.seed, f"wider {name}")
         self.variety: Variety = plan.settings.variety
         self.spacing_mm = plan.settings.spacing_mm
         self._outer_rng = keyed_generator(plan.seed, f"outer {name}")
@@ -63,10 +63,6 @@ class Draws:
     def _is_outer(self) -> bool:
         """True if the next number is drawn from outside the usual range."""
         return bool(self._outer_rng.random() < self.variety.outer)
-
-    def happens(self, probability: float) -> bool:
-        """Return True with the given probability."""
-        return bool(self.rng.random() < probability)
 
     def deviate(self) -> float:
         """Return a number from N(0, 1), clipped to +-`DEVIATE_LIMIT`; an outer number lies beyond the limit."""
@@ -82,10 +78,6 @@ class Draws:
         """Return a uniform number from `low` to `high`; an outer number lies just above `high`."""
         u = float(self.rng.random())
         return high + OUTER_STRENGTHS * (high - low) * u if self._is_outer() else low + (high - low) * u
-
-    def between(self, low: float, high: float) -> float:
-        """Return a uniform number, regardless of the population."""
-        return float(self.rng.uniform(low, high))
 
 
 def apply_variety(plan: Plan) -> Plan:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glimpseg.phantom.anatomy import Warp
 from glimpseg.phantom.atlas import interpolate
-from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge
+from glimpseg.phantom.lattice import Box, Fields, Lattice, blur, enlarge, signed_distance
 from glimpseg.phantom.plan import Focus, Placement, Plan
 from glimpseg.phantom.shapes import PlacedShape, place_shape
 from glimpseg.region import Label
@@ -146,12 +146,12 @@ def _place_real_shape(plan: Plan, placement: Placement, medium: _Medium, warp: W
     core_share = shares[Label.NCR - 1] + shares[Label.ET - 1] + shares[Label.RC - 1]
     core = core_share > min(0.5, 0.9 * float(core_share.max()))
     whole = core | (shares.sum(0) > 0.5)
-    core_mm = blur(_signed_distance(core), 0.8) * h if core.any() else torch.full(medium.lattice.shape, OUTSIDE_MM)
+    core_mm = blur(signed_distance(core), 0.8) * h if core.any() else torch.full(medium.lattice.shape, OUTSIDE_MM)
     push = _mass_effect(plan, medium, core_mm, warp.lattice)
     return Growth(
         lattice=medium.lattice,
         core_mm=core_mm,
-        oedema=OEDEMA_PER_MM * h * blur(_signed_distance(whole), 0.5),
+        oedema=OEDEMA_PER_MM * h * blur(signed_distance(whole), 0.5),
         origins_mm=(shape.origin_mm,),
         push_mm=push,
         shape=shape,
@@ -269,7 +269,11 @@ def _grow_focus(
     oedema[core] = 2.0  # above any oedema, because the volume below counts the core first
     count = min(int((focus.core_ml + focus.oedema_ml) * 1000 / h**3), oedema.numel() - 1)
     border = max(float(oedema.flatten().sort(descending=True).values[count]), 0.02)
-    return box, blur(_signed_distance(core), 0.8) * h, 0.5 * torch.log(oedema.clamp(min=1e-4) / border)
+    return (
+        box,
+        blur(signed_distance(core), 0.8) * h,
+        0.5 * torch.log(oedema.clamp(min=1e-4) / border),
+    )
 
 
 def _one_sided_factor(lattice: Lattice, origin_mm: tuple[float, float, float], focus: Focus) -> Float[Tensor, "x y z"]:
@@ -284,13 +288,6 @@ def _one_sided_factor(lattice: Lattice, origin_mm: tuple[float, float, float], f
 
 def _radius_mm(volume_ml: float) -> float:
     return (3000 * volume_ml / (4 * math.pi)) ** (1 / 3)
-
-
-def _signed_distance(mask: Bool[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
-    """Return the distance in voxels to the surface of `mask`, positive inside; the surface lies between voxels."""
-    inside = mask.numpy()
-    inner, outer = ndimage.distance_transform_edt(inside), ndimage.distance_transform_edt(~inside)
-    return torch.from_numpy(np.where(inside, inner - 0.5, 0.5 - outer).astype(np.float32))
 
 
 def _fibres(white: Float[Tensor, "x y z"]) -> Float[Tensor, "3 x y z"]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from glimpseg.data.nifti import read_volume
 from glimpseg.errors import InputError
-from glimpseg.phantom.atlas import FAR_MM, PARTS, Atlas, Places
-from glimpseg.phantom.lattice import blur, linear_matrix, separable
-from glimpseg.volume import Volume, resample_labels
+from glimpseg.phantom.atlas import FAR_MM, PARTS, Atlas, Places, growth_direction
+from glimpseg.phantom.lattice import blur, linear_matrix, separable, signed_distance
+from glimpseg.volume import Volume, bounding_box, resample_labels
 
 CLASSES = ("outside", "white", "grey", "fluid", *PARTS)
 """Tissue classes of a label map. `PARTS` count as grey or white matter, too."""
@@ -39,12 +39,13 @@ Numbers from 500 to 999 are outside the brain.
 OUTSIDE = (500, 999)
 CORTEX, PARCELS = (1000, 2999), (3000, 4999)
 LATERAL_VENTRICLES = (4, 5, 43, 44)
+CEREBELLUM, STEM = (7, 8, 46, 47), (16, 28, 60)
 LEFT, RIGHT = (2, 3), (41, 42)
 NEEDED: dict[str, tuple[int, ...]] = {
     "white matter (2, 41)": (2, 41),
     "cortex (3, 42 or parcels)": (3, 42),
     "lateral ventricles (4, 43)": (4, 43),
-    "cerebellum (7, 8, 46, 47)": (7, 8, 46, 47),
+    "cerebellum (7, 8, 46, 47)": CEREBELLUM,
 }
 CLOSING_MM = 8.0
 """Sulci and fissures up to twice this wide belong to the head's volume (morphological closing)."""
@@ -99,7 +100,7 @@ def load_individual(folder: str | Path, name: str, pool: int) -> Atlas:
 def _as_atlas(folder: str, name: str, pool: int) -> Atlas:
     drawn = load_label_map(str(Path(folder) / name))
     classes = torch.from_numpy(drawn.classes)
-    depth = torch.from_numpy(drawn.smooth[:1])
+    depth = _enlarged(torch.from_numpy(drawn.smooth[:1]), classes.shape, pool)[0]
     one = {
         label: _pooled((classes == k).float(), pool)
         for k, label in enumerate(CLASSES)
@@ -107,10 +108,10 @@ def _as_atlas(folder: str, name: str, pool: int) -> Atlas:
     }
     white = one["white"] + one["cerebellar_white"] + one["brainstem"] + one["lesions"]
     grey = one["grey"] + one["cerebellar_grey"] + one["nuclei"]
-    at_one_mm = _enlarged(depth, classes.shape, pool)[0]
-    smooth = torch.from_numpy(np.stack([drawn.ventricles, np.zeros_like(drawn.ventricles), *_growth(drawn.ventricles)]))
+    pools = drawn.ventricles
+    smooth = torch.from_numpy(np.stack([pools, np.zeros_like(pools), *growth_direction(pools)]))
     return Atlas(
-        maps=torch.stack([at_one_mm, grey, white, torch.full_like(grey, T1_INSIDE)]),
+        maps=torch.stack([depth, grey, white, torch.full_like(grey, T1_INSIDE)]),
         smooth=smooth.float(),
         centre=drawn.centre,
         places=Places(
@@ -131,19 +132,11 @@ def _pooled(share: Float[Tensor, "x y z"], pool: int) -> Float[Tensor, "u v w"]:
 
 def _enlarged(maps: Float[Tensor, "c u v w"], shape: torch.Size, pool: int) -> Float[Tensor, "c x y z"]:
     """Interpolate maps of 2 mm to voxels of `pool` mm."""
-    if pool == 2:
-        return maps[:, : shape[0] // 2, : shape[1] // 2, : shape[2] // 2]
     matrices = [
         linear_matrix((np.arange(n // pool) + 0.5) * pool - 0.5, np.arange(m) * 2.0 + 0.5)
         for n, m in zip(shape, maps.shape[1:], strict=True)
     ]
     return separable(maps, matrices)
-
-
-def _growth(ventricles: np.ndarray) -> np.ndarray:
-    """Return the direction in which the ventricles' walls move when they grow; its longest vector has length 1."""
-    slope = np.stack([np.gradient(ventricles, 2.0, axis=axis) for axis in range(3)])
-    return slope / max(float(np.abs(slope).max()), 1e-6)
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -157,16 +150,18 @@ def load_label_map(path: str) -> LabelMap:
     numbers = _read_numbers(path, name)
     classes = _classes(numbers, name)
     tissue = (classes > 0) & (classes != CLASSES.index("fluid"))
-    box = _box(tissue, MARGIN_MM)
+    sides = bounding_box(tissue)
+    assert sides is not None
+    box = tuple(slice(max(side.start - MARGIN_MM, 0), side.stop + MARGIN_MM) for side in sides)
     numbers, classes, tissue = numbers[box], classes[box], tissue[box]
     even = tuple(slice(0, n - n % 2) for n in classes.shape)
     numbers, classes, tissue = numbers[even], classes[even], tissue[even]
     coarse = _coarse(tissue) >= 0.5
     hull = _closed(coarse, CLOSING_MM / 2)
-    depth = _signed_distance(hull) + FLUID_MM
-    below = _coarse(np.isin(numbers, (7, 8, 46, 47))) >= 0.5
+    depth = 2.0 * blur(signed_distance(torch.from_numpy(hull)), 0.6).numpy() + FLUID_MM
+    below = _coarse(np.isin(numbers, CEREBELLUM)) >= 0.5
     above = _coarse(np.isin(classes, [CLASSES.index(c) for c in ("white", "grey", "lesions")])) >= 0.5
-    stem = _coarse(np.isin(numbers, (16, 28, 60))) >= 0.5
+    stem = _coarse(np.isin(numbers, STEM)) >= 0.5
     ventricles = blur(torch.from_numpy(_coarse(np.isin(numbers, LATERAL_VENTRICLES))), 1.0).numpy()
     centre, size, midline = _frame(numbers, tissue, below)
     tentorium = (_distance(below) - _distance(above)) / 2
@@ -219,10 +214,10 @@ def _classes(numbers: np.ndarray, name: str) -> UInt8[np.ndarray, "x y z"]:
     if missing:
         raise InputError(f"{name}: a whole head is needed; this map has no {', no '.join(missing)}.")
     classes = table[numbers]
-    litres = int(((classes > 0) & (classes != CLASSES.index("fluid"))).sum()) / 1000
-    if not SMALLEST_ML <= litres <= LARGEST_ML:
+    millilitres = int(((classes > 0) & (classes != CLASSES.index("fluid"))).sum()) / 1000
+    if not SMALLEST_ML <= millilitres <= LARGEST_ML:
         raise InputError(
-            f"{name}: the brain measures {litres:.0f} ml; {SMALLEST_ML:.0f} to {LARGEST_ML:.0f} ml are expected. "
+            f"{name}: the brain measures {millilitres:.0f} ml; {SMALLEST_ML:.0f} to {LARGEST_ML:.0f} ml are expected. "
             "Check the voxel size in the file's header."
         )
     return classes
@@ -249,14 +244,6 @@ def _frame(
     return np.array([midline[0], y, z]), size, midline
 
 
-def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    sides = []
-    for k in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {k})))
-        sides.append(slice(max(int(hit[0]) - margin, 0), int(hit[-1]) + margin + 1))
-    return tuple(sides)
-
-
 def _coarse(mask: np.ndarray) -> np.ndarray:
     """Return the share of a mask in voxels of 2 mm."""
     x, y, z = (n // 2 for n in mask.shape)
@@ -274,10 +261,3 @@ def _closed(mask: Bool[np.ndarray, "x y z"], radius: float) -> Bool[np.ndarray, 
 def _distance(mask: np.ndarray) -> np.ndarray:
     """Return the distance in mm of each voxel of 2 mm to a mask."""
     return 2.0 * ndimage.distance_transform_edt(~mask)
-
-
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Return the depth in mm below the surface of a mask on voxels of 2 mm, smoothed; negative outside."""
-    inner, outer = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
-    depth = np.where(mask, inner - 0.5, 0.5 - outer).astype(np.float32)
-    return 2.0 * blur(torch.from_numpy(depth), 0.6).numpy()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy import ndimage
 from torch import Tensor
 
 from glimpseg.phantom.settings import keyed_generator
@@ -109,6 +110,13 @@ def rotation_matrix(angles_degrees: Sequence[float]) -> np.ndarray:
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     return about_x @ about_y @ about_z
+
+
+def signed_distance(mask: Bool[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
+    """Return the distance in voxels to the surface of `mask`, positive inside; the surface lies between voxels."""
+    inside = mask.numpy()
+    inner, outer = ndimage.distance_transform_edt(inside), ndimage.distance_transform_edt(~inside)
+    return torch.from_numpy(np.where(inside, inner - 0.5, 0.5 - outer).astype(np.float32))
 
 
 def separable(x: Float[Tensor, "*c i j k"], matrices: Sequence[np.ndarray]) -> Float[Tensor, "*c x y z"]:

@@ -201,6 +201,21 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
+class Dice:
+    """Random numbers of one decision of a case, from the decision's own generator."""
+
+    def __init__(self, seed: int, name: str) -> None:
+        self.rng = keyed_generator(seed, name)
+
+    def happens(self, probability: float) -> bool:
+        """Return True with the given probability."""
+        return bool(self.rng.random() < probability)
+
+    def between(self, low: float, high: float) -> float:
+        """Return a uniform number, regardless of the population."""
+        return float(self.rng.uniform(low, high))
+
+
 def keyed_generator(seed: int, name: str) -> np.random.Generator:
     """Return the random generator of one named decision or field.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glimpseg.phantom.anatomy import BORDER_MM, Brain, Regional
+from glimpseg.phantom.atlas import PARTS
 from glimpseg.phantom.lattice import Fields
 from glimpseg.phantom.plan import Plan, Structures, Three
 
@@ -154,7 +155,7 @@ def _sheets(drawn: Structures, brain: Brain, place: Regional, *, fields: Fields,
 
 def _plexus(drawn: Structures, brain: Brain, place: Regional, fields: Fields) -> Float[Tensor, "n"]:
     """Return the share of enhancing choroid plexus: an individual's own, else tufts in the ventricles."""
-    own = place.parts[4]
+    own = place.parts[PARTS.index("plexus")]
     if not bool((own > 0).any()):
         tufts = (3 * (brain.gather(fields.on(brain.lattice, "2 plexus", 5.0)) - 1.3)).clamp(0, 1)
         own = tufts * (4 * brain.ventricles).clamp(0, 1) * (brain.normal[2] - 0.7).clamp(0, 0.3) / 0.3

@@ -35,9 +35,9 @@ class Stream:
     """Variation beyond the standard population."""
     traits: phantom.Traits | None = None
     """What `phantom-2` adds; null for `phantom-1`."""
-    low_grade: float = 0.22
+    low_grade: float = phantom.Settings.low_grade
     """Probability of a low-grade tumour."""
-    noise: tuple[float, float] = (0.015, 0.05)
+    noise: tuple[float, float] = phantom.Settings.noise
     """Range of the standard deviation of the noise, as in `Settings`."""
     anatomies: str | None = None
     """Folder of individuals' label maps; null for the average brain."""

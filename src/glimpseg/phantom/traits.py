@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from glimpseg.phantom.variety import check_shares
 
@@ -65,7 +65,3 @@ class Traits:
             ValueError: A field is out of range. The message names it.
         """
         check_shares(self)
-
-
-FULL = Traits(**{field.name: 1.0 for field in fields(Traits)})
-"""Every trait at its strongest, for tests."""
