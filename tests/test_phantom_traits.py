@@ -481,6 +481,10 @@ def test_a_description_names_no_folder(anatomies, shapes):
     assert str(shapes) not in text
     assert made.description["name"] == "phantom-2"
     assert made.description["settings"]["anatomies"]["files"] == 1
+    assert (made.description["anatomy"], made.description["shape"]) == ("head.nii.gz", "tumour.nii.gz")
+    # What a grown tumour would have measured is not the shape's volume.
+    assert [set(focus) for focus in made.description["foci"]] == [{"position_mm"}]
+    assert "anatomy" not in generate(1, Settings.at_spacing(4.0)).description
 
 
 @pytest.mark.parametrize("population", ["patients", "beyond"])

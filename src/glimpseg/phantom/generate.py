@@ -18,7 +18,7 @@ from glimpseg.phantom.draw_traits import apply_traits
 from glimpseg.phantom.draw_variety import apply_variety
 from glimpseg.phantom.growth import Growth, grow
 from glimpseg.phantom.lattice import Fields, Lattice
-from glimpseg.phantom.plan import Coverage, Plan
+from glimpseg.phantom.plan import Coverage, Focus, Plan
 from glimpseg.phantom.scan import brain_signal, scan_images
 from glimpseg.phantom.settings import Settings, checked_seed
 from glimpseg.phantom.tumour import make_lesion
@@ -173,6 +173,18 @@ def _affine(settings: Settings) -> np.ndarray:
     return affine
 
 
+def _drawn_volumes(focus: Focus) -> dict[str, float]:
+    return {"core_ml": round(focus.core_ml, 2), "oedema_ml": round(focus.oedema_ml, 2)}
+
+
+def _sources(plan: Plan) -> dict[str, object]:
+    """Return the names of the files that a case of `phantom-2` was drawn from; nothing for `phantom-1`."""
+    if plan.settings.traits is None:
+        return {}
+    shape = plan.tumour.placement.name if plan.tumour and plan.tumour.placement else None
+    return {"anatomy": plan.head.anatomy, "shape": shape}
+
+
 def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str, object]:
     voxel_ml = plan.settings.spacing_mm**3 / 1000
     counts = torch.bincount(labels.flatten().int(), minlength=len(Label) + 1).tolist()
@@ -180,8 +192,8 @@ def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str,
     foci = [
         {
             "position_mm": [round(middle + at, 1) for middle, at in zip(CENTRE_MM, place, strict=True)],
-            "core_ml": round(focus.core_ml, 2),
-            "oedema_ml": round(focus.oedema_ml, 2),
+            # The volumes of a real shape are not drawn; `volumes_ml` has them.
+            **({} if tumour.placement else _drawn_volumes(focus)),
         }
         for focus, place in zip(tumour.foci, growth.origins_mm, strict=True)
     ] if tumour and growth else []  # fmt: skip
@@ -189,6 +201,7 @@ def _description(plan: Plan, growth: Growth | None, labels: Tensor) -> dict[str,
         "name": plan.settings.name,
         "seed": plan.seed,
         "kind": tumour.kind if tumour else "healthy",
+        **_sources(plan),
         "post_operative": bool(tumour and tumour.post_operative),
         "foci": foci,
         "mass_effect_mm": round(tumour.mass_effect_mm, 2) if tumour else 0.0,
