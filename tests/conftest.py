@@ -243,9 +243,9 @@ def readers_here(monkeypatch):
     for name in ("find", "read", "study_folders"):
         monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_sandboxed", run_here)
     for name in ("stacks", "pixels", "study_folders"):
-        monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
+        monkeypatch.setattr(f"glimpseg.data.dicom.{name}.confine", lambda *_: None)
     monkeypatch.setattr("glimpseg.model.importing.run_sandboxed", run_here)
-    monkeypatch.setattr("glimpseg.model.importing.limit_memory", lambda *_: None)
+    monkeypatch.setattr("glimpseg.model.importing.confine", lambda *_: None)
 
 
 # Made once a run

@@ -260,7 +260,7 @@ def readers_here(stage):
     for name in ("find", "read", "study_folders"):
         stage.monkeypatch.setattr(f"glimpseg.data.dicom.{name}.run_sandboxed", run_here)
     for name in ("stacks", "pixels", "study_folders"):
-        stage.monkeypatch.setattr(f"glimpseg.data.dicom.{name}.limit_memory", lambda *_: None)
+        stage.monkeypatch.setattr(f"glimpseg.data.dicom.{name}.confine", lambda *_: None)
     # A reader silences the loggers of its process. Here the terminal of other threads would miss lines.
     stage.monkeypatch.setattr("logging.disable", lambda *_: None)
 

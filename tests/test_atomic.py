@@ -3,8 +3,11 @@
 import errno
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -256,3 +259,40 @@ def test_a_reader_that_cannot_write_is_not_called_a_damaged_file(tmp_path, monke
             run_sandboxed(module, [], seconds=60)
     with pytest.raises(SandboxError):
         run_sandboxed("broken", [], seconds=60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows gives an orphan no new parent")
+def test_an_endless_reader_ends_soon_after_the_process_that_waits_for_it_is_killed(tmp_path, monkeypatch):
+    held = tmp_path / "held"
+    (tmp_path / "endless.py").write_text(
+        "import fcntl, sys\nfrom glimpseg.runtime.sandbox import confine\n"
+        "confine()\nfile = open(sys.argv[1], 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write('locked')\nfile.flush()\nwhile True: pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    waiting = f"from glimpseg.runtime.sandbox import run_sandboxed; run_sandboxed('endless', [{str(held)!r}], seconds=60)"
+    parent = subprocess.Popen([sys.executable, "-c", waiting])
+    assert eventually(lambda: held.exists() and held.read_text() == "locked")
+    parent.kill()
+    parent.wait()
+    with held.open("a") as file:
+        assert eventually(partial(locks, file)), "the reader still holds its file"
+
+
+def eventually(happens, seconds=50):
+    """Return whether it happens in time; less than the reader's own limit."""
+    end = time.monotonic() + seconds
+    while not happens() and time.monotonic() < end:
+        time.sleep(0.05)
+    return happens()
+
+
+def locks(file):
+    """Lock the file, and return whether nobody else holds it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

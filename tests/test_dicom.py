@@ -66,14 +66,14 @@ def headers_here(monkeypatch):
     Some tests do without this fixture.
     """
     monkeypatch.setattr(find, "run_sandboxed", run_here)
-    monkeypatch.setattr(stacks, "limit_memory", lambda *_: None)
+    monkeypatch.setattr(stacks, "confine", lambda *_: None)
 
 
 @pytest.fixture
 def here(headers_here, monkeypatch):
     """Read headers and pixels in this process."""
     monkeypatch.setattr(read, "run_sandboxed", run_here)
-    monkeypatch.setattr(pixels, "limit_memory", lambda *_: None)
+    monkeypatch.setattr(pixels, "confine", lambda *_: None)
 
 
 def one_series(folder):

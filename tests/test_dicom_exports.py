@@ -44,7 +44,7 @@ def here(monkeypatch):
     for module in (find, read):
         monkeypatch.setattr(module, "run_sandboxed", run_here)
     for module in (stacks, pixels):
-        monkeypatch.setattr(module, "limit_memory", lambda *_: None)
+        monkeypatch.setattr(module, "confine", lambda *_: None)
 
 
 def series_in(folder, **changes):
@@ -309,7 +309,7 @@ def test_a_study_uid_for_each_series_is_one_study(tmp_path):
 
 def test_series_folders_with_a_study_uid_each_are_one_study(tmp_path, monkeypatch):
     monkeypatch.setattr(study_folders, "run_sandboxed", run_here)
-    monkeypatch.setattr(study_folders, "limit_memory", lambda *_: None)
+    monkeypatch.setattr(study_folders, "confine", lambda *_: None)
     for number, description in ((1, "t1_se_tra"), (2, "t2_tse_tra")):
         series_in(tmp_path / "in" / description, number=number, description=description, study=f"own {number}")
     assert study_folders.find_study_folders(tmp_path / "in") == [tmp_path / "in"]

@@ -298,7 +298,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--python", type=Path, action="append", default=[], help="an interpreter; can be repeated")
     parser.add_argument("--only", default="", help="rows to run: a regular expression, as '3.11 lowest'")
     parser.add_argument("--keep", action="store_true", help="keep the environments")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if missing := [str(path) for path in given.python if shutil.which(path) is None]:
+        parser.error(f"--python: no program at {', '.join(missing)}; give the path of an interpreter")
+    return given
 
 
 if __name__ == "__main__":

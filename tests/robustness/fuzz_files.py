@@ -239,7 +239,7 @@ def prepare_process(only: str, place: Path) -> None:
         find.run_sandboxed = read.run_sandboxed = forked  # type: ignore[assignment]
     for number in range(3):  # imports that the first files bring are not theirs
         ended(only, number, 1 << 30, place)
-    sandbox.limit_memory(SPARE_BYTES)
+    sandbox.confine(SPARE_BYTES)
     warnings.simplefilter("error")
 
 

@@ -21,7 +21,7 @@ from glimpseg.errors import ModelError, UsageError
 from glimpseg.model.digests import sha256_of
 from glimpseg.model.folder import PROVENANCE, refuse_not_finite, save_model
 from glimpseg.runtime.atomic import refuse_if_used
-from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
+from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, confine, run_sandboxed
 from glimpseg.runtime.temporary import temporary_folder
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _read(source: Path, target: Path) -> None:
     """
     import torch
 
-    limit_memory(SPARE_BYTES + 3 * source.stat().st_size)
+    confine(SPARE_BYTES + 3 * source.stat().st_size)
     try:
         with torch.serialization.safe_globals(_numbers()):
             tree = torch.load(source, map_location="cpu", weights_only=True)

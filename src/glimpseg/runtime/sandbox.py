@@ -1,6 +1,7 @@
 """Sandbox: read untrusted files in a subprocess with limited memory and time.
 
-If a file makes its reader crash, hang or use too much memory, only the subprocess ends.
+If a file makes its reader crash, hang or use too much memory, only the subprocess ends. If the process that waits for it
+is killed, the subprocess ends soon after.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from glimpseg.runtime.temporary import REFUSALS, temporary_refused
 
 SPARE_BYTES = 2 << 30
 """Memory that a reader may use in addition to what it holds after its imports."""
+
+PARENT_SECONDS = 2.0
+"""Seconds between two looks of a reader at whether its parent still lives."""
 
 _SYSTEM_ERROR = re.compile(r"OSError: \[Errno (\d+)\]|.*SafetensorError: .*\(os error (\d+)\)$")
 """Last line of a reader that could not write."""
@@ -52,8 +58,15 @@ def run_sandboxed(module: str, arguments: Sequence[str | Path], *, seconds: floa
         raise SandboxError(lines[-1] if lines else f"reader ended with {done.returncode}")
 
 
-def limit_memory(more: int = SPARE_BYTES) -> None:
-    """Limit the memory of this process to what it has now plus `more` bytes, where the system supports such limits."""
+def confine(more: int = SPARE_BYTES) -> None:
+    """Limit the memory of this process, a sandboxed reader, and end it soon after the process that started it.
+
+    Windows has neither the limit nor a new parent for such a process: there the reader goes on.
+
+    Args:
+        more: Bytes that it may use in addition to what it has now.
+    """
+    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
     with contextlib.suppress(ImportError, OSError):
         import resource
 
@@ -62,3 +75,9 @@ def limit_memory(more: int = SPARE_BYTES) -> None:
         _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
         limit = current + more if hard_limit == resource.RLIM_INFINITY else min(current + more, hard_limit)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)

@@ -21,7 +21,7 @@ from glimpseg.data.dicom import codes, geometry
 from glimpseg.data.dicom.headers import DeflatedError, NotDicom, read_dataset, value
 from glimpseg.errors import InputError
 from glimpseg.region import Label
-from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
+from glimpseg.runtime.sandbox import SPARE_BYTES, confine
 from glimpseg.runtime.temporary import REFUSALS
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
 
 def _decode_image(files: Sequence[Path], shape: Sequence[int]) -> highdicom.Volume:
     stored = sum(path.stat().st_size for path in files if path.is_file())
-    limit_memory(SPARE_BYTES + BYTES_A_VOXEL * int(np.prod(shape)) + 2 * stored)
+    confine(SPARE_BYTES + BYTES_A_VOXEL * int(np.prod(shape)) + 2 * stored)
     datasets = []
     for path in files:
         dataset = _read_dataset(path)
@@ -148,7 +148,7 @@ def _decode_segmentation(path: Path) -> highdicom.Volume:
     most_voxels = nifti.MAXIMAL_VOXELS * len(Label)
     if max(sides[:2]) > nifti.MAXIMAL_SIDE or np.prod(sides, dtype=float) > most_voxels:
         raise InputError(f"Its header claims {sides[2]} frames of {sides[0]}x{sides[1]}, more than a brain scan has.")
-    limit_memory(SPARE_BYTES + BYTES_A_SEGMENT_VOXEL * int(np.prod(sides)) + 2 * path.stat().st_size)
+    confine(SPARE_BYTES + BYTES_A_SEGMENT_VOXEL * int(np.prod(sides)) + 2 * path.stat().st_size)
     segmentation = highdicom.seg.Segmentation.from_dataset(_read_dataset(path), copy=False)
     meaning = np.zeros(1 + max(segmentation.segment_numbers), np.uint8)
     unknown = []

@@ -27,7 +27,7 @@ from glimpseg.data.dicom import geometry, headers, unify
 from glimpseg.data.dicom.headers import value
 from glimpseg.data.series import digest
 from glimpseg.errors import InputError
-from glimpseg.runtime.sandbox import SPARE_BYTES, limit_memory
+from glimpseg.runtime.sandbox import SPARE_BYTES, confine
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -443,7 +443,7 @@ def main(folder: str, target: str) -> None:
     """Read the headers of a folder and write the result as JSON. Runs in the separate process."""
     warnings.simplefilter("ignore")  # warnings may quote header values
     logging.disable(logging.CRITICAL)
-    limit_memory(SPARE_BYTES)
+    confine(SPARE_BYTES)
     try:
         answer = find_series_fields(Path(folder))
     except InputError as error:

@@ -17,7 +17,7 @@ from glimpseg.data.dicom.headers import begins_as_dicom
 from glimpseg.data.series import digest
 from glimpseg.data.unpack import SUFFIXES
 from glimpseg.errors import InputError, OutputError
-from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, limit_memory, run_sandboxed
+from glimpseg.runtime.sandbox import SPARE_BYTES, SandboxError, confine, run_sandboxed
 from glimpseg.runtime.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _main(folder: Path, target: Path) -> None:
     """Write the study digests as JSON. Runs in the separate process."""
     import pydicom  # noqa: F401  (before the limit)
 
-    limit_memory(SPARE_BYTES)
+    confine(SPARE_BYTES)
     with libraries.silenced():
         target.write_text(json.dumps(first_study_digests(folder)), "utf-8")
 
