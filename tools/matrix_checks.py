@@ -98,7 +98,7 @@ def check_import(output: Path, reference: Path) -> str:
 
     printed = run("glimpseg", "--version").split()[-1]
     expect(printed == glimpseg.__version__, f"`glimpseg --version` printed {printed}, not {glimpseg.__version__}")
-    expect(ROOT not in Path(glimpseg.__file__).parents, "glimpseg was imported from the checkout, not from the wheel")
+    expect(ROOT / "src" not in Path(glimpseg.__file__).parents, "glimpseg was imported from the checkout, not from the wheel")
     found = [module.name for module in pkgutil.walk_packages(glimpseg.__path__, "glimpseg.")]
     public = [name for name in found if not any(part.startswith("_") for part in name.split("."))]
     for name in public:
