@@ -314,6 +314,33 @@ def test_a_training_whose_beginning_is_not_named_is_not_shipped(run_folder, seco
     assert not (tmp_path / "box").exists()
 
 
+def test_a_training_that_began_with_the_packages_model_takes_the_beginnings_from_its_card(
+    run_folder, second_folder, tmp_path, monkeypatch
+):
+    place = tmp_path / "package" / shipped.BOX
+    shipping(monkeypatch, second_folder, "--begun", run_folder, "--target", place, "--spacing", 4)
+    monkeypatch.setattr(shipped, "WEIGHTS_FOLDER", place.parent)
+    third = going_on(tmp_path / "third", place, 3_000_000)
+    with pytest.raises(InputError, match="The card of box names"):
+        shipping(monkeypatch, third, "--begun", run_folder, "box", "--target", tmp_path / "new")
+    shipping(monkeypatch, third, "--begun", "box", "--target", tmp_path / "new", "--spacing", 4)
+    card = (tmp_path / "new" / "MODEL_CARD.md").read_text()
+    first, second = (line for line in card.splitlines() if line.startswith("| begun with |"))
+    assert "4 phantoms from seed 1000000; 16 steps in 0.40 hours" in first
+    assert "1 phantoms from seed 2000000; not recorded: no log" in second
+
+
+def test_the_source_of_label_maps_has_to_be_given(tmp_path, monkeypatch):
+    recipe = small_recipe(data__stream__anatomies="maps", data__stream__shapes="tumours")
+    torch.manual_seed(0)
+    record = {"steps": 1, "device": "cpu", "data": {"stream": "phantom-2"}}
+    save_model(tmp_path / "model", methods.build(recipe).state_dict(), recipe, record)
+    words = [tmp_path / "model", "--target", tmp_path / "box", "--spacing", 4, "--material", "20 maps, Apache-2.0"]
+    with pytest.raises(InputError, match="2 folders of label maps .maps, tumours., and --material was given 1 times"):
+        shipping(monkeypatch, *words)
+    assert not (tmp_path / "box").exists()
+
+
 def test_weights_beyond_the_limit_are_not_shipped(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "LIMIT_MB", 0.001)
     with pytest.raises(ModelError, match=r"0\.001 MB is the limit"):
@@ -382,6 +409,18 @@ def test_only_what_is_covered_is_scored(cases, model_folder, tmp_path, monkeypat
     )
     assert entry.reference_ml == pytest.approx(((truth > 0) & (half > 0)).sum() * 0.027, abs=0.01)
     assert entry.predicted_ml == pytest.approx(((found.labels.voxels > 0) & (half > 0)).sum() * 0.027, abs=0.01)
+
+
+def test_what_is_found_in_a_head_without_a_tumour_is_told_in_ml(cases, model_folder, tmp_path, monkeypatch, capsys):
+    (cases / "P1" / "drawn.nii.gz").unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps({"P1": {"reference": None, "truth": "no tumour"}}))
+    scored(monkeypatch, cases, model_folder, "--manifest", tmp_path / "manifest.json", "-o", tmp_path / "out")
+    entries = real_cases.read_log(tmp_path / "out" / "real_cases.csv")
+    assert {entry.reference_ml for entry in entries} == {0.0}
+    (entry,) = (entry for entry in entries if (entry.sequences, entry.region) == ("flair", "WT"))
+    assert entry.predicted_ml > 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["P1", "flair"])
+    assert line.split()[2] == f"{entry.predicted_ml:.1f}ml"
 
 
 def test_a_picture_is_drawn_of_each_case_and_subset(cases, model_folder, tmp_path, monkeypatch):

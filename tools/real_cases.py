@@ -52,9 +52,10 @@ RELIABLE = 0.5
 class Case:
     """Case, apart from its images. Files are in the case's folder."""
 
-    labels: str
+    labels: str = "brats2021"
     """Label convention of the reference, as `--labels` of `evaluate` takes it."""
-    reference: str = "seg.nii.gz"
+    reference: str | None = "seg.nii.gz"
+    """None for a head without a tumour."""
     brain: str | None = None
     """Brain mask, if the background is not constant."""
     covered: str | None = None
@@ -63,12 +64,16 @@ class Case:
     """Author of the reference."""
 
 
+DEVELOPMENT = ("01478", "01479", "01480", "01481", "01657", "01660")
+"""Numbers of the BraTS 2021 patients that may guide choices."""
 CASES = {
+    **{f"BraTS2021_{number}": Case() for number in DEVELOPMENT},
     "TCGA-DU-7294": Case(labels="brats2021", reference="seg_silver.nii.gz", truth="majority of five algorithms"),
     "MSD_BRATS_009": Case(labels="brats2023", covered="covered.nii.gz"),
     "brats_2013_pat0001_1": Case(labels="brats2015", brain="brainmask.nii.gz"),
+    "MS_open_ms_07": Case(reference=None, truth="no tumour: multiple sclerosis"),
 }
-"""Public cases that are used as examples, by the names of their folders."""
+"""Public cases that may guide choices, by the names of their folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,11 @@ def studies_of(folder: Path, known: dict[str, Case]) -> Iterator[tuple[Study, Ca
         raise InputError(f"{folder} holds none of the cases {', '.join(known)}. Describe yours with --manifest.")
     for study in studies:
         case, place = known[study.id], _folder_of(study)
-        reference = nifti.read_labels(place / case.reference, convention_named(case.labels))
+        if case.reference is None:
+            image = volume_of(next(iter(study.images.values())), "image")
+            reference = Volume(np.zeros(image.voxels.shape, np.uint8), image.affine)
+        else:
+            reference = nifti.read_labels(place / case.reference, convention_named(case.labels))
         if case.covered:
             real = nifti.read_volume(place / case.covered).voxels > RELIABLE
             reference = Volume(np.where(real, reference.voxels, 0).astype(np.uint8), reference.affine)
@@ -168,7 +177,7 @@ def draw(study: Study, found: Prediction, lines: Sequence[LogEntry], path: Path)
 
 
 def table(entries: Sequence[LogEntry]) -> str:
-    """Table of Dice in % and HD95 in mm: a line for each case and subset, `-` where the reference lacks the region."""
+    """Table of Dice in % and HD95 in mm: a line for each case and subset; ml found where the reference lacks the region."""
     regions = list(dict.fromkeys(entry.region for entry in entries))
     lines = [f"{'case':24}{'sequences':18}" + "".join(f"{r:>7}" for r in regions) + "".join(f"{r:>9}" for r in regions)]
     rows: dict[tuple[str, str], dict[str, LogEntry]] = {}
@@ -176,7 +185,9 @@ def table(entries: Sequence[LogEntry]) -> str:
         rows.setdefault((entry.case, entry.sequences), {})[entry.region] = entry
     for (case, sequences), found in rows.items():
         shown = [found[region] for region in regions]
-        dice = "".join(f"{100 * entry.dice:7.1f}" if entry.reference_ml else f"{'-':>7}" for entry in shown)
+        dice = "".join(
+            f"{100 * entry.dice:7.1f}" if entry.reference_ml else f"{entry.predicted_ml:5.1f}ml" for entry in shown
+        )
         lines.append(f"{case:24}{parse(sequences).key:18}{dice}" + "".join(f"{entry.hd95_mm:9.1f}" for entry in shown))
     return "\n".join(lines)
 

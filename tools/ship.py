@@ -1,10 +1,12 @@
 """Put a trained and calibrated model into the package: fp16 weights in `src/glimpseg/weights/box/`, with its card.
 
-    python tools/ship.py MODEL [--run RUN] [--begun RUN...] [--evaluation EVALUATION --phantoms FOLDER] [--real LOG]
+    python tools/ship.py MODEL [--run RUN] [--begun RUN...] [--material TEXT...]
+        [--evaluation EVALUATION --phantoms FOLDER] [--real LOG]
 
 MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
-`calibrate` made; `--begun` names the runs whose models its training began with, first to last; EVALUATION is of the
-phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOG is the log that `real_cases.py` wrote.
+`calibrate` made; `--begun` names the runs whose models its training began with, first to last, where `box` is the model
+of the package so far; TEXT says what label maps the phantoms were made of, with source and licence, one TEXT for each
+folder of the recipe's stream; EVALUATION is of the phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOG is the log that `real_cases.py` wrote.
 Numbers of MODEL_CARD.md come from these files; what is not given is said to be missing. Nothing is written if the
 weights exceed 24 MB, or a weight does not fit fp16.
 """
@@ -15,6 +17,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +34,8 @@ from glimpseg.modality import ALL, Modality, parse
 from glimpseg.model.expectations import Expectations
 from glimpseg.model.folder import WEIGHTS, StoredModel
 from glimpseg.model.halving import save_halved, trained_digest
+from glimpseg.model import shipped
 from glimpseg.model.loading import Model, load_model, stored_model
-from glimpseg.model.shipped import BOX, WEIGHTS_FOLDER
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import MANIFEST, as_study
 from glimpseg.report.evaluation import metric_table
@@ -44,6 +47,8 @@ from glimpseg.segmentation.predict import segment_study
 from real_cases import LogEntry, read_log
 
 CARD = "MODEL_CARD.md"
+BEGUN = "begun with"
+"""Name of the rows of a card about earlier trainings."""
 LIMIT_MB = 24.0
 """Largest size of the weights, so that the wheel stays small."""
 SEED = 900_200
@@ -60,14 +65,15 @@ def main() -> int:
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     entries = read_log(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
-    begun = [in_words(*both) for both in zip(before, arguments.begun, strict=True)]
+    begun = [row for both in zip(before, arguments.begun, strict=True) for row in in_words(*both)]
+    refuse_unnamed_material(found, arguments.material)
     scored = scored_phantoms(arguments.phantoms, evaluation, [*before, found]) if evaluation else ""
     if arguments.real and not entries:
         raise InputError(f"{arguments.real} holds no entry. Make it with tools/real_cases.py --log.")
     journal = metrics_of(arguments.run or arguments.model)
     with tempfile.TemporaryDirectory() as temporary:
-        save_halved(found, Path(temporary) / BOX)
-        half = load_model(Path(temporary) / BOX)
+        save_halved(found, Path(temporary) / shipped.BOX)
+        half = load_model(Path(temporary) / shipped.BOX)
         size = (half.path / WEIGHTS).stat().st_size / 1e6
     refuse_other_weights(found, evaluation, entries)
     if size > LIMIT_MB:
@@ -76,10 +82,10 @@ def main() -> int:
         )
     comparison = list(compared(load_model(found.path), half, arguments.spacing))
     print("\n".join(comparison))
-    text = card(found, half, size, comparison, journal, begun, evaluation, scored, entries)
+    text = card(found, half, size, comparison, journal, begun, arguments.material, evaluation, scored, entries)
     save_halved(found, arguments.target, {CARD: text})
-    shipped = load_model(arguments.target)
-    print(f"{shipped.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
+    done = load_model(arguments.target)
+    print(f"{done.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
     return 0
 
 
@@ -135,6 +141,7 @@ def card(
     comparison: Sequence[str],
     journal: Sequence[Mapping[str, Any]],
     begun: Sequence[str],
+    material: Sequence[str],
     evaluation: Evaluation | None,
     scored: str,
     entries: Sequence[LogEntry],
@@ -156,6 +163,7 @@ def card(
         regions=[region.name for region in half.network.regions],
         cost=cost(journal, found),
         begun=begun,
+        material=material,
         stream=found.recipe.data.stream,
         phantoms=phantoms_seen(found),
         patch=" x ".join(map(str, found.recipe.data.sampling.patch)),
@@ -172,8 +180,19 @@ def card(
     )
 
 
-def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
-    """Models that the training began with, first to last.
+def refuse_unnamed_material(found: StoredModel, material: Sequence[str]) -> None:
+    """Raise InputError unless each folder of label maps that the phantoms were made of has a text."""
+    stream = found.recipe.data.stream
+    folders = [folder for folder in (stream.anatomies, stream.shapes) if folder] if stream else []
+    if len(folders) != len(material):
+        raise InputError(
+            f"The phantoms were made of {len(folders)} folders of label maps ({', '.join(folders) or 'none'}), and "
+            f"--material was given {len(material)} times. Give source and licence of each folder."
+        )
+
+
+def begun_with(found: StoredModel, runs: Sequence[Path | str]) -> list[StoredModel]:
+    """Models that the training began with, first to last; none before the model of the package.
 
     Raises: InputError if a run is missing, or is not what the next one began with.
     """
@@ -185,19 +204,35 @@ def begun_with(found: StoredModel, runs: Sequence[Path]) -> list[StoredModel]:
     if not runs:
         raise InputError(f"{found.path} began with the model {init['weights'][:8]}. Name its run: --begun RUN.")
     before = stored_model(runs[-1])
+    packaged = is_shipped(before)
     if before.provenance["sha256"][WEIGHTS] != init["weights"]:
         raise InputError(f"{runs[-1]} holds another model than {init['weights'][:8]}, which {found.path} began with.")
-    return [*begun_with(before, runs[:-1]), before]
+    if packaged and runs[:-1]:
+        raise InputError(f"The card of {shipped.BOX} names what it began with. Leave out --begun {runs[0]}.")
+    return [before] if packaged else [*begun_with(before, runs[:-1]), before]
 
 
-def in_words(before: StoredModel, run: Path) -> str:
-    """Sentence about an earlier training."""
+def is_shipped(found: StoredModel) -> bool:
+    """Return whether a model is the one of the package."""
+    return found.path.resolve() == (shipped.WEIGHTS_FOLDER / shipped.BOX).resolve()
+
+
+def in_words(before: StoredModel, run: Path | str) -> list[str]:
+    """Sentence about an earlier training; for the model of the package after those of its card."""
     record, stream = before.provenance, before.recipe.data.stream
     seeds = f"{phantoms_seen(before)} phantoms from seed {stream.first_seed}; " if stream else ""
-    return (
+    rows = card_rows((before.path / CARD).read_text("utf-8")) if is_shipped(before) else []
+    paid = next((text for name, text in rows if name == "cost"), None)
+    return [
+        *(text for name, text in rows if name == BEGUN),
         f"{recipe_name(before)}, commit {record.get('commit') or 'not recorded'}, weights "
-        f"`{record['sha256'][WEIGHTS][:8]}`; {seeds}{cost(metrics_of(run), before)}"
-    )
+        f"`{record['sha256'][WEIGHTS][:8]}`; {seeds}{paid or cost(metrics_of(Path(run)), before)}",
+    ]
+
+
+def card_rows(text: str) -> list[tuple[str, str]]:
+    """Rows of the first table of a card: name and text."""
+    return re.findall(r"^\| ([\w -]+) \| (.+) \|$", text.partition("\n## ")[0], re.MULTILINE)
 
 
 def recipe_name(found: StoredModel) -> str:
@@ -363,8 +398,8 @@ def entries_table(entries: Sequence[LogEntry], digest: str) -> Table:
             f"{region} {100 * mean([one.dice for one in whole if one.region == region and one.reference_ml]):.1f}"
             for region in dict.fromkeys(entry.region for entry in seen)
         )
-        shipped = "this model" if weights == digest else ""
-        lines.append([Cell(date), Cell(candidate), Cell(f"`{weights[:8]}`"), Cell(cases), Cell(dice), Cell(shipped)])
+        this = "this model" if weights == digest else ""
+        lines.append([Cell(date), Cell(candidate), Cell(f"`{weights[:8]}`"), Cell(cases), Cell(dice), Cell(this)])
     return Table(
         "entries", "Scores", ["date", "candidate", "weights", "cases", "mean Dice with most sequences", ""], lines
     )
@@ -413,11 +448,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--run", type=Path, help="the run whose log tells the cost; default: MODEL")
-    parser.add_argument("--begun", type=Path, nargs="*", default=[], help="earlier runs, first to last")
+    parser.add_argument("--begun", nargs="*", default=[], help="earlier runs, first to last, or box")
+    parser.add_argument("--material", nargs="*", default=[], help="source and licence of the stream's label maps")
     parser.add_argument("--evaluation", type=Path, help="folder that `evaluate` wrote, of held-out phantoms")
     parser.add_argument("--phantoms", type=Path, help="the phantoms that were evaluated; phantoms.json describes them")
     parser.add_argument("--real", type=Path, help="log of real-case scores that tools/real_cases.py wrote")
-    parser.add_argument("--target", type=Path, default=WEIGHTS_FOLDER / BOX)
+    parser.add_argument("--target", type=Path, default=shipped.WEIGHTS_FOLDER / shipped.BOX)
     parser.add_argument("--spacing", type=float, default=1.0, help="mm, of the phantom that compares fp16 with fp32")
     return parser.parse_args()
 
