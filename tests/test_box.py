@@ -2,6 +2,7 @@
 themselves, where the checkout has them."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -27,11 +28,13 @@ from glimpseg.metrics import dice
 from glimpseg.modality import ALL, SUBSETS, Modality
 from glimpseg.model import shipped
 from glimpseg.model.digests import sha256_of
+from glimpseg.model.expectations import Expectations, Expected
 from glimpseg.model.folder import PROVENANCE, WEIGHTS, save_model
 from glimpseg.model.halving import halved, save_halved
 from glimpseg.model.loading import load_model, stored_model
 from glimpseg.phantom.dataset import as_study, write_phantoms
 from glimpseg.region import Region
+from glimpseg.results.statistics import Interval
 from glimpseg.segmentation.options import InferenceOptions
 from glimpseg.segmentation.predict import load, segment_study
 
@@ -450,6 +453,72 @@ def test_entries_at_these_weights_stand_in_the_card_and_others_in_its_log(run_fo
     assert "| P1 | expert | ● | ○ | ○ | ○ | 81.2 | 7.5 |" in card
     assert "| 2030-01-01 | narrow | `00000000` | P1 | WT 50.0 |  |" in card
     assert f"| 2030-01-02 | wide | `{digest[:8]}` | P1 | WT 81.2 | this model |" in card
+
+
+def real(case, region, dice, estimate=math.nan, **changes):
+    settled = {
+        "date": "2030-01-02", "candidate": "wide", "weights": "d" * 64, "case": case, "truth": "expert",
+        "sequences": "t2", "region": region, "dice": dice, "hd95_mm": 7.5, "predicted_ml": 30.0, "reference_ml": 31.0,
+        "estimated_dice": estimate,
+    }  # fmt: skip
+    return real_cases.LogEntry(**{**settled, **changes})
+
+
+def test_what_was_reached_on_patients_is_added_to_the_expectations():
+    interval = Interval(0.9, 0.8, 0.95, 64)
+    one = Expected(
+        dice=interval, tenth=0.7, temperature=2.0, pooled=False, ece_before=0.1, ece_after=0.1, estimate_error=0.04
+    )
+    subsets = {subset: {Region.WT: one, Region.ET: one} for subset in (Modality.T2, Modality.T1)}
+    told = Expectations(population="phantoms", studies=64, fitted_on=32, subsets=subsets)
+    entries = [
+        real("P1", "WT", 0.1, 0.9),  # replaced by a later one
+        real("P1", "WT", 0.8, 0.9),
+        real("P2", "WT", 0.6, 0.5),
+        real("P3", "WT", 1.0, 0.2, weights="0" * 64),  # of another model
+        real("P1", "ET", 0.5, 0.7),
+        real("P2", "ET", 0.0, 0.4, reference_ml=0.0),  # has none: what was found there is false
+        real("healthy", "WT", 0.0, 0.9, reference_ml=0.0),
+        real("healthy", "ET", 0.0, 0.9, reference_ml=0.0),
+    ]
+    found = ship.with_patients(told, entries, "d" * 64)
+    assert found.patients == "2 labelled patients, results on whom guided choices"
+    wt, et = (found.of(Modality.T2)[region].on_patients for region in (Region.WT, Region.ET))
+    assert (wt.dice, wt.patients, wt.estimate_error) == pytest.approx((0.7, 2, 0.1))
+    assert (et.dice, et.patients, et.estimate_error) == pytest.approx((0.5, 1, 0.3))
+    assert found.of(Modality.T1) == told.of(Modality.T1)
+    assert ship.with_patients(told, [], "d" * 64) == told
+
+
+def test_earlier_runs_stay_in_the_log_of_a_card(run_folder, tmp_path, monkeypatch):
+    place = tmp_path / "package" / shipped.BOX
+    words = ["--target", place, "--spacing", 4, "--real", tmp_path / "real_log.csv"]
+    digest = sha256_of(run_folder / "model" / WEIGHTS)
+    (tmp_path / "real_log.csv").write_text(real_cases.as_csv([real("P1", "WT", 0.5, weights=digest)]))
+    shipping(monkeypatch, run_folder, *words)
+    monkeypatch.setattr(shipped, "WEIGHTS_FOLDER", place.parent)
+    second = going_on(tmp_path / "second", place, 2_000_000)
+    digest = sha256_of(second / "model" / WEIGHTS)
+    entry = real("P1", "WT", 0.75, candidate="more", weights=digest, date="2030-01-03")
+    (tmp_path / "real_log.csv").write_text(real_cases.as_csv([entry]))
+    shipping(monkeypatch, second, "--begun", "box", *words)
+    log = (place / "MODEL_CARD.md").read_text().partition("### Log of runs")[2]
+    first, last = (line for line in log.splitlines() if line.startswith("| 2030"))
+    assert (first[:24], first[-4:]) == ("| 2030-01-02 | wide | `" + first[23], "|  |")
+    assert last == f"| 2030-01-03 | more | `{digest[:8]}` | P1 | WT 75.0 | this model |"
+
+
+def test_a_shipped_recipe_does_not_tell_where_label_maps_lay(tmp_path, monkeypatch):
+    recipe = small_recipe(data__stream__anatomies="/home/me/maps", data__stream__shapes="tumours")
+    torch.manual_seed(0)
+    record = {"steps": 1, "device": "cpu", "data": {"stream": "phantom-2"}}
+    save_model(tmp_path / "model", methods.build(recipe).state_dict(), recipe, record)
+    texts = ["20 maps, Apache-2.0", "42 shapes, CC BY 4.0"]
+    shipping(monkeypatch, tmp_path / "model", "--target", tmp_path / "box", "--spacing", 4, "--material", *texts)
+    assert load_model(tmp_path / "box").recipe.data.stream.anatomies == "maps"
+    written = "".join(path.read_text() for path in (tmp_path / "box").iterdir() if path.name != WEIGHTS)
+    assert "/home" not in written
+    assert "| anatomies | maps |" in written
 
 
 # The demo

@@ -8,7 +8,7 @@ import pytest
 
 from glimpseg.errors import ModelError, UsageError
 from glimpseg.modality import ALL, Modality, parse
-from glimpseg.model.expectations import EXPECTATIONS, Expectations, Expected, Gain, read_expectations
+from glimpseg.model.expectations import EXPECTATIONS, Expectations, Expected, Gain, OnPatients, read_expectations
 from glimpseg.region import Region
 from glimpseg.results.statistics import Interval
 
@@ -129,6 +129,41 @@ def test_of_all_four_sequences_nothing_more_is_said():
         "Expected performance with T1 + T1c + T2 + FLAIR, measured on phantoms (64 studies):",
         HEAD[1],
     ]
+
+
+def test_patients_are_told_apart_from_the_studies_and_without_t1c_enhancing_tumour_is_called_a_guess():
+    subsets = {T2: {Region.WT: on_patients(0.804, 9, 0.06), Region.TC: expected(), Region.ET: on_patients(0.55, 7)}}
+    assert told(subsets=subsets, patients="nine patients").sentences(T2) == [
+        "Expected performance with T2, measured on phantoms (64 studies):",
+        *(HEAD[1].replace("WT", name) for name in ("WT", "TC", "ET")),
+        "On nine patients (in brackets how many): mean Dice WT 80 % (9), ET 55 % (7).",
+        "Without T1c, the enhancing tumour is a guess: only a contrast agent shows what enhances.",
+        "The gain from a further sequence was not measured.",
+    ]
+
+
+def on_patients(dice, patients, error=NAN):
+    return expected(on_patients=OnPatients(dice=dice, patients=patients, estimate_error=error))
+
+
+def test_patients_decide_what_is_expected_and_the_larger_error_how_far_an_estimate_is_off():
+    assert (on_patients(0.5, 6).mean_dice, expected().mean_dice) == (0.5, 0.9)
+    assert [one.usual_error for one in (on_patients(0.5, 6), on_patients(0.5, 6, 0.3), on_patients(0.5, 6, 0.01))] == [
+        0.04, 0.3, 0.04,
+    ]  # fmt: skip
+    assert math.isnan(expected(estimate_error=NAN).usual_error)
+
+
+def test_what_was_measured_on_patients_is_written_and_read():
+    subsets = {TWO: {Region.WT: on_patients(0.5, 6, 0.3), Region.ET: on_patients(0.25, 4)}}
+    tree = json.loads(json.dumps(told(subsets=subsets, patients="six patients").as_tree()))
+    assert tree["patients"] == "six patients"
+    assert tree["subsets"]["t1c+flair"]["WT"]["on_patients"] == {"dice": 0.5, "patients": 6, "estimate_error": 0.3}
+    assert tree["subsets"]["t1c+flair"]["ET"]["on_patients"]["estimate_error"] is None
+    again = Expectations.from_tree(tree)
+    assert again.patients == "six patients"
+    assert again.of(TWO)[Region.WT] == subsets[TWO][Region.WT]
+    assert again.of(TWO)[Region.ET].on_patients.patients == 4
 
 
 def test_a_subset_that_no_study_had_is_not_known():

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,7 +19,7 @@ from glimpseg.batch.tree import segment_tree
 from glimpseg.data.brains import CHECK
 from glimpseg.data.identify.appearance import AppearanceModel
 from glimpseg.modality import Modality
-from glimpseg.model.expectations import Expected
+from glimpseg.model.expectations import Expected, OnPatients
 from glimpseg.model.training_volumes import largest_volumes
 from glimpseg.region import Label, Region
 from glimpseg.results.statistics import Interval
@@ -263,6 +264,9 @@ def test_a_low_estimate_is_judged_against_the_mean_with_these_sequences():
         ]
     assert trust_rules.estimated_dice(uncertain(estimate=np.nan), {}) == result_rules.TOO_SMALL
     assert "not estimated" in trust_rules.estimated_dice(None, {})
+    withheld = uncertain(estimate=np.nan)
+    region = replace(withheld.regions[Region.WT], estimate_error=0.3)
+    assert "too far off" in trust_rules.estimated_dice(replace(withheld, regions={Region.WT: region}), {})
 
 
 def test_passes_that_disagree():
@@ -277,6 +281,9 @@ def test_sequences_from_which_little_is_found():
     found = trust_rules.weak_sequences(T1, expected(0.3))
     assert scores(found) == [pytest.approx(0.7 / (1 - trust_rules.LEAST_EXPECTED))]
     assert "with T1 alone" in found[0].sentence
+    patients = OnPatients(dice=0.2, patients=6)
+    known = {Region.WT: replace(expected(0.9)[Region.WT], on_patients=patients)}
+    assert scores(trust_rules.weak_sequences(T1, known)) == [pytest.approx(0.8 / (1 - trust_rules.LEAST_EXPECTED))]
     assert "not measured" in trust_rules.weak_sequences(T1, {})
 
 

@@ -1,6 +1,7 @@
 """How sure one segmentation is: estimates, ranges, mirrors and sentences, by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def uncertainty(calibrated=True):
         for name, volume, dice in (("mirrored left-right", 1.23456, 0.98765), ("without T2", 3.0, 0.5))
     )
     regions = {
-        Region.WT: doubt(),
+        Region.WT: replace(doubt(), estimate_error=0.12),
         Region.TC: doubt(agreement=NAN),
         Region.ET: doubt(estimated=NAN, low=0, high=0.04),
     }
@@ -239,18 +240,34 @@ def uncertainty(calibrated=True):
 
 
 def test_the_sentences_of_a_study():
-    assert uncertainty().sentences({Region.WT: 0.554, Region.ET: NAN}) == [
+    assert uncertainty().sentences == [
         "This study, by calibrated probabilities and 3 passes (plain, mirrored left-right, without T2):",
-        "  WT: estimated Dice 87 % (such estimates were 55 points off on average); 1.2 to 3.3 ml, agreement of the "
+        "  WT: estimated Dice 87 % (such estimates were 12 points off on average); 1.2 to 3.3 ml, agreement of the "
         "passes: Dice 55 %.",
         "  TC: estimated Dice 87 %; 1.2 to 3.3 ml.",
         "  ET: not found, so no Dice is estimated; 0.0 to 0.0 ml, agreement of the passes: Dice 55 %.",
     ]
 
 
+def test_an_estimate_is_withheld_where_such_estimates_were_too_far_off():
+    labels = Volume(np.full((2, 2, 2), Label.ET, np.uint8), np.eye(4))
+    estimates, errors = {Region.WT: 0.8, Region.TC: 0.7, Region.ET: 0.6}, {Region.WT: 0.12, Region.ET: 0.131}
+    found = uncertainty_of(labels, estimates, [], level="quick", calibrated=True, errors=errors)
+    assert {region: one.withheld for region, one in found.regions.items()} == {
+        Region.WT: False, Region.TC: False, Region.ET: True
+    }  # fmt: skip
+    assert [one.estimated_dice for one in found.regions.values()] == [0.8, 0.7, pytest.approx(NAN, nan_ok=True)]
+    assert found.as_tree()["regions"]["ET"]["estimated_dice"] is None
+    assert found.sentences[1:] == [
+        "  WT: estimated Dice 80 % (such estimates were 12 points off on average); 0.0 to 0.0 ml.",
+        "  TC: estimated Dice 70 %; 0.0 to 0.0 ml.",
+        "  ET: no estimated Dice, because such estimates were 13 points off on average; 0.0 to 0.0 ml.",
+    ]
+
+
 def test_uncalibrated_probabilities_are_called_so():
     alone = Uncertainty(level="none", calibrated=False, regions={}, members=())
-    assert alone.sentences({}) == ["This study, by the network's own, uncalibrated probabilities and 1 passes (plain):"]
+    assert alone.sentences == ["This study, by the network's own, uncalibrated probabilities and 1 passes (plain):"]
 
 
 def test_the_numbers_are_kept_to_four_decimals_and_null_for_what_is_not_known():

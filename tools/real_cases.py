@@ -16,6 +16,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from glimpseg.modality import Modality, parse, subsets_of
 from glimpseg.model.halving import trained_digest
 from glimpseg.model.loading import Model
 from glimpseg.picture import preview
+from glimpseg.region import Region
 from glimpseg.runtime.atomic import atomic_folder, write_text
 from glimpseg.segmentation.inference import Prediction, infer
 from glimpseg.segmentation.inputs import volume_of
@@ -92,6 +94,8 @@ class LogEntry:
     hd95_mm: float
     predicted_ml: float
     reference_ml: float
+    estimated_dice: float = math.nan
+    """Estimate of `segment`, whether it is given to users or withheld; NaN where nothing was found."""
 
 
 def main() -> int:
@@ -142,7 +146,10 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction,
     names = {region.name for region in model.network.regions}
     weights = trained_digest(model.provenance)
     covered = _covered(study, case, prepared)
-    for found in infer(prepared, model, subsets_of(prepared.available)):
+    told = model.expectations
+    for subset in subsets_of(prepared.available):
+        (found,) = infer(prepared, model, [subset], temperatures=told.temperatures(subset) if told else {})
+        estimates = found.estimates or {}
         kept = replace(found, labels=Volume(found.labels.voxels * covered, found.labels.affine))
         yield (
             kept,
@@ -159,6 +166,7 @@ def scores(study: Study, case: Case, model: Model) -> Iterator[tuple[Prediction,
                     hd95_mm=round(one.values["hd95"], 2),
                     predicted_ml=round(one.predicted_ml, 2),
                     reference_ml=round(one.reference_ml, 2),
+                    estimated_dice=round(estimates.get(Region[one.name], math.nan), 4),
                 )
                 for one in reference.score(kept.labels, None)
                 if one.name in names
@@ -205,10 +213,11 @@ def read_log(path: Path) -> list[LogEntry]:
     """Entries of a log; none if there is no file yet. Raises: InputError if the file is no such log."""
     if not path.exists():
         return []
-    numbers = ("dice", "hd95_mm", "predicted_ml", "reference_ml")
+    numbers = {field.name for field in fields(LogEntry) if field.type == "float"}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [LogEntry(**{**row, **{name: float(row[name]) for name in numbers}}) for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
+        return [LogEntry(**{n: float(value) if n in numbers else value for n, value in row.items()}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no log of real-case scores ({error}). Name another file with --log.") from error
 

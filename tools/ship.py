@@ -21,23 +21,25 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import yaml
 
 from glimpseg import methods
 from glimpseg.errors import InputError, ModelError
 from glimpseg.modality import ALL, Modality, parse
-from glimpseg.model.expectations import Expectations
-from glimpseg.model.folder import WEIGHTS, StoredModel
+from glimpseg.model.expectations import EXPECTATIONS, Expectations, OnPatients
+from glimpseg.model.folder import RECIPE, WEIGHTS, StoredModel
 from glimpseg.model.halving import save_halved, trained_digest
 from glimpseg.model import shipped
 from glimpseg.model.loading import Model, load_model, stored_model
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import MANIFEST, as_study
+from glimpseg.region import Region
 from glimpseg.report.evaluation import metric_table
 from glimpseg.results.folder import Evaluation, read_evaluation
 from glimpseg.results.scores import METRICS, POSTPROCESSED
@@ -49,6 +51,8 @@ from real_cases import LogEntry, read_log
 CARD = "MODEL_CARD.md"
 BEGUN = "begun with"
 """Name of the rows of a card about earlier trainings."""
+FOLDERS = ("anatomies", "shapes")
+"""Fields of a stream that name folders of label maps."""
 LIMIT_MB = 24.0
 """Largest size of the weights, so that the wheel stays small."""
 SEED = 900_200
@@ -61,7 +65,7 @@ DIGEST = 12
 def main() -> int:
     """Ship the model and print a summary."""
     arguments = _arguments()
-    found = stored_model(arguments.model)
+    found = without_places(stored_model(arguments.model))
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     entries = read_log(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
@@ -82,8 +86,14 @@ def main() -> int:
         )
     comparison = list(compared(load_model(found.path), half, arguments.spacing))
     print("\n".join(comparison))
-    text = card(found, half, size, comparison, journal, begun, arguments.material, evaluation, scored, entries)
-    save_halved(found, arguments.target, {CARD: text})
+    packaged = next(filter(is_shipped, before), None)
+    earlier = earlier_runs((packaged.path / CARD).read_text("utf-8")) if packaged else []
+    told = half.expectations and with_patients(half.expectations, entries, trained_digest(found.provenance))
+    text = card(found, half, size, comparison, journal, begun, arguments.material, evaluation, scored, entries, earlier)
+    files = {RECIPE: yaml.safe_dump(methods.as_tree(found.recipe), sort_keys=False).encode()}
+    if told:
+        files[EXPECTATIONS] = (json.dumps(told.as_tree(), indent=1) + "\n").encode("ascii")
+    save_halved(found, arguments.target, {CARD: text}, files)
     done = load_model(arguments.target)
     print(f"{done.name}: {(arguments.target / WEIGHTS).stat().st_size / 1e6:.2f} MB in {arguments.target}")
     return 0
@@ -145,6 +155,7 @@ def card(
     evaluation: Evaluation | None,
     scored: str,
     entries: Sequence[LogEntry],
+    earlier: Sequence[list[Cell]],
 ) -> str:
     """Text of MODEL_CARD.md."""
     place = Path(__file__).parent
@@ -174,16 +185,48 @@ def card(
         calibration=markdown(calibration_table(told, half)) if told else "",
         real=markdown(real_table(ours)) if ours else "",
         means=markdown(means_table(ours)) if len({entry.case for entry in ours}) > 1 else "",
-        entries=markdown(entries_table(entries, digest)) if entries else "",
+        entries=markdown(entries_table(entries, digest, earlier)) if entries else "",
         comparison=comparison,
         log=markdown(log_table(journal)) if journal else "Not given.",
     )
 
 
+def with_patients(told: Expectations, entries: Sequence[LogEntry], digest: str) -> Expectations:
+    """Expectations with the means over the labelled real cases: the last entry of each, of the weights `digest`.
+
+    A case without a tumour does not count. Where a case lacks a region, its Dice does not count, but the error of the
+    estimate does: of what was found there, nothing is right.
+    """
+    last = {(one.case, one.sequences, one.region): one for one in entries if one.weights == digest}
+    cases = {case for (case, _, region), one in last.items() if region == Region.WT.name and one.reference_ml}
+    subsets = {}
+    for subset, regions in told.subsets.items():
+        subsets[subset] = dict(regions)
+        for region, expected in regions.items():
+            seen = [last[key] for case in sorted(cases) if (key := (case, subset.key, region.name)) in last]
+            dice = [one.dice for one in seen if one.reference_ml]
+            errors = [abs(one.estimated_dice - one.dice) for one in seen if not math.isnan(one.estimated_dice)]
+            if dice:
+                known = OnPatients(dice=mean(dice), patients=len(dice), estimate_error=mean(errors))
+                subsets[subset][region] = replace(expected, on_patients=known)
+    patients = f"{len(cases)} labelled patients, results on whom guided choices" if cases else ""
+    return replace(told, subsets=subsets, patients=patients)
+
+
+def without_places(found: StoredModel) -> StoredModel:
+    """The model with a recipe that names the stream's folders of label maps, but not where they lay."""
+    stream = found.recipe.data.stream
+    if stream is None:
+        return found
+    names = {name: Path(place).name for name in FOLDERS if (place := getattr(stream, name))}
+    data = replace(found.recipe.data, stream=replace(stream, **names))
+    return replace(found, recipe=replace(found.recipe, data=data))
+
+
 def refuse_unnamed_material(found: StoredModel, material: Sequence[str]) -> None:
     """Raise InputError unless each folder of label maps that the phantoms were made of has a text."""
     stream = found.recipe.data.stream
-    folders = [folder for folder in (stream.anatomies, stream.shapes) if folder] if stream else []
+    folders = [place for name in FOLDERS if (place := getattr(stream, name))] if stream else []
     if len(folders) != len(material):
         raise InputError(
             f"The phantoms were made of {len(folders)} folders of label maps ({', '.join(folders) or 'none'}), and "
@@ -385,8 +428,15 @@ def means_table(entries: Sequence[LogEntry]) -> Table:
     return Table("means", "Means", [*dot_titles(), *regions, "cases"], rows)
 
 
-def entries_table(entries: Sequence[LogEntry], digest: str) -> Table:
-    """Table with one line for each day and candidate."""
+def earlier_runs(text: str) -> list[list[Cell]]:
+    """Rows of the log of runs on real cases in an earlier card, none of them called `this model`."""
+    log = text.partition("### Log of runs on real cases")[2].partition("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in log.splitlines() if line.startswith("| 2")]
+    return [[*(Cell(text.strip()) for text in line[:-1]), Cell("")] for line in lines]
+
+
+def entries_table(entries: Sequence[LogEntry], digest: str, earlier: Sequence[list[Cell]]) -> Table:
+    """Table with one line for each day and candidate, after the earlier lines."""
     rows: dict[tuple[str, str, str], list[LogEntry]] = {}
     for entry in entries:
         rows.setdefault((entry.date, entry.candidate, entry.weights), []).append(entry)
@@ -401,7 +451,10 @@ def entries_table(entries: Sequence[LogEntry], digest: str) -> Table:
         this = "this model" if weights == digest else ""
         lines.append([Cell(date), Cell(candidate), Cell(f"`{weights[:8]}`"), Cell(cases), Cell(dice), Cell(this)])
     return Table(
-        "entries", "Scores", ["date", "candidate", "weights", "cases", "mean Dice with most sequences", ""], lines
+        "entries",
+        "Scores",
+        ["date", "candidate", "weights", "cases", "mean Dice with most sequences", ""],
+        [*earlier, *lines],
     )
 
 

@@ -2,7 +2,7 @@
 
 `python tools/derive/training_volumes.py [--model box] [--cases 60] [-o FILE]` writes
 `src/glimpseg/model/training_volumes.json`. The phantoms are the first of the model's stream (the same seeds and
-population), in voxels of 4 mm. Deterministic; a minute of one core.
+population), in voxels of 4 mm. Other generators in FILE stay. Deterministic; a minute of one core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main() -> None:
         for region in Region:
             largest[region.name] = max(largest[region.name], float(region.mask(labels).sum()) * SPACING_MM**3 / 1000)
     made = {"cases": wanted.cases, "first_seed": stream.first_seed, "spacing_mm": SPACING_MM}
-    tree = {phantom.NAME: {"made": made, "largest_ml": {name: round(ml, 1) for name, ml in largest.items()}}}
+    tree = json.loads(wanted.output.read_text("utf-8")) if wanted.output.exists() else {}
+    tree[stream.name] = {"made": made, "largest_ml": {name: round(ml, 1) for name, ml in largest.items()}}
     wanted.output.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
     print(wanted.output.read_text("utf-8"))
 

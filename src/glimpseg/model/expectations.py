@@ -25,8 +25,23 @@ JUDGED = (Region.WT, Region.TC, Region.ET)
 one."""
 WORTH = 0.01
 """Gain of mean Dice below which no sequence is recommended: a gain of less than a point is not worth another scan."""
+USABLE_ERROR = 0.12
+"""Largest mean error of an estimated Dice. Where estimates were further off, none is given."""
 DECIMALS = 5
 """Decimal places of numbers in the file."""
+WITHOUT_T1C = "Without T1c, the enhancing tumour is a guess: only a contrast agent shows what enhances."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPatients:
+    """Performance of a model on labelled patients, for one region and one subset of sequences."""
+
+    dice: float
+    """Mean Dice over the patients that have the region."""
+    patients: int
+    """Number of these patients."""
+    estimate_error: float = math.nan
+    """Mean absolute difference between estimated and true Dice of a patient; NaN if it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,19 @@ class Expected:
     """Expected calibration error after temperature scaling, on the same cases; the temperature was fitted on others."""
     estimate_error: float
     """Mean absolute difference between the estimated and the true Dice of a single study, after temperature scaling."""
+    on_patients: OnPatients | None = None
+    """The same on labelled patients, if the studies above are others, as phantoms."""
+
+    @property
+    def usual_error(self) -> float:
+        """Error of an estimated Dice to expect: the larger of that on the studies and that on patients. NaN: unknown."""
+        errors = [self.estimate_error, self.on_patients.estimate_error if self.on_patients else math.nan]
+        return max((error for error in errors if not math.isnan(error)), default=math.nan)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice to expect on patients: measured on them, if it was, else on the studies."""
+        return self.on_patients.dice if self.on_patients else self.dice.mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +111,8 @@ class Expectations:
     """Gains by subset, one for each sequence that the subset lacks, if some study had it."""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """Values of the fields in `Segmenter.choices` that the model was measured with."""
+    patients: str = ""
+    """Description of the labelled patients, as the end of a sentence; empty if there were none."""
 
     def of(self, subset: Modality) -> Mapping[Region, Expected]:
         """Return the expected performance for a subset, by region; empty if no case had the subset."""
@@ -107,6 +137,10 @@ class Expectations:
             return [f"The performance with {subset.title} is not known: no study of {self.population} had these."]
         said = [f"Expected performance with {subset.title}, measured on {self.population} ({self.studies} studies):"]
         said += [f"  {region.name}: mean Dice {_measured(expected)}" for region, expected in found.items()]
+        if known := [_on_patients(region, one.on_patients) for region, one in found.items() if one.on_patients]:
+            said.append(f"On {self.patients} (in brackets how many): mean Dice {', '.join(known)}.")
+        if Region.ET in found and Modality.T1C not in subset:
+            said.append(WITHOUT_T1C)
         best = self.most_helpful(subset)
         if best is not None:
             gains = ", ".join(f"{region.name} {_gained(gain)}" for region, gain in best.regions.items())
@@ -145,6 +179,7 @@ class Expectations:
                 subset.key: {gain.sequence.key: gain_tree(gain) for gain in gains}
                 for subset, gains in self.gains.items()
             },
+            **({"patients": self.patients} if self.patients else {}),
         }
 
     @classmethod
@@ -169,6 +204,7 @@ class Expectations:
                 for subset, gains in tree["gains"].items()
             },
             choices=tree["choices"],
+            patients=tree.get("patients", ""),
         )
 
 
@@ -198,7 +234,13 @@ def expected_tree(expected: Expected) -> dict[str, Any]:
         "ece_before": _number(expected.ece_before),
         "ece_after": _number(expected.ece_after),
         "estimate_error": _number(expected.estimate_error),
+        **({"on_patients": _patients_tree(expected.on_patients)} if expected.on_patients else {}),
     }
+
+
+def _patients_tree(known: OnPatients) -> dict[str, Any]:
+    error = _number(known.estimate_error)
+    return {"dice": _number(known.dice), "patients": known.patients, "estimate_error": error}
 
 
 def gain_tree(gain: Gain) -> dict[str, Any]:
@@ -219,7 +261,13 @@ def _expected(tree: Mapping[str, Any]) -> Expected:
         ece_before=_value(tree["ece_before"]),
         ece_after=_value(tree["ece_after"]),
         estimate_error=_value(tree["estimate_error"]),
+        on_patients=_known_of_patients(tree["on_patients"]) if "on_patients" in tree else None,
     )
+
+
+def _known_of_patients(tree: Mapping[str, Any]) -> OnPatients:
+    error = _value(tree["estimate_error"])
+    return OnPatients(dice=float(tree["dice"]), patients=int(tree["patients"]), estimate_error=error)
 
 
 def _gain(sequence: Modality, tree: Mapping[str, Any]) -> Gain:
@@ -247,6 +295,10 @@ def _measured(expected: Expected) -> str:
     return (
         f"{mean} ({100 * CONFIDENCE:.0f} % interval {ends}); one case in ten had {100 * expected.tenth:.0f} % or less."
     )
+
+
+def _on_patients(region: Region, known: OnPatients) -> str:
+    return f"{region.name} {100 * known.dice:.0f} % ({known.patients})"
 
 
 def _gained(gain: Interval) -> str:

@@ -17,7 +17,12 @@ from glimpseg.model.folder import WEIGHTS, StoredModel, storable
 from glimpseg.version import __version__
 
 
-def save_halved(source: StoredModel, folder: str | Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+def save_halved(
+    source: StoredModel,
+    folder: str | Path,
+    texts: Mapping[str, str] = MappingProxyType({}),
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Write a copy of a model with fp16 weights, whole or not at all; a model in `folder` is replaced.
 
     Its provenance names the digest of the fp32 weights (`halved_from`).
@@ -26,12 +31,13 @@ def save_halved(source: StoredModel, folder: str | Path, texts: Mapping[str, str
         source: The model to copy.
         folder: The folder to write.
         texts: Further files for people, such as a model card, which get no digest.
+        files: Content of files that replace those of the source.
 
     Raises: ModelError as `halved`; UsageError if `folder` holds files but no model; OutputError when the disk refuses.
     """
     weights = as_bytes(halved(source.weights))
     note = {"halved_from": source.provenance["sha256"][WEIGHTS], "halved_by": __version__}
-    save_copy(source, folder, {WEIGHTS: weights}, note, texts=texts, overwrite=True)
+    save_copy(source, folder, {**files, WEIGHTS: weights}, note, texts=texts, overwrite=True)
 
 
 def trained_digest(provenance: Mapping[str, Any]) -> str:

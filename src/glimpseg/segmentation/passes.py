@@ -47,6 +47,7 @@ def segment_prepared(study: PreparedInput, model: Model, options: InferenceOptio
 def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) -> Segmentation:
     begun, available = time.perf_counter(), study.prepared.available
     temperatures = model.expectations.temperatures(available) if model.expectations else {}
+    expected = model.expectations.of(available) if model.expectations else {}
     calibrating = options.probabilities or options.uncertainty != "none"
     (found,) = infer(
         study.prepared,
@@ -62,7 +63,12 @@ def _segmented(study: PreparedInput, model: Model, options: InferenceOptions) ->
         assert found.estimates is not None
         begun, members = time.perf_counter(), further_passes(study.prepared, model, options.uncertainty)
         uncertainty = uncertainty_of(
-            found.labels, found.estimates, members, level=options.uncertainty, calibrated=bool(temperatures)
+            found.labels,
+            found.estimates,
+            members,
+            level=options.uncertainty,
+            calibrated=bool(temperatures),
+            errors={region: one.usual_error for region, one in expected.items()},
         )
         seconds["uncertainty"] = time.perf_counter() - begun
     begun = time.perf_counter()

@@ -125,9 +125,7 @@ class Segmentation:
     @property
     def trust(self) -> list[str]:
         """The outlook, sentences on the uncertainty if it was estimated, and the notice on medical devices."""
-        expected = self.model.expectations.of(self.used) if self.model.expectations else {}
-        errors = {region: one.estimate_error for region, one in expected.items()}
-        return [*self.outlook, *(self.uncertainty.sentences(errors) if self.uncertainty else ()), NOT_A_DEVICE]
+        return [*self.outlook, *(self.uncertainty.sentences if self.uncertainty else ()), NOT_A_DEVICE]
 
     def save(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import special
 
 from glimpseg import metrics
+from glimpseg.model.expectations import USABLE_ERROR
 from glimpseg.region import Region
 from glimpseg.segmentation.options import Level
 from glimpseg.volume import Volume, bounding_box
@@ -27,13 +29,21 @@ class RegionUncertainty:
     """Uncertainty of one region of one segmentation."""
 
     estimated_dice: float
-    """Dice to expect of this mask, if the probabilities are calibrated; NaN where nothing was found."""
+    """Dice to expect of this mask, if the probabilities are calibrated; NaN where nothing was found, and where such
+    estimates are `withheld`."""
     lowest_ml: float
     """Smallest volume among the segmentation and all members, in millilitres."""
     highest_ml: float
     """Largest volume among the segmentation and all members, in millilitres."""
     agreement: float
     """Mean Dice of the members with the segmentation; NaN without members."""
+    estimate_error: float = math.nan
+    """Mean absolute error of such an estimate; NaN if it was not measured."""
+
+    @property
+    def withheld(self) -> bool:
+        """True if such estimates were too far off to be given."""
+        return self.estimate_error > USABLE_ERROR
 
     @property
     def spread_ml(self) -> tuple[float, float]:
@@ -63,18 +73,14 @@ class Uncertainty:
     members: tuple[Member, ...]
     """The further passes."""
 
-    def sentences(self, errors: Mapping[Region, float]) -> list[str]:
-        """Return sentences on the uncertainty for people: a heading, then one line for each region.
-
-        Args:
-            errors: Mean absolute error of such an estimated Dice, by region. A region may be missing, or have NaN.
-        """
+    @property
+    def sentences(self) -> list[str]:
+        """Sentences on the uncertainty for people: a heading, then one line for each region."""
         by = "calibrated probabilities" if self.calibrated else "the network's own, uncalibrated probabilities"
         lines = [f"This study, by {by} and {len(self.members) + 1} passes ({self._names()}):"]
         for region, one in self.regions.items():
             low, high = one.spread_ml
-            dice = _dice_in_words(one, errors.get(region, math.nan))
-            lines.append(f"  {region.name}: {dice}; {low:.1f} to {high:.1f} ml{_agreement_in_words(one)}.")
+            lines.append(f"  {region.name}: {_dice_in_words(one)}; {low:.1f} to {high:.1f} ml{_agreement_in_words(one)}.")
         return lines
 
     def _names(self) -> str:
@@ -177,6 +183,7 @@ def uncertainty_of(
     *,
     level: Level,
     calibrated: bool,
+    errors: Mapping[Region, float] = MappingProxyType({}),
 ) -> Uncertainty:
     """Return the uncertainty of a segmentation.
 
@@ -186,14 +193,17 @@ def uncertainty_of(
         members: Name and label map of each further pass, on the grid of `labels`. One is in memory at a time.
         level: Level that the passes belong to.
         calibrated: True if the estimates are from calibrated probabilities.
+        errors: Mean absolute error of such estimates, by region. Above `USABLE_ERROR`, the estimate is withheld.
     """
     compared = tuple(_member(name, other, labels, tuple(estimates)) for name, other in members)
     voxel, found = labels.grid.voxel_ml, {}
     for region, estimate in estimates.items():
         own = metrics.volume_ml(region.mask(labels.voxels), voxel)
+        error = errors.get(region, math.nan)
         volumes = [own, *(member.volumes_ml[region] for member in compared)]
         found[region] = RegionUncertainty(
-            estimated_dice=estimate,
+            estimated_dice=math.nan if error > USABLE_ERROR else estimate,
+            estimate_error=error,
             lowest_ml=min(volumes),
             highest_ml=max(volumes),
             agreement=float(np.mean([member.dice[region] for member in compared])) if compared else math.nan,
@@ -212,10 +222,14 @@ def _member(name: str, other: Volume, labels: Volume, regions: Sequence[Region])
     )
 
 
-def _dice_in_words(uncertainty: RegionUncertainty, error: float) -> str:
+def _dice_in_words(uncertainty: RegionUncertainty) -> str:
+    error = uncertainty.estimate_error
+    off = f"such estimates were {100 * error:.0f} points off on average"
+    if uncertainty.withheld:
+        return f"no estimated Dice, because {off}"
     if math.isnan(uncertainty.estimated_dice):
         return "not found, so no Dice is estimated"
-    usual = "" if math.isnan(error) else f" (such estimates were {100 * error:.0f} points off on average)"
+    usual = "" if math.isnan(error) else f" ({off})"
     return f"estimated Dice {100 * uncertainty.estimated_dice:.0f} %{usual}"
 
 

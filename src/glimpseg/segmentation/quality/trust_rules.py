@@ -33,11 +33,13 @@ def estimated_dice(uncertainty: Uncertainty | None, expected: Mapping[Region, Ex
     if uncertainty is None:
         return "the Dice was not estimated (uncertainty none)"
     one = uncertainty.regions.get(Region.WT)
+    if one is not None and one.withheld:
+        return "estimates with these sequences are too far off"
     if one is None or math.isnan(one.estimated_dice) or one.highest_ml < SMALLEST_ML:
         return TOO_SMALL
     least, usual = LEAST_ESTIMATE, ""
     if Region.WT in expected:
-        mean = expected[Region.WT].dice.mean
+        mean = expected[Region.WT].mean_dice
         least, usual = max(least, mean - BELOW_EXPECTED), f" (mean with these sequences: {100 * mean:.0f} %)"
     said = f"the estimated Dice of the whole tumour is {100 * one.estimated_dice:.0f} %{usual}"
     return [finding("estimated_dice", (1 - one.estimated_dice) / (1 - least), said)]
@@ -56,9 +58,9 @@ def passes_disagree(uncertainty: Uncertainty | None) -> list[Finding] | str:
 
 
 def weak_sequences(used: Modality, expected: Mapping[Region, Expected]) -> list[Finding] | str:
-    """Judge the mean Dice of the whole tumour that was measured with these sequences."""
+    """Judge the mean Dice of the whole tumour with these sequences, on patients if it was measured there."""
     if Region.WT not in expected:
         return "the performance with these sequences was not measured"
-    mean = expected[Region.WT].dice.mean
+    mean = expected[Region.WT].mean_dice
     said = f"with {used.title} alone the model finds little: mean Dice of the whole tumour {100 * mean:.0f} %"
     return [finding("weak_sequences", (1 - mean) / (1 - LEAST_EXPECTED), said)]
