@@ -418,12 +418,55 @@ def test_a_gap_lengthens_the_step_between_slices():
     assert ranks == [13, 7]
 
 
+# ---- grey matter
+
+
+def test_grey_matter_is_uneven_alike_on_both_sides_and_white_matter_is_not():
+    plan = draw_plan(2, settings(2.0, traits=Traits(looks=1.0), healthy=1.0))
+    brain = brain_of(plan)
+    even, uneven = (
+        brain_signal(replace(plan, head=replace(plan.head, uneven_grey=sd)), brain, None, fields_of(plan))
+        for sd in (0.0, 0.1)
+    )
+    change = uneven / even - 1
+    white, grey = brain.normal[0], brain.normal[1]
+    assert change[:, white > 0.99].abs().max() < 0.003
+    pure = grey > 0.99
+    assert 0.06 < change[FLAIR, pure].std() < 0.14
+    for channel, share in ((T2, 0.8), (T1, -0.3), (T1C, -0.3)):
+        assert torch.allclose(change[channel, pure], share * change[FLAIR, pure], atol=1e-5)
+    volume = brain.scatter((change[FLAIR] * pure).float())
+    x, y, z = torch.nonzero(volume, as_tuple=True)
+    opposite = {round(float(at), 3): n for n, at in enumerate(brain.lattice.axes[0])}
+    pairs = [
+        (volume[a, b, c], volume[opposite[-at], b, c])
+        for a, b, c in zip(x.tolist(), y.tolist(), z.tolist(), strict=True)
+        if (at := round(float(brain.lattice.axes[0][a]), 3)) and -at in opposite
+    ]
+    both = np.array([(float(one), float(other)) for one, other in pairs if other])
+    assert len(both) > 500
+    # Vessels and white-matter lesions in a few of them are not alike on both sides.
+    assert np.quantile(np.abs(both[:, 0] - both[:, 1]), 0.9) < 0.004
+
+
+def test_the_cerebellum_differs_from_the_cerebrum_on_t2_and_flair():
+    gains = [
+        [a.gains for a in draw_plan(seed, settings(traits=Traits(uneven_grey=1.0))).scanner.acquisitions]
+        for seed in range(200)
+    ]
+    for channel in (T2, FLAIR):
+        logs = np.log([one[channel]["cerebellar_white"] for one in gains])
+        assert abs(logs.mean()) < 0.03
+        assert 0.08 < logs.std() < 0.12
+    assert all("cerebellar_white" not in one[T1] for one in gains)
+
+
 # ---- every knob
 
 
 CHANGES = {
-    "individuals": "images", "real_shapes": "labels", "regions": "images", "sinuses": "images", "dura": "images",
-    "sheets": "images", "veins": "images", "plexus": "images", "remains": "images", "lesions": "images",
+    "individuals": "images", "real_shapes": "labels", "regions": "images", "uneven_grey": "images",
+    "sinuses": "images", "dura": "images", "sheets": "images", "veins": "images", "plexus": "images", "remains": "images", "lesions": "images",
     "looks": "images", "spread": "images", "unevenness": "images", "patchy": "images", "filling": "labels",
     "planes": "images", "gaps": "images", "unsuppressed": "images", "twice": "images", "coarse_numbers": "images",
 }  # fmt: skip

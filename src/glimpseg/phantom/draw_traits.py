@@ -42,6 +42,8 @@ DURA_ON_T1, FLUID_ON_T2 = (0.55, 0.9), (1.1, 1.6)
 """Factors on the signal of dura on T1 and of fluid on T2: the tissue tables make them too bright and too dark."""
 GREY_ON_FLAIR = (1.0, 1.14)
 """Factor on the signal of grey matter on FLAIR, where patients' is as bright as white matter or brighter."""
+UNEVEN_GREY, CEREBELLUM = 0.12, 0.1
+"""Largest standard deviation of grey matter's brightness over the brain; that of the cerebellum's on T2 and FLAIR."""
 NOISE = {Modality.T1C: 1.8, Modality.T2: 2.5, Modality.FLAIR: 2.0}
 """Factor on the noise, so that it matches the noise of patients' white matter."""
 IN_PLANE = {Modality.T1: 1.2, Modality.T1C: 1.0, Modality.T2: 0.6, Modality.FLAIR: 0.55}
@@ -95,7 +97,9 @@ def _with_anatomy(head: Head, plan: Plan, traits: Traits) -> Head:
     mirrored, number = dice.happens(0.5), int(dice.rng.integers(1_000_000))
     x, y, z = (SIZE * scale for scale in head.scales)
     about_x, about_y, about_z = head.angles_degrees
-    head = replace(head, scales=(x, y, z), angles_degrees=(about_x, TURN * about_y, TURN * about_z))
+    uneven = traits.uneven_grey * _Dice(plan, "grey").between(0.0, UNEVEN_GREY)
+    angles = (about_x, TURN * about_y, TURN * about_z)
+    head = replace(head, scales=(x, y, z), angles_degrees=angles, uneven_grey=uneven)
     if not names or not dice.happens(traits.individuals):
         return head
     own, wider = 0.6 * head.ventricles_mm, 0.5
@@ -211,15 +215,16 @@ def _with_regions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
 
 def _with_acquisitions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
     acquisitions = tuple(
-        _vary(acquisition, modality, scanner, dice=_Dice(plan, f"acquisition {modality.key}"), traits=traits)
+        _vary(acquisition, modality, scanner, plan=plan, traits=traits)
         for modality, acquisition in zip(Modality, scanner.acquisitions, strict=True)
     )
     return replace(scanner, acquisitions=acquisitions)
 
 
 def _vary(
-    acquisition: Acquisition, modality: Modality, scanner: Scanner, *, dice: _Dice, traits: Traits
+    acquisition: Acquisition, modality: Modality, scanner: Scanner, *, plan: Plan, traits: Traits
 ) -> Acquisition:
+    dice = _Dice(plan, f"acquisition {modality.key}")
     turned, gapped, open_, twice, few = (
         dice.happens(p) for p in (traits.planes, traits.gaps, traits.unsuppressed, traits.twice, traits.coarse_numbers)
     )
@@ -248,6 +253,9 @@ def _vary(
     if modality is Modality.FLAIR:
         brighter = dice.between(*GREY_ON_FLAIR)
         gains.update({name: gains.get(name, 1.0) * brighter for name in ("grey", "nuclei", "cerebellar_grey")})
+    if modality in Modality.T2 | Modality.FLAIR:
+        other = math.exp(_Dice(plan, f"cerebellum {modality.key}").normal(CEREBELLUM * traits.uneven_grey))
+        gains.update({name: gains.get(name, 1.0) * other for name in ("cerebellar_grey", "cerebellar_white")})
     acquisition = replace(
         acquisition,
         gains=gains,

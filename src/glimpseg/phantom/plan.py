@@ -47,6 +47,8 @@ class Head:
     """File name of an individual's label map; None for the average brain."""
     mirrored: bool = False
     """True if left and right are exchanged."""
+    uneven_grey: float = 0.0
+    """Standard deviation of the brightness of grey matter over the brain on FLAIR, alike on both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from glimpseg.phantom.tumour import PARTS, Lesion
 
 TEXTURE = {"white": (0.025, 9.0), "grey": (0.03, 7.0)}
 """Variation of T1 in normal tissues: relative standard deviation and correlation length in mm."""
+UNEVEN_GREY, UNEVEN_GREY_MM = (-0.3, -0.3, 0.8, 1.0), 30.0
+"""Brightness of uneven grey matter in each sequence, relative to FLAIR, and its correlation length."""
 RESIDUAL_MEAN = 0.7
 """Mean of the atlas's average T1 image inside the brain."""
 INT16_CEILING = 32000
@@ -49,6 +52,9 @@ def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields
     )  # fmt: skip
     weights, slopes = _normal_signals(plan.scanner, names)
     total = weights.to(fields.device) @ basis + slopes.to(fields.device) @ textures
+    if plan.head.uneven_grey:
+        uneven = plan.head.uneven_grey * _textured(basis, names)[1] * _alike_on_both_sides(brain, fields)
+        total *= 1 + torch.tensor(UNEVEN_GREY, device=fields.device)[:, None] * uneven
     if lesion is not None:
         total[:, lesion.touched] *= 1 - lesion.shares.sum(0)
         total[:, lesion.touched] += _lesion_signal(plan.scanner, lesion)
@@ -57,6 +63,13 @@ def brain_signal(plan: Plan, brain: Brain, lesion: Lesion | None, fields: Fields
         nuclei = acquisition.nuclei * (brain.t1 - RESIDUAL_MEAN)
         total[channel] *= 1 + nuclei if modality in Modality.T1 | Modality.T1C else 1 - nuclei
     return total
+
+
+def _alike_on_both_sides(brain: Brain, fields: Fields) -> Float[Tensor, "n"]:
+    """Return a random field of the brain that is the same on the left and on the right."""
+    x, y, z = brain.lattice.axes
+    folded = replace(brain.lattice, axes=(np.abs(x), y, z))
+    return brain.gather(fields.on(folded, "uneven grey", UNEVEN_GREY_MM))
 
 
 def _tissue_shares(plan: Plan, brain: Brain, fields: Fields) -> tuple[Float[Tensor, "k n"], tuple[str, ...]]:

@@ -23,6 +23,11 @@ class Traits:
 
     0 gives these regions the values of white and grey matter.
     """
+    uneven_grey: float = 0.0
+    """Amount by which grey matter differs over the brain, alike on both sides, and the cerebellum from the cerebrum.
+
+    In patients insula, hippocampus and cingulate cortex are brighter than other cortex on T2 and FLAIR.
+    """
     sinuses: float = 0.0
     """Probability of venous sinuses: superior sagittal, straight, transverse and their confluence."""
     dura: float = 0.0
