@@ -270,7 +270,9 @@ def test_an_endless_reader_ends_soon_after_the_process_that_waits_for_it_is_kill
         "file.write('locked')\nfile.flush()\nwhile True: pass\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    waiting = f"from glimpseg.runtime.sandbox import run_sandboxed; run_sandboxed('endless', [{str(held)!r}], seconds=60)"
+    waiting = (
+        f"from glimpseg.runtime.sandbox import run_sandboxed; run_sandboxed('endless', [{str(held)!r}], seconds=60)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", waiting])
     assert eventually(lambda: held.exists() and held.read_text() == "locked")
     parent.kill()

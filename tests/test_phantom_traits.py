@@ -466,7 +466,8 @@ def test_the_cerebellum_differs_from_the_cerebrum_on_t2_and_flair():
 
 CHANGES = {
     "individuals": "images", "real_shapes": "labels", "regions": "images", "uneven_grey": "images",
-    "sinuses": "images", "dura": "images", "sheets": "images", "veins": "images", "plexus": "images", "remains": "images", "lesions": "images",
+    "sinuses": "images", "dura": "images", "sheets": "images", "veins": "images",
+    "plexus": "images", "remains": "images", "lesions": "images",
     "looks": "images", "spread": "images", "unevenness": "images", "patchy": "images", "filling": "labels",
     "planes": "images", "gaps": "images", "unsuppressed": "images", "twice": "images", "coarse_numbers": "images",
 }  # fmt: skip

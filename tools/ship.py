@@ -6,9 +6,9 @@
 MODEL is a model or run folder; RUN is the run whose `metrics.jsonl` tells the cost, where MODEL is a copy that
 `calibrate` made; `--begun` names the runs whose models its training began with, first to last, where `box` is the model
 of the package so far; TEXT says what label maps the phantoms were made of, with source and licence, one TEXT for each
-folder of the recipe's stream; EVALUATION is of the phantoms in FOLDER, whose `phantoms.json` says what they were drawn from; LOG is the log that `real_cases.py` wrote.
-Numbers of MODEL_CARD.md come from these files; what is not given is said to be missing. Nothing is written if the
-weights exceed 24 MB, or a weight does not fit fp16.
+folder of the recipe's stream; EVALUATION is of the phantoms in FOLDER, whose `phantoms.json` says what they were drawn
+from; LOG is the log that `real_cases.py` wrote. Numbers of MODEL_CARD.md come from these files; what is not given is
+said to be missing. Nothing is written if the weights exceed 24 MB, or a weight does not fit fp16.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ import yaml
 from glimpseg import methods
 from glimpseg.errors import InputError, ModelError
 from glimpseg.modality import ALL, Modality, parse
+from glimpseg.model import shipped
 from glimpseg.model.expectations import EXPECTATIONS, Expectations, OnPatients
 from glimpseg.model.folder import RECIPE, WEIGHTS, StoredModel
 from glimpseg.model.halving import save_halved, trained_digest
-from glimpseg.model import shipped
 from glimpseg.model.loading import Model, load_model, stored_model
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import MANIFEST, as_study
+from glimpseg.recipe import Recipe
 from glimpseg.region import Region
 from glimpseg.report.evaluation import metric_table
 from glimpseg.results.folder import Evaluation, read_evaluation
@@ -65,7 +66,7 @@ DIGEST = 12
 def main() -> int:
     """Ship the model and print a summary."""
     arguments = _arguments()
-    found = without_places(stored_model(arguments.model))
+    found = stored_model(arguments.model)
     evaluation = read_evaluation(arguments.evaluation) if arguments.evaluation else None
     entries = read_log(arguments.real) if arguments.real else []
     before = begun_with(found, arguments.begun)
@@ -90,7 +91,7 @@ def main() -> int:
     earlier = earlier_runs((packaged.path / CARD).read_text("utf-8")) if packaged else []
     told = half.expectations and with_patients(half.expectations, entries, trained_digest(found.provenance))
     text = card(found, half, size, comparison, journal, begun, arguments.material, evaluation, scored, entries, earlier)
-    files = {RECIPE: yaml.safe_dump(methods.as_tree(found.recipe), sort_keys=False).encode()}
+    files = {RECIPE: yaml.safe_dump(methods.as_tree(without_places(found.recipe)), sort_keys=False).encode()}
     if told:
         files[EXPECTATIONS] = (json.dumps(told.as_tree(), indent=1) + "\n").encode("ascii")
     save_halved(found, arguments.target, {CARD: text}, files)
@@ -213,14 +214,15 @@ def with_patients(told: Expectations, entries: Sequence[LogEntry], digest: str) 
     return replace(told, subsets=subsets, patients=patients)
 
 
-def without_places(found: StoredModel) -> StoredModel:
-    """The model with a recipe that names the stream's folders of label maps, but not where they lay."""
-    stream = found.recipe.data.stream
-    if stream is None:
-        return found
-    names = {name: Path(place).name for name in FOLDERS if (place := getattr(stream, name))}
-    data = replace(found.recipe.data, stream=replace(stream, **names))
-    return replace(found, recipe=replace(found.recipe, data=data))
+def without_places(recipe: Recipe) -> Recipe:
+    """The recipe with the names of the folders that it was trained from, but not where they lay."""
+    stream = recipe.data.stream
+    if stream is not None:
+        names = {name: Path(place).name for name in FOLDERS if (place := getattr(stream, name))}
+        recipe = replace(recipe, data=replace(recipe.data, stream=replace(stream, **names)))
+    if recipe.init.weights:
+        recipe = replace(recipe, init=replace(recipe.init, weights=Path(recipe.init.weights).name))
+    return recipe
 
 
 def refuse_unnamed_material(found: StoredModel, material: Sequence[str]) -> None:
@@ -280,7 +282,7 @@ def card_rows(text: str) -> list[tuple[str, str]]:
 
 def recipe_name(found: StoredModel) -> str:
     """Name of the nearest recipe, and the fields that differ."""
-    own = dict(flat(methods.as_tree(found.recipe)))
+    own = dict(flat(methods.as_tree(without_places(found.recipe))))
     known = {
         f"{found.recipe.method}/{name}": dict(flat(methods.as_tree(recipe)))
         for name, recipe in methods.module(found.recipe.method).RECIPES.items()
@@ -330,7 +332,7 @@ def stream_settings(found: StoredModel) -> Iterator[tuple[str, str]]:
     stream = found.recipe.data.stream
     if stream is None:
         return
-    for name, value in flat(asdict(stream.settings(found.recipe.data.preprocess.spacing_mm))):
+    for name, value in flat(stream.settings(found.recipe.data.preprocess.spacing_mm).record()):
         yield name, written_value(value)
 
 

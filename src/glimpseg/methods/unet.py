@@ -274,18 +274,30 @@ RECIPES = {
         ),
         optim=Optim(steps=1400, learning_rate=4e-4, warmup=100, ema=0.999, save_every=100, log_every=20),
     ),
-    # The shipped network on phantom-2, with the cavity as a fourth label. Folders of label maps are added by
-    # data.stream.anatomies and data.stream.shapes.
+    # The shipped network on phantom-2, with the cavity as a fourth label; crops show most of a brain. Folders of label
+    # maps are added by data.stream.anatomies and data.stream.shapes.
     "box-patients": Recipe(
         method="unet",
         config=BOX,
         labels=("NCR", "ED", "ET", "RC"),
         data=Data(
             preprocess=Preprocess(spacing_mm=2.0),
-            sampling=Sampling(patch=(48, 64, 48), batch=2, tumour_share=0.5, augment=ONE_SIDED),
-            stream=Stream(first_seed=60_000_000, crops=3, post_operative=0.12, healthy=0.12, **POPULATIONS["patients"]),
+            sampling=Sampling(patch=(64, 80, 64), batch=1, tumour_share=0.5, augment=ONE_SIDED),
+            stream=Stream(first_seed=61_000_000, crops=2, post_operative=0.12, healthy=0.2, **POPULATIONS["patients"]),
         ),
-        optim=Optim(steps=3000, learning_rate=8e-4, warmup=60, ema=0.999, save_every=100, log_every=20),
+        optim=Optim(steps=2200, learning_rate=6e-4, warmup=40, ema=0.995, save_every=50, log_every=20),
+    ),
+    # The last stage: whole brains.
+    "box-patients-whole": Recipe(
+        method="unet",
+        config=BOX,
+        labels=("NCR", "ED", "ET", "RC"),
+        data=Data(
+            preprocess=Preprocess(spacing_mm=2.0),
+            sampling=Sampling(patch=(72, 88, 72), batch=1, tumour_share=0.5, augment=ONE_SIDED),
+            stream=Stream(first_seed=62_000_000, crops=2, post_operative=0.12, healthy=0.15, **POPULATIONS["patients"]),
+        ),
+        optim=Optim(steps=1200, learning_rate=4e-4, warmup=30, ema=0.995, save_every=50, log_every=20),
     ),
     # BraTS at 1 mm with nnU-Net's number of crops; about a day on one GPU.
     "brats": Recipe(

@@ -68,7 +68,7 @@ class Expected:
 
     @property
     def usual_error(self) -> float:
-        """Error of an estimated Dice to expect: the larger of that on the studies and that on patients. NaN: unknown."""
+        """Error of an estimated Dice to expect: the larger of that on the studies and on patients. NaN: unknown."""
         errors = [self.estimate_error, self.on_patients.estimate_error if self.on_patients else math.nan]
         return max((error for error in errors if not math.isnan(error)), default=math.nan)
 

@@ -221,9 +221,7 @@ def _with_acquisitions(scanner: Scanner, plan: Plan, traits: Traits) -> Scanner:
     return replace(scanner, acquisitions=acquisitions)
 
 
-def _vary(
-    acquisition: Acquisition, modality: Modality, scanner: Scanner, *, plan: Plan, traits: Traits
-) -> Acquisition:
+def _vary(acquisition: Acquisition, modality: Modality, scanner: Scanner, *, plan: Plan, traits: Traits) -> Acquisition:
     dice = _Dice(plan, f"acquisition {modality.key}")
     turned, gapped, open_, twice, few = (
         dice.happens(p) for p in (traits.planes, traits.gaps, traits.unsuppressed, traits.twice, traits.coarse_numbers)

@@ -12,9 +12,9 @@ from glimpseg.phantom.variety import SHIFTED, STANDARD, WIDE
 PATIENTS_VARIETY = replace(WIDE, vessels=0.25, sequences=0.15, coarse=0.65, registration=0.25, strip=0.2)
 """Variety of `patients`: that of `WIDE` with coarser scans; `Traits` take the place of its membranes and veins."""
 PATIENTS_TRAITS = Traits(
-    individuals=0.9, real_shapes=0.6, regions=0.04, uneven_grey=1.0, sinuses=0.9, dura=0.6, sheets=0.7, veins=0.6, plexus=0.8,
-    remains=0.25, lesions=0.4, looks=0.85, spread=1.0, unevenness=1.0, patchy=0.3, filling=0.4, planes=0.12, gaps=0.3,
-    unsuppressed=0.03, twice=0.3, coarse_numbers=0.08,
+    individuals=0.9, real_shapes=0.6, regions=0.04, uneven_grey=1.0, sinuses=0.9, dura=0.6, sheets=0.7, veins=0.6,
+    plexus=0.8, remains=0.25, lesions=0.4, looks=0.85, spread=1.0, unevenness=1.0, patchy=0.3, filling=0.4,
+    planes=0.12, gaps=0.3, unsuppressed=0.03, twice=0.3, coarse_numbers=0.08,
 )  # fmt: skip
 BEYOND_VARIETY = replace(SHIFTED, vessels=0.3, coarse=0.7, registration=0.3, strip=0.25)
 BEYOND_TRAITS = replace(

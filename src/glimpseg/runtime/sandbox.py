@@ -1,7 +1,7 @@
 """Sandbox: read untrusted files in a subprocess with limited memory and time.
 
-If a file makes its reader crash, hang or use too much memory, only the subprocess ends. If the process that waits for it
-is killed, the subprocess ends soon after.
+If a file makes its reader crash, hang or use too much memory, only the subprocess ends. If the process that waits for
+it is killed, the subprocess ends soon after.
 """
 
 from __future__ import annotations

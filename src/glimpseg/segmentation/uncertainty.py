@@ -80,7 +80,9 @@ class Uncertainty:
         lines = [f"This study, by {by} and {len(self.members) + 1} passes ({self._names()}):"]
         for region, one in self.regions.items():
             low, high = one.spread_ml
-            lines.append(f"  {region.name}: {_dice_in_words(one)}; {low:.1f} to {high:.1f} ml{_agreement_in_words(one)}.")
+            lines.append(
+                f"  {region.name}: {_dice_in_words(one)}; {low:.1f} to {high:.1f} ml{_agreement_in_words(one)}."
+            )
         return lines
 
     def _names(self) -> str:
