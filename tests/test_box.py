@@ -466,7 +466,7 @@ def real(case, region, dice, estimate=math.nan, **changes):
     return real_cases.LogEntry(**{**settled, **changes})
 
 
-def test_what_was_reached_on_patients_is_added_to_the_expectations():
+def test_what_was_reached_on_patients_is_added_to_the_expectations(monkeypatch):
     interval = Interval(0.9, 0.8, 0.95, 64)
     one = Expected(
         dice=interval, tenth=0.7, temperature=2.0, pooled=False, ece_before=0.1, ece_after=0.1, estimate_error=0.04
@@ -483,6 +483,10 @@ def test_what_was_reached_on_patients_is_added_to_the_expectations():
         real("healthy", "WT", 0.0, 0.9, reference_ml=0.0),
         real("healthy", "ET", 0.0, 0.9, reference_ml=0.0),
     ]
+    few = ship.with_patients(told, entries, "d" * 64).of(Modality.T2)[Region.WT].on_patients
+    assert few.patients == 2
+    assert math.isnan(few.estimate_error)
+    monkeypatch.setattr(ship, "ESTIMATES", 2)
     found = ship.with_patients(told, entries, "d" * 64)
     assert found.patients == "2 labelled patients, results on whom guided choices"
     wt, et = (found.of(Modality.T2)[region].on_patients for region in (Region.WT, Region.ET))

@@ -146,10 +146,10 @@ def on_patients(dice, patients, error=NAN):
     return expected(on_patients=OnPatients(dice=dice, patients=patients, estimate_error=error))
 
 
-def test_patients_decide_what_is_expected_and_the_larger_error_how_far_an_estimate_is_off():
+def test_patients_decide_what_is_expected_and_how_far_an_estimate_is_off():
     assert (on_patients(0.5, 6).mean_dice, expected().mean_dice) == (0.5, 0.9)
     assert [one.usual_error for one in (on_patients(0.5, 6), on_patients(0.5, 6, 0.3), on_patients(0.5, 6, 0.01))] == [
-        0.04, 0.3, 0.04,
+        0.04, 0.3, 0.01,
     ]  # fmt: skip
     assert math.isnan(expected(estimate_error=NAN).usual_error)
 

@@ -185,7 +185,7 @@ def draw(study: Study, found: Prediction, lines: Sequence[LogEntry], path: Path)
 
 
 def table(entries: Sequence[LogEntry]) -> str:
-    """Table of Dice in % and HD95 in mm, a line for each case and subset; ml found where the reference lacks a region."""
+    """Table of Dice in % and HD95 in mm, a line for each case and subset; ml found where a reference lacks a region."""
     regions = list(dict.fromkeys(entry.region for entry in entries))
     lines = [f"{'case':24}{'sequences':18}" + "".join(f"{r:>7}" for r in regions) + "".join(f"{r:>9}" for r in regions)]
     rows: dict[tuple[str, str], dict[str, LogEntry]] = {}

@@ -58,6 +58,8 @@ LIMIT_MB = 24.0
 """Largest size of the weights, so that the wheel stays small."""
 SEED = 900_200
 """Seed of the phantom on which fp16 is compared with fp32."""
+ESTIMATES = 5
+"""Fewest patients whose estimates tell how far estimates are off."""
 LOG_LINES = 12
 DIGEST = 12
 """Number of characters of a digest that are shown."""
@@ -208,7 +210,8 @@ def with_patients(told: Expectations, entries: Sequence[LogEntry], digest: str) 
             dice = [one.dice for one in seen if one.reference_ml]
             errors = [abs(one.estimated_dice - one.dice) for one in seen if not math.isnan(one.estimated_dice)]
             if dice:
-                known = OnPatients(dice=mean(dice), patients=len(dice), estimate_error=mean(errors))
+                error = mean(errors) if len(errors) >= ESTIMATES else math.nan
+                known = OnPatients(dice=mean(dice), patients=len(dice), estimate_error=error)
                 subsets[subset][region] = replace(expected, on_patients=known)
     patients = f"{len(cases)} labelled patients, results on whom guided choices" if cases else ""
     return replace(told, subsets=subsets, patients=patients)

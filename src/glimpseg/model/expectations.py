@@ -41,7 +41,7 @@ class OnPatients:
     patients: int
     """Number of these patients."""
     estimate_error: float = math.nan
-    """Mean absolute difference between estimated and true Dice of a patient; NaN if it was not measured."""
+    """Mean absolute difference between estimated and true Dice of a patient; NaN if it was measured on too few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class Expected:
 
     @property
     def usual_error(self) -> float:
-        """Error of an estimated Dice to expect: the larger of that on the studies and on patients. NaN: unknown."""
-        errors = [self.estimate_error, self.on_patients.estimate_error if self.on_patients else math.nan]
-        return max((error for error in errors if not math.isnan(error)), default=math.nan)
+        """Mean error to expect of an estimated Dice: that on patients, if measured, else on the studies; or NaN."""
+        known = math.nan if self.on_patients is None else self.on_patients.estimate_error
+        return self.estimate_error if math.isnan(known) else known
 
     @property
     def mean_dice(self) -> float:
