@@ -57,7 +57,9 @@ def expectations():
 
 
 def uncertainty():
-    doubt = RegionUncertainty(estimated_dice=0.8, lowest_ml=0.1, highest_ml=0.4, agreement=math.nan)
+    doubt = RegionUncertainty(
+        estimated_dice=0.8, lowest_ml=0.1, highest_ml=0.4, agreement=math.nan, estimate_error=0.04
+    )
     return Uncertainty(level="none", calibrated=True, regions={Region.WT: doubt}, members=())
 
 

@@ -90,7 +90,7 @@ def evaluate(
     ...     studies = write_phantoms(f"{folder}/studies", [1], phantom.Settings.at_spacing(4.0), "brats2023")
     ...     evaluation = evaluate("box", f"{folder}/studies", f"{folder}/evaluation", options)
     >>> evaluation.scores.subsets, evaluation.scores.regions
-    (['t1c', 't1c+flair'], ['WT', 'TC', 'ET', 'ET_pp'])
+    (['t1c', 't1c+flair'], ['WT', 'TC', 'ET', 'ET_pp', 'RC'])
     >>> evaluation.scores.array("dice", "WT").shape  # studies, subsets
     (1, 2)
     """

@@ -46,7 +46,7 @@ def load(
     >>> import glimpseg
     >>> model = glimpseg.load(device="cpu")
     >>> [region.name for region in model.network.regions]
-    ['WT', 'TC', 'ET']
+    ['WT', 'TC', 'ET', 'RC']
     """
     return load_model(path, resolved_device(device), choices, backend)
 
@@ -93,7 +93,7 @@ def segment(
     >>> found.used.title, found.absent.title
     ('T1c + FLAIR', 'T1 + T2')
     >>> [region.name for region in found.volumes_ml]
-    ['WT', 'TC', 'ET']
+    ['WT', 'TC', 'ET', 'RC']
     >>> found.labels.grid.shape
     (60, 60, 39)
     """
