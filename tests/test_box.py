@@ -510,7 +510,8 @@ def test_earlier_runs_stay_in_the_log_of_a_card(run_folder, tmp_path, monkeypatc
     shipping(monkeypatch, second, "--begun", "box", *words)
     log = (place / "MODEL_CARD.md").read_text().partition("### Log of runs")[2]
     first, last = (line for line in log.splitlines() if line.startswith("| 2030"))
-    assert (first[:24], first[-4:]) == ("| 2030-01-02 | wide | `" + first[23], "|  |")
+    assert first.startswith("| 2030-01-02 | wide | `")
+    assert first.endswith("` | P1 | WT 50.0 |  |")
     assert last == f"| 2030-01-03 | more | `{digest[:8]}` | P1 | WT 75.0 | this model |"
 
 
@@ -543,6 +544,19 @@ def test_the_demo_segments_a_phantom_and_a_study_of_the_users(package, tmp_path,
     assert json.loads(Path("demo/study/run.json").read_text())["sequences"]["used"] == ["t1c", "t2"]
     assert Path("demo/evaluation/report.html").is_file()
     assert any("reference of the phantom:\nDice (%" in line for line in lines)
+
+
+def test_the_demo_shows_a_cavity_that_the_model_finds(tmp_path, monkeypatch, elsewhere):
+    recipe = small_recipe(labels=["NCR", "ED", "ET", "RC"])
+    weights = {name: torch.zeros_like(value) for name, value in methods.build(recipe).state_dict().items()}
+    for name in weights:
+        if name.endswith(".head.bias"):
+            weights[name][3] = 5.0  # the logit of RC; those of the tumour's regions are 0, so the cavity is everywhere
+    save_model(tmp_path / "model", weights, recipe, {"steps": 0})
+    list(demo.show("demo", model=str(tmp_path / "model"), spacing_mm=4.0))
+    labels = nibabel.load(next(Path("demo/evaluation/labels").rglob("t1c+flair.nii.gz")))
+    assert 4 in np.asarray(labels.dataobj)
+    assert Path("demo/preview-t1c+flair.png").is_file()
 
 
 def test_the_demo_segments_one_study_and_not_an_archive(package, archive, elsewhere):

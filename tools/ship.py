@@ -39,6 +39,7 @@ from glimpseg.model.halving import save_halved, trained_digest
 from glimpseg.model.loading import Model, load_model, stored_model
 from glimpseg.phantom import Settings, generate
 from glimpseg.phantom.dataset import MANIFEST, as_study
+from glimpseg.phantom.settings import FOLDERS
 from glimpseg.recipe import Recipe
 from glimpseg.region import Region
 from glimpseg.report.evaluation import metric_table
@@ -52,8 +53,6 @@ from real_cases import LogEntry, read_log
 CARD = "MODEL_CARD.md"
 BEGUN = "begun with"
 """Name of the rows of a card about earlier trainings."""
-FOLDERS = ("anatomies", "shapes")
-"""Fields of a stream that name folders of label maps."""
 LIMIT_MB = 24.0
 """Largest size of the weights, so that the wheel stays small."""
 SEED = 900_200

@@ -11,7 +11,7 @@ import torch
 
 from glimpseg import methods, phantom, report
 from glimpseg.data import nifti
-from glimpseg.data.layouts import convention_named, find_studies
+from glimpseg.data.layouts import find_studies
 from glimpseg.data.preprocess import reference_on
 from glimpseg.errors import UsageError
 from glimpseg.evaluation.evaluate import evaluate
@@ -138,9 +138,7 @@ def _evaluate_phantom(made: Study, model: Model, folder: Path) -> Iterator[str]:
     page = report.write_html(folder / "evaluation")
     yield f"Scores against the reference of the phantom:\n{report.text_table(evaluation)}"
     for subset in (SHOWN, ALL):
-        labels = nifti.read_labels(
-            folder / "evaluation" / LABELS / made.id / f"{subset.key}.nii.gz", convention_named("brats2024")
-        )
+        labels = nifti.read_labels(folder / "evaluation" / LABELS / made.id / f"{subset.key}.nii.gz")
         yield f"{subset.title}: {_write_picture(made, subset, labels, folder / f'preview-{subset.key}.png')}"
     yield f"The report: {page.resolve()}"
     if model.expectations is not None:

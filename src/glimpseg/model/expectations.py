@@ -30,6 +30,7 @@ USABLE_ERROR = 0.12
 DECIMALS = 5
 """Decimal places of numbers in the file."""
 WITHOUT_T1C = "Without T1c, the enhancing tumour is a guess: only a contrast agent shows what enhances."
+"""Sentence on every result without T1c."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -201,15 +201,15 @@ def uncertainty_of(
     voxel, found = labels.grid.voxel_ml, {}
     for region, estimate in estimates.items():
         own = metrics.volume_ml(region.mask(labels.voxels), voxel)
-        error = errors.get(region, math.nan)
         volumes = [own, *(member.volumes_ml[region] for member in compared)]
-        found[region] = RegionUncertainty(
-            estimated_dice=math.nan if error > USABLE_ERROR else estimate,
-            estimate_error=error,
+        one = RegionUncertainty(
+            estimated_dice=estimate,
+            estimate_error=errors.get(region, math.nan),
             lowest_ml=min(volumes),
             highest_ml=max(volumes),
             agreement=float(np.mean([member.dice[region] for member in compared])) if compared else math.nan,
         )
+        found[region] = replace(one, estimated_dice=math.nan) if one.withheld else one
     return Uncertainty(level=level, calibrated=calibrated, regions=found, members=compared)
 
 
